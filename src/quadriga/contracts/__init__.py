@@ -1,0 +1,60 @@
+"""The contracts between the rooms: what a method, a dataset, an executor and an evaluator are.
+
+Four kinds of pre-training stand on these: self-supervised, generalist, modular and pipelined
+(docs/contracts.md walks a batch of each through them). Two rules keep them apart. *Time and
+tensors apart*: the loop knows steps and never losses; an objective knows losses and never steps
+beyond `Progress`. *Sum and count*: an objective returns the sum of its losses over targets and
+the number of targets; the division happens once, in the executor, over all micro-batches and
+ranks, so that accumulation and uneven batches are exact.
+"""
+
+from quadriga.contracts.configs import (
+    DatasetConfig,
+    EvaluatorConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    ViewsConfig,
+)
+from quadriga.contracts.data import Dataset, Sample, Split, Transform, UnreadableSample, stack
+from quadriga.contracts.evaluation import EvaluationContext, EvaluationResult, Evaluator
+from quadriga.contracts.training import (
+    Batch,
+    Encoder,
+    Executor,
+    LossOutput,
+    Objective,
+    Progress,
+    Splittable,
+    Stage,
+    StepOutput,
+)
+
+__all__ = [
+    "Batch",
+    "Dataset",
+    "DatasetConfig",
+    "Encoder",
+    "EvaluationContext",
+    "EvaluationResult",
+    "Evaluator",
+    "EvaluatorConfig",
+    "Executor",
+    "LossOutput",
+    "ModelConfig",
+    "Objective",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "Progress",
+    "Sample",
+    "ScheduleConfig",
+    "Split",
+    "Splittable",
+    "Stage",
+    "StepOutput",
+    "Transform",
+    "UnreadableSample",
+    "ViewsConfig",
+    "stack",
+]

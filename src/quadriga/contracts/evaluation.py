@@ -1,0 +1,54 @@
+"""What an evaluator is, what it is given and what it returns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quadriga.contracts.data import Dataset, Transform
+from quadriga.contracts.training import Objective
+from quadriga.distributed.environment import DistEnv
+
+
+@dataclass
+class EvaluationContext:
+    """What an evaluator works on. Everything is frozen; nothing of the training is touched."""
+
+    objective: Objective
+    fresh: Callable[[], Objective]
+    """Make the same objective randomly initialised: the baseline of every number."""
+    train: Dataset
+    test: Dataset
+    transform: Transform
+    """The evaluation transform: deterministic, nothing random."""
+    env: DistEnv
+    seed: int
+    output: Path
+    """An existing folder for pictures."""
+    workers: int = 0
+    report_progress: Callable[[str, int, int], None] = field(default=lambda what, done, total: None)
+    """Told (what, done, total) now and then, for a progress bar."""
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Named numbers and pictures of one protocol."""
+
+    protocol: str
+    numbers: Mapping[str, float]
+    """Name -> value; ``top1`` and ``top1_random`` (the random encoder) in percent."""
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    """File name in the output folder -> caption."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Plain values that explain the numbers: how many samples, which learning rate won."""
+
+
+class Evaluator(ABC):
+    """One protocol: a frozen model to named numbers."""
+
+    @abstractmethod
+    def run(self, context: EvaluationContext) -> EvaluationResult:
+        """Evaluate; every rank calls it, every rank gets the same result."""

@@ -1,0 +1,147 @@
+"""What a method, a stage and an executor are."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor]
+"""Tensors of one micro-batch, each with the batch in dimension 0. Always there: ``index`` (int64,
+the samples' indices) and ``key`` (int64, the samples' random keys, folded from seed, epoch and
+index). Images are ``image`` (batch, 3, height, width), labels are ``label`` (int64)."""
+
+
+class LossOutput(NamedTuple):
+    """What an objective returns for one micro-batch."""
+
+    loss: Tensor
+    """Scalar: the sum over targets, or a plain mean when `count` is None."""
+    count: Tensor | None
+    """Scalar: the number of targets in `loss`. None: every micro-batch weighs the same."""
+    metrics: Mapping[str, tuple[Tensor, Tensor]]
+    """Name -> (sum, count), detached; summed over micro-batches and ranks, then divided."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: everything a schedule, a momentum or a temperature may depend on."""
+
+    step: int
+    """The optimizer step that is being made, from 0."""
+    total_steps: int
+    """The number of optimizer steps of the whole run."""
+    batch_size: int
+    """Samples of one optimizer step, over all ranks."""
+    dataset_size: int
+    """Samples of one epoch."""
+
+    @property
+    def samples(self) -> int:
+        """Samples seen before this step."""
+        return self.step * self.batch_size
+
+    @property
+    def epoch(self) -> float:
+        """Epochs finished before this step; epochs follow one another without a gap."""
+        return self.samples / self.dataset_size
+
+
+class StepOutput(NamedTuple):
+    """What an executor reports of one optimizer step, the same on every rank."""
+
+    step: int
+    metrics: Mapping[str, Tensor]
+    """Name -> scalar, already divided; ``loss`` is one of them."""
+    grad_norm: Tensor
+    """Scalar: the global gradient norm before clipping."""
+    lr: float
+    samples: int
+    """Samples of this step over all ranks."""
+    seconds: Mapping[str, float]
+    """This rank's wall time by part: ``step`` in all, of it ``data`` spent waiting for batches."""
+
+
+class Objective(nn.Module, ABC):
+    """Model, loss and the method's state (a teacher, a queue)."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> LossOutput:
+        """Compute the loss of one micro-batch on the device the batch is on."""
+
+    @abstractmethod
+    def initialise(self, seed: int) -> None:
+        """Fill every parameter and buffer in place, keyed by (seed, its full name).
+
+        The module may come from the meta device with undefined memory: nothing may be left as
+        it was.
+        """
+
+    def before_step(self, progress: Progress) -> None:
+        """Set what depends on progress (momentum, temperature); once per optimizer step."""
+        return None
+
+    def after_step(self, progress: Progress) -> None:
+        """Update what follows the weights (a teacher's average); once per optimizer step."""
+        return None
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """An objective whose encoder can be evaluated on images."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return one vector per image.
+
+        Args:
+            images: Normalised images, float (batch, 3, height, width).
+
+        Returns:
+            Float (batch, width).
+        """
+        ...
+
+
+class Stage(nn.Module, ABC):
+    """A contiguous slice of a model: the unit of pipeline placement and of modular training."""
+
+    index: int
+    """Position of the stage, from 0."""
+
+    @abstractmethod
+    def forward(self, hidden: Tensor, batch: Batch) -> Tensor | LossOutput:
+        """Map the previous stage's output to the next one's input; the last returns the loss."""
+
+
+class Splittable(Protocol):
+    """An objective that can be cut into stages."""
+
+    def stages(self, depths: Sequence[int]) -> list[Stage]:
+        """Cut into ``len(depths)`` stages of so many blocks each, keeping the global names."""
+        ...
+
+
+class Executor(ABC):
+    """How one optimizer step is executed: data-parallel or pipelined."""
+
+    @abstractmethod
+    def run(self, batches: Iterator[Batch], steps: range) -> Iterator[StepOutput]:
+        """Make the optimizer steps in `steps`, one output each.
+
+        Args:
+            batches: This rank's micro-batches on its device, in order; exactly as many are taken
+                as `steps` needs.
+            steps: Consecutive step numbers. At their end the executor is quiet: nothing is in
+                flight, and `state_dict` is the state after the last step.
+        """
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state under global, layout-free names."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the state that `state_dict` returned, on any layout."""

@@ -1,0 +1,48 @@
+"""Collectives that take the environment and do nothing in a world of one."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch.distributed as dist
+from torch import Tensor
+
+from quadriga.distributed.environment import DistEnv
+
+Value = TypeVar("Value")
+
+
+def all_reduce_sum(tensor: Tensor, env: DistEnv) -> Tensor:
+    """Sum `tensor` over all ranks in place and return it."""
+    if env.world_size > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def broadcast_value(value: Value, env: DistEnv) -> Value:
+    """Return rank 0's `value` on every rank; it must be picklable and trusted (our own)."""
+    if env.world_size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def all_gather_values(value: Value, env: DistEnv) -> list[Value]:
+    """Return every rank's `value` in rank order, on every rank."""
+    if env.world_size == 1:
+        return [value]
+    boxes: list[Value] = [value] * env.world_size
+    dist.all_gather_object(boxes, value)
+    return boxes
+
+
+def barrier(env: DistEnv) -> None:
+    """Wait until every rank is here."""
+    if env.world_size > 1:
+        dist.barrier()
+
+
+def slice_of(total: int, rank: int, world_size: int) -> range:
+    """Return rank's contiguous share of ``range(total)``; shares differ by at most one."""
+    return range(total * rank // world_size, total * (rank + 1) // world_size)

@@ -1,0 +1,149 @@
+"""Which process this is, and the process group's life from start to a clean exit."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from quadriga.errors import UserError
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher said: the pure reading of the environment variables."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    launcher: str = "none"
+
+
+@dataclass(frozen=True)
+class DistEnv:
+    """This process among the run's processes; world size 1 takes the same path as any other."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which writes files and talks to the user."""
+        return self.rank == 0
+
+
+SINGLE = DistEnv(0, 1, 0, 1, torch.device("cpu"))
+"""One process on the CPU."""
+
+
+def read_launch(environ: Mapping[str, str]) -> Launch:
+    """Read torchrun's, torch.distributed.launch's or srun's variables.
+
+    Args:
+        environ: The environment variables.
+
+    Returns:
+        The launch; one process when no launcher is recognised.
+
+    Raises:
+        UserError: A launcher's variables are incomplete or not numbers.
+    """
+    if "RANK" in environ and "WORLD_SIZE" in environ:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        launcher = "torchrun"
+    elif "SLURM_PROCID" in environ and int(environ.get("SLURM_NTASKS", "1")) > 1:
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
+        launcher = "slurm"
+    else:
+        return Launch()
+    values = []
+    for name, default in zip(names, ("0", "1", "0", "1"), strict=True):
+        text = environ.get(name, default)
+        if not text.isdigit():
+            raise UserError(f"{name} must be a number, but is {text!r}; start with torchrun")
+        values.append(int(text))
+    rank, world_size, local_rank, local_world_size = values
+    if rank >= world_size:
+        raise UserError(f"RANK must be below WORLD_SIZE ({world_size}), but is {rank}")
+    return Launch(rank, world_size, local_rank, local_world_size, launcher)
+
+
+def pick_device(name: str, local_rank: int) -> torch.device:
+    """Return the device of this process.
+
+    Args:
+        name: "auto", "cpu", "cuda" or "cuda:N".
+        local_rank: Which of the host's devices "cuda" means.
+
+    Raises:
+        UserError: The device does not exist on this machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError(f"device {name} is not available on this machine; use device=cpu")
+    device = torch.device(name if ":" in name else f"cuda:{local_rank}")
+    if device.index >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UserError(f"device {device} does not exist: this machine has {count} GPUs")
+    return device
+
+
+def set_threads(local_world_size: int) -> None:
+    """Share the host's cores between its ranks, unless OMP_NUM_THREADS says otherwise."""
+    if "OMP_NUM_THREADS" not in os.environ or local_world_size > 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(max(1, (cores or 1) // local_world_size))
+
+
+@contextlib.contextmanager
+def process_group(
+    device: str = "auto", environ: Mapping[str, str] | None = None, timeout_minutes: float = 30.0
+) -> Iterator[DistEnv]:
+    """Join the process group that the launcher set up, and leave it cleanly.
+
+    Args:
+        device: As for `pick_device`.
+        environ: Environment variables; this process's by default.
+        timeout_minutes: How long a collective may take before it fails.
+
+    Yields:
+        The environment. A single process has no group.
+    """
+    launch = read_launch(os.environ if environ is None else environ)
+    place = pick_device(device, launch.local_rank)
+    set_threads(launch.local_world_size)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    env = DistEnv(launch.rank, launch.world_size, launch.local_rank, launch.local_world_size, place)
+    if launch.world_size == 1:
+        yield env
+        return
+    if launch.launcher == "slurm":
+        os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.world_size))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo",
+        timeout=timedelta(minutes=timeout_minutes),
+        device_id=place if place.type == "cuda" else None,
+    )
+    try:
+        yield env
+        # DDP's reducer is a reference cycle that keeps gloo's threads alive past the interpreter's
+        # end, where they abort the process: collect it before the group goes.
+        gc.collect()
+        dist.barrier()
+    finally:
+        gc.collect()
+        dist.destroy_process_group()

@@ -1,0 +1,1 @@
+"""The one engine: run config, loop, executor, checkpoints, metrics, console."""

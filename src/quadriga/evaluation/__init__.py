@@ -1,0 +1,1 @@
+"""One file is one protocol: a frozen model to named numbers."""

@@ -1,0 +1,1 @@
+"""One file is one paper: its config and its objective."""

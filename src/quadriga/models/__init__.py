@@ -1,0 +1,1 @@
+"""Architectures: no loss, no distribution."""

@@ -1,0 +1,261 @@
+"""The keyed generators: every random draw in the package comes from here.
+
+Nothing random is state. A draw is a pure function of a 64-bit *key*, and a key is folded from
+what the draw belongs to: ``fold(seed, "augment", epoch, index)`` belongs to one sample,
+``fold(seed, "dropout", step, micro_batch, replica)`` to one micro-batch. The generator is
+SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA
+2014) used as a counter-based hash: draw number ``i`` of key ``k`` is ``mix(k + (i+1) * GAMMA)``.
+The same numbers come out in plain Python, in numpy and in torch, on any device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Item = TypeVar("Item")
+
+_MASK = 0xFFFFFFFFFFFFFFFF
+_GAMMA = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+
+
+def mix(value: int) -> int:
+    """Hash a 64-bit integer to a 64-bit integer (the SplitMix64 finaliser, a bijection)."""
+    value &= _MASK
+    value = ((value ^ (value >> 30)) * _MIX_1) & _MASK
+    value = ((value ^ (value >> 27)) * _MIX_2) & _MASK
+    return value ^ (value >> 31)
+
+
+def fold(*parts: int | str) -> int:
+    """Fold what a draw belongs to into one 64-bit key; order matters.
+
+    Args:
+        *parts: Integers (any size, negative ones too) and names.
+
+    Returns:
+        A key in [0, 2**64).
+    """
+    key = 0
+    for part in parts:
+        if isinstance(part, str):
+            part = int.from_bytes(hashlib.blake2b(part.encode(), digest_size=8).digest(), "little")
+        key = mix((key + _GAMMA) & _MASK ^ mix(part + _GAMMA))
+    return key
+
+
+class Stream:
+    """A sequence of scalar draws from one key, for augmentation and the like on the CPU."""
+
+    def __init__(self, key: int) -> None:
+        """Start at draw 0 of `key`."""
+        self._key = key & _MASK
+        self._count = 0
+
+    def _next(self) -> int:
+        self._count += 1
+        return mix((self._key + self._count * _GAMMA) & _MASK)
+
+    def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
+        """Draw from [low, high) with 53 random bits."""
+        return low + (high - low) * ((self._next() >> 11) * 2.0**-53)
+
+    def integer(self, bound: int) -> int:
+        """Draw an integer from [0, bound); the bias is below bound / 2**64."""
+        if bound < 1:
+            raise ValueError(f"bound must be at least 1, but is {bound}")
+        return (self._next() * bound) >> 64
+
+    def normal(self, mean: float = 0.0, deviation: float = 1.0) -> float:
+        """Draw from a normal distribution (Box and Muller, 1958); uses two draws."""
+        radius = math.sqrt(-2.0 * math.log(1.0 - self.uniform()))
+        return mean + deviation * radius * math.cos(2.0 * math.pi * self.uniform())
+
+    def choice(self, items: Sequence[Item]) -> Item:
+        """Draw one of `items`, each with the same probability."""
+        return items[self.integer(len(items))]
+
+
+def shuffled(positions: npt.NDArray[np.int64], size: int, key: int) -> npt.NDArray[np.int64]:
+    """Map positions to a keyed permutation of ``range(size)`` without building it.
+
+    A balanced Feistel network over the next power of four, walked until the value falls inside
+    (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002). Memory is that of
+    `positions`, whatever `size` is.
+
+    Args:
+        positions: int64 positions, each in [0, size).
+        size: Number of elements that are permuted.
+        key: The permutation's key.
+
+    Returns:
+        int64 array shaped like `positions`: the element at each position of the permutation.
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1, but is {size}")
+    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    half_mask = np.uint64((1 << half_bits) - 1)
+    shift = np.uint64(half_bits)
+    round_keys = [np.uint64(fold(key, "feistel", r)) for r in range(6)]
+    values = positions.astype(np.uint64).ravel()
+    pending = np.arange(values.size)
+    while pending.size:
+        block = values[pending]
+        left, right = block >> shift, block & half_mask
+        for round_key in round_keys:
+            left, right = right, left ^ (_mix_numpy(right + round_key) & half_mask)
+        values[pending] = (left << shift) | right
+        pending = pending[values[pending] >= size]
+    return values.astype(np.int64).reshape(positions.shape)
+
+
+def fold_numpy(key: int, values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Fold each value into `key`: the vector form of one more part of `fold`.
+
+    Args:
+        key: A key from `fold`.
+        values: int64 values of any shape.
+
+    Returns:
+        int64 keys (the 64 bits reinterpreted as signed), shaped like `values`, so that
+        ``fold_numpy(fold(a, b), [c])[0] & (2**64 - 1) == fold(a, b, c)``.
+    """
+    offset = np.uint64((key + _GAMMA) & _MASK)
+    inner = _mix_numpy(values.astype(np.uint64) + np.uint64(_GAMMA))
+    return _mix_numpy(offset ^ inner).view(np.int64)
+
+
+def _mix_numpy(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(_MIX_1)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(_MIX_2)
+    return values ^ (values >> np.uint64(31))
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shift_right(values: Tensor, bits: int) -> Tensor:
+    # torch has no logical shift of signed integers: shift, then clear the copies of the sign.
+    return (values >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix_tensor(values: Tensor) -> Tensor:
+    values = (values ^ _shift_right(values, 30)) * _signed(_MIX_1)
+    values = (values ^ _shift_right(values, 27)) * _signed(_MIX_2)
+    return values ^ _shift_right(values, 31)
+
+
+def uniform_rows(
+    keys: Int[Tensor, "batch"], salt: int, count: int
+) -> Float[Tensor, "batch {count}"]:
+    """Draw `count` uniforms for each sample from its own key, on the keys' device.
+
+    Args:
+        keys: int64 key of each sample (`Batch["key"]`).
+        salt: `fold("what the draws are for")`, so that two uses of one key do not meet.
+        count: Draws per sample.
+
+    Returns:
+        float32 in [0, 1), shape (batch, count); bit-equal on every device and batch split.
+    """
+    base = _mix_tensor(keys ^ _signed(salt))
+    counter = torch.arange(1, count + 1, device=keys.device, dtype=torch.int64)
+    bits = _mix_tensor(base[:, None] + counter[None, :] * _signed(_GAMMA))
+    return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
+
+
+def generator(*parts: int | str) -> torch.Generator:
+    """Return a fresh CPU generator keyed by `parts`, for the initialisation of one tensor."""
+    return torch.Generator().manual_seed(fold(*parts) >> 1)
+
+
+class _Scope:
+    """The key of the micro-batch that is being computed, one tensor per device.
+
+    The tensor object stays the same for the life of the process and is overwritten in place, so
+    that a compiled block reads it as an input and is not compiled anew at every step.
+    """
+
+    def __init__(self) -> None:
+        self.value: int | None = None
+        self.tensors: dict[torch.device, Tensor] = {}
+
+    def on(self, device: torch.device) -> Tensor:
+        if self.value is None:
+            raise RuntimeError("a layer draws random numbers outside randomness.micro_batch(...)")
+        if device not in self.tensors:
+            self.tensors[device] = torch.tensor(_signed(self.value), device=device)
+        return self.tensors[device]
+
+
+_scope = _Scope()
+
+
+@contextlib.contextmanager
+def micro_batch(seed: int, step: int, index: int, replica: int) -> Iterator[None]:
+    """Open the scope in which dropout and stochastic depth of one micro-batch are drawn.
+
+    Args:
+        seed: The run's seed.
+        step: Optimizer step, from 0.
+        index: Micro-batch within the step, from 0.
+        replica: Data-parallel replica, from 0.
+    """
+    previous = _scope.value
+    _set_scope(fold(seed, "micro_batch", step, index, replica))
+    try:
+        yield
+    finally:
+        _set_scope(previous)
+
+
+def _set_scope(value: int | None) -> None:
+    _scope.value = value
+    if value is not None:
+        for tensor in _scope.tensors.values():
+            tensor.fill_(_signed(value))
+
+
+def layer_uniform(salt: int, rows: int, device: torch.device) -> Float[Tensor, "{rows}"]:
+    """Draw one uniform per row for a layer of the current micro-batch.
+
+    Args:
+        salt: `fold` of the layer's global number: the same whichever process holds it.
+        rows: Number of draws.
+        device: Where to draw.
+
+    Returns:
+        float32 in [0, 1), shape (rows,).
+
+    Raises:
+        RuntimeError: Outside `micro_batch`.
+    """
+    key = _scope.on(device).reshape(1)
+    return uniform_rows(key, salt, rows)[0]
+
+
+def layer_generator(salt: int, device: torch.device) -> torch.Generator:
+    """Return a generator for a whole-tensor draw (dropout) of a layer of this micro-batch.
+
+    Args:
+        salt: `fold` of the layer's global number.
+        device: Device of the generator.
+
+    Raises:
+        RuntimeError: Outside `micro_batch`.
+    """
+    if _scope.value is None:
+        raise RuntimeError("a layer draws random numbers outside randomness.micro_batch(...)")
+    return torch.Generator(device).manual_seed(fold(_scope.value, "dropout", salt) >> 1)

@@ -1,0 +1,1 @@
+"""Recipes: plain functions that return one frozen `RunConfig`."""
