@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Generic
+from typing import Any, Generic
 
 from quadriga.config import Choice, Config, ConfigT
 from quadriga.config_tree import within

@@ -158,7 +158,7 @@ def _mix_tensor(values: Tensor) -> Tensor:
 
 
 def uniform_rows(
-    keys: Int[Tensor, "batch"], salt: int, count: int
+    keys: Int[Tensor, " batch"], salt: int, count: int
 ) -> Float[Tensor, "batch {count}"]:
     """Draw `count` uniforms for each sample from its own key, on the keys' device.
 
@@ -228,7 +228,7 @@ def _set_scope(value: int | None) -> None:
             tensor.fill_(_signed(value))
 
 
-def layer_uniform(salt: int, rows: int, device: torch.device) -> Float[Tensor, "{rows}"]:
+def layer_uniform(salt: int, rows: int, device: torch.device) -> Float[Tensor, " {rows}"]:
     """Draw one uniform per row for a layer of the current micro-batch.
 
     Args:
