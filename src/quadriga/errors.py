@@ -15,6 +15,9 @@ class UserError(Exception):
     The message says what, the rule, the actual value and the remedy.
     """
 
+    on_every_rank = False
+    """Whether every rank raises the same error, so that rank 0 alone shows it."""
+
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
     """Return the candidate most like `name`, or None when nothing is near.

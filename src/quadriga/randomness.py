@@ -258,4 +258,6 @@ def layer_generator(salt: int, device: torch.device) -> torch.Generator:
     """
     if _scope.value is None:
         raise RuntimeError("a layer draws random numbers outside randomness.micro_batch(...)")
-    return torch.Generator(device).manual_seed(fold(_scope.value, "dropout", salt) >> 1)
+    # The meta device has no generators and draws no numbers: any generator does.
+    place = torch.device("cpu") if device.type == "meta" else device
+    return torch.Generator(place).manual_seed(fold(_scope.value, "dropout", salt) >> 1)

@@ -31,6 +31,8 @@ class EvaluationContext:
     workers: int = 0
     report_progress: Callable[[str, int, int], None] = field(default=lambda what, done, total: None)
     """Told (what, done, total) now and then, for a progress bar."""
+    cache: dict[str, Any] = field(default_factory=dict)
+    """What the protocols of one call share: features are extracted once for all of them."""
 
 
 @dataclass(frozen=True)

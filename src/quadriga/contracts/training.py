@@ -20,7 +20,7 @@ class LossOutput(NamedTuple):
 
     loss: Tensor
     """Scalar: the sum over targets, or a plain mean when `count` is None."""
-    count: Tensor | None
+    count: Tensor | None  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
     """Scalar: the number of targets in `loss`. None: every micro-batch weighs the same."""
     metrics: Mapping[str, tuple[Tensor, Tensor]]
     """Name -> (sum, count), detached; summed over micro-batches and ranks, then divided."""
@@ -67,6 +67,9 @@ class StepOutput(NamedTuple):
 
 class Objective(nn.Module, ABC):
     """Model, loss and the method's state (a teacher, a queue)."""
+
+    metric_names: tuple[str, ...] = ()
+    """Every metric that `forward` may return; a micro-batch may leave some out."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> LossOutput:

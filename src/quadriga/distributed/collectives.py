@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
 
 from quadriga.distributed.environment import DistEnv
+from quadriga.errors import UserError
 
 Value = TypeVar("Value")
 
@@ -26,6 +28,26 @@ def broadcast_value(value: Value, env: DistEnv) -> Value:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_main(function: Callable[[], Value], env: DistEnv) -> Value:
+    """Call `function` on rank 0 and return its value on every rank.
+
+    Raises:
+        UserError: Rank 0 raised it; raised on every rank, so that none waits for another.
+    """
+    outcome: tuple[Value | None, str | None] = (None, None)
+    if env.is_main:
+        try:
+            outcome = (function(), None)
+        except UserError as error:
+            outcome = (None, str(error))
+    value, message = broadcast_value(outcome, env)
+    if message is not None:
+        everywhere = UserError(message)
+        everywhere.on_every_rank = True
+        raise everywhere
+    return value  # type: ignore[return-value]
 
 
 def all_gather_values(value: Value, env: DistEnv) -> list[Value]:

@@ -1,0 +1,64 @@
+"""The entry point of the command: what must happen before torch is imported, and the errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from quadriga.cli.arguments import split_resume
+from quadriga.errors import EXIT_USER_ERROR, UserError
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command.
+
+    Args:
+        arguments: The command line without the program's name.
+
+    Returns:
+        The exit code: 0, 2 for what the user can mend, 130 when interrupted.
+    """
+    # OpenMP's threads would spin while they wait and starve a neighbour on the same core; the
+    # runtime reads this once, when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import typer
+
+    from quadriga.cli.main import app
+
+    # typer carries its own copy of click in some versions: take its exceptions from there.
+    ancestors = typer.BadParameter.__mro__
+    usage_error: type[Exception] = next(c for c in ancestors if c.__name__ == "ClickException")
+
+    try:
+        code = app(args=split_resume(arguments), prog_name="quadriga", standalone_mode=False)
+    except UserError as error:
+        return _report(error)
+    except usage_error as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            return 0  # the help is printed already
+        return _report(UserError(_one_line(error)))
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted; run the same command with --resume to continue", file=sys.stderr)
+        return INTERRUPTED
+    return code if isinstance(code, int) else 0
+
+
+def _report(error: UserError) -> int:
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or not error.on_every_rank:
+        where = "" if rank == "0" else f"[rank {rank}] "
+        print(f"{where}error: {error}", file=sys.stderr, flush=True)
+    return EXIT_USER_ERROR
+
+
+def _one_line(error: BaseException) -> str:
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    text = " ".join(str(message).split())
+    return f"{text[:1].lower()}{text[1:].rstrip('.')}; see quadriga --help"

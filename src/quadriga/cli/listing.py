@@ -1,0 +1,62 @@
+"""``quadriga recipes`` and ``quadriga doctor``."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from pathlib import Path
+
+import psutil
+import torch
+
+from quadriga.cli.arguments import find_recipes
+from quadriga.distributed.environment import SINGLE
+from quadriga.engine.facts import device_name, environment_facts, version_of
+from quadriga.engine.units import bytes_
+
+OPTIONAL = {
+    "tensorboard": "event files while training",
+    "matplotlib": "curves as a PNG in the report",
+    "transformers": "the parity tests against Hugging Face (pip install 'quadriga[hf]')",
+}
+"""Packages a run can do without, and what they are for."""
+
+
+def recipes() -> None:
+    """Print each recipe with the first line of its docstring."""
+    found = find_recipes()
+    width = max(len(name) for name in found)
+    for name, function in found.items():
+        summary = (inspect.getdoc(function) or "").splitlines()[0]
+        print(f"{name:<{width}}  {summary}")
+
+
+def doctor() -> None:
+    """Print the environment as plain lines, then what is missing."""
+    facts = environment_facts(SINGLE)
+    facts.pop("command")
+    facts.pop("started")
+    facts["memory"] = bytes_(psutil.virtual_memory().total)
+    facts["free disk here"] = bytes_(shutil.disk_usage(Path.cwd()).free)
+    facts["gpus"] = ", ".join(
+        f"{device_name(torch.device('cuda', i))} "
+        f"({bytes_(torch.cuda.get_device_properties(i).total_memory)})"
+        for i in range(torch.cuda.device_count())
+    )
+    facts["distributed"] = ", ".join(
+        name for name in ("gloo", "nccl", "mpi") if _backend_available(name)
+    )
+    facts.update({package: version_of(package) for package in OPTIONAL})
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {value if value not in (None, '') else '-'}")
+    missing = [f"{name}: {use}" for name, use in OPTIONAL.items() if facts[name] is None]
+    if not torch.cuda.is_available():
+        missing.append("GPU: runs use the CPU")
+    print("missing" if missing else "nothing is missing")
+    for line in missing:
+        print(f"  {line}")
+
+
+def _backend_available(name: str) -> bool:
+    return bool(torch.distributed.is_backend_available(name))

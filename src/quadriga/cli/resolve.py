@@ -1,0 +1,68 @@
+"""From the words of the command line to one resolved `RunConfig`."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from quadriga.cli.arguments import find_recipe, flatten, read_overrides, recipe_arguments
+from quadriga.engine.run_config import RunConfig
+from quadriga.errors import UserError
+from quadriga.provenance import Resolved
+
+COMMAND_LINE = "command line"
+
+
+def resolve(
+    recipe: str, file: Path | None, words: Sequence[str], device: str | None
+) -> Resolved[RunConfig]:
+    """Resolve a run: the recipe, then the file, then the command line.
+
+    Args:
+        recipe: A recipe's name, or the path of a config.json that a run wrote.
+        file: A JSON or TOML file of values, nested or dotted.
+        words: ``key=value`` overrides; keys that are arguments of the recipe go to it.
+        device: Value of ``--device``, the short form of ``train.device``.
+
+    Raises:
+        UserError: An unknown recipe, key or value, or an unreadable file.
+    """
+    values = read_overrides(words)
+    if device is not None:
+        values.setdefault("train.device", device)
+    if recipe.endswith(".json") or Path(recipe).is_file():
+        resolved = Resolved.from_json(RunConfig, _read_text(Path(recipe)))
+    else:
+        function = find_recipe(recipe)
+        arguments, used = recipe_arguments(function, values)
+        resolved = Resolved.of(function(**arguments), f"recipe {recipe}")
+        values = {key: value for key, value in values.items() if key not in used}
+    if file is not None:
+        resolved = resolved.override(read_values(file), str(file))
+    return resolved.override(values, COMMAND_LINE) if values else resolved
+
+
+def read_values(file: Path) -> dict[str, Any]:
+    """Read a JSON or TOML file of config values as dotted keys.
+
+    Raises:
+        UserError: The file cannot be read or is neither.
+    """
+    text = _read_text(file)
+    try:
+        tree = tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{file} must be valid JSON (or TOML, named .toml): {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{file} must hold a group of keys, but holds {type(tree).__name__}")
+    return flatten(tree)
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error

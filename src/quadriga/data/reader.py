@@ -1,0 +1,225 @@
+"""Reading micro-batches, in this process or in workers, and what becomes of unreadable samples."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, NamedTuple, Self, final
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils import data as torch_data
+
+from quadriga.contracts import Batch, Dataset, Sample, Transform, UnreadableSample, stack
+from quadriga.errors import UserError
+from quadriga.randomness import Stream, fold, fold_numpy, generator
+
+_ATTEMPTS = 16
+
+
+class Request(NamedTuple):
+    """The samples of one micro-batch."""
+
+    indices: npt.NDArray[np.int64]
+    keys: npt.NDArray[np.int64]
+
+
+class Reply(NamedTuple):
+    """One micro-batch on the CPU, and what went wrong with it.
+
+    Problems are told, not raised: an exception that crosses from a worker process becomes a page
+    of traceback.
+    """
+
+    batch: Batch
+    unreadable: list[tuple[int, str]]
+    """Index of each sample that could not be read, and why."""
+    failure: str
+    """The sentence of the error that ends the run; empty without one."""
+
+
+@final
+class BatchReader(torch_data.Dataset[Reply]):
+    """From a request to a stacked micro-batch; runs in the workers."""
+
+    def __init__(self, dataset: Dataset, transform: Transform, replace: bool) -> None:
+        """Read `dataset` through `transform`.
+
+        Args:
+            dataset: Where records come from.
+            transform: How they become samples.
+            replace: Put another sample in an unreadable one's place; else leave it out.
+        """
+        self._dataset = dataset
+        self._transform = transform
+        self._replace = replace
+
+    def __getitem__(self, request: Request) -> Reply:
+        """Read and stack the samples of `request`."""
+        unreadable: list[tuple[int, str]] = []
+        try:
+            batch = self._read(request, unreadable)
+        except UserError as error:
+            return Reply({}, unreadable, str(error))
+        return Reply(batch, unreadable, "")
+
+    def _read(self, request: Request, unreadable: list[tuple[int, str]]) -> Batch:
+        indices = request.indices.copy()
+        samples: list[Sample] = []
+        kept: list[int] = []
+        for place, key in enumerate(request.keys.tolist()):
+            sample = self._sample(int(indices[place]), key, unreadable)
+            if sample is None and self._replace:
+                indices[place], sample = self._replacement(key, unreadable)
+            if sample is not None:
+                samples.append(sample)
+                kept.append(place)
+        return stack(samples, indices[kept], request.keys[kept])
+
+    def _sample(self, index: int, key: int, unreadable: list[tuple[int, str]]) -> Sample | None:
+        try:
+            return self._transform.sample(self._dataset.read(index), key)
+        except UnreadableSample as error:
+            unreadable.append((index, str(error)))
+            return None
+
+    def _replacement(self, key: int, unreadable: list[tuple[int, str]]) -> tuple[int, Sample]:
+        """Draw another sample from the place's own key, until one can be read.
+
+        Raises:
+            UserError: None of several can.
+        """
+        for attempt in range(_ATTEMPTS):
+            index = Stream(fold(key, "replacement", attempt)).integer(len(self._dataset))
+            sample = self._sample(index, key, unreadable)
+            if sample is not None:
+                return index, sample
+        raise UserError(
+            f"the data must be readable, but none of {_ATTEMPTS + 1} samples in a row is; "
+            f"the last: {unreadable[-1][1]}"
+        )
+
+
+@final
+class _Requests:
+    """What the workers are to read next; the sampler of a DataLoader that is used many times."""
+
+    def __init__(self) -> None:
+        self.pending: Iterable[Request] = ()
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self.pending)
+
+
+@final
+class ReaderPool:
+    """Reads requests in order: in this process, or ahead of time in worker processes."""
+
+    def __init__(self, reader: BatchReader, workers: int, prefetch: int, pin: bool) -> None:
+        """Start nothing yet; the workers start with the first `replies`.
+
+        Args:
+            reader: What reads a request.
+            workers: Number of worker processes; 0 reads in this process.
+            prefetch: Micro-batches that each worker reads ahead.
+            pin: Put batches into page-locked memory.
+        """
+        self._reader = reader
+        self._pin = pin
+        self._requests = _Requests()
+        self._loader: torch_data.DataLoader[Reply] | None = None
+        self._workers = workers
+        self._prefetch = prefetch
+
+    def replies(self, requests: Iterable[Request]) -> Iterator[Reply]:
+        """Yield the reply to each request, in order.
+
+        Raises:
+            UserError: A worker process died.
+        """
+        if self._workers == 0:
+            for request in requests:
+                reply = self._reader[request]
+                yield reply._replace(batch=_pinned(reply.batch)) if self._pin else reply
+            return
+        self._requests.pending = requests
+        iterator = self._start()
+        while True:
+            try:
+                reply = next(iterator)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                raise _readable_death(error) from error
+            yield reply
+
+    def _start(self) -> Iterator[Reply]:
+        with warnings.catch_warnings():
+            # The number of workers is the user's choice, and forking beside torch's threads is
+            # what torch does by default: the workers do nothing that needs those threads.
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+            warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
+            if self._loader is None:
+                self._loader = torch_data.DataLoader(
+                    self._reader,
+                    batch_size=None,
+                    sampler=self._requests,
+                    num_workers=self._workers,
+                    prefetch_factor=self._prefetch,
+                    persistent_workers=True,
+                    pin_memory=self._pin,
+                    collate_fn=_unchanged,
+                    # Its own generator, or the loader would draw from the process's global one.
+                    generator=generator("data workers"),
+                )
+            return iter(self._loader)
+
+    def close(self) -> None:
+        """End the worker processes."""
+        iterator = getattr(self._loader, "_iterator", None)
+        self._loader = None
+        if iterator is not None:
+            # Waiting for the iterator to be collected would leave the processes running as long
+            # as a caught exception refers to it.
+            iterator._shutdown_workers()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def evaluation_keys(index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the keys of samples outside training, the same in every run.
+
+    Args:
+        index: int64 (samples,).
+    """
+    return fold_numpy(fold(0, "evaluate"), index)
+
+
+def _unchanged(reply: Any) -> Any:
+    return reply
+
+
+def _pinned(batch: Batch) -> Batch:
+    return {name: tensor.pin_memory() for name, tensor in batch.items()}
+
+
+def _readable_death(error: RuntimeError) -> Exception:
+    text = str(error)
+    if not re.search(r"DataLoader worker \(pid.*(killed|exited)", text):
+        return error
+    reason = re.sub(r"\s+", " ", text).strip().rstrip(".")
+    return UserError(
+        f"a process that reads data died: {reason}; give it more memory (or more /dev/shm), lower "
+        f"loader.workers, or set loader.workers=0 to see the error itself"
+    )

@@ -1,0 +1,120 @@
+"""Batch, step and learning-rate arithmetic: pure functions of the config and the data's size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from quadriga.contracts import OptimizerConfig, Progress
+from quadriga.engine.run_config import RunConfig
+from quadriga.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The numbers of a run that follow from its config, its data and its world size."""
+
+    total_steps: int
+    batch_size: int
+    accumulate: int
+    world_size: int
+    dataset_size: int
+    lr: float
+    """Peak learning rate at the actual batch size."""
+    checkpoint_every: int
+    """Optimizer steps between checkpoints; `total_steps` for the end only."""
+    evaluate_every: int
+    """Optimizer steps between evaluations; `total_steps` for the end only."""
+
+    def progress(self, step: int) -> Progress:
+        """Return the progress at a step."""
+        return Progress(step, self.total_steps, self.batch_size, self.dataset_size)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive steps between two cuts, and what happens at their end."""
+
+    steps: range
+    save: bool
+    evaluate: bool
+
+
+def scaled_lr(optim: OptimizerConfig, batch_size: int) -> float:
+    """Return the peak learning rate at the actual batch size.
+
+    linear: ``lr * batch / lr_batch`` (Goyal et al., arXiv:1706.02677); sqrt: by its root.
+    """
+    ratio = batch_size / optim.lr_batch
+    factor = {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[optim.lr_scaling]
+    return optim.lr * factor
+
+
+def make_plan(config: RunConfig, dataset_size: int, world_size: int) -> RunPlan:
+    """Work out a run's numbers.
+
+    Raises:
+        UserError: The batch cannot be shared by so many ranks and micro-batches.
+    """
+    train = config.train
+    parts = world_size * train.accumulate
+    if train.batch_size < parts:
+        raise UserError(
+            f"train.batch_size must be at least ranks x train.accumulate "
+            f"({world_size} x {train.accumulate} = {parts}), but is {train.batch_size}"
+        )
+    per_epoch = dataset_size / train.batch_size
+    total = train.steps if train.steps is not None else round((train.epochs or 0) * per_epoch)
+    if total < 1:
+        raise UserError(
+            f"the run must make at least one step, but train.epochs={train.epochs} of "
+            f"{dataset_size} samples are {total} steps of {train.batch_size}; lower "
+            "train.batch_size or raise train.epochs"
+        )
+    saving = config.checkpoint
+    every = saving.every_steps or _steps(saving.every_epochs, per_epoch, total)
+    return RunPlan(
+        total_steps=total,
+        batch_size=train.batch_size,
+        accumulate=train.accumulate,
+        world_size=world_size,
+        dataset_size=dataset_size,
+        lr=scaled_lr(config.optim, train.batch_size),
+        checkpoint_every=min(every, total),
+        evaluate_every=_steps(config.evaluation.every_epochs, per_epoch, total),
+    )
+
+
+def _steps(epochs: float | None, per_epoch: float, total: int) -> int:
+    return total if epochs is None else min(total, max(1, round(epochs * per_epoch)))
+
+
+def segments(plan: RunPlan, start: int) -> Iterator[Segment]:
+    """Cut the steps from `start` on at every checkpoint, evaluation and the end.
+
+    The cuts depend on the plan alone, so a resumed run has the cuts of one that never stopped.
+    """
+    step = start
+    while step < plan.total_steps:
+        cuts = [
+            (step // every + 1) * every for every in (plan.checkpoint_every, plan.evaluate_every)
+        ]
+        end = min(*cuts, plan.total_steps)
+        last = end == plan.total_steps
+        yield Segment(
+            steps=range(step, end),
+            save=last or end % plan.checkpoint_every == 0,
+            evaluate=last or end % plan.evaluate_every == 0,
+        )
+        step = end
+
+
+def describe_batch(plan: RunPlan, optim: OptimizerConfig) -> str:
+    """Return the line that says what became of the recipe's batch and learning rate."""
+    micro = math.ceil(plan.batch_size / (plan.world_size * plan.accumulate))
+    return (
+        f"batch {optim.lr_batch} (recipe) -> {plan.batch_size} "
+        f"({plan.world_size} ranks x {plan.accumulate} micro-batches x {micro}), "
+        f"lr {optim.lr:.3g} -> {plan.lr:.3g} ({optim.lr_scaling})"
+    )

@@ -1,0 +1,130 @@
+"""What the user sees: a live bar on a terminal, plain lines elsewhere, log.txt always."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from rich.console import Console as RichConsole
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+
+class Console:
+    """Says things on rank 0 and is silent on the others."""
+
+    def __init__(self, active: bool = True) -> None:
+        """Start; `active` is whether this rank talks at all."""
+        self._active = active
+        self._log: IO[str] | None = None
+        self._rich = RichConsole(highlight=False, soft_wrap=True)
+        self._live = active and self._rich.is_terminal
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._said: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        """Use as a context manager: `close` at the end."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close on the way out."""
+        self.close()
+
+    def open_log(self, path: Path) -> None:
+        """Write everything said from now on to `path` as well."""
+        if self._active:
+            self._log = path.open("a", encoding="utf-8")
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._write(text)
+        if self._active:
+            if self._live:
+                self._rich.print(text, markup=False)
+            else:
+                print(text, flush=True)
+
+    def line(self, text: str) -> None:
+        """Print a line of progress: to the log, and to the screen where no bar shows it."""
+        if self._live:
+            self._write(text)
+        else:
+            self.say(text)
+
+    def warn(self, text: str) -> None:
+        """Print a warning to standard error."""
+        self._write(f"warning: {text}")
+        if self._active:
+            if self._live:
+                self._rich.print(f"[yellow]warning:[/] {text}")
+            else:
+                print(f"warning: {text}", file=sys.stderr, flush=True)
+
+    def _write(self, text: str) -> None:
+        if self._log is not None:
+            self._log.write(f"{text}\n")
+            self._log.flush()
+
+    def advance(self, what: str, done: int, total: int, status: str = "") -> None:
+        """Move the bar called `what`; off a terminal, say each quarter of a long work.
+
+        Args:
+            what: Name of the work: "train", "features of the test set".
+            done: How much of it is done.
+            total: How much there is.
+            status: Shown beside the bar.
+        """
+        if self._live:
+            progress = self._bars()
+            if what not in self._tasks:
+                self._tasks[what] = progress.add_task(what, total=total, status=status)
+            progress.update(self._tasks[what], completed=done, status=status)
+            if done >= total:
+                progress.remove_task(self._tasks.pop(what))
+        elif what != "train":
+            quarter = 4 * done // max(1, total)
+            if quarter > self._said.get(what, 0):
+                self._said[what] = quarter % 4
+                self.say(f"{what}: {done}/{total}")
+
+    def _bars(self) -> Progress:
+        if self._progress is None:
+            self._progress = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[status]}"),
+                TimeRemainingColumn(),
+                console=self._rich,
+                transient=True,
+            )
+            self._progress.start()
+        return self._progress
+
+    def close(self) -> None:
+        """Take the bars down and close the log."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+            self._tasks.clear()
+        if self._log is not None:
+            self._log.close()
+            self._log = None

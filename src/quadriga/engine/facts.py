@@ -1,0 +1,75 @@
+"""Facts about the environment of a run: versions, devices, revision, command line."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import quadriga
+from quadriga.distributed.environment import DistEnv
+
+PACKAGES = ("torch", "numpy", "pydantic", "pillow", "simplejpeg", "safetensors", "scikit-learn")
+"""Packages whose versions decide what a run computes."""
+
+
+def version_of(package: str) -> str | None:
+    """Return the installed version of a package, None when it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def git_revision(folder: Path) -> str | None:
+    """Return the git revision of the checkout around `folder`, with ``+`` when it is changed."""
+    try:
+        command = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=12"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def cores() -> int:
+    """Return the number of CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a device as its maker prints it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def environment_facts(env: DistEnv) -> dict[str, Any]:
+    """Return what environment.json holds, for this process and its world."""
+    return {
+        "quadriga": quadriga.__version__,
+        "revision": git_revision(Path(quadriga.__file__).parent),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{package: version_of(package) for package in PACKAGES},
+        "device": str(env.device),
+        "device_name": device_name(env.device),
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        "world_size": env.world_size,
+        "command": " ".join(["quadriga", *sys.argv[1:]]),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,187 @@
+"""What a training step costs, measured on the meta device: no memory, no data, any objective."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from quadriga import randomness
+from quadriga.contracts import Batch, Objective
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What the forward and backward pass of one micro-batch cost."""
+
+    samples: int
+    """Samples of the micro-batch."""
+    parameters: int
+    """Number of parameters, frozen ones too; shared ones count once."""
+    trainable_parameters: int
+    parameter_bytes: int
+    """Bytes of all parameters and buffers."""
+    trainable_bytes: int
+    """Bytes of the trainable parameters: those of their gradients, too."""
+    forward_flops: int
+    """Operations of the forward pass: matrix products, convolutions and attention, with a
+    multiplication and an addition counted as two."""
+    training_flops: int
+    """Operations of the forward and the backward pass, as they are executed: the backward pass of
+    fused attention computes the scores once more."""
+    activation_bytes: int
+    """Bytes that the forward pass keeps for the backward pass, parameters and batch apart."""
+    batch_bytes: int
+    """Bytes of the micro-batch."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """Bytes on one rank when the backward pass begins; kernels' scratch space comes on top."""
+
+    parameters: int
+    """Parameters and buffers."""
+    gradients: int
+    optimizer: int
+    activations: int
+    """What the forward pass keeps, and the batch."""
+
+    @property
+    def total(self) -> int:
+        """Sum of the parts."""
+        return self.parameters + self.gradients + self.optimizer + self.activations
+
+
+def measure(objective: Objective, example: Batch) -> Cost:
+    """Run one micro-batch forward and backward on the meta device and add up what it costs.
+
+    Attention counts as the fused kernels execute it: no tensor of scores is kept.
+
+    Args:
+        objective: On the meta device; it is put into training mode and otherwise left alone.
+        example: A micro-batch on the meta device.
+    """
+    objective.train()
+    trainable = [p for p in objective.parameters() if p.requires_grad]
+    state = [*objective.parameters(), *objective.buffers()]
+    kept = _KeptStorages([*state, *example.values()])
+    with (
+        randomness.micro_batch(0, 0, 0, 0),
+        FlopCounterMode(display=False) as counter,
+        _FusedAttention(),
+    ):
+        with torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
+            loss = objective(example).loss
+        forward_flops = counter.get_total_flops()
+        # Not loss.backward(): that would leave gradients on the caller's parameters.
+        torch.autograd.grad(loss, trainable, allow_unused=True)
+    return Cost(
+        samples=next(iter(example.values())).shape[0],
+        parameters=sum(p.numel() for p in objective.parameters()),
+        trainable_parameters=sum(p.numel() for p in trainable),
+        parameter_bytes=_bytes_of(state),
+        trainable_bytes=_bytes_of(trainable),
+        forward_flops=forward_flops,
+        training_flops=counter.get_total_flops(),
+        activation_bytes=kept.total,
+        batch_bytes=_bytes_of(example.values()),
+    )
+
+
+def memory_estimate(
+    cost: Cost, optimizer_states_per_parameter: int = 2, bytes_per_state: int = 4
+) -> MemoryEstimate:
+    """Estimate the memory of one rank that holds the whole model.
+
+    Args:
+        cost: What `measure` found for the rank's micro-batch.
+        optimizer_states_per_parameter: Numbers the optimizer keeps for each trainable parameter:
+            2 for AdamW (both moments), 1 for momentum.
+        bytes_per_state: Bytes of each such number.
+    """
+    states = cost.trainable_parameters * optimizer_states_per_parameter
+    return MemoryEstimate(
+        parameters=cost.parameter_bytes,
+        gradients=cost.trainable_bytes,
+        optimizer=states * bytes_per_state,
+        activations=cost.activation_bytes + cost.batch_bytes,
+    )
+
+
+def _bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of the distinct storages of some tensors."""
+    storages = {_identity(t): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+def _identity(tensor: Tensor) -> int:
+    # On the meta device every data_ptr() is 0; the storage object's own address tells them apart.
+    return int(tensor.untyped_storage()._cdata)
+
+
+class _KeptStorages:
+    """Adds up the storages that autograd keeps, each once, but for those that are there anyway."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        # The tensors are held as well: the address of a freed storage is soon another's.
+        self._seen = {_identity(tensor): tensor for tensor in known}
+        self.total = 0
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        identity = _identity(tensor)
+        if identity not in self._seen:
+            self._seen[identity] = tensor.detach()
+            self.total += tensor.untyped_storage().nbytes()
+        return tensor
+
+    @staticmethod
+    def unpack(tensor: Tensor) -> Tensor:
+        return tensor
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Has attention on meta tensors take the fused kernel, as it does on a real device.
+
+    Left alone, meta tensors take the fallback made of matrix products, which keeps every score.
+    """
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is functional.scaled_dot_product_attention and not kwargs.get("enable_gqa"):
+            return _fused_attention(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Take the arguments of `scaled_dot_product_attention`; the mask becomes an added bias."""
+    bias = None
+    if attn_mask is not None:
+        scores = (*query.shape[:-1], key.shape[-2])
+        bias = attn_mask.to(query.dtype).expand(scores)
+    output: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, bias, True, dropout_p, is_causal, scale=scale
+    )[0]
+    return output

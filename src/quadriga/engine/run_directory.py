@@ -1,0 +1,161 @@
+"""The run directory: who owns it, and the files that describe the run.
+
+WORK_DIR/
+    config.json         the resolved config and where each value came from
+    environment.json    versions, device, ranks, command line
+    log.txt             what the console said
+    metrics.jsonl       one JSON object per logged step
+    tensorboard/        the same as event files
+    checkpoints/        step_00001000/ ...
+    report/             pictures, evaluation.json, index.html
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from quadriga.engine.files import write_text
+from quadriga.engine.run_config import RunConfig, identity
+from quadriga.errors import UserError
+from quadriga.provenance import Resolved
+
+_OWN = (".lock", "report")
+"""What a run that was stopped before it wrote its config may have left."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config with its sources."""
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def report(self) -> Path:
+        """The folder of the report and its pictures."""
+        return self.path / "report"
+
+    def read_config(self) -> Resolved[RunConfig]:
+        """Read the run's config.
+
+        Raises:
+            UserError: There is no run here, or its config is damaged.
+        """
+        try:
+            text = self.config.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise UserError(f"{self.path} holds no run: there is no {self.config.name}") from error
+        except OSError as error:
+            raise UserError(f"{self.config} cannot be read: {error.strerror}") from error
+        return Resolved.from_json(RunConfig, text)
+
+    def check_owner(self, config: RunConfig) -> None:
+        """Check that the directory is free or holds this run; change nothing.
+
+        Raises:
+            UserError: It belongs to another run or to nobody known.
+        """
+        if not self.config.exists():
+            if self.path.is_dir() and any(p.name not in _OWN for p in self.path.iterdir()):
+                raise UserError(
+                    f"work dir {self.path} is not empty and holds no run; choose another --work-dir"
+                )
+            return
+        there, here = identity(self.read_config().config), identity(config)
+        names = sorted(set(there) | set(here))
+        different = [name for name in names if there.get(name) != here.get(name)]
+        if different:
+            first = different[0]
+            more = f" (and {len(different) - 1} more differences)" if len(different) > 1 else ""
+            raise UserError(
+                f"work dir {self.path} belongs to another run: {first} is {there.get(first)!r} "
+                f"there and {here.get(first)!r} here{more}; choose another --work-dir"
+            )
+
+    def create(self) -> None:
+        """Make the folders.
+
+        Raises:
+            UserError: They cannot be written.
+        """
+        try:
+            self.report.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def write_config(self, resolved: Resolved[RunConfig]) -> None:
+        """Write config.json: from now on the directory is this run's.
+
+        Raises:
+            UserError: It cannot be written.
+        """
+        try:
+            write_text(self.config, resolved.as_json())
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"work dir {self.path} cannot be written: {error.strerror}; make room or choose "
+            "another --work-dir"
+        )
+
+    def lock(self) -> IO[str]:
+        """Keep every other process from training in this directory until the file is closed.
+
+        Raises:
+            UserError: Another process is training here.
+        """
+        try:
+            stream = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            stream.close()
+            raise UserError(
+                f"work dir {self.path} is in use: another process trains there; "
+                "wait for it or choose another --work-dir"
+            ) from error
+        return stream
+
+    def write_environment(self, facts: Mapping[str, Any]) -> None:
+        """Write environment.json."""
+        write_text(self.path / "environment.json", json.dumps(dict(facts), indent=2) + "\n")
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop the logged steps after `step`, which will be made again; keep a torn last line out.
+
+        The file that a resumed run leaves is then that of a run that never stopped.
+        """
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if record["step"] <= step:
+                kept.append(line)
+        write_text(self.metrics, "".join(f"{line}\n" for line in kept))

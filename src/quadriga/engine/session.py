@@ -1,0 +1,197 @@
+"""One run from its config to its last evaluation: everything the loop needs, put together."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from quadriga.contracts import Dataset, Objective
+from quadriga.data.loader import Loader
+from quadriga.distributed.collectives import broadcast_value, from_main
+from quadriga.distributed.environment import DistEnv
+from quadriga.engine.arithmetic import RunPlan, describe_batch, make_plan
+from quadriga.engine.build import build_objective, check_shapes
+from quadriga.engine.checkpoint import (
+    CheckpointStore,
+    InvalidCheckpoint,
+    list_checkpoints,
+    newest_valid,
+    read_manifest,
+    verify,
+)
+from quadriga.engine.console import Console
+from quadriga.engine.data_parallel import DataParallelExecutor
+from quadriga.engine.evaluate import evaluate
+from quadriga.engine.facts import environment_facts
+from quadriga.engine.journal import Journal
+from quadriga.engine.precision import precision_of
+from quadriga.engine.run_config import RunConfig, config_hash
+from quadriga.engine.run_directory import RunDirectory
+from quadriga.engine.train import train
+from quadriga.engine.units import count
+from quadriga.errors import UserError
+from quadriga.provenance import Resolved
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for beside the config."""
+
+    work_dir: Path
+    resume: bool = False
+    """Whether to go on with what the work directory holds, if anything."""
+    resume_from: Path | None = None
+    """A checkpoint to start from instead of the newest of the work directory."""
+
+
+def run(resolved: Resolved[RunConfig], request: Request, env: DistEnv, console: Console) -> None:
+    """Train, evaluate and write everything into the work directory; every rank calls it.
+
+    Raises:
+        UserError: Anything the user can mend; found before the first step where that is possible.
+    """
+    config = resolved.config
+    dataset = config.data.build("train")
+    plan = make_plan(config, len(dataset), env.world_size)
+    check_shapes(config)
+    directory = RunDirectory(request.work_dir)
+    with contextlib.ExitStack() as stack:
+
+        def claim() -> Path | None:
+            directory.check_owner(config)
+            directory.create()
+            stack.enter_context(directory.lock())
+            console.open_log(directory.path / "log.txt")
+            return _choose(request, directory, config, plan, console)
+
+        start_from = from_main(claim, env)
+        objective = build_objective(config, env.device, config.seed)
+        executor = DataParallelExecutor(
+            objective, config.optim, config.schedule, plan, env, config.seed, precision_of(config)
+        )
+        store = CheckpointStore(
+            directory.checkpoints, env, config.checkpoint.keep, config_hash(config)
+        )
+        start = store.load(start_from, executor) if start_from is not None else 0
+        if start >= plan.total_steps:
+            console.say(f"finished: {directory.path} already holds all {plan.total_steps} steps")
+            return
+        from_main(lambda: _write_start(resolved, directory, env, objective, start), env)
+        _announce(console, config, plan, objective, start)
+
+        def judge(step: int) -> None:
+            protocols = config.evaluation.protocols
+            if protocols:
+                evaluate(config, objective, protocols, step, directory.report, env, console)
+
+        loader = stack.enter_context(_loader(config, dataset, plan, env, console))
+        journal = stack.enter_context(Journal(directory, config.log, plan, env, console, start))
+        train(executor, loader, plan, start, journal, store, judge)
+
+
+def _loader(
+    config: RunConfig, dataset: Dataset, plan: RunPlan, env: DistEnv, console: Console
+) -> Loader:
+    return Loader(
+        dataset,
+        config.views.build("train"),
+        seed=config.seed,
+        batch_size=plan.batch_size,
+        accumulate=plan.accumulate,
+        env=env,
+        workers=config.loader.workers,
+        prefetch=config.loader.prefetch,
+        max_unreadable_fraction=config.loader.max_unreadable_fraction,
+        warn=console.warn,
+    )
+
+
+def _choose(
+    request: Request, directory: RunDirectory, config: RunConfig, plan: RunPlan, console: Console
+) -> Path | None:
+    """Return the checkpoint to start from, None to start at step 0."""
+    if request.resume_from is not None:
+        return _chosen(request.resume_from, config)
+    found = newest_valid(directory.checkpoints, console.warn)
+    if found is None:
+        if list_checkpoints(directory.checkpoints):
+            raise UserError(
+                f"no checkpoint in {directory.checkpoints} is whole (see the warnings above); "
+                "move the folder away to start anew"
+            )
+        if request.resume:
+            console.say(f"nothing to resume in {directory.path}: starting at step 0")
+    elif not request.resume and read_manifest(found).step < plan.total_steps:
+        raise UserError(
+            f"work dir {directory.path} already holds this run, up to {found.name} of "
+            f"{plan.total_steps} steps; add --resume to continue it or choose another --work-dir"
+        )
+    return found
+
+
+def _chosen(path: Path, config: RunConfig) -> Path:
+    """Check the checkpoint that the user named: a checkpoint folder, or a run's folder."""
+    folder = path
+    if (path / "checkpoints").is_dir():
+        folder = next(iter(list_checkpoints(path / "checkpoints")), path)
+    try:
+        manifest = verify(folder)
+    except InvalidCheckpoint as error:
+        raise UserError(
+            f"checkpoint {folder} cannot be resumed: {error}; name a folder such as "
+            "RUN/checkpoints/step_00001000"
+        ) from error
+    if manifest.config_hash != config_hash(config):
+        raise UserError(
+            f"checkpoint {folder} is of a run with another config; resume it with the config it "
+            "was made with (config.json in its run)"
+        )
+    return folder
+
+
+def _write_start(
+    resolved: Resolved[RunConfig],
+    directory: RunDirectory,
+    env: DistEnv,
+    objective: Objective,
+    start: int,
+) -> None:
+    directory.write_config(resolved)
+    parameters = sum(p.numel() for p in objective.parameters())
+    directory.write_environment({**environment_facts(env), "parameters": parameters})
+    directory.rewind_metrics(start)
+
+
+def _announce(
+    console: Console, config: RunConfig, plan: RunPlan, objective: Objective, start: int
+) -> None:
+    parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    epochs = plan.total_steps * plan.batch_size / plan.dataset_size
+    console.say(
+        f"{config.name}: {config.objective.kind()} of {config.model.kind()}, "
+        f"{count(parameters)} parameters, {plan.dataset_size} samples, "
+        f"{plan.total_steps} steps = {epochs:.4g} epochs"
+    )
+    console.say(describe_batch(plan, config.optim))
+    if start:
+        console.say(f"resumed after step {start} of {plan.total_steps}")
+
+
+def load_objective(
+    config: RunConfig, run_dir: Path, env: DistEnv, console: Console
+) -> tuple[Objective, int]:
+    """Return the objective of a run's newest valid checkpoint and the step it is at.
+
+    Raises:
+        UserError: The run has no whole checkpoint.
+    """
+    directory = RunDirectory(run_dir)
+    found = broadcast_value(
+        newest_valid(directory.checkpoints, console.warn) if env.is_main else None, env
+    )
+    if found is None:
+        raise UserError(f"{run_dir} has no whole checkpoint to evaluate; train it first")
+    objective = build_objective(config, env.device, config.seed)
+    step = CheckpointStore(directory.checkpoints, env, 1, "").load_objective(found, objective)
+    return objective, step

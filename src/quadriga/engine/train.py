@@ -1,0 +1,50 @@
+"""The loop. It knows steps and never losses; whoever outgrows it copies it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from quadriga.contracts import Executor
+from quadriga.data.loader import Loader
+from quadriga.engine.arithmetic import RunPlan, segments
+from quadriga.engine.checkpoint import CheckpointStore
+from quadriga.engine.journal import Journal
+
+
+def train(
+    executor: Executor,
+    loader: Loader,
+    plan: RunPlan,
+    start: int,
+    journal: Journal,
+    checkpoints: CheckpointStore,
+    evaluate: Callable[[int], None],
+) -> None:
+    """Make every step from `start` to the end of the plan.
+
+    Steps run in segments, cut where something else happens: a checkpoint, an evaluation, the
+    end. Inside a segment an executor may run ahead of what it has reported; at a segment's end
+    it is quiet, so that what is saved and evaluated there is the state after exactly that step.
+    Nothing random is state: the batches of a step follow from the step's number, so a run that
+    starts in the middle goes on as if it had never stopped.
+
+    Args:
+        executor: Makes optimizer steps; its state is that after `start` steps.
+        loader: Gives this rank's micro-batches of any steps.
+        plan: How many steps there are and where they are cut.
+        start: Steps that are already made.
+        journal: Writes down what the steps report.
+        checkpoints: Keeps the state.
+        evaluate: Called with the number of finished steps, after the state is safe.
+
+    Raises:
+        UserError: The loss is not finite, the data cannot be read or a checkpoint not written.
+    """
+    batches = loader.batches(range(start, plan.total_steps))
+    for segment in segments(plan, start):
+        for output in executor.run(batches, segment.steps):
+            journal.step(output)
+        if segment.save:
+            checkpoints.save(segment.steps.stop, executor)
+        if segment.evaluate:
+            evaluate(segment.steps.stop)

@@ -1,0 +1,196 @@
+"""Pictures of what a masked autoencoder fills in, and how far it is off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, final, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from quadriga.contracts import (
+    Batch,
+    EvaluationContext,
+    EvaluationResult,
+    Evaluator,
+    EvaluatorConfig,
+    Transform,
+)
+from quadriga.data.loader import sequential
+from quadriga.distributed.collectives import broadcast_value
+from quadriga.distributed.environment import DistEnv
+from quadriga.errors import UserError
+from quadriga.evaluation.features import evaluation_mode
+from quadriga.evaluation.picture_grid import Pixels, draw_grid, save_picture
+from quadriga.randomness import fold, shuffled
+
+FILE = "reconstruction.png"
+TITLES = ("original", "masked", "reconstruction", "with visible")
+
+
+@runtime_checkable
+class Reconstructor(Protocol):
+    """An objective that can show what it fills in."""
+
+    def reconstruct(self, batch: Batch) -> Sequence[Tensor]:
+        """Return the masked images, the reconstructions and both together.
+
+        Args:
+            batch: With normalised images ``image`` and the samples' ``key``.
+
+        Returns:
+            Three floats (batch, 3, height, width) in the space of ``image``; in the third the
+            visible pixels are those of the image.
+        """
+        ...
+
+
+@final
+class ReconstructionConfig(EvaluatorConfig):
+    """A picture of reconstructed test images."""
+
+    images: int = Field(8, ge=1)
+    """Test images that are shown."""
+
+    def build(self) -> Reconstruction:
+        """Make the evaluator."""
+        return Reconstruction(self)
+
+
+@final
+class Reconstruction(Evaluator):
+    """Draws ``reconstruction.png`` and measures the error on the pixels that were masked."""
+
+    def __init__(self, config: ReconstructionConfig) -> None:
+        """Take how many images to show."""
+        self.config = config
+
+    def run(self, context: EvaluationContext) -> EvaluationResult:
+        """Reconstruct test images that the seed picks: the same ones at every evaluation.
+
+        The number ``masked_mse`` is the mean squared error over masked pixels and colours, in
+        units of the normalised image.
+
+        Raises:
+            UserError: The objective does not reconstruct, there is no test image, or the
+                picture cannot be written.
+        """
+        objective = context.objective
+        if not isinstance(objective, Reconstructor):
+            name = type(objective).__name__
+            raise UserError(
+                f"reconstruction needs an objective that can reconstruct images, but {name}"
+                " cannot; leave reconstruction out"
+            )
+        if len(context.test) == 0:
+            raise UserError(
+                "reconstruction needs at least 1 test image, but the test split is empty; point"
+                " data at a split with images"
+            )
+        result = self._result(objective, context) if context.env.is_main else None
+        shared = broadcast_value(result, context.env)
+        if shared is None:
+            raise RuntimeError("rank 0 sent no result of the reconstruction")
+        return shared
+
+    def _result(self, objective: Reconstructor, context: EvaluationContext) -> EvaluationResult:
+        total = len(context.test)
+        positions = np.arange(min(self.config.images, total))
+        chosen = np.sort(shuffled(positions, total, fold(context.seed, "reconstruction")))
+        # The other ranks wait: the loader and the encoder work as in a world of one.
+        alone = DistEnv(0, 1, 0, 1, context.env.device)
+        errors = torch.zeros(2, dtype=torch.float64, device=context.env.device)
+        parts: list[list[Tensor]] = []
+        for batch in sequential(
+            context.test, context.transform, chosen, batch_size=8, env=alone, workers=0
+        ):
+            images = batch["image"]
+            masked, filled, combined = _reconstruct(objective, batch)
+            errors += masked_error(images, masked, combined)
+            parts.append([images, masked, filled, combined])
+            context.report_progress(
+                "reconstruction", sum(len(part[0]) for part in parts), len(chosen)
+            )
+        columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+        low, high = pixel_range(context.transform, columns[0])
+        pixels = [to_pixels(column, low, high) for column in columns]
+        save_picture(draw_grid(list(zip(TITLES, pixels, strict=True))), context.output / FILE)
+        squares, count = errors.tolist()
+        return EvaluationResult(
+            protocol="reconstruction",
+            numbers={"masked_mse": squares / max(count, 1.0)},
+            pictures={FILE: _caption(len(chosen))},
+            details={"images": len(chosen), "indices": chosen.tolist()},
+        )
+
+
+def _caption(images: int) -> str:
+    noun = "test image" if images == 1 else "test images"
+    return (
+        f"{images} {noun}: the original, what the encoder sees, what the decoder returns, and"
+        " the decoder's patches beside the visible ones"
+    )
+
+
+def _reconstruct(objective: Reconstructor, batch: Batch) -> Sequence[Tensor]:
+    if not isinstance(objective, nn.Module):
+        raise TypeError(f"{type(objective).__name__} is not a module")
+    with evaluation_mode(objective), torch.inference_mode():
+        return [images.float() for images in objective.reconstruct(batch)]
+
+
+def masked_error(
+    images: Float[Tensor, "batch colours height width"],
+    masked: Float[Tensor, "batch colours height width"],
+    combined: Float[Tensor, "batch colours height width"],
+) -> Float[Tensor, "2"]:
+    """Sum the squared error over the masked pixels, and count them.
+
+    A pixel is masked where the masked image or the combination differs from the original in any
+    colour; where neither does, the error is zero.
+
+    Args:
+        images: The originals.
+        masked: The originals with masked pixels blanked.
+        combined: Reconstructed where masked, original elsewhere.
+
+    Returns:
+        float64 (sum of squares, number of values).
+    """
+    hidden = ((masked != images) | (combined != images)).any(dim=1)
+    squares = (combined.double() - images.double()).square().sum()
+    return torch.stack([squares, hidden.sum().double() * images.shape[1]])
+
+
+def pixel_range(
+    transform: Transform, images: Float[Tensor, "batch 3 height width"]
+) -> tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]]:
+    """Return what black and white become when `transform` normalises them.
+
+    Args:
+        transform: An evaluation transform of uint8 images; its normalisation is affine.
+        images: Normalised images, for the size and the device.
+
+    Returns:
+        Two float tensors, one value per colour.
+    """
+    shape = (2, *images.shape[1:])
+    extremes = torch.zeros(shape, dtype=torch.uint8, device=images.device)
+    extremes[1] = 255
+    numbers = torch.zeros(2, dtype=torch.int64, device=images.device)
+    done = transform.batch({"image": extremes, "index": numbers, "key": numbers.clone()})["image"]
+    black, white = done.float()[:, :, :1, :1]
+    return black, white
+
+
+def to_pixels(
+    images: Float[Tensor, "batch 3 height width"],
+    black: Float[Tensor, "3 1 1"],
+    white: Float[Tensor, "3 1 1"],
+) -> Pixels:
+    """Turn normalised images into uint8 (batch, height, width, 3), clipped to what can be shown."""
+    shades = ((images - black) / (white - black)).clamp(0, 1).mul(255).round()
+    return shades.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

@@ -1,0 +1,243 @@
+"""The vision transformer (Dosovitskiy et al., ICLR 2021)."""
+
+from __future__ import annotations
+
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from quadriga.contracts import ModelConfig
+from quadriga.errors import UserError
+from quadriga.models.initialise import Filler
+from quadriga.models.patches import patchify
+from quadriga.models.positions import sincos_table
+from quadriga.models.transformer import Block, BlockShape, drop_path_rates
+
+
+@final
+class ViTConfig(ModelConfig):
+    """A vision transformer of any size."""
+
+    image_px: int = Field(224, ge=1)
+    """Side of the square images."""
+    patch_px: int = Field(16, ge=1)
+    """Side of the square patches."""
+    width: int = Field(768, ge=1)
+    """Features of a token."""
+    depth: int = Field(12, ge=0)
+    """Number of blocks."""
+    heads: int = Field(12, ge=1)
+    """Attention heads."""
+    mlp_ratio: float = Field(4.0, gt=0)
+    """Hidden features of the MLP per feature of a token."""
+    positions: Literal["sincos", "learned"] = "sincos"
+    """Fixed sine-cosine table, or a learned one."""
+    pool: Literal["class", "mean"] = "class"
+    """What an image's feature vector is: the class token, or the mean of its patches."""
+    class_token: bool = True
+    registers: int = Field(0, ge=0)
+    """Learned tokens that belong to no patch (Darcet et al., 2024)."""
+    layer_scale: float | None = None
+    """Initial factor of each residual branch; none: no factors."""
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    """Stochastic depth of the last block; it grows linearly from 0 at the first."""
+    qkv_bias: bool = True
+    norm_eps: float = Field(1e-6, gt=0)
+    channels: int = Field(3, ge=1)
+    """Channels of an image."""
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> ViTConfig:
+        if self.image_px % self.patch_px:
+            raise ValueError(
+                f"image_px must be a multiple of patch_px ({self.patch_px}), but is {self.image_px}"
+            )
+        if self.width % self.heads:
+            raise ValueError(f"heads must divide width ({self.width}), but is {self.heads}")
+        if self.positions == "sincos" and self.width % 4:
+            raise ValueError(
+                f"width must be a multiple of 4 for positions=sincos, but is {self.width}"
+            )
+        if self.pool == "class" and not self.class_token:
+            raise ValueError("pool must be mean for class_token=false, but is class")
+        return self
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side of the image."""
+        return self.image_px // self.patch_px
+
+    @property
+    def patches(self) -> int:
+        """Patches of an image."""
+        return self.grid**2
+
+    @property
+    def patch_pixels(self) -> int:
+        """Values of a patch: its pixels in all channels."""
+        return self.channels * self.patch_px**2
+
+    def block_shape(self) -> BlockShape:
+        """Return what the blocks share."""
+        return BlockShape(
+            width=self.width,
+            heads=self.heads,
+            mlp_width=int(self.width * self.mlp_ratio),
+            qkv_bias=self.qkv_bias,
+            norm_eps=self.norm_eps,
+            layer_scale=self.layer_scale,
+        )
+
+    def build(self) -> ViT:
+        """Make the module on the current default device; its values come from `initialise`."""
+        return ViT(self)
+
+    @classmethod
+    def tiny(cls, image_px: int = 224, patch_px: int = 16) -> ViTConfig:
+        """Return ViT-Ti: 12 blocks of width 192 (Touvron et al., 2021, DeiT, table 1)."""
+        return cls(image_px=image_px, patch_px=patch_px, width=192, depth=12, heads=3)
+
+    @classmethod
+    def small(cls, image_px: int = 224, patch_px: int = 16) -> ViTConfig:
+        """Return ViT-S: 12 blocks of width 384 (Touvron et al., 2021, DeiT, table 1)."""
+        return cls(image_px=image_px, patch_px=patch_px, width=384, depth=12, heads=6)
+
+    @classmethod
+    def base(cls, image_px: int = 224, patch_px: int = 16) -> ViTConfig:
+        """Return ViT-B: 12 blocks of width 768 (Dosovitskiy et al., 2021, table 1)."""
+        return cls(image_px=image_px, patch_px=patch_px, width=768, depth=12, heads=12)
+
+    @classmethod
+    def large(cls, image_px: int = 224, patch_px: int = 16) -> ViTConfig:
+        """Return ViT-L: 24 blocks of width 1024 (Dosovitskiy et al., 2021, table 1)."""
+        return cls(image_px=image_px, patch_px=patch_px, width=1024, depth=24, heads=16)
+
+    @classmethod
+    def huge(cls, image_px: int = 224, patch_px: int = 14) -> ViTConfig:
+        """Return ViT-H: 32 blocks of width 1280 (Dosovitskiy et al., 2021, table 1)."""
+        return cls(image_px=image_px, patch_px=patch_px, width=1280, depth=32, heads=16)
+
+
+@final
+class ViT(nn.Module):
+    """Embeds patches, puts the class token and the registers before them, and encodes them.
+
+    The parameters of block ``i`` are called ``blocks.<i>...`` with the global number ``i``, so
+    that a slice of the model keeps their names.
+    """
+
+    positions: Tensor
+
+    def __init__(self, config: ViTConfig) -> None:
+        """Make the module of `config` with undefined values."""
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.patch_projection = nn.Linear(config.patch_pixels, width)
+        table = torch.empty(config.class_token + config.patches, width)
+        if config.positions == "learned":
+            self.positions = nn.Parameter(table)
+        else:
+            self.register_buffer("positions", table)
+        self.class_token = nn.Parameter(torch.empty(1, 1, width)) if config.class_token else None
+        self.register_tokens = (
+            nn.Parameter(torch.empty(1, config.registers, width)) if config.registers else None
+        )
+        shape = config.block_shape()
+        rates = drop_path_rates(config.drop_path, config.depth)
+        self.blocks = nn.ModuleList(Block(shape, layer, rate) for layer, rate in enumerate(rates))
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
+
+    @property
+    def prefix(self) -> int:
+        """Number of tokens before the patches: the class token and the registers."""
+        return self.config.class_token + self.config.registers
+
+    def fill(self, filler: Filler) -> None:
+        """Draw the tokens and a learned table from N(0, 0.02^2); compute a fixed table."""
+        for name in filler.names:
+            if name == "positions" and self.config.positions == "sincos":
+                grid, width = self.config.grid, self.config.width
+                filler.copy(name, sincos_table(grid, grid, width, int(self.config.class_token)))
+            else:
+                filler.normal(name)
+
+    def patches(
+        self, images: Float[Tensor, "batch channels side side"]
+    ) -> Float[Tensor, "batch patches pixels"]:
+        """Cut images into patches (`patchify`).
+
+        Raises:
+            UserError: The images are not of the size this model is for.
+        """
+        expected = (self.config.channels, self.config.image_px, self.config.image_px)
+        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
+            raise UserError(
+                f"images must have the model's channels, height and width {expected}, but have "
+                f"{tuple(images.shape[1:])}; set model.image_px to the size of the views"
+            )
+        return patchify(images, self.config.patch_px)
+
+    def embed_patches(
+        self,
+        patches: Float[Tensor, "batch taken pixels"],
+        order: Int[Tensor, "batch taken"] | None = None,
+    ) -> Float[Tensor, "batch taken width"]:
+        """Project patches and add their positions; the same as a convolution over the image.
+
+        Args:
+            patches: Patches as `patchify` returns them: all of an image, or some.
+            order: int64 number of each patch in its image; None: all patches in order.
+        """
+        table = self.positions[int(self.config.class_token) :]
+        place = table if order is None else functional.embedding(order, table)
+        projected: Tensor = self.patch_projection(patches)
+        return projected + place
+
+    def embed(
+        self, images: Float[Tensor, "batch channels side side"]
+    ) -> Float[Tensor, "batch patches width"]:
+        """Return the tokens of all patches of the images, without class token and registers."""
+        return self.embed_patches(self.patches(images))
+
+    def encode(
+        self, tokens: Float[Tensor, "batch taken width"]
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Put the prefix before embedded patches and pass all blocks and the final norm.
+
+        Returns:
+            The class token, the registers, then the patches in the order they came.
+        """
+        prefix = []
+        if self.class_token is not None:
+            prefix.append(self.class_token + self.positions[:1])
+        if self.register_tokens is not None:
+            prefix.append(self.register_tokens)
+        if prefix:
+            batch = tokens.shape[0]
+            tokens = torch.cat([*(part.expand(batch, -1, -1) for part in prefix), tokens], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        output: Tensor = self.norm(tokens)
+        return output
+
+    def forward(
+        self, images: Float[Tensor, "batch channels side side"]
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Return the encoded tokens of whole images: the prefix, then all patches."""
+        return self.encode(self.embed(images))
+
+    def features(
+        self, images: Float[Tensor, "batch channels side side"]
+    ) -> Float[Tensor, "batch width"]:
+        """Return one vector per image: the class token, or the mean of the patches (`pool`)."""
+        tokens = self(images)
+        if self.config.pool == "class":
+            first: Tensor = tokens[:, 0]
+            return first
+        mean: Tensor = tokens[:, self.prefix :].mean(dim=1)
+        return mean

@@ -1,0 +1,103 @@
+"""Files of named tensors: safetensors, and torch's own format read without unpickling objects."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from quadriga.errors import UserError
+
+TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+NESTED_UNDER = ("model", "state_dict")
+"""Keys under which checkpoints of other systems keep the weights."""
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the named tensors of a file to the CPU.
+
+    Args:
+        path: A ``.safetensors`` file, or a ``.pth``, ``.pt`` or ``.bin`` file that holds nothing
+            but tensors and plain values.
+
+    Raises:
+        UserError: The file is missing, damaged, of another format, or holds Python objects.
+    """
+    _check_suffix(path)
+    if not path.is_file():
+        raise UserError(f"the weights must be an existing file, but {path} is none")
+    if path.suffix == ".safetensors":
+        try:
+            loaded: dict[str, Tensor] = safetensors.torch.load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is not a whole safetensors file: {error}") from error
+        return loaded
+    return _read_torch(path)
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise UserError(
+            f"{path} is damaged, or holds Python objects beside tensors, which are not loaded "
+            f"because they can run code; save its tensors alone, as a .safetensors file"
+        ) from error
+    # A damaged file fails wherever its bytes lead torch's reader: there is no list of errors.
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path} is not a whole torch file: {reason}") from error
+    for key in NESTED_UNDER:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} must hold named tensors, but holds a {type(content).__name__}")
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(
+            f"{path} holds no tensors, only: {', '.join(map(str, content)) or 'nothing'}"
+        )
+    return tensors
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write named tensors; the file appears whole or not at all.
+
+    Args:
+        tensors: Any device; the file holds them as they are on the CPU.
+        path: Its suffix decides the format, as for `read_tensors`.
+
+    Raises:
+        UserError: Another suffix, or the file cannot be written.
+    """
+    _check_suffix(path)
+    whole = {
+        name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()
+    }
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if path.suffix == ".safetensors":
+                safetensors.torch.save_file(whole, beside, metadata={"format": "pt"})
+            else:
+                torch.save(whole, beside)
+            with beside.open("rb") as written:
+                os.fsync(written.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write the weights to {path}: {error}") from error
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
+        valid = ", ".join((".safetensors", *TORCH_SUFFIXES))
+        raise UserError(f"a file of weights must end in {valid}, but {path.name!r} does not")

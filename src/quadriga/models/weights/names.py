@@ -1,0 +1,86 @@
+"""Two-way translation between this project's names of a vision transformer and foreign ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NameTable:
+    """The names of one foreign layout.
+
+    Names on this project's side are those of an encoder and its decoder: ``encoder.norm.weight``,
+    ``decoder.blocks.0.mlp.hidden.bias``. Where several foreign names mean one of ours, all are
+    read and the first is written.
+    """
+
+    stems: Sequence[tuple[str, str]]
+    """(foreign, ours) of single tensors and of modules with a weight and a bias."""
+    blocks: Sequence[tuple[str, str]]
+    """(foreign, ours) of what stands before a block's number, both ending in a dot."""
+    parts: Sequence[tuple[str, str]]
+    """(foreign, ours) of what stands after a block's number, as `stems`."""
+    left_out: Sequence[str]
+    """What foreign names of parts that are never loaded start with."""
+
+    def ours(self, name: str) -> str | None:
+        """Return this project's name for a foreign one; None where there is none."""
+        return _translate(name, self.stems, self.blocks, self.parts)
+
+    def foreign(self, name: str) -> str | None:
+        """Return the foreign name for one of this project's; None where there is none."""
+        return _translate(name, _swapped(self.stems), _swapped(self.blocks), _swapped(self.parts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignLayout:
+    """One foreign layout: its names and what its tensors look like."""
+
+    table: NameTable
+    marker: str
+    """The name of a tensor that every file in this layout has, and no other file."""
+    prefix: str
+    """What stands before the encoder's names where it is part of a larger model."""
+    fuse: Callable[[Tensors], Tensors]
+    """From the file's tensors, under names of ours, to tensors of ours."""
+    split: Callable[[Tensors], Tensors]
+    """The inverse of `fuse`."""
+
+    def holds(self, names: Mapping[str, Tensor]) -> bool:
+        """Return whether a file with these names is in this layout."""
+        return self.marker in names or self.prefix + self.marker in names
+
+
+def _swapped(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(ours, foreign) for foreign, ours in pairs]
+
+
+def _translate(
+    name: str,
+    stems: Sequence[tuple[str, str]],
+    blocks: Sequence[tuple[str, str]],
+    parts: Sequence[tuple[str, str]],
+) -> str | None:
+    for before, after in blocks:
+        number, _, rest = name.removeprefix(before).partition(".")
+        if name.startswith(before) and number.isdigit():
+            part = _look_up(rest, _first_wins(parts))
+            return None if part is None else f"{after}{number}.{part}"
+    return _look_up(name, _first_wins(stems))
+
+
+def _first_wins(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    return dict(reversed(pairs))
+
+
+def _look_up(name: str, table: Mapping[str, str]) -> str | None:
+    """Look up a tensor by its whole name, else by its module's name."""
+    if name in table:
+        return table[name]
+    module, _, leaf = name.rpartition(".")
+    return f"{table[module]}.{leaf}" if module in table and leaf in ("weight", "bias") else None

@@ -1,0 +1,54 @@
+"""What became of each tensor of a file of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SHOWN = 8
+"""Names that are listed in full before the rest is only counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightReport:
+    """The outcome of loading weights; its text is for people."""
+
+    path: Path
+    layout: str
+    matched: tuple[str, ...]
+    """The module's tensors that were filled, by the module's names."""
+    missing: tuple[str, ...] = ()
+    """The module's tensors that the file does not have; they keep their values."""
+    unexpected: tuple[str, ...] = ()
+    """The file's tensors that the module has no place for, by the file's names."""
+    left_out: tuple[str, ...] = ()
+    """The file's tensors of parts that the module deliberately lacks: a classification head, a
+    decoder beside an encoder; by the file's names."""
+    reshaped: Mapping[str, str] = field(default_factory=dict)
+    """The module's tensor -> how the file's was resampled to fit; they are also in `matched`."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing and nothing is unexpected."""
+        return not self.missing and not self.unexpected
+
+    def __str__(self) -> str:
+        """Return the report as a few lines of text."""
+        lines = [f"{self.path} ({self.layout} names): {len(self.matched)} tensors matched"]
+        for label, names in (
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("left out", self.left_out),
+            ("reshaped", [f"{name} {how}" for name, how in self.reshaped.items()]),
+        ):
+            if names:
+                lines.append(f"  {len(names)} {label}: {listed(names)}")
+        return "\n".join(lines)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names in a row, the first few in full and the rest counted."""
+    rest = len(names) - SHOWN
+    shown = ", ".join(names[:SHOWN])
+    return f"{shown} and {rest} more" if rest > 0 else shown

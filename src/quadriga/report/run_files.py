@@ -1,0 +1,147 @@
+"""Reading a run directory as it is: finished, in progress, half written or damaged."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quadriga.config_tree import leaves_of
+from quadriga.errors import UserError
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a run has written down so far."""
+
+    folder: Path
+    config: dict[str, Any]
+    sources: dict[str, str]
+    environment: dict[str, Any]
+    metrics: list[Record]
+    """One record per logged step, in the order of the steps."""
+    evaluation: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    """Sentences on what is missing or damaged."""
+
+    @property
+    def name(self) -> str:
+        """Name of the run: its config's, else its folder's."""
+        return str(self.config.get("name") or self.folder.resolve().name)
+
+    @property
+    def progress(self) -> float | None:
+        """Share of the run that is done, 0 to 1; None when its length is unknown."""
+        train = self.config.get("train")
+        if not isinstance(train, dict):
+            return None
+        last = self.metrics[-1] if self.metrics else {"step": 0, "epoch": 0.0}
+        step, epoch = number_of(last.get("step")) or 0.0, number_of(last.get("epoch")) or 0.0
+        steps, epochs = number_of(train.get("steps")), number_of(train.get("epochs"))
+        if steps:
+            return min(1.0, step / steps)
+        if not epochs:
+            return None
+        # The number of steps was rounded from the epochs: half a step more or less is the end.
+        half = 0.5 * epoch / step if step else 0.0
+        return 1.0 if epoch + half >= epochs else epoch / epochs
+
+    def config_rows(self) -> list[tuple[str, Any, str]]:
+        """Return (dotted path, value, source) of every value of the config."""
+        if not self.config:
+            return []
+        return [
+            (path, value, str(self.sources.get(path, "unknown")))
+            for path, value in leaves_of(self.config, "")
+        ]
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Read what there is in a run directory.
+
+    Args:
+        folder: The run directory.
+
+    Raises:
+        UserError: It does not exist, or no run has written to it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"the run directory must exist, but {folder} does not; check the path")
+    known = ("config.json", "environment.json", "metrics.jsonl")
+    if not any((folder / name).is_file() for name in known):
+        raise UserError(
+            f"a run directory must hold config.json, but {folder} has none of"
+            f" {', '.join(known)}; give the folder that `quadriga train` wrote"
+        )
+    notes: list[str] = []
+    saved = _read_object(folder / "config.json", notes)
+    return RunFiles(
+        folder=folder,
+        config=mapping_of(saved.get("config")),
+        sources=mapping_of(saved.get("sources")),
+        environment=_read_object(folder / "environment.json", notes),
+        metrics=_read_metrics(folder / "metrics.jsonl", notes),
+        evaluation=_read_object(
+            folder / "report" / "evaluation.json", notes, absent="no evaluation has been made yet"
+        ),
+        notes=notes,
+    )
+
+
+def mapping_of(value: Any) -> dict[str, Any]:
+    """Return `value` when it is a JSON object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def number_of(value: Any) -> float | None:
+    """Return `value` as a float when it is a number and not a truth value, else None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value)
+
+
+def _read_object(path: Path, notes: list[str], absent: str | None = None) -> dict[str, Any]:
+    """Read a JSON object; a note says why there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        notes.append(absent or f"{path.name} is missing")
+        return {}
+    except (OSError, ValueError) as error:
+        notes.append(f"{path.name} cannot be read: {error}")
+        return {}
+    if not isinstance(value, dict):
+        notes.append(f"{path.name} must hold one JSON object, but holds {type(value).__name__}")
+        return {}
+    return value
+
+
+def _read_metrics(path: Path, notes: list[str]) -> list[Record]:
+    """Read the logged steps; a step that was logged again after a resumption counts once."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    by_step: dict[float, Record] = {}
+    damaged = 0
+    for position, line in enumerate(lines):
+        try:
+            record = json.loads(line)
+            step = number_of(record["step"])
+        except (ValueError, KeyError, TypeError):
+            step, record = None, {}
+        if step is not None:
+            by_step[step] = record
+        elif position + 1 == len(lines):
+            notes.append("the last line of metrics.jsonl is still being written")
+        elif line.strip():
+            damaged += 1
+    if damaged:
+        plural = "lines" if damaged > 1 else "line"
+        notes.append(f"metrics.jsonl has {damaged} damaged {plural}, which are left out")
+    if not by_step:
+        notes.append("no step has been logged yet")
+    return [by_step[step] for step in sorted(by_step)]

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quadriga.data.sampling import micro_batches, step_samples
+from quadriga.errors import UserError
+from quadriga.randomness import fold
+
+MASK = 2**64 - 1
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**40), st.integers(1, 300), st.integers(1, 70))
+def test_every_epoch_is_a_permutation(seed, dataset_size, batch_size):
+    steps = -(-2 * dataset_size // batch_size)
+    stream = np.concatenate(
+        [step_samples(seed, dataset_size, batch_size, step)[0] for step in range(steps)]
+    )
+    assert stream.dtype == np.int64
+    for epoch in range(2):
+        part = stream[epoch * dataset_size : (epoch + 1) * dataset_size]
+        assert sorted(part.tolist()) == list(range(dataset_size))
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**40), st.integers(1, 50), st.integers(1, 20), st.integers(1, 6))
+def test_the_stream_does_not_depend_on_the_batch_size(seed, dataset_size, small, times):
+    large = step_samples(seed, dataset_size, small * times, 3)
+    parts = [step_samples(seed, dataset_size, small, 3 * times + i) for i in range(times)]
+    for whole, pieces in zip(large, zip(*parts, strict=True), strict=True):
+        np.testing.assert_array_equal(whole, np.concatenate(pieces))
+
+
+def test_keys_are_the_folds_they_claim_to_be():
+    index, key = step_samples(7, 5, 4, 2)
+    expected = [fold(7, "sample", p // 5, int(i)) for p, i in zip(range(8, 12), index, strict=True)]
+    assert [k & MASK for k in key.tolist()] == expected
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    first, second = step_samples(0, 100, 100, 0)[0], step_samples(0, 100, 100, 1)[0]
+    other = step_samples(1, 100, 100, 0)[0]
+    assert (first != second).any()
+    assert (first != other).any()
+    assert (first != np.arange(100)).any()
+
+
+@settings(deadline=None)
+@given(st.integers(1, 9), st.integers(1, 5), st.integers(0, 50))
+def test_micro_batches_cover_the_batch_in_order(world_size, accumulate, spare):
+    batch_size = world_size * accumulate + spare
+    parts = [
+        part
+        for rank in range(world_size)
+        for part in micro_batches(batch_size, rank, world_size, accumulate)
+    ]
+    assert [i for part in parts for i in part] == list(range(batch_size))
+    shares = [
+        sum(map(len, micro_batches(batch_size, rank, world_size, accumulate)))
+        for rank in range(world_size)
+    ]
+    assert max(shares) - min(shares) <= 1
+    assert min(len(part) for part in parts) >= 1
+
+
+def test_fewer_samples_than_micro_batches():
+    with pytest.raises(UserError, match=r"2 ranks x 4 accumulated\), but has 7"):
+        micro_batches(7, 0, 2, 4)

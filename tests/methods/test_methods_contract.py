@@ -1,0 +1,98 @@
+"""What every file of the methods' room must keep to; a new file is found by itself."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from quadriga import randomness
+from quadriga.config import construct, kinds
+from quadriga.contracts import Batch, Encoder, Objective, ObjectiveConfig
+from quadriga.errors import UserError
+from quadriga.models.vit import ViTConfig
+
+MODEL = ViTConfig(image_px=16, patch_px=4, width=16, depth=2, heads=2)
+
+KINDS = kinds(ObjectiveConfig)  # type: ignore[type-abstract]
+
+pytestmark = pytest.mark.parametrize("kind", KINDS)
+
+
+def config_of(kind: str) -> ObjectiveConfig:
+    return construct(ObjectiveConfig, {"kind": kind})  # type: ignore[type-abstract]
+
+
+def made(kind: str) -> Objective:
+    objective = config_of(kind).build(MODEL)
+    with torch.no_grad():
+        for tensor in objective.state_dict().values():
+            tensor.fill_(math.nan if tensor.is_floating_point() else -1)
+    objective.initialise(seed=1)
+    return objective
+
+
+def batch(size: int = 4) -> Batch:
+    source = randomness.generator(0, "contract")
+    image = torch.empty(size, 3, 16, 16).normal_(generator=source)
+    key = torch.arange(size)
+    return {"image": image, "key": key, "index": key, "label": key % 3}
+
+
+def test_config_round_trips_through_json(kind: str) -> None:
+    config = config_of(kind)
+    again = construct(ObjectiveConfig, json.loads(config.as_json()))  # type: ignore[type-abstract]
+    assert again == config
+    assert config.kind() == kind
+
+
+def test_nothing_is_left_as_it_was(kind: str) -> None:
+    objective = made(kind)
+    for name, tensor in [*objective.named_parameters(), *objective.named_buffers()]:
+        assert tensor.isfinite().all(), name
+
+
+def test_loss_is_finite_and_a_gradient_reaches_what_is_trained(kind: str) -> None:
+    objective = made(kind)
+    with randomness.micro_batch(seed=1, step=0, index=0, replica=0):
+        output = objective(batch())
+    assert output.loss.shape == ()
+    assert output.loss.isfinite()
+    assert output.count is None or output.count > 0
+    output.loss.backward()
+    for name, parameter in objective.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.any(), name
+        else:
+            assert parameter.grad is None, name
+
+
+def test_same_scope_same_loss(kind: str) -> None:
+    def loss() -> torch.Tensor:
+        with randomness.micro_batch(seed=1, step=0, index=0, replica=0):
+            return made(kind)(batch()).loss
+
+    assert torch.equal(loss(), loss())
+
+
+def test_dry_run_on_the_meta_device(kind: str) -> None:
+    with torch.device("meta"):
+        objective = config_of(kind).build(MODEL)
+    objective.initialise(seed=1)
+    output = objective({name: tensor.to("meta") for name, tensor in batch().items()})
+    assert output.loss.is_meta
+
+
+def test_features_are_one_vector_per_image(kind: str) -> None:
+    objective = made(kind).eval()
+    if isinstance(objective, Encoder):
+        features = objective.features(batch()["image"])
+        assert features.shape == (4, 16)
+        torch.testing.assert_close(features[:1], objective.features(batch()["image"][:1]))
+
+
+def test_unknown_keys_are_refused(kind: str) -> None:
+    with pytest.raises(UserError, match="unknown key"):
+        config_of(kind).override({"no_such_key": 1})

@@ -1,0 +1,69 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from quadriga.errors import UserError
+from quadriga.models.weights.files import read_tensors, write_tensors
+
+
+def tensors() -> dict[str, Tensor]:
+    return {"weight": torch.arange(12.0).view(3, 4), "bias": torch.ones(3, dtype=torch.bfloat16)}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".bin"])
+def test_tensors_come_back_as_they_were(suffix: str, tmp_path: Path) -> None:
+    # A view of a larger tensor, and one that is not contiguous: a file holds what they show.
+    given = {**tensors(), "view": torch.arange(12.0).view(3, 4).T[1:]}
+    write_tensors(given, tmp_path / "new" / f"weights{suffix}")
+    found = read_tensors(tmp_path / "new" / f"weights{suffix}")
+    assert sorted(found) == sorted(given)
+    for name, tensor in given.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [f"weights{suffix}"]
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (os.mkdir, ("harmed",))
+
+
+def test_damaged_and_harmful_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": tensors(), "args": Harmful()}, "objects.pth")
+    write_tensors(tensors(), Path("whole.pth"))
+    write_tensors(tensors(), Path("whole.safetensors"))
+    for suffix in (".pth", ".safetensors"):
+        content = Path(f"whole{suffix}").read_bytes()
+        Path(f"cut{suffix}").write_bytes(content[: len(content) // 2])
+    Path("text.pth").write_text("not weights")
+    Path("empty.pth").touch()
+    torch.save({"epoch": 3}, "nothing.pth")
+    torch.save([torch.zeros(2)], "list.pth")
+    for name, sentence in {
+        "objects.pth": "holds Python objects beside tensors",
+        "text.pth": "is damaged, or holds Python objects",
+        "empty.pth": "is not a whole torch file",
+        "cut.pth": "is not a whole torch file",
+        "cut.safetensors": "is not a whole safetensors file",
+        "nothing.pth": "holds no tensors, only: epoch",
+        "list.pth": "must hold named tensors, but holds a list",
+        "absent.pth": "must be an existing file",
+        "weights.npz": r"must end in \.safetensors, \.pth, \.pt, \.bin",
+    }.items():
+        with pytest.raises(UserError, match=sentence):
+            read_tensors(Path(name))
+    assert not Path("harmed").exists()
+
+
+def test_an_export_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    (tmp_path / "folder").write_text("a file")
+    with pytest.raises(UserError, match="cannot write the weights to"):
+        write_tensors(tensors(), tmp_path / "folder" / "a.safetensors")
+    (tmp_path / "taken.safetensors").mkdir()
+    with pytest.raises(UserError, match="cannot write the weights to"):
+        write_tensors(tensors(), tmp_path / "taken.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "taken.safetensors"]

@@ -1,0 +1,173 @@
+"""Overrides, provenance, JSON round trips and the error grammar."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field, ValidationError, model_validator
+
+from quadriga.config import Choice, Config
+from quadriga.errors import UserError, nearest
+from quadriga.provenance import Resolved
+
+
+class Optim(Config):
+    lr: float = Field(1e-3, ge=0, le=1)
+    betas: tuple[float, ...] = (0.9, 0.95)
+    scaling: Literal["linear", "sqrt"] = "linear"
+    fused: bool = True
+    clip: float | None = Field(None, gt=0)
+
+
+class Protocol(Choice, ABC):
+    room: ClassVar[str] = "quadriga.evaluation"
+
+
+class Near(Protocol):
+    neighbours: int = Field(20, ge=1)
+
+
+class Far(Protocol):
+    neighbours: int = 5
+    distance: float = 1.0
+
+
+class Run(Config):
+    optim: Optim = Optim()
+    root: Path | None = None
+    steps: int = 3
+    low: int = 0
+    high: int = 10
+    protocol: Protocol = Near()
+    protocols: tuple[Protocol, ...] = (Near(), Far())
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Run:
+        if self.low > self.high:
+            raise ValueError(f"low must be at most high ({self.high}), but is {self.low}")
+        return self
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            {"optim.learning_rate": "1"},
+            "unknown key optim.learning_rate (set on the command line); did you mean optim.lr?",
+        ),
+        ({"lr": "1"}, "unknown key lr (set on the command line); did you mean optim.lr?"),
+        ({"optim.scalin": "1"}, "did you mean optim.scaling?"),
+        (
+            {"optim.lr": "7.5"},
+            "optim.lr must be between 0 and 1, but is 7.5 (set on the command line)",
+        ),
+        ({"optim.lr": "fast"}, "optim.lr must be a number, but is 'fast'"),
+        ({"optim.fused": "perhaps"}, "optim.fused must be true or false, but is 'perhaps'"),
+        ({"steps": "4.5"}, "steps must be an integer, but is 4.5"),
+        ({"optim.scaling": "liner"}, "did you mean linear?"),
+        ({"optim.betas": "0.9,x"}, "optim.betas.1 must be a number, but is 'x'"),
+        ({"optim.betas": "[0.9"}, "optim.betas must be valid JSON, but is '[0.9'"),
+        ({"steps.x": "3"}, "steps is a single value, 3, and has no keys below it"),
+        ({"optim": "3"}, "optim must be a group of keys, but is '3'"),
+        ({"low": "11"}, "low must be at most high (10), but is 11"),
+        ({"protocols.7.neighbours": "3"}, "must end in a position from 0 to 1"),
+        ({"protocol.kind": "nea"}, "protocol.kind 'nea' does not exist"),
+        ({"protocol.neighbours": "0"}, "protocol.neighbours must be at least 1, but is 0"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(override: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        Run().override(override, "command line")
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_reach_nested_values_lists_and_none() -> None:
+    config = Run(root=Path("a"), optim=Optim(clip=1.0)).override(
+        {
+            "optim.lr": "3e-4",
+            "optim.betas": "[0.5, 0.6]",
+            "optim.clip": "none",
+            "root": "[x]",
+            "steps": "7",
+            "protocols.1.distance": "2",
+            "optim.fused": "false",
+        }
+    )
+    assert config.optim == Optim(lr=3e-4, betas=(0.5, 0.6), clip=None, fused=False)
+    assert config.root == Path("[x]")
+    assert config.steps == 7
+    assert config.protocols == (Near(), Far(distance=2.0))
+
+
+def test_betas_without_brackets() -> None:
+    assert Run().override({"optim.betas": "0.1,0.2"}).optim.betas == (0.1, 0.2)
+
+
+def test_a_change_of_kind_keeps_the_fields_both_have() -> None:
+    far = f"{__name__}:Far"
+    config = Run(protocol=Near(neighbours=9)).override({"protocol.kind": far})
+    assert config.protocol == Far(neighbours=9)
+
+
+def test_configs_are_frozen_and_refuse_unknown_keys() -> None:
+    with pytest.raises(ValidationError):
+        Run().steps = 4
+    with pytest.raises(ValidationError):
+        Run(step=4)
+
+
+@given(
+    lr=st.floats(0, 1),
+    steps=st.integers(-1000, 1000),
+    betas=st.lists(st.floats(-1e6, 1e6), max_size=4),
+    root=st.none() | st.text("abc./[]{}, ", min_size=1).map(Path),
+    neighbours=st.integers(1, 99),
+)
+def test_json_rebuilds_the_same_object(
+    lr: float, steps: int, betas: list[float], root: Path | None, neighbours: int
+) -> None:
+    if root is not None and str(root).lower() in ("none", "null"):
+        return
+    config = Run(
+        optim=Optim(lr=lr, betas=tuple(betas)),
+        steps=steps,
+        root=root,
+        protocol=Far(neighbours=neighbours),
+    )
+    resolved = Resolved.of(config, "recipe")
+    again = Resolved.from_json(Run, resolved.as_json())
+    assert again.config == config
+    assert again.sources == resolved.sources
+    assert Run.from_dict(config.as_dict()) == config
+
+
+def test_every_value_knows_where_it_came_from() -> None:
+    resolved = Resolved.of(Run(optim=Optim(lr=0.5)), "recipe")
+    resolved = resolved.override({"steps": 4}, "run.toml").override(
+        {"optim.clip": "1"}, "command line"
+    )
+    sources = resolved.sources
+    assert sources["optim.lr"] == "recipe"
+    assert sources["steps"] == "run.toml"
+    assert sources["optim.clip"] == "command line"
+    assert sources["optim.betas"] == "default"
+    assert set(sources) == {path for path, _ in resolved.config.leaves()}
+
+
+def test_a_damaged_saved_config_is_refused() -> None:
+    with pytest.raises(UserError, match="not a saved config"):
+        Resolved.from_json(Run, '{"config": ')
+
+
+def test_nearest_knows_initials_leaves_and_typos() -> None:
+    names = ["optim.lr", "model.depth", "model.width"]
+    assert nearest("optim.learning_rate", names) == "optim.lr"
+    assert nearest("depth", names) == "model.depth"
+    assert nearest("model.widht", names) == "model.width"
+    assert nearest("zebra", names) is None

@@ -1,0 +1,73 @@
+"""Tiny runs for tests: seconds, not minutes, through the paths of the large ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+TINY = (
+    "model.width=16",
+    "model.depth=2",
+    "model.heads=2",
+    "model.image_px=16",
+    "views.image_px=16",
+    "data.image_px=16",
+    "objective.decoder_width=16",
+    "objective.decoder_depth=1",
+    "objective.decoder_heads=2",
+    "train.batch_size=8",
+    "train.epochs=none",
+    "schedule.warmup_epochs=0",
+    "log.every_steps=1",
+    "log.tensorboard=false",
+    "train.device=cpu",
+    "evaluation.protocols=[]",
+    "checkpoint.every_epochs=none",
+)
+"""Overrides that make `mae_digits` a run of milliseconds per step."""
+
+TIMES = ("step_seconds", "data_wait_share", "samples_per_second", "memory_gib", "eta_seconds")
+"""Fields of metrics.jsonl that depend on the clock and the machine."""
+
+
+def tiny_run(work_dir: Path, steps: int, *words: str) -> list[str]:
+    """Return the words of a command that trains a tiny MAE on the digits."""
+    own = [
+        word for word in TINY if word.partition("=")[0] not in {w.partition("=")[0] for w in words}
+    ]
+    return [
+        "train",
+        "mae_digits",
+        f"train.steps={steps}",
+        *own,
+        *words,
+        "--work-dir",
+        str(work_dir),
+    ]
+
+
+def read_metrics(work_dir: Path) -> list[dict[str, Any]]:
+    """Return the logged steps without the fields that depend on the clock."""
+    lines = (work_dir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+
+
+def read_checkpoint(work_dir: Path, step: int) -> dict[str, torch.Tensor]:
+    """Return every tensor of a checkpoint, from all its shards."""
+    folder = work_dir / "checkpoints" / f"step_{step:08d}"
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in sorted(folder.glob("*.safetensors")):
+        tensors.update(load_file(shard))
+    assert tensors, f"{folder} holds no tensors"
+    return tensors
+
+
+def assert_bit_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    """Check that two checkpoints hold the same names and the same bits."""
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), f"{name} differs"
