@@ -61,7 +61,8 @@ def read_checkpoint(work_dir: Path, step: int) -> dict[str, torch.Tensor]:
     folder = work_dir / "checkpoints" / f"step_{step:08d}"
     tensors: dict[str, torch.Tensor] = {}
     for shard in sorted(folder.glob("*.safetensors")):
-        tensors.update(load_file(shard))
+        # Cloned: what is loaded lives in the mapped file, which a test may damage next.
+        tensors.update({name: tensor.clone() for name, tensor in load_file(shard).items()})
     assert tensors, f"{folder} holds no tensors"
     return tensors
 

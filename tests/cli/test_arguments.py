@@ -1,0 +1,92 @@
+"""The pure readings of the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from quadriga.cli.arguments import find_recipes, flatten, read_overrides, split_resume
+from quadriga.cli.entry import run
+from quadriga.cli.resolve import resolve
+from quadriga.engine.run_config import RunConfig
+from quadriga.errors import UserError
+from quadriga.provenance import Resolved
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("train r --resume", "train r --resume"),
+        ("train r --resume a/b", "train r --resume-from a/b"),
+        ("train r --resume optim.lr=1", "train r --resume optim.lr=1"),
+        ("train r --resume --work-dir w", "train r --resume --work-dir w"),
+        ("train --resume r", "train --resume r"),
+        ("train r x=1 --resume a y=2", "train r x=1 --resume-from a y=2"),
+    ],
+)
+def test_resume_takes_an_optional_path(words: str, expected: str) -> None:
+    assert split_resume(words.split()) == expected.split()
+
+
+def test_overrides_split_at_the_first_equals_sign() -> None:
+    assert read_overrides(["a.b=c=d", "x="]) == {"a.b": "c=d", "x": ""}
+    with pytest.raises(UserError, match="an override must look like"):
+        read_overrides(["=3"])
+
+
+def test_flatten_keeps_lists_whole() -> None:
+    assert flatten({"a": {"b": 1, "c": {"kind": "x"}}, "d": [1]}) == {
+        "a.b": 1,
+        "a.c.kind": "x",
+        "d": [1],
+    }
+
+
+@pytest.mark.parametrize("name", sorted(find_recipes()))
+def test_every_recipe_round_trips_and_can_be_rehearsed(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resolved = resolve(name, None, [], None)
+    again = Resolved.from_json(RunConfig, resolved.as_json())
+    assert again.config == resolved.config
+    assert resolved.config.name == name
+    words = [] if name == "mae_digits" else ["data.root=/no/data/here"]
+    assert run(["train", name, *words, "--dry-run", "--ranks", "2"]) == 0
+    shown = capsys.readouterr().out
+    for row in ("parameters", "forward and backward", "memory per rank", "batch and lr", "length"):
+        assert row in shown
+
+
+def test_recipe_files_and_command_line_layer(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("[optim]\nlr = 0.5\nbetas = [0.1, 0.2]\n")
+    resolved = resolve("mae_digits", file, ["epochs=3", "optim.lr=0.25"], "cpu")
+    assert resolved.config.train.epochs == 3
+    assert resolved.config.optim.lr == 0.25
+    assert resolved.config.optim.as_dict()["betas"] == [0.1, 0.2]
+    assert resolved.sources["optim.lr"] == "command line"
+    assert resolved.sources[
+        "optim.betas.0" if "optim.betas.0" in resolved.sources else "optim.betas"
+    ] == str(file)
+    assert resolved.sources["train.epochs"] == "recipe mae_digits"
+    assert resolved.sources["train.device"] == "command line"
+
+
+def test_print_config_shows_every_value_with_its_source(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "mae_digits", "optim.lr=0.5", "--print-config"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    line = next(line for line in lines if line.startswith("optim.lr ="))
+    assert line.split() == ["optim.lr", "=", "0.5", "#", "command", "line"]
+    assert len(lines) == len(list(resolve("mae_digits", None, [], None).config.leaves()))
+
+
+def test_recipes_and_doctor_speak(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["recipes"]) == 0
+    listed = capsys.readouterr().out
+    for name in ("mae_digits", "mae_cifar10", "mae_vit_small", "mae_vit_base", "mae_vit_large"):
+        assert name in listed
+    assert run(["doctor"]) == 0
+    told = capsys.readouterr().out
+    assert "torch" in told
+    assert "missing" in told

@@ -1,0 +1,98 @@
+"""A run that was killed and resumed is the run that never stopped, bit for bit."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from quadriga.cli.entry import run
+from ranks import quadriga, run_ranks, start_ranks
+from tiny import assert_bit_equal, read_checkpoint, read_metrics, tiny_run
+
+STEPS = 30
+
+
+def kill_after(words: list[str], lines: int, work_dir: Path, world_size: int, victim: int) -> None:
+    """Start a run and SIGKILL one of its ranks once it has logged so many steps."""
+    processes = start_ranks(quadriga(*words), world_size)
+    metrics = work_dir / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    try:
+        while time.monotonic() < deadline:
+            if metrics.exists() and metrics.read_bytes().count(b"\n") >= lines:
+                break
+            assert processes[0].poll() is None, processes[0].communicate()[1]
+            time.sleep(0.002)
+        else:
+            pytest.fail("the run logged nothing in time")
+        processes[victim].send_signal(signal.SIGKILL)
+        assert processes[victim].wait(30) == -signal.SIGKILL
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.parametrize(("lines", "workers"), [(2, 0), (11, 0), (17, 2)])
+def test_killed_and_resumed_is_never_interrupted(tmp_path: Path, lines: int, workers: int) -> None:
+    common = ["checkpoint.every_steps=4", f"loader.workers={workers}", "model.drop_path=0.3"]
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert run(tiny_run(straight, STEPS, *common)) == 0
+    kill_after(tiny_run(killed, STEPS, *common), lines, killed, 1, 0)
+    assert len(read_metrics(killed)) < STEPS, "the run was over before the kill"
+    assert run(tiny_run(killed, STEPS, *common, "--resume")) == 0
+    assert read_metrics(killed) == read_metrics(straight)
+    assert len(read_metrics(straight)) == STEPS
+    assert_bit_equal(read_checkpoint(killed, STEPS), read_checkpoint(straight, STEPS))
+
+
+def test_two_ranks_resume_bit_identically_and_one_rank_goes_on(tmp_path: Path) -> None:
+    common = ["checkpoint.every_steps=4", "loader.workers=0"]
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    for rank in run_ranks(quadriga(*tiny_run(straight, STEPS, *common)), 2):
+        assert rank.returncode == 0, rank.stderr
+    kill_after(tiny_run(killed, STEPS, *common), 9, killed, 2, 1)
+    for rank in run_ranks(quadriga(*tiny_run(killed, STEPS, *common, "--resume")), 2):
+        assert rank.returncode == 0, rank.stderr
+    assert read_metrics(killed) == read_metrics(straight)
+    assert_bit_equal(read_checkpoint(killed, STEPS), read_checkpoint(straight, STEPS))
+    alone = tmp_path / "alone"
+    start = killed / "checkpoints" / "step_00000028"
+    assert run(tiny_run(alone, STEPS, *common, "--resume", str(start))) == 0
+    ends = [read_metrics(path)[-1] for path in (alone, straight)]
+    assert ends[0]["samples"] == ends[1]["samples"]
+    assert ends[0]["loss"] == pytest.approx(ends[1]["loss"], rel=1e-4)
+
+
+def test_a_finished_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work_dir = tmp_path / "run"
+    assert run(tiny_run(work_dir, 3)) == 0
+    before = (work_dir / "metrics.jsonl").read_bytes()
+    for words in ([], ["--resume"]):
+        capsys.readouterr()
+        assert run(tiny_run(work_dir, 3, *words)) == 0
+        assert "finished" in capsys.readouterr().out
+    assert (work_dir / "metrics.jsonl").read_bytes() == before
+
+
+def test_an_unfinished_run_wants_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work_dir = tmp_path / "run"
+    kill_after(tiny_run(work_dir, 200, "checkpoint.every_steps=2"), 9, work_dir, 1, 0)
+    capsys.readouterr()
+    assert run(tiny_run(work_dir, 200, "checkpoint.every_steps=2")) == 2
+    assert "add --resume to continue it" in capsys.readouterr().err
+
+
+def test_two_runs_cannot_share_a_work_dir(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from quadriga.engine.run_directory import RunDirectory
+
+    work_dir = tmp_path / "run"
+    assert run(tiny_run(work_dir, 1)) == 0
+    with RunDirectory(work_dir).lock():
+        assert run(tiny_run(work_dir, 1)) == 2
+    assert "is in use" in capsys.readouterr().err
