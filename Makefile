@@ -13,10 +13,10 @@ $(STAMP): pyproject.toml
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/quadriga train mae_digits --work-dir runs/demo --restart
+	$(BIN)/quadriga train mae_digits --work-dir runs/demo --resume
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n auto --maxprocesses 4
 
 checks: $(STAMP)
 	$(BIN)/ruff format --check .

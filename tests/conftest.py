@@ -6,9 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
 # Before torch is imported: a second thread on a shared core makes a tiny step take a second.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# The shapes in the signatures of tensor functions are checked while testing.
+CHECKED = ["quadriga.models", "quadriga.methods", "quadriga.randomness"]
+install_import_hook(CHECKED, "beartype.beartype")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -185,16 +185,21 @@ class _Scope:
     """The key of the micro-batch that is being computed, one tensor per device.
 
     The tensor object stays the same for the life of the process and is overwritten in place, so
-    that a compiled block reads it as an input and is not compiled anew at every step.
+    that a compiled block reads it as an input and is not compiled anew at every step: only
+    whether the scope is open is a Python value to it.
     """
 
     def __init__(self) -> None:
-        self.value: int | None = None
+        self.is_open = False
+        self.value = 0
         self.tensors: dict[torch.device, Tensor] = {}
 
-    def on(self, device: torch.device) -> Tensor:
-        if self.value is None:
+    def require_open(self) -> None:
+        if not self.is_open:
             raise RuntimeError("a layer draws random numbers outside randomness.micro_batch(...)")
+
+    def on(self, device: torch.device) -> Tensor:
+        self.require_open()
         if device not in self.tensors:
             self.tensors[device] = torch.tensor(_signed(self.value), device=device)
         return self.tensors[device]
@@ -213,19 +218,18 @@ def micro_batch(seed: int, step: int, index: int, replica: int) -> Iterator[None
         index: Micro-batch within the step, from 0.
         replica: Data-parallel replica, from 0.
     """
-    previous = _scope.value
-    _set_scope(fold(seed, "micro_batch", step, index, replica))
+    previous = (_scope.is_open, _scope.value)
+    _set_scope(True, fold(seed, "micro_batch", step, index, replica))
     try:
         yield
     finally:
-        _set_scope(previous)
+        _set_scope(*previous)
 
 
-def _set_scope(value: int | None) -> None:
-    _scope.value = value
-    if value is not None:
-        for tensor in _scope.tensors.values():
-            tensor.fill_(_signed(value))
+def _set_scope(is_open: bool, value: int) -> None:
+    _scope.is_open, _scope.value = is_open, value
+    for tensor in _scope.tensors.values():
+        tensor.fill_(_signed(value))
 
 
 def layer_uniform(salt: int, rows: int, device: torch.device) -> Float[Tensor, " {rows}"]:
@@ -256,8 +260,7 @@ def layer_generator(salt: int, device: torch.device) -> torch.Generator:
     Raises:
         RuntimeError: Outside `micro_batch`.
     """
-    if _scope.value is None:
-        raise RuntimeError("a layer draws random numbers outside randomness.micro_batch(...)")
+    _scope.require_open()
     # The meta device has no generators and draws no numbers: any generator does.
     place = torch.device("cpu") if device.type == "meta" else device
     return torch.Generator(place).manual_seed(fold(_scope.value, "dropout", salt) >> 1)

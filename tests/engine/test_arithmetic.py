@@ -51,7 +51,7 @@ def test_the_reference_recipe_gets_its_own_numbers() -> None:
     plan = make_plan(mae_vit_base(), 1_281_167, 8)
     assert plan.lr == pytest.approx(2.4e-3)
     assert plan.total_steps == round(400 * 1_281_167 / 4096)
-    assert "batch 4096 (recipe) -> 4096 (8 ranks x 1 micro-batches x 512)" in describe_batch(
+    assert "batch 4096 (recipe) -> 4096 (8 ranks x 1 micro-batch x 512)" in describe_batch(
         plan, mae_vit_base().optim
     )
 

@@ -58,10 +58,16 @@ def read_launch(environ: Mapping[str, str]) -> Launch:
     Raises:
         UserError: A launcher's variables are incomplete or not numbers.
     """
-    if "RANK" in environ and "WORLD_SIZE" in environ:
+    missing = [name for name in ("RANK", "WORLD_SIZE") if name not in environ]
+    if len(missing) == 1:
+        raise UserError(
+            f"RANK and WORLD_SIZE must be set together, but {missing[0]} is missing; "
+            "start with torchrun, or unset the other"
+        )
+    if not missing:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         launcher = "torchrun"
-    elif "SLURM_PROCID" in environ and int(environ.get("SLURM_NTASKS", "1")) > 1:
+    elif "SLURM_PROCID" in environ and environ.get("SLURM_NTASKS", "1") != "1":
         names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
         launcher = "slurm"
     else:
@@ -74,7 +80,7 @@ def read_launch(environ: Mapping[str, str]) -> Launch:
         values.append(int(text))
     rank, world_size, local_rank, local_world_size = values
     if rank >= world_size:
-        raise UserError(f"RANK must be below WORLD_SIZE ({world_size}), but is {rank}")
+        raise UserError(f"{names[0]} must be below {names[1]} ({world_size}), but is {rank}")
     return Launch(rank, world_size, local_rank, local_world_size, launcher)
 
 
@@ -102,8 +108,12 @@ def pick_device(name: str, local_rank: int) -> torch.device:
 
 
 def set_threads(local_world_size: int) -> None:
-    """Share the host's cores between its ranks, unless OMP_NUM_THREADS says otherwise."""
-    if "OMP_NUM_THREADS" not in os.environ or local_world_size > 1:
+    """Share the host's cores between its ranks, unless OMP_NUM_THREADS says otherwise.
+
+    A 1 beside several ranks says nothing: torchrun sets it where nobody has.
+    """
+    said = os.environ.get("OMP_NUM_THREADS")
+    if said is None or (said == "1" and local_world_size > 1):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         torch.set_num_threads(max(1, (cores or 1) // local_world_size))
 
@@ -121,6 +131,9 @@ def process_group(
 
     Yields:
         The environment. A single process has no group.
+
+    Raises:
+        UserError: The launcher's variables or the device are not right.
     """
     launch = read_launch(os.environ if environ is None else environ)
     place = pick_device(device, launch.local_rank)
@@ -131,6 +144,12 @@ def process_group(
     if launch.world_size == 1:
         yield env
         return
+    absent = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if absent:
+        raise UserError(
+            f"{launch.world_size} processes meet at MASTER_ADDR and MASTER_PORT, but "
+            f"{' and '.join(absent)} is not set; start with torchrun or export it"
+        )
     if launch.launcher == "slurm":
         os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.world_size))
     dist.init_process_group(

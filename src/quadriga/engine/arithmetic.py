@@ -115,6 +115,11 @@ def describe_batch(plan: RunPlan, optim: OptimizerConfig) -> str:
     micro = math.ceil(plan.batch_size / (plan.world_size * plan.accumulate))
     return (
         f"batch {optim.lr_batch} (recipe) -> {plan.batch_size} "
-        f"({plan.world_size} ranks x {plan.accumulate} micro-batches x {micro}), "
+        f"({_several(plan.world_size, 'rank')} x "
+        f"{_several(plan.accumulate, 'micro-batch', 'micro-batches')} x {micro}), "
         f"lr {optim.lr:.3g} -> {plan.lr:.3g} ({optim.lr_scaling})"
     )
+
+
+def _several(number: int, one: str, more: str | None = None) -> str:
+    return f"{number} {one if number == 1 else more or f'{one}s'}"
