@@ -111,6 +111,7 @@ class _Context:
         return next((s for name, s in self.sources.items() if within(path, name)), None)
 
     def unknown(self, path: str, siblings: Sequence[str]) -> UserError:
+        """Return the error for a key that does not exist, with the nearest that does."""
         prefix = path.rpartition(".")[0]
         near = [f"{prefix}.{name}" if prefix else name for name in siblings]
         everywhere = [known for known, _ in leaves_of(self.tree, "")]
@@ -237,6 +238,8 @@ def _tree_with(config: Config, values: Mapping[str, Any]) -> dict[str, Any]:
     tree = config.as_dict()
     for path, value in sorted(values.items(), key=lambda item: not item[0].endswith(".kind")):
         *parents, leaf = path.split(".")
+        if not leaf or not all(parents):
+            raise UserError(f"a key must look like optim.lr, but is {path!r}")
         node: Any = tree
         for depth, part in enumerate(parents):
             node = child_of(node, part, ".".join(parents[: depth + 1]))

@@ -52,6 +52,6 @@ def position_in(items: list[Any], part: str, path: str) -> int:
     Raises:
         UserError: It is not a number, or outside the list.
     """
-    if not part.isdigit() or int(part) >= len(items):
+    if not part.isdecimal() or int(part) >= len(items):
         raise UserError(f"{path} must end in a position from 0 to {len(items) - 1}")
     return int(part)

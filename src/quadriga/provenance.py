@@ -65,7 +65,9 @@ class Resolved(Generic[ConfigT]):
             values, sources = tree["config"], tree["sources"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"not a saved config: {error}") from error
-        return cls(config_class.from_dict(values), sources)
+        config = config_class.from_dict(values)
+        # A config that was saved before a field existed has that field's default.
+        return cls(config, {path: sources.get(path, "default") for path, _ in config.leaves()})
 
 
 def _named(config: Config, prefix: str = "") -> Iterator[str]:

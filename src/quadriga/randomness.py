@@ -50,7 +50,10 @@ def fold(*parts: int | str) -> int:
     key = 0
     for part in parts:
         if isinstance(part, str):
-            part = int.from_bytes(hashlib.blake2b(part.encode(), digest_size=8).digest(), "little")
+            part = int.from_bytes(
+                hashlib.blake2b(part.encode(errors="surrogateescape"), digest_size=8).digest(),
+                "little",
+            )
         key = mix((key + _GAMMA) & _MASK ^ mix(part + _GAMMA))
     return key
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import pkgutil
 import typing
 from collections.abc import Callable, Sequence
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from quadriga.errors import UserError, did_you_mean
+
+VALUE_OPTIONS = ("--work-dir", "--config", "--device", "--ranks", "--resume-from")
+"""Options of ``train`` that take the next word as their value."""
 
 
 def split_resume(arguments: Sequence[str]) -> list[str]:
@@ -20,18 +24,22 @@ def split_resume(arguments: Sequence[str]) -> list[str]:
     override with an equals sign, and not the first word after the command (the recipe).
     """
     result: list[str] = []
-    items = list(arguments)
-    position = 0
-    while position < len(items):
-        word = items[position]
-        follower = items[position + 1] if position + 1 < len(items) else ""
-        words_before = [w for w in result if not w.startswith("-") and "=" not in w]
-        if word == "--resume" and _can_be_path(follower) and len(words_before) >= 2:
-            result += ["--resume-from", follower]
-            position += 2
-            continue
+    words_before = 0
+    items = iter(arguments)
+    for word in items:
         result.append(word)
-        position += 1
+        if word in VALUE_OPTIONS:
+            result.extend(itertools.islice(items, 1))
+        elif word.startswith("--resume="):
+            result[-1:] = ["--resume-from", word.partition("=")[2]]
+        elif word == "--resume" and words_before >= 2:
+            for follower in itertools.islice(items, 1):
+                if _can_be_path(follower):
+                    result[-1:] = ["--resume-from", follower]
+                else:
+                    result += split_resume([follower])
+        elif _can_be_path(word):
+            words_before += 1
     return result
 
 

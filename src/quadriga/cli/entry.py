@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+import time
 
 from quadriga.cli.arguments import split_resume
 from quadriga.errors import EXIT_USER_ERROR, UserError
 
 INTERRUPTED = 130
+
+GRACE_SECONDS = 2.0
+"""How long the other ranks wait for rank 0 to tell the error that all of them have."""
 
 
 def main() -> None:
@@ -28,6 +33,9 @@ def run(arguments: list[str]) -> int:
     # OpenMP's threads would spin while they wait and starve a neighbour on the same core; the
     # runtime reads this once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # file names need not be valid text
+            stream.reconfigure(errors="backslashreplace")
     import typer
 
     from quadriga.cli.main import app
@@ -45,13 +53,18 @@ def run(arguments: list[str]) -> int:
             return 0  # the help is printed already
         return _report(UserError(_one_line(error)))
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted; run the same command with --resume to continue", file=sys.stderr)
-        return INTERRUPTED
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # some versions of typer turn the interrupt into a code themselves
+        hint = "; run the same command with --resume to continue" if arguments[0] == "train" else ""
+        print(f"interrupted{hint}", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 
 def _report(error: UserError) -> int:
     rank = os.environ.get("RANK", "0")
+    if rank != "0" and error.on_every_rank:
+        # torchrun ends the other ranks once one has left, and rank 0 is still to speak for all.
+        time.sleep(GRACE_SECONDS)
     if rank == "0" or not error.on_every_rank:
         where = "" if rank == "0" else f"[rank {rank}] "
         print(f"{where}error: {error}", file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ from quadriga.cli.arguments import read_overrides
 from quadriga.cli.resolve import COMMAND_LINE
 from quadriga.config import kinds
 from quadriga.contracts import EvaluatorConfig
+from quadriga.distributed.collectives import from_main
 from quadriga.distributed.environment import process_group
 from quadriga.engine import evaluate as engine
 from quadriga.engine.console import Console
@@ -35,14 +36,20 @@ def evaluate(run: Path, words: Sequence[str], device: str) -> None:
     saved = directory.read_config().config
     names = [word for word in words if "=" not in word]
     values = read_overrides([word for word in words if "=" in word])
-    config = choose_protocols(saved, names, values)
-    if not config.evaluation.protocols:
-        raise UserError(f"{run} names no protocols; name some: {', '.join(kinds(EvaluatorConfig))}")
+    try:
+        config = choose_protocols(saved, names, values)
+        if not config.evaluation.protocols:
+            valid = ", ".join(kinds(EvaluatorConfig))
+            raise UserError(f"{run} names no protocols; name some: {valid}")
+    except UserError as error:
+        error.on_every_rank = True
+        raise
     with process_group(device) as env, Console(env.is_main) as console:
         objective, step = load_objective(config, run, env, console)
+        from_main(directory.create, env)
+        context = engine.make_context(config, objective, directory.report, env, console)
         protocols = config.evaluation.protocols
-        directory.create()
-        engine.evaluate(config, objective, protocols, step, directory.report, env, console)
+        engine.evaluate(protocols, context, step, console, overrides=values)
         if env.is_main:
             console.say(f"report: {write_report(run)}")
 

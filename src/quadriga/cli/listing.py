@@ -15,8 +15,6 @@ from quadriga.engine.facts import device_name, environment_facts, version_of
 from quadriga.engine.units import bytes_
 
 OPTIONAL = {
-    "tensorboard": "event files while training",
-    "matplotlib": "curves as a PNG in the report",
     "transformers": "the parity tests against Hugging Face (pip install 'quadriga[hf]')",
 }
 """Packages a run can do without, and what they are for."""

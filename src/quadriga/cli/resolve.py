@@ -8,12 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from quadriga.cli.arguments import find_recipe, flatten, read_overrides, recipe_arguments
+from pydantic import ValidationError
+
+from quadriga.cli.arguments import Recipe, find_recipe, flatten, read_overrides, recipe_arguments
+from quadriga.config_errors import sentence
 from quadriga.engine.run_config import RunConfig
 from quadriga.errors import UserError
 from quadriga.provenance import Resolved
 
 COMMAND_LINE = "command line"
+
+EXCLUSIVE = (
+    ("train.steps", "train.epochs", None),
+    ("checkpoint.every_steps", "checkpoint.every_epochs", None),
+    ("schedule.warmup_steps", "schedule.warmup_epochs", 0),
+)
+"""Pairs of which a run has one, and what the other is then."""
 
 
 def resolve(
@@ -38,11 +48,41 @@ def resolve(
     else:
         function = find_recipe(recipe)
         arguments, used = recipe_arguments(function, values)
-        resolved = Resolved.of(function(**arguments), f"recipe {recipe}")
+        resolved = Resolved.of(_call(function, arguments), f"recipe {recipe}")
         values = {key: value for key, value in values.items() if key not in used}
     if file is not None:
-        resolved = resolved.override(read_values(file), str(file))
-    return resolved.override(values, COMMAND_LINE) if values else resolved
+        resolved = resolved.override(release(read_values(file)), str(file))
+    return resolved.override(release(values), COMMAND_LINE) if values else resolved
+
+
+def release(values: dict[str, Any]) -> dict[str, Any]:
+    """Unset the other unit of a length that is given in one unit: ``train.steps`` and epochs.
+
+    Args:
+        values: Overrides of one origin; when they set both units they are left alone, and the
+            config says what is wrong.
+    """
+    released = dict(values)
+    for first, second, nothing in EXCLUSIVE:
+        for name, other in ((first, second), (second, first)):
+            if (
+                name in values
+                and other not in values
+                and str(values[name]).lower() not in ("none", "0")
+            ):
+                released[other] = nothing
+    return released
+
+
+def _call(recipe: Recipe, arguments: dict[str, Any]) -> RunConfig:
+    """Call a recipe; a value that a config refuses becomes the one-line error."""
+    try:
+        config: RunConfig = recipe(**arguments)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise UserError(sentence(first, path, None, f"set on the {COMMAND_LINE}")) from error
+    return config
 
 
 def read_values(file: Path) -> dict[str, Any]:
@@ -58,6 +98,8 @@ def read_values(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} must be valid JSON (or TOML, named .toml): {error}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{file} must hold a group of keys, but holds {type(tree).__name__}")
+    if tree.keys() == {"config", "sources"}:  # the config.json of a run
+        tree = tree["config"]
     return flatten(tree)
 
 
@@ -66,3 +108,5 @@ def _read_text(file: Path) -> str:
         return file.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not text: {error.reason} at byte {error.start}") from error

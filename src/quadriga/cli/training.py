@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from quadriga.cli.resolve import resolve
-from quadriga.distributed.environment import process_group
+from quadriga.distributed.environment import process_group, read_launch
 from quadriga.engine.console import Console
 from quadriga.engine.dry_run import dry_run
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.session import Request, run
+from quadriga.errors import UserError
 from quadriga.provenance import Resolved
 from quadriga.report.html import write_report
 
@@ -37,7 +39,13 @@ def train(request: TrainRequest) -> None:
     Raises:
         UserError: Anything the user can mend.
     """
-    resolved = resolve(request.recipe, request.config, request.overrides, request.device)
+    try:
+        resolved = resolve(request.recipe, request.config, request.overrides, request.device)
+    except UserError as error:
+        error.on_every_rank = True
+        raise
+    if (request.print_config or request.dry_run) and not read_launch(os.environ).rank == 0:
+        return
     if request.print_config:
         print("\n".join(config_lines(resolved)))
         return

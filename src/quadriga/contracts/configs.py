@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import nn
 
 from quadriga.config import Choice
@@ -78,20 +79,62 @@ class OptimizerConfig(Choice, ABC):
 
     room: ClassVar[str] = "quadriga.optim"
 
-    lr: float
-    lr_batch: int
-    lr_scaling: Literal["linear", "sqrt", "none"]
-    clip_norm: float | None
+    lr: float = Field(ge=0)
+    """Peak learning rate at a batch of `lr_batch` samples."""
+    lr_batch: int = Field(256, ge=1)
+    """The batch size that `lr` is stated for."""
+    lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
+    """How the learning rate follows the actual batch size."""
+    weight_decay: float = Field(ge=0)
+    """Weight decay of the parameters that decay."""
+    no_decay: tuple[str, ...] = (
+        "norm",
+        "bias",
+        "position",
+        "class_token",
+        "mask_token",
+        "register_token",
+    )
+    """Parameters whose name contains one of these do not decay; nor do scalars and vectors."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """The learning rate shrinks by this factor with each layer from the head to the input."""
+    lr_scales: dict[str, Annotated[float, Field(ge=0)]] = Field({})
+    """Part of a name -> factor of the learning rate; where several match, their product."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Global gradient norm to clip to; none for no clipping."""
 
     @abstractmethod
     def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        """Make the optimizer; ``group["lr_scale"]`` multiplies the step's learning rate."""
+        """Make the optimizer.
+
+        ``group["lr_scale"]`` multiplies the step's learning rate, which the executor writes to
+        ``group["lr"]``. The state of a parameter is tensors only, zero before the first step.
+
+        Raises:
+            UserError: A rule names a part or a layer that no parameter belongs to.
+        """
 
 
 class ScheduleConfig(Choice, ABC):
     """A learning-rate schedule. Its kinds are the files of `quadriga.optim.schedules`."""
 
     room: ClassVar[str] = "quadriga.optim.schedules"
+
+    warmup_epochs: float = Field(0.0, ge=0)
+    """Length of the warm-up in epochs."""
+    warmup_steps: int = Field(0, ge=0)
+    """Length of the warm-up in optimizer steps, instead of epochs."""
+    start_factor: float = Field(1e-4, ge=0, le=1)
+    """Multiplier of the peak learning rate at step 0 of a warm-up."""
+
+    @model_validator(mode="after")
+    def _one_unit_of_warmup(self) -> Self:
+        if self.warmup_epochs and self.warmup_steps:
+            raise ValueError(
+                f"warmup_steps must be 0 when warmup_epochs is set ({self.warmup_epochs}), "
+                f"but is {self.warmup_steps}"
+            )
+        return self
 
     @abstractmethod
     def factor(self, progress: Progress) -> float:

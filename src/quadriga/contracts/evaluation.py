@@ -31,6 +31,8 @@ class EvaluationContext:
     workers: int = 0
     report_progress: Callable[[str, int, int], None] = field(default=lambda what, done, total: None)
     """Told (what, done, total) now and then, for a progress bar."""
+    warn: Callable[[str], None] = field(default=lambda text: None)
+    """Told one line per sample that cannot be read."""
     cache: dict[str, Any] = field(default_factory=dict)
     """What the protocols of one call share: features are extracted once for all of them."""
 
@@ -50,6 +52,14 @@ class EvaluationResult:
 
 class Evaluator(ABC):
     """One protocol: a frozen model to named numbers."""
+
+    def check(self, context: EvaluationContext) -> None:
+        """Check that the protocol can judge this objective on this data; called before training.
+
+        Raises:
+            UserError: It cannot.
+        """
+        return None
 
     @abstractmethod
     def run(self, context: EvaluationContext) -> EvaluationResult:

@@ -22,6 +22,10 @@ IMAGE_SUFFIXES = frozenset(
 """Lower-case suffixes of the files that count as images."""
 
 
+MAX_NUMBER_CLASSES = 100_000
+"""A list may number its classes up to here even where it has fewer samples."""
+
+
 @final
 class PackedNames(Sequence[str]):
     """A read-only list of strings in two flat buffers.
@@ -139,6 +143,20 @@ def subfolders(folder: Path) -> list[str]:
     """Return the names of the folders directly in `folder`, sorted, without hidden ones."""
     with os.scandir(folder) as entries:
         return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+
+
+def number_classes(largest: int, samples: int, where: str) -> tuple[str, ...]:
+    """Return the class names when labels are numbers: every number up to the largest.
+
+    Raises:
+        UserError: The numbers cannot be classes, since there would be more than samples.
+    """
+    if largest > max(samples, MAX_NUMBER_CLASSES):
+        raise UserError(
+            f"{where}: labels that are numbers must count classes from 0, but one is {largest} "
+            f"among {samples} samples; name the classes, or leave the labels out"
+        )
+    return tuple(str(i) for i in range(largest + 1))
 
 
 def scan_images(folder: Path) -> list[str]:

@@ -10,7 +10,14 @@ import numpy.typing as npt
 from pydantic import Field
 
 from quadriga.contracts import DatasetConfig, Split
-from quadriga.data.image_files import ImageFiles, check_folder, in_split, is_image, scan_images
+from quadriga.data.image_files import (
+    ImageFiles,
+    check_folder,
+    in_split,
+    is_image,
+    number_classes,
+    scan_images,
+)
 from quadriga.errors import UserError, did_you_mean
 
 
@@ -131,7 +138,8 @@ def _split(line: str) -> tuple[str, str]:
 def _classes(entries: _Entries) -> tuple[str, ...]:
     """Return the class names in the order of the labels; numbers keep their place."""
     if entries.labels and all(label.isdecimal() for label in entries.labels):
-        return tuple(str(i) for i in range(max(int(label) for label in entries.labels) + 1))
+        numbers = [int(label) for label in entries.labels]
+        return number_classes(max(numbers), len(numbers), f"{entries.key}: {entries.source}")
     return tuple(sorted(set(entries.labels)))
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from quadriga.contracts import Dataset, DatasetConfig, Split, UnreadableSample
-from quadriga.data.image_files import PackedNames, check_folder, in_split
+from quadriga.data.image_files import PackedNames, check_folder, in_split, number_classes
 from quadriga.data.image_record import ImageRecord
 from quadriga.data.tar_index import ShardIndex, load_or_build
 from quadriga.errors import UserError
@@ -210,7 +210,8 @@ def _classes(shards: Sequence[ShardIndex]) -> tuple[str, ...]:
     """Return the class names of all labels: sorted, or every number up to the greatest."""
     used = {shard.labels[i] for shard in shards for i in _first_of_each(shard.labels)} - {""}
     if used and all(label.isdecimal() for label in used):
-        return tuple(str(i) for i in range(max(map(int, used)) + 1))
+        samples = sum(len(shard.keys) for shard in shards)
+        return number_classes(max(map(int, used)), samples, "data.shards")
     return tuple(sorted(used))
 
 

@@ -50,6 +50,25 @@ def from_main(function: Callable[[], Value], env: DistEnv) -> Value:
     return value  # type: ignore[return-value]
 
 
+def on_all(function: Callable[[], Value], env: DistEnv) -> Value:
+    """Call `function` on every rank and return each rank's own value.
+
+    Raises:
+        UserError: A rank raised it; raised on every rank, so that none waits for another.
+    """
+    value, message = None, None
+    try:
+        value = function()
+    except UserError as error:
+        message = str(error)
+    messages = [text for text in all_gather_values(message, env) if text is not None]
+    if messages:
+        everywhere = UserError(messages[0])
+        everywhere.on_every_rank = True
+        raise everywhere
+    return value  # type: ignore[return-value]
+
+
 def all_gather_values(value: Value, env: DistEnv) -> list[Value]:
     """Return every rank's `value` in rank order, on every rank."""
     if env.world_size == 1:

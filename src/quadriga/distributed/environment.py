@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -75,7 +76,7 @@ def read_launch(environ: Mapping[str, str]) -> Launch:
     values = []
     for name, default in zip(names, ("0", "1", "0", "1"), strict=True):
         text = environ.get(name, default)
-        if not text.isdigit():
+        if not text.isdecimal():
             raise UserError(f"{name} must be a number, but is {text!r}; start with torchrun")
         values.append(int(text))
     rank, world_size, local_rank, local_world_size = values
@@ -159,10 +160,21 @@ def process_group(
     )
     try:
         yield env
-        # DDP's reducer is a reference cycle that keeps gloo's threads alive past the interpreter's
-        # end, where they abort the process: collect it before the group goes.
         gc.collect()
         dist.barrier()
+    except BaseException as error:
+        _let_go(error)
+        raise
     finally:
+        # DDP's reducer is a reference cycle. Where it outlives the group, it ends gloo's threads
+        # while they wait for the interpreter that waits for them: the process hangs, or aborts at
+        # its end. So it is collected before the group goes.
         gc.collect()
         dist.destroy_process_group()
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Clear the finished frames of an error: they refer to all that the run was made of."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

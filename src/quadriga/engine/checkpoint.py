@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, final
 
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
@@ -36,6 +37,8 @@ from quadriga.engine.files import fsync_file, fsync_folder, write_text
 from quadriga.errors import UserError
 
 MANIFEST = "manifest.json"
+FORMAT = 1
+"""Version of the layout; a manifest of another is not read."""
 _NAME = re.compile(r"step_(\d{8,})")
 _PARTIAL = ".partial"
 
@@ -77,6 +80,16 @@ def verify(folder: Path) -> Manifest:
         InvalidCheckpoint: A file is missing, cut short or changed.
     """
     manifest = read_manifest(folder)
+    try:
+        _verify_files(folder, manifest)
+    except (OSError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidCheckpoint(f"it cannot be checked ({error!r})") from error
+    return manifest
+
+
+def _verify_files(folder: Path, manifest: Manifest) -> None:
+    if manifest.format != FORMAT:
+        raise InvalidCheckpoint(f"its format is {manifest.format}, this version reads {FORMAT}")
     for name, expected in manifest.files.items():
         path = folder / name
         if not path.is_file():
@@ -86,7 +99,6 @@ def verify(folder: Path) -> Manifest:
             raise InvalidCheckpoint(f"{name} has {size} bytes instead of {expected['bytes']}")
         if _sha256(path) != expected["sha256"]:
             raise InvalidCheckpoint(f"{name} does not match its checksum")
-    return manifest
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -107,6 +119,21 @@ def newest_valid(folder: Path, say: Callable[[str], None]) -> Path | None:
         else:
             return path
     return None
+
+
+def set_aside_after(folder: Path, step: int) -> None:
+    """Move the checkpoints after `step` into ``superseded``: the run goes on from before them.
+
+    Left in place they would be the newest at the next resumption, with a gap in the metrics.
+    """
+    for path in list_checkpoints(folder):
+        if int(path.name.removeprefix("step_")) > step:
+            aside = folder / "superseded"
+            aside.mkdir(exist_ok=True)
+            target = aside / path.name
+            if target.exists():
+                shutil.rmtree(target)
+            os.rename(path, target)
 
 
 @final
@@ -138,10 +165,12 @@ class CheckpointStore:
         if problem is not None:
             if self._env.is_main:
                 shutil.rmtree(partial, ignore_errors=True)
-            raise UserError(
+            unwritten = UserError(
                 f"checkpoint {final_path} could not be written: {problem}; the checkpoints before "
                 "it are untouched: make room or choose another --work-dir, then --resume"
             )
+            unwritten.on_every_rank = True
+            raise unwritten
         return final_path
 
     def _write(self, partial: Path, final_path: Path, step: int, executor: Executor) -> str | None:
@@ -155,7 +184,8 @@ class CheckpointStore:
                     storage_writer=writer,
                     no_dist=self._env.world_size == 1,
                 )
-        except Exception as error:  # torch wraps what each rank raised in an exception of its own
+        except (Exception, CheckpointException) as error:
+            # torch wraps what the ranks raised in an exception that is not an Exception.
             problem = _root_cause(error)
         barrier(self._env)
         if self._env.is_main and problem is None:
@@ -170,7 +200,7 @@ class CheckpointStore:
         for path in sorted(partial.iterdir()):
             fsync_file(path)
             files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        manifest = Manifest(1, step, self._hash, self._env.world_size, files)
+        manifest = Manifest(FORMAT, step, self._hash, self._env.world_size, files)
         write_text(partial / MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n")
         fsync_folder(partial)
         if final_path.exists():
@@ -178,7 +208,7 @@ class CheckpointStore:
         os.rename(partial, final_path)
         fsync_folder(self._folder)
         for old in list_checkpoints(self._folder)[self._keep :]:
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)  # tried again at the next save
 
     def _clear_partials(self) -> None:
         if self._folder.is_dir():

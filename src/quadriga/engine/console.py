@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ from rich.progress import (
 
 
 class Console:
-    """Says things on rank 0 and is silent on the others."""
+    """Says things on rank 0 and is silent on the others, but for warnings."""
 
     def __init__(self, active: bool = True) -> None:
         """Start; `active` is whether this rank talks at all."""
@@ -49,7 +50,7 @@ class Console:
     def open_log(self, path: Path) -> None:
         """Write everything said from now on to `path` as well."""
         if self._active:
-            self._log = path.open("a", encoding="utf-8")
+            self._log = path.open("a", encoding="utf-8", errors="backslashreplace")
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -68,18 +69,26 @@ class Console:
             self.say(text)
 
     def warn(self, text: str) -> None:
-        """Print a warning to standard error."""
+        """Print a warning to standard error, on every rank: each warns of what it alone saw."""
         self._write(f"warning: {text}")
-        if self._active:
-            if self._live:
-                self._rich.print(f"[yellow]warning:[/] {text}")
-            else:
-                print(f"warning: {text}", file=sys.stderr, flush=True)
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def _write(self, text: str) -> None:
-        if self._log is not None:
+        if self._log is None:
+            return
+        try:
             self._log.write(f"{text}\n")
             self._log.flush()
+        except OSError as error:
+            # The log repeats what the screen shows: a run does not end for it.
+            self._close_log()
+            self.warn(f"log.txt ends here, it cannot be written: {error.strerror}")
+
+    def _close_log(self) -> None:
+        log, self._log = self._log, None
+        if log is not None:
+            with contextlib.suppress(OSError):  # what a full disk did not take is told already
+                log.close()
 
     def advance(self, what: str, done: int, total: int, status: str = "") -> None:
         """Move the bar called `what`; off a terminal, say each quarter of a long work.
@@ -125,6 +134,4 @@ class Console:
             self._progress.stop()
             self._progress = None
             self._tasks.clear()
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        self._close_log()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, final
 
@@ -58,10 +59,7 @@ class DataParallelExecutor(Executor):
         self._precision = precision
         self._model: nn.Module = objective
         if env.world_size > 1:
-            devices = [env.device.index] if env.device.type == "cuda" else None
-            self._model = DistributedDataParallel(
-                objective, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            self._model = _replicated(objective, env.device)
 
     def run(self, batches: Iterator[Batch], steps: range) -> Iterator[StepOutput]:
         """Make the steps, one output each; see `Executor.run`."""
@@ -136,6 +134,18 @@ class DataParallelExecutor(Executor):
             for name, value in state.items():
                 if own[name] is not value:
                     own[name].copy_(value)
+
+
+def _replicated(objective: Objective, device: torch.device) -> DistributedDataParallel:
+    with warnings.catch_warnings():
+        # torch 2.13 renames the argument; 2.11 does not know the new name.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return DistributedDataParallel(
+            objective,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
 
 
 class _Totals:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,33 +29,15 @@ from quadriga.engine.run_config import RunConfig
 RESULTS = "evaluation.json"
 
 
-def evaluate(
-    config: RunConfig,
-    objective: Objective,
-    protocols: Sequence[EvaluatorConfig],
-    step: int,
-    folder: Path,
-    env: DistEnv,
-    console: Console,
-) -> list[EvaluationResult]:
-    """Run `protocols` on the objective; every rank calls it and gets the same results.
-
-    Args:
-        config: The run's config: its data, views, model and seed.
-        objective: The trained objective, on ``env.device``.
-        protocols: What to run.
-        step: The step the objective is at, for the record.
-        folder: An existing folder for pictures and ``evaluation.json``.
-        env: This process among the run's.
-        console: Where progress is shown.
-
-    Returns:
-        One result per protocol, in order.
+def make_context(
+    config: RunConfig, objective: Objective, folder: Path, env: DistEnv, console: Console
+) -> EvaluationContext:
+    """Return what protocols work on.
 
     Raises:
-        UserError: A protocol cannot judge this objective or data.
+        UserError: A split of the data is missing.
     """
-    context = EvaluationContext(
+    return EvaluationContext(
         objective=objective,
         fresh=_fresh(config, env.device),
         train=_part(config, "train", config.evaluation.train_samples),
@@ -66,20 +48,54 @@ def evaluate(
         output=folder,
         workers=config.evaluation.workers,
         report_progress=console.advance,
+        warn=console.warn,
     )
+
+
+def evaluate(
+    protocols: Sequence[EvaluatorConfig],
+    context: EvaluationContext,
+    step: int,
+    console: Console,
+    overrides: Mapping[str, str] | None = None,
+) -> list[EvaluationResult]:
+    """Run `protocols` and write down what they find; every rank calls it.
+
+    Args:
+        protocols: What to run.
+        context: What they work on; its output folder gets the pictures and ``evaluation.json``.
+        step: The step the objective is at, for the record.
+        console: Where the numbers are said.
+        overrides: What differs from the run's own config: results of another combination of
+            overrides are not kept beside these.
+
+    Returns:
+        One result per protocol, in order; the same on every rank.
+
+    Raises:
+        UserError: A protocol cannot judge this objective or data.
+    """
+    objective = context.objective
     was_training = objective.training
     objective.eval()
     results = []
     try:
         for protocol in protocols:
-            with randomness.micro_batch(config.seed, step, 0, env.rank):
-                results.append(protocol.build().run(context))
+            results.append(protocol.build().run(context))
             console.say(describe(results[-1]))
     finally:
         objective.train(was_training)
-    if env.is_main:
-        merge_results(folder / RESULTS, step, results)
+    if context.env.is_main:
+        merge_results(context.output / RESULTS, step, results, overrides)
     return results
+
+
+def missing_protocols(config: RunConfig, folder: Path, step: int) -> list[EvaluatorConfig]:
+    """Return the run's protocols that have no result for `step` yet."""
+    old = read_results(folder / RESULTS)
+    own = old["step"] == step and not old.get("overrides")
+    done = {result["protocol"] for result in old["results"]} if own else set()
+    return [protocol for protocol in config.evaluation.protocols if protocol.kind() not in done]
 
 
 def _part(config: RunConfig, split: Split, count: int | None) -> Dataset:
@@ -107,17 +123,28 @@ def describe(result: EvaluationResult) -> str:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Return what evaluation.json holds; no results when there is none yet."""
+    """Return what evaluation.json holds; no results when there is none yet or it is damaged."""
+    nothing: dict[str, Any] = {"step": 0, "results": []}
     if not path.exists():
-        return {"step": 0, "results": []}
-    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return loaded
+        return nothing
+    try:
+        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return loaded if {"step", "results"} <= loaded.keys() else nothing
+    except (ValueError, AttributeError):
+        return nothing
 
 
-def merge_results(path: Path, step: int, results: Sequence[EvaluationResult]) -> None:
-    """Write results, beside those of other protocols at the same step."""
+def merge_results(
+    path: Path,
+    step: int,
+    results: Sequence[EvaluationResult],
+    overrides: Mapping[str, str] | None = None,
+) -> None:
+    """Write results, beside those of other protocols at the same step with the same overrides."""
     old = read_results(path)
     new = {result.protocol: asdict(result) for result in results}
-    kept = [r for r in old["results"] if old["step"] == step and r["protocol"] not in new]
-    merged = {"step": step, "results": [*kept, *new.values()]}
+    changed = dict(overrides or {})
+    same = old["step"] == step and old.get("overrides", {}) == changed
+    kept = [r for r in old["results"] if same and r["protocol"] not in new]
+    merged = {"step": step, "overrides": changed, "results": [*kept, *new.values()]}
     write_text(path, json.dumps(merged, indent=2) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -16,8 +17,18 @@ import torch
 import quadriga
 from quadriga.distributed.environment import DistEnv
 
-PACKAGES = ("torch", "numpy", "pydantic", "pillow", "simplejpeg", "safetensors", "scikit-learn")
-"""Packages whose versions decide what a run computes."""
+PACKAGES = (
+    "torch",
+    "numpy",
+    "pydantic",
+    "pillow",
+    "simplejpeg",
+    "safetensors",
+    "scikit-learn",
+    "tensorboard",
+    "matplotlib",
+)
+"""Packages whose versions decide what a run computes and draws."""
 
 
 def version_of(package: str) -> str | None:
@@ -70,6 +81,6 @@ def environment_facts(env: DistEnv) -> dict[str, Any]:
         "cores": cores(),
         "threads": torch.get_num_threads(),
         "world_size": env.world_size,
-        "command": " ".join(["quadriga", *sys.argv[1:]]),
+        "command": shlex.join(["quadriga", *sys.argv[1:]]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }

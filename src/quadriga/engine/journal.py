@@ -42,9 +42,10 @@ class Journal:
     ) -> None:
         """Continue the files after `start` finished steps."""
         self._config, self._plan, self._env, self._console = config, plan, env, console
-        self._start = start
+        self._start, self._folder = start, directory.path
         self._began = self._interval_began = time.perf_counter()
         self._interval_steps, self._interval_waited = 0, 0.0
+        self._status = ""
         self._file = directory.metrics.open("a", encoding="utf-8") if env.is_main else None
         self._tensorboard: Any = None
         if env.is_main and config.tensorboard:
@@ -62,25 +63,40 @@ class Journal:
         trace: TracebackType | None,
     ) -> None:
         """Close the files."""
-        if self._file is not None:
-            self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        try:
+            if self._file is not None:
+                self._file.close()
+            if self._tensorboard is not None:
+                self._tensorboard.close()
+        except OSError as problem:
+            # A full disk refuses once more what it refused before: the first error is the news.
+            if error is None:
+                raise self._unwritable(problem) from problem
 
     def step(self, output: StepOutput) -> None:
         """Take in one step.
 
         Raises:
-            UserError: The loss of a step that is written down is not finite.
+            UserError: The loss of a step that is written down is not finite, or the disk is full.
         """
         done = output.step + 1
         self._interval_steps += 1
         self._interval_waited += output.seconds["data"]
         first_or_last = done in (1, self._plan.total_steps)
         if not first_or_last and done % self._config.every_steps:
+            self._console.advance("train", done, self._plan.total_steps, self._status)
             return
         record = self._record(output, done)
-        self._require_finite(record)
+        self.require_finite(output)
+        try:
+            self._write(record, done)
+        except OSError as problem:
+            raise self._unwritable(problem) from problem
+        self._show(record, done)
+        self._interval_began = time.perf_counter()
+        self._interval_steps, self._interval_waited = 0, 0.0
+
+    def _write(self, record: Record, done: int) -> None:
         if self._file is not None:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
@@ -88,9 +104,12 @@ class Journal:
             for name, value in record.items():
                 if name not in ("step", "samples"):
                     self._tensorboard.add_scalar(name, value, done)
-        self._show(record, done)
-        self._interval_began = time.perf_counter()
-        self._interval_steps, self._interval_waited = 0, 0.0
+
+    def _unwritable(self, problem: OSError) -> UserError:
+        return UserError(
+            f"metrics.jsonl and tensorboard cannot be written in {self._folder}: "
+            f"{problem.strerror}; make room, then --resume"
+        )
 
     def _record(self, output: StepOutput, done: int) -> Record:
         metrics = {name: float(value) for name, value in output.metrics.items()}
@@ -111,12 +130,21 @@ class Journal:
             "eta_seconds": per_step * (self._plan.total_steps - done),
         }
 
-    def _require_finite(self, record: Record) -> None:
-        if not math.isfinite(record["loss"]):
-            raise UserError(
-                f"the loss is {record['loss']} at step {record['step']}; the checkpoints before it "
-                "are untouched: lower optim.lr or set optim.clip_norm=1"
-            )
+    def require_finite(self, output: StepOutput) -> None:
+        """Check a step, so that no state is written down or saved after one that broke it.
+
+        Raises:
+            UserError: The loss or the gradient norm is not finite.
+        """
+        for what, value in (("loss", output.metrics["loss"]), ("gradient norm", output.grad_norm)):
+            if not math.isfinite(value):
+                broken = UserError(
+                    f"the {what} is {float(value)} at step {output.step + 1}; the checkpoints "
+                    "before it are untouched: start another work dir with a lower optim.lr or "
+                    "with optim.clip_norm=1"
+                )
+                broken.on_every_rank = True
+                raise broken
 
     def _show(self, record: Record, done: int) -> None:
         status = (
@@ -128,6 +156,7 @@ class Journal:
             f"step {done}/{self._plan.total_steps}  {status}  eta {duration(record['eta_seconds'])}"
         )
         self._console.advance("train", done, self._plan.total_steps, status)
+        self._status = status
 
 
 def memory_gib(env: DistEnv) -> float:

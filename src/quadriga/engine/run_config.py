@@ -43,8 +43,8 @@ class TrainConfig(Config):
     def _one_length(self) -> TrainConfig:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(
-                f"epochs or steps must be set, one of the two, but epochs={self.epochs} "
-                f"and steps={self.steps}"
+                f"epochs or steps must be set, one of the two, but epochs is {self.epochs} "
+                f"and steps is {self.steps}; set one of them to none"
             )
         return self
 
@@ -140,13 +140,16 @@ NEUTRAL = (
     "train.accumulate",
     "train.device",
     "train.dataset_size",
+    "data.root",
+    "data.files",
+    "data.test_files",
     "loader",
     "log",
     "checkpoint",
     "evaluation",
 )
 """Paths that may differ between the two halves of a resumed run: they do not change what it
-computes (`train.accumulate` only the order of a sum)."""
+computes (`train.accumulate` only the order of a sum). The data may move: its size is hashed."""
 
 Identity = dict[str, Any]
 
@@ -160,7 +163,7 @@ def identity(config: RunConfig) -> Identity:
     }
 
 
-def config_hash(config: RunConfig) -> str:
-    """Return the SHA-256 of `identity`: equal for two configs of the same run."""
-    text = json.dumps(identity(config), sort_keys=True)
+def config_hash(config: RunConfig, dataset_size: int) -> str:
+    """Return the SHA-256 of `identity` and the data's size: equal for two halves of one run."""
+    text = json.dumps([identity(config), dataset_size], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

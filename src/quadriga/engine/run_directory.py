@@ -12,9 +12,11 @@ WORK_DIR/
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -24,7 +26,7 @@ from quadriga.engine.run_config import RunConfig, identity
 from quadriga.errors import UserError
 from quadriga.provenance import Resolved
 
-_OWN = (".lock", "report")
+_OWN = (".lock", "log.txt", "report", ".config.json.partial")
 """What a run that was stopped before it wrote its config may have left."""
 
 
@@ -66,7 +68,12 @@ class RunDirectory:
             raise UserError(f"{self.path} holds no run: there is no {self.config.name}") from error
         except OSError as error:
             raise UserError(f"{self.config} cannot be read: {error.strerror}") from error
-        return Resolved.from_json(RunConfig, text)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.config} is damaged: it is not text") from error
+        try:
+            return Resolved.from_json(RunConfig, text)
+        except UserError as error:
+            raise UserError(f"{self.config} is damaged: {error}") from error
 
     def check_owner(self, config: RunConfig) -> None:
         """Check that the directory is free or holds this run; change nothing.
@@ -97,10 +104,8 @@ class RunDirectory:
         Raises:
             UserError: They cannot be written.
         """
-        try:
+        with self.writing():
             self.report.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._unwritable(error) from error
 
     def write_config(self, resolved: Resolved[RunConfig]) -> None:
         """Write config.json: from now on the directory is this run's.
@@ -108,16 +113,23 @@ class RunDirectory:
         Raises:
             UserError: It cannot be written.
         """
-        try:
+        with self.writing():
             write_text(self.config, resolved.as_json())
-        except OSError as error:
-            raise self._unwritable(error) from error
 
-    def _unwritable(self, error: OSError) -> UserError:
-        return UserError(
-            f"work dir {self.path} cannot be written: {error.strerror}; make room or choose "
-            "another --work-dir"
-        )
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Return a context in which files of the run are written.
+
+        Raises:
+            UserError: One cannot be written.
+        """
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"work dir {self.path} cannot be written: {error.strerror}; make room or choose "
+                "another --work-dir"
+            ) from error
 
     def lock(self) -> IO[str]:
         """Keep every other process from training in this directory until the file is closed.
@@ -125,13 +137,13 @@ class RunDirectory:
         Raises:
             UserError: Another process is training here.
         """
-        try:
+        with self.writing():
             stream = (self.path / ".lock").open("w")
-        except OSError as error:
-            raise self._unwritable(error) from error
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                return stream  # a file system without locks: the user keeps the runs apart
             stream.close()
             raise UserError(
                 f"work dir {self.path} is in use: another process trains there; "
@@ -140,13 +152,21 @@ class RunDirectory:
         return stream
 
     def write_environment(self, facts: Mapping[str, Any]) -> None:
-        """Write environment.json."""
-        write_text(self.path / "environment.json", json.dumps(dict(facts), indent=2) + "\n")
+        """Write environment.json.
+
+        Raises:
+            UserError: It cannot be written.
+        """
+        with self.writing():
+            write_text(self.path / "environment.json", json.dumps(dict(facts), indent=2) + "\n")
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the logged steps after `step`, which will be made again; keep a torn last line out.
 
         The file that a resumed run leaves is then that of a run that never stopped.
+
+        Raises:
+            UserError: It cannot be written.
         """
         if not self.metrics.exists():
             return
@@ -156,6 +176,7 @@ class RunDirectory:
                 record = json.loads(line)
             except ValueError:
                 continue
-            if record["step"] <= step:
+            if isinstance(record, dict) and record.get("step", step + 1) <= step:
                 kept.append(line)
-        write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+        with self.writing():
+            write_text(self.metrics, "".join(f"{line}\n" for line in kept))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from quadriga.contracts import Dataset, Objective
 from quadriga.data.loader import Loader
-from quadriga.distributed.collectives import broadcast_value, from_main
+from quadriga.distributed.collectives import from_main, on_all
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.arithmetic import RunPlan, describe_batch, make_plan
 from quadriga.engine.build import build_objective, check_shapes
@@ -18,11 +19,12 @@ from quadriga.engine.checkpoint import (
     list_checkpoints,
     newest_valid,
     read_manifest,
+    set_aside_after,
     verify,
 )
 from quadriga.engine.console import Console
 from quadriga.engine.data_parallel import DataParallelExecutor
-from quadriga.engine.evaluate import evaluate
+from quadriga.engine.evaluate import evaluate, make_context, missing_protocols
 from quadriga.engine.facts import environment_facts
 from quadriga.engine.journal import Journal
 from quadriga.engine.precision import precision_of
@@ -31,6 +33,7 @@ from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.train import train
 from quadriga.engine.units import count
 from quadriga.errors import UserError
+from quadriga.optim.schedules.warmup import warmup_length
 from quadriga.provenance import Resolved
 
 
@@ -52,42 +55,63 @@ def run(resolved: Resolved[RunConfig], request: Request, env: DistEnv, console: 
         UserError: Anything the user can mend; found before the first step where that is possible.
     """
     config = resolved.config
-    dataset = config.data.build("train")
-    plan = make_plan(config, len(dataset), env.world_size)
-    check_shapes(config)
     directory = RunDirectory(request.work_dir)
+    dataset = on_all(lambda: config.data.build("train"), env)
+    plan = on_all(lambda: _check(config, dataset, env), env)
     with contextlib.ExitStack() as stack:
 
         def claim() -> Path | None:
             directory.check_owner(config)
             directory.create()
             stack.enter_context(directory.lock())
-            console.open_log(directory.path / "log.txt")
+            with directory.writing():
+                console.open_log(directory.path / "log.txt")
             return _choose(request, directory, config, plan, console)
 
         start_from = from_main(claim, env)
         objective = build_objective(config, env.device, config.seed)
+        judge = on_all(lambda: _judge(config, objective, directory, env, console), env)
         executor = DataParallelExecutor(
             objective, config.optim, config.schedule, plan, env, config.seed, precision_of(config)
         )
-        store = CheckpointStore(
-            directory.checkpoints, env, config.checkpoint.keep, config_hash(config)
-        )
+        own_hash = config_hash(config, plan.dataset_size)
+        store = CheckpointStore(directory.checkpoints, env, config.checkpoint.keep, own_hash)
         start = store.load(start_from, executor) if start_from is not None else 0
         if start >= plan.total_steps:
             console.say(f"finished: {directory.path} already holds all {plan.total_steps} steps")
+            judge(start)
             return
         from_main(lambda: _write_start(resolved, directory, env, objective, start), env)
         _announce(console, config, plan, objective, start)
-
-        def judge(step: int) -> None:
-            protocols = config.evaluation.protocols
-            if protocols:
-                evaluate(config, objective, protocols, step, directory.report, env, console)
-
         loader = stack.enter_context(_loader(config, dataset, plan, env, console))
         journal = stack.enter_context(Journal(directory, config.log, plan, env, console, start))
         train(executor, loader, plan, start, journal, store, judge)
+        if loader.unreadable:
+            console.warn(f"{loader.unreadable} of the samples could not be read and were replaced")
+
+
+def _check(config: RunConfig, dataset: Dataset, env: DistEnv) -> RunPlan:
+    """Return the run's numbers once everything that needs no memory has been tried."""
+    check_shapes(config)
+    return make_plan(config, len(dataset), env.world_size)
+
+
+def _judge(
+    config: RunConfig, objective: Objective, directory: RunDirectory, env: DistEnv, console: Console
+) -> Callable[[int], None]:
+    """Check that the run's protocols can judge it; return what runs those without a result yet."""
+    if config.evaluation.protocols:
+        context = make_context(config, objective, directory.report, env, console)
+        for protocol in config.evaluation.protocols:
+            protocol.build().check(context)
+
+    def judge(step: int) -> None:
+        missing = from_main(lambda: missing_protocols(config, directory.report, step), env)
+        if missing:
+            context = make_context(config, objective, directory.report, env, console)
+            evaluate(missing, context, step, console)
+
+    return judge
 
 
 def _loader(
@@ -112,7 +136,9 @@ def _choose(
 ) -> Path | None:
     """Return the checkpoint to start from, None to start at step 0."""
     if request.resume_from is not None:
-        return _chosen(request.resume_from, config)
+        chosen = _chosen(request.resume_from, config, plan, console)
+        set_aside_after(directory.checkpoints, read_manifest(chosen).step)
+        return chosen
     found = newest_valid(directory.checkpoints, console.warn)
     if found is None:
         if list_checkpoints(directory.checkpoints):
@@ -122,6 +148,12 @@ def _choose(
             )
         if request.resume:
             console.say(f"nothing to resume in {directory.path}: starting at step 0")
+    elif read_manifest(found).config_hash != config_hash(config, plan.dataset_size):
+        raise UserError(
+            f"work dir {directory.path} was trained on another number of samples than "
+            f"{plan.dataset_size}: the data in data.root has changed; restore it or choose another "
+            "--work-dir"
+        )
     elif not request.resume and read_manifest(found).step < plan.total_steps:
         raise UserError(
             f"work dir {directory.path} already holds this run, up to {found.name} of "
@@ -130,11 +162,11 @@ def _choose(
     return found
 
 
-def _chosen(path: Path, config: RunConfig) -> Path:
+def _chosen(path: Path, config: RunConfig, plan: RunPlan, console: Console) -> Path:
     """Check the checkpoint that the user named: a checkpoint folder, or a run's folder."""
     folder = path
     if (path / "checkpoints").is_dir():
-        folder = next(iter(list_checkpoints(path / "checkpoints")), path)
+        folder = newest_valid(path / "checkpoints", console.warn) or path
     try:
         manifest = verify(folder)
     except InvalidCheckpoint as error:
@@ -142,10 +174,11 @@ def _chosen(path: Path, config: RunConfig) -> Path:
             f"checkpoint {folder} cannot be resumed: {error}; name a folder such as "
             "RUN/checkpoints/step_00001000"
         ) from error
-    if manifest.config_hash != config_hash(config):
+    if manifest.config_hash != config_hash(config, plan.dataset_size):
         raise UserError(
-            f"checkpoint {folder} is of a run with another config; resume it with the config it "
-            "was made with (config.json in its run)"
+            f"checkpoint {folder} is of a run with another config, or with another number of "
+            f"samples than {plan.dataset_size}; resume it with the config it was made with "
+            "(config.json in its run)"
         )
     return folder
 
@@ -174,6 +207,12 @@ def _announce(
         f"{plan.total_steps} steps = {epochs:.4g} epochs"
     )
     console.say(describe_batch(plan, config.optim))
+    warmup = warmup_length(config.schedule, plan.progress(0))
+    if warmup >= plan.total_steps:
+        console.warn(
+            f"the warm-up of {warmup} steps is not over within the run's {plan.total_steps}: the "
+            "learning rate never falls; shorten schedule.warmup_epochs or schedule.warmup_steps"
+        )
     if start:
         console.say(f"resumed after step {start} of {plan.total_steps}")
 
@@ -187,9 +226,7 @@ def load_objective(
         UserError: The run has no whole checkpoint.
     """
     directory = RunDirectory(run_dir)
-    found = broadcast_value(
-        newest_valid(directory.checkpoints, console.warn) if env.is_main else None, env
-    )
+    found = from_main(lambda: newest_valid(directory.checkpoints, console.warn), env)
     if found is None:
         raise UserError(f"{run_dir} has no whole checkpoint to evaluate; train it first")
     objective = build_objective(config, env.device, config.seed)

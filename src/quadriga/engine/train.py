@@ -35,7 +35,8 @@ def train(
         start: Steps that are already made.
         journal: Writes down what the steps report.
         checkpoints: Keeps the state.
-        evaluate: Called with the number of finished steps, after the state is safe.
+        evaluate: Called with the number of finished steps; where a checkpoint is due at the same
+            step, after it is written.
 
     Raises:
         UserError: The loss is not finite, the data cannot be read or a checkpoint not written.
@@ -45,6 +46,7 @@ def train(
         for output in executor.run(batches, segment.steps):
             journal.step(output)
         if segment.save:
+            journal.require_finite(output)
             checkpoints.save(segment.steps.stop, executor)
         if segment.evaluate:
             evaluate(segment.steps.stop)

@@ -62,7 +62,7 @@ def feature_bank(context: EvaluationContext, protocol: str) -> FeatureBank:
     found = context.cache.get("feature_bank")
     if isinstance(found, FeatureBank):
         return found
-    _check(context, protocol)
+    check_features(context, protocol)
     objectives = [context.objective, context.fresh().to(context.env.device)]
     with contextlib.ExitStack() as stack:
         encoders = [stack.enter_context(frozen_encoder(objective)) for objective in objectives]
@@ -100,7 +100,13 @@ def extract(
     values: list[Tensor] = []
     done = 0
     for batch in sequential(
-        dataset, context.transform, mine, batch_size=BATCH, env=env, workers=context.workers
+        dataset,
+        context.transform,
+        mine,
+        batch_size=BATCH,
+        env=env,
+        workers=context.workers,
+        warn=context.warn,
     ):
         with torch.inference_mode():
             vectors = [encoder.features(batch["image"]).float() for encoder in encoders]
@@ -150,7 +156,12 @@ def frozen_encoder(objective: Objective) -> Iterator[Encoder]:
         yield objective
 
 
-def _check(context: EvaluationContext, protocol: str) -> None:
+def check_features(context: EvaluationContext, protocol: str) -> None:
+    """Check that features can be extracted and judged by their labels.
+
+    Raises:
+        UserError: The objective has no image encoder, or the data have no labels.
+    """
     if not isinstance(context.objective, Encoder):
         name = type(context.objective).__name__
         raise UserError(

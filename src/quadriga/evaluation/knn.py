@@ -19,7 +19,7 @@ from quadriga.contracts import EvaluationContext, EvaluationResult, Evaluator, E
 from quadriga.distributed.collectives import all_reduce_sum, slice_of
 from quadriga.errors import UserError
 from quadriga.evaluation.accuracy import beside_random, percentages, reported_ranks, top_hits
-from quadriga.evaluation.features import Encoded, feature_bank
+from quadriga.evaluation.features import Encoded, check_features, feature_bank
 
 QUERY_CHUNK = 512
 BANK_CHUNK = 65536
@@ -48,6 +48,22 @@ class KNN(Evaluator):
         """Take the numbers of the protocol."""
         self.config = config
 
+    def check(self, context: EvaluationContext) -> None:
+        """Check that there are an encoder, labels and enough neighbours.
+
+        Raises:
+            UserError: There are not.
+        """
+        check_features(context, "knn")
+        self._check_neighbours(len(context.train))
+
+    def _check_neighbours(self, samples: int) -> None:
+        if samples < self.config.neighbours:
+            raise UserError(
+                f"knn.neighbours must be at most the number of training images ({samples}), but"
+                f" is {self.config.neighbours}; lower it"
+            )
+
     def run(self, context: EvaluationContext) -> EvaluationResult:
         """Classify the test split with the trained and with the random encoder.
 
@@ -56,11 +72,7 @@ class KNN(Evaluator):
         """
         bank = feature_bank(context, "knn")
         samples = len(bank.trained.train.labels)
-        if samples < self.config.neighbours:
-            raise UserError(
-                f"knn.neighbours must be at most the number of training images ({samples}), but"
-                f" is {self.config.neighbours}; lower it"
-            )
+        self._check_neighbours(samples)
         trained = self._classify(bank.trained, bank.classes, context, "knn")
         random = self._classify(bank.random, bank.classes, context, "knn, random encoder")
         return EvaluationResult(

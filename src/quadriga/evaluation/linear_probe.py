@@ -23,7 +23,7 @@ from quadriga.contracts import EvaluationContext, EvaluationResult, Evaluator, E
 from quadriga.distributed.collectives import broadcast_value
 from quadriga.errors import UserError
 from quadriga.evaluation.accuracy import beside_random, percentages, reported_ranks, top_hits
-from quadriga.evaluation.features import Encoded, FeatureBank, feature_bank
+from quadriga.evaluation.features import Encoded, FeatureBank, check_features, feature_bank
 from quadriga.evaluation.linear_heads import PREDICT_CHUNK, Heads, fit_heads
 from quadriga.randomness import fold, shuffled
 
@@ -58,6 +58,14 @@ class LinearProbe(Evaluator):
     def __init__(self, config: LinearProbeConfig) -> None:
         """Take the numbers of the protocol."""
         self.config = config
+
+    def check(self, context: EvaluationContext) -> None:
+        """Check that there are an encoder and labels.
+
+        Raises:
+            UserError: There are not.
+        """
+        check_features(context, "linear_probe")
 
     def run(self, context: EvaluationContext) -> EvaluationResult:
         """Probe the trained and the random encoder.

@@ -68,6 +68,14 @@ class Reconstruction(Evaluator):
         """Take how many images to show."""
         self.config = config
 
+    def check(self, context: EvaluationContext) -> None:
+        """Check that the objective reconstructs and that there is an image.
+
+        Raises:
+            UserError: It does not, or there is none.
+        """
+        _reconstructor(context)
+
     def run(self, context: EvaluationContext) -> EvaluationResult:
         """Reconstruct test images that the seed picks: the same ones at every evaluation.
 
@@ -78,18 +86,7 @@ class Reconstruction(Evaluator):
             UserError: The objective does not reconstruct, there is no test image, or the
                 picture cannot be written.
         """
-        objective = context.objective
-        if not isinstance(objective, Reconstructor):
-            name = type(objective).__name__
-            raise UserError(
-                f"reconstruction needs an objective that can reconstruct images, but {name}"
-                " cannot; leave reconstruction out"
-            )
-        if len(context.test) == 0:
-            raise UserError(
-                "reconstruction needs at least 1 test image, but the test split is empty; point"
-                " data at a split with images"
-            )
+        objective = _reconstructor(context)
         result = self._result(objective, context) if context.env.is_main else None
         shared = broadcast_value(result, context.env)
         if shared is None:
@@ -105,7 +102,13 @@ class Reconstruction(Evaluator):
         errors = torch.zeros(2, dtype=torch.float64, device=context.env.device)
         parts: list[list[Tensor]] = []
         for batch in sequential(
-            context.test, context.transform, chosen, batch_size=8, env=alone, workers=0
+            context.test,
+            context.transform,
+            chosen,
+            batch_size=8,
+            env=alone,
+            workers=0,
+            warn=context.warn,
         ):
             images = batch["image"]
             masked, filled, combined = _reconstruct(objective, batch)
@@ -125,6 +128,22 @@ class Reconstruction(Evaluator):
             pictures={FILE: _caption(len(chosen))},
             details={"images": len(chosen), "indices": chosen.tolist()},
         )
+
+
+def _reconstructor(context: EvaluationContext) -> Reconstructor:
+    objective = context.objective
+    if not isinstance(objective, Reconstructor):
+        name = type(objective).__name__
+        raise UserError(
+            f"reconstruction needs an objective that can reconstruct images, but {name}"
+            " cannot; leave reconstruction out"
+        )
+    if len(context.test) == 0:
+        raise UserError(
+            "reconstruction needs at least 1 test image, but the test split is empty; point"
+            " data at a split with images"
+        )
+    return objective
 
 
 def _caption(images: int) -> str:

@@ -2,41 +2,129 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
+
+from quadriga.contracts import OptimizerConfig
+from quadriga.errors import UserError
+from quadriga.optim.layers import layer_ids
+
+Settings = Callable[[str, nn.Parameter], Mapping[str, Any]]
+"""What a kind of optimizer adds to the group of a parameter, by its global name."""
+
+
+def is_exempt(name: str, parameter: nn.Parameter, no_decay: Sequence[str]) -> bool:
+    """Return whether a parameter does not decay: by a part of its name, or as a vector."""
+    return parameter.ndim < 2 or any(part in name for part in no_decay)
+
+
+def lr_scales_of(
+    names: Sequence[str], layer_decay: float, lr_scales: Mapping[str, float]
+) -> list[float]:
+    """Return what each parameter's learning rate is multiplied by.
+
+    With layer decay d and L blocks, layer i has ``d^(L + 1 - i)`` (Clark et al., ELECTRA,
+    arXiv:2003.10555; Bao et al., BEiT, arXiv:2106.08254); see `layer_ids`.
+
+    Args:
+        names: Global names of the trainable parameters.
+        layer_decay: Factor from a layer to the one below it; 1 for none.
+        lr_scales: Part of a name -> factor; where several match, their product.
+
+    Returns:
+        One factor per name.
+
+    Raises:
+        UserError: A part is in no name, or there are no layers to decay over.
+    """
+    for part in lr_scales:
+        if not any(part in name for name in names):
+            raise UserError(
+                f"optim.lr_scales must name parts of trainable parameters, but {part!r} is in "
+                f"none of them, such as {names[0] if names else '(none)'}; mend or remove it"
+            )
+    own = [
+        math.prod((factor for part, factor in lr_scales.items() if part in name), start=1.0)
+        for name in names
+    ]
+    if layer_decay == 1.0:
+        return own
+    ids, layers = layer_ids(names)
+    return [
+        scale * layer_decay ** (layers + 1 - layer) for scale, layer in zip(own, ids, strict=True)
+    ]
 
 
 def decay_groups(
     named_parameters: Sequence[tuple[str, nn.Parameter]],
     weight_decay: float,
     no_decay: Sequence[str],
+    layer_decay: float = 1.0,
+    lr_scales: Mapping[str, float] = MappingProxyType({}),
+    settings: Settings | None = None,
 ) -> list[dict[str, Any]]:
-    """Split trainable parameters into a decayed and an undecayed group.
+    """Split trainable parameters into the fewest groups that the rules allow.
 
     Args:
         named_parameters: Global names and parameters; those without gradient are left out.
-        weight_decay: Decay of the decayed group.
+        weight_decay: Decay of the parameters that decay.
         no_decay: A parameter whose name contains one of these does not decay; nor does a
             parameter with fewer than two dimensions.
+        layer_decay: Factor of the learning rate from a layer to the one below it.
+        lr_scales: Part of a name -> factor of the learning rate.
+        settings: Further settings of a parameter's group; a ``lr_scale`` among them multiplies.
 
     Returns:
-        Non-empty groups, each with ``params``, ``weight_decay`` and ``lr_scale``.
+        Non-empty groups in the order of their first parameter, those that decay first, each
+        with ``params``, ``weight_decay``, ``lr_scale`` and what `settings` adds.
+
+    Raises:
+        UserError: A rule names a part or a layer that no parameter belongs to.
     """
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
-    for name, parameter in named_parameters:
-        if parameter.requires_grad:
-            exempt = parameter.ndim < 2 or any(part in name for part in no_decay)
-            (undecayed if exempt else decayed).append(parameter)
-    groups = [(decayed, weight_decay), (undecayed, 0.0)]
-    return [
-        {"params": members, "weight_decay": decay, "lr_scale": 1.0}
-        for members, decay in groups
-        if members
-    ]
+    trained = [(name, p) for name, p in named_parameters if p.requires_grad]
+    scales = lr_scales_of([name for name, _ in trained], layer_decay, lr_scales)
+    merged: dict[tuple[tuple[str, Any], ...], dict[str, Any]] = {}
+    for (name, parameter), scale in zip(trained, scales, strict=True):
+        added = dict(settings(name, parameter)) if settings is not None else {}
+        rules = {
+            **added,
+            "weight_decay": 0.0 if is_exempt(name, parameter, no_decay) else weight_decay,
+            "lr_scale": scale * added.get("lr_scale", 1.0),
+        }
+        group = merged.setdefault(tuple(sorted(rules.items())), {"params": [], **rules})
+        group["params"].append(parameter)
+    return sorted(merged.values(), key=lambda group: group["weight_decay"] == 0.0)
+
+
+def groups_of(
+    config: OptimizerConfig,
+    named_parameters: Sequence[tuple[str, nn.Parameter]],
+    settings: Settings | None = None,
+) -> list[dict[str, Any]]:
+    """Return `decay_groups` by the rules of a config."""
+    return decay_groups(
+        named_parameters,
+        config.weight_decay,
+        config.no_decay,
+        config.layer_decay,
+        config.lr_scales,
+        settings,
+    )
+
+
+def require_below_one(name: str, rates: Sequence[float]) -> None:
+    """Check the decay rates of moments.
+
+    Raises:
+        ValueError: One of them is outside [0, 1); the message starts with `name`.
+    """
+    if not all(0 <= rate < 1 for rate in rates):
+        raise ValueError(f"{name} must be at least 0 and below 1, but are {list(rates)}")
 
 
 def materialise_state(optimizer: torch.optim.Optimizer) -> None:

@@ -83,7 +83,8 @@ def _imagenet(name: str, model: ViTConfig, root: Path, epochs: float) -> RunConf
         data=ImageFolderConfig(root=root),
         views=ImageViewsConfig(image_px=model.image_px, crop_scale=(0.2, 1.0)),
         optim=AdamWConfig(lr=2.4e-3, lr_batch=4096, betas=(0.9, 0.95), weight_decay=0.05),
-        schedule=WarmupCosineConfig(warmup_epochs=40, start_factor=1e-4),
+        # The reference starts its runs of 800 and 1600 epochs lower than those of 400.
+        schedule=WarmupCosineConfig(warmup_epochs=40, start_factor=1e-9 if epochs >= 800 else 1e-4),
         train=TrainConfig(epochs=epochs, batch_size=4096, dataset_size=1_281_167),
         loader=LoaderConfig(workers=8),
         log=LogConfig(every_steps=100),

@@ -1,0 +1,74 @@
+"""What the optimizers written here share: lists of tensors, taken through one call for all.
+
+Only whole-tensor operations that sharded tensors know are used, so that a norm is the norm of
+the full tensor however it is laid out, and nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def loss_of(closure: Callable[[], float] | None) -> float | None:
+    """Return what the closure of `torch.optim.Optimizer.step` returns, if there is one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
+def with_gradient(group: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the parameters of a group that have a gradient, and their gradients."""
+    parameters = [p for p in group["params"] if p.grad is not None]
+    return parameters, [p.grad for p in parameters]
+
+
+def state_like(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], key: str
+) -> list[Tensor]:
+    """Return one state tensor per parameter, of its shape; zero where it did not exist."""
+    for parameter in parameters:
+        state = optimizer.state[parameter]
+        if key not in state:
+            state[key] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    return [optimizer.state[parameter][key] for parameter in parameters]
+
+
+def step_counts(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[Tensor],
+    on_device: bool,
+) -> list[Tensor]:
+    """Return the number of steps that each parameter has made, float32 scalars.
+
+    Args:
+        optimizer: Whose state they are in.
+        parameters: Whose steps are counted.
+        on_device: Whether they lie with the parameter, or on the CPU, where reading one waits
+            for nothing.
+    """
+    for parameter in parameters:
+        state = optimizer.state[parameter]
+        if "step" not in state:
+            device = parameter.device if on_device else torch.device("cpu")
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+    return [optimizer.state[parameter]["step"] for parameter in parameters]
+
+
+def norms_of(tensors: Sequence[Tensor]) -> Float[Tensor, " tensors"]:
+    """Return the Euclidean norm of each tensor."""
+    return torch.stack(torch._foreach_norm(list(tensors)))
+
+
+def trust_ratio(
+    parameter: Float[Tensor, " tensors"],
+    update: Float[Tensor, " tensors"],
+    divisor: Float[Tensor, " tensors"],
+) -> Float[Tensor, " tensors"]:
+    """Return ``parameter / divisor``, and 1 where the norm of the parameter or update is 0."""
+    return torch.where((parameter > 0) & (update > 0), parameter / divisor, 1.0)

@@ -1,0 +1,114 @@
+"""LAMB, Adam with a trust ratio per layer (You et al., ICLR 2020, arXiv:1904.00962)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from quadriga.contracts import OptimizerConfig
+from quadriga.optim.foreach import (
+    loss_of,
+    norms_of,
+    state_like,
+    step_counts,
+    trust_ratio,
+    with_gradient,
+)
+from quadriga.optim.groups import groups_of, is_exempt, require_below_one
+
+
+@final
+class LAMBConfig(OptimizerConfig):
+    """LAMB with bias correction."""
+
+    lr: float = Field(3e-3, ge=0)
+    """Peak learning rate at a batch of `lr_batch` samples."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the first and second moment."""
+    eps: float = Field(1e-6, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled weight decay of the parameters that decay."""
+    adapt_all: bool = False
+    """Whether the parameters that do not decay have a trust ratio too, not only the others."""
+
+    @model_validator(mode="after")
+    def _betas_below_one(self) -> LAMBConfig:
+        require_below_one("betas", self.betas)
+        return self
+
+    def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        """Make the optimizer over groups by rule; see `groups_of`."""
+
+        def adapts(name: str, parameter: nn.Parameter) -> dict[str, Any]:
+            return {"adapt": self.adapt_all or not is_exempt(name, parameter, self.no_decay)}
+
+        groups = groups_of(self, named_parameters, adapts)
+        return LAMB(groups, lr=self.lr, betas=self.betas, eps=self.eps)
+
+
+@final
+class LAMB(torch.optim.Optimizer):
+    """Adam's direction, each tensor's step as long as a share of the tensor itself.
+
+    You et al. 2020, algorithm 2, with phi the identity, gradient g, weight x and decay b::
+
+        m = beta1 m + (1 - beta1) g        v = beta2 v + (1 - beta2) g^2
+        r = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
+        x = x - lr |x| / |r + b x| (r + b x)
+
+    The ratio is 1 where a norm is 0 and in groups whose ``adapt`` is false.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float
+    ) -> None:
+        """Take parameter groups that each have ``weight_decay`` and ``adapt``."""
+        self._betas, self._eps = betas, eps
+        super().__init__(groups, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Make one step.
+
+        Args:
+            closure: Computes the loss and the gradients anew, if given.
+
+        Returns:
+            What `closure` returned.
+        """
+        loss = loss_of(closure)
+        for group in self.param_groups:
+            self._step_group(group)
+        return loss
+
+    def _step_group(self, group: dict[str, Any]) -> None:
+        parameters, gradients = with_gradient(group)
+        if not parameters:
+            return
+        beta1, beta2 = self._betas
+        steps = step_counts(self, parameters, on_device=False)
+        torch._foreach_add_(steps, 1.0)
+        counts = [float(step) for step in steps]
+        first = state_like(self, parameters, "exp_avg")
+        second = state_like(self, parameters, "exp_avg_sq")
+        torch._foreach_lerp_(first, gradients, 1.0 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, value=1.0 - beta2)
+        roots = torch._foreach_sqrt(second)
+        torch._foreach_div_(roots, [math.sqrt(1.0 - beta2**t) for t in counts])
+        torch._foreach_add_(roots, self._eps)
+        updates = torch._foreach_div(first, [1.0 - beta1**t for t in counts])
+        torch._foreach_div_(updates, roots)
+        if group["weight_decay"]:
+            torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
+        if group["adapt"]:
+            lengths = norms_of(updates)
+            trust = trust_ratio(norms_of(parameters), lengths, lengths)
+            torch._foreach_mul_(updates, list(trust.unbind()))
+        torch._foreach_add_(parameters, updates, alpha=-group["lr"])

@@ -1,0 +1,183 @@
+"""Muon for the matrices of the blocks, AdamW for the rest (Jordan et al. 2024).
+
+https://kellerjordan.github.io/posts/muon, and Liu et al. 2025 (arXiv:2502.16982) for a step that
+is as long as AdamW's, so that one learning rate and one decay serve both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, final
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from quadriga.contracts import OptimizerConfig
+from quadriga.errors import UserError
+from quadriga.optim.foreach import loss_of, state_like, step_counts, with_gradient
+from quadriga.optim.groups import groups_of, require_below_one
+from quadriga.optim.orthogonal import orthogonalise_all
+
+StepLength = Literal["match_rms_adamw", "original"]
+
+
+@final
+class MuonConfig(OptimizerConfig):
+    """Muon for hidden matrices, and AdamW for everything else, as one optimizer."""
+
+    lr: float = Field(1e-3, ge=0)
+    """Peak learning rate at a batch of `lr_batch` samples."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled weight decay of the parameters that decay."""
+    hidden: tuple[str, ...] = ("blocks.",)
+    """Matrices whose name contains one of these take Muon."""
+    momentum: float = Field(0.95, ge=0, lt=1)
+    """Decay rate of Muon's first moment."""
+    nesterov: bool = True
+    """Whether Muon's gradient is looked at one momentum step ahead."""
+    newton_schulz_steps: int = Field(5, ge=1, le=20)
+    """Steps of the iteration that makes the update orthogonal."""
+    step_length: StepLength = "match_rms_adamw"
+    """Factor on a (rows, columns) update: 0.2 sqrt(max(rows, columns)), or the original
+    sqrt(max(1, rows / columns))."""
+    adamw_lr_scale: float = Field(1.0, ge=0)
+    """Learning rate of AdamW's parameters as a multiple of Muon's."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the first and second moment."""
+    eps: float = Field(1e-8, gt=0)
+    """AdamW's addend to the root of the second moment."""
+
+    @model_validator(mode="after")
+    def _betas_below_one(self) -> MuonConfig:
+        require_below_one("betas", self.betas)
+        return self
+
+    def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        """Make the optimizer over groups by rule; see `groups_of`."""
+        trained = [(name, p) for name, p in named_parameters if p.requires_grad]
+        if not any(self._takes_muon(name, parameter) for name, parameter in trained):
+            raise UserError(
+                f"optim.hidden must name parts of trainable matrices, but {list(self.hidden)} are "
+                "in none of their names; name others or use kind=adamw"
+            )
+
+        def settings(name: str, parameter: nn.Parameter) -> dict[str, Any]:
+            muon = self._takes_muon(name, parameter)
+            return {"muon": muon, "lr_scale": 1.0 if muon else self.adamw_lr_scale}
+
+        return Muon(
+            groups_of(self, trained, settings),
+            lr=self.lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            newton_schulz_steps=self.newton_schulz_steps,
+            step_length=self.step_length,
+            betas=self.betas,
+            eps=self.eps,
+        )
+
+    def _takes_muon(self, name: str, parameter: nn.Parameter) -> bool:
+        return parameter.ndim == 2 and any(part in name for part in self.hidden)
+
+
+@final
+class Muon(torch.optim.Optimizer):
+    """Momentum made orthogonal in groups whose ``muon`` is true, AdamW in the others.
+
+    With gradient G, weight W (rows x columns), decay b, and NS the iteration of `orthogonalise`::
+
+        M = momentum M + (1 - momentum) G
+        U = NS((1 - momentum) G + momentum M)          without Nesterov: NS(M)
+        W = (1 - lr b) W - lr step_length(rows, columns) U
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        *,
+        lr: float,
+        momentum: float,
+        nesterov: bool,
+        newton_schulz_steps: int,
+        step_length: StepLength,
+        betas: tuple[float, float],
+        eps: float,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        """Take parameter groups that each have ``weight_decay`` and ``muon``.
+
+        Args:
+            groups: The parameter groups.
+            lr: Learning rate.
+            momentum: Decay rate of Muon's first moment.
+            nesterov: Whether Muon looks one momentum step ahead.
+            newton_schulz_steps: Steps of the orthogonalisation.
+            step_length: The factor on an orthogonal update, by its shape.
+            betas: AdamW's decay rates.
+            eps: AdamW's addend to the root of the second moment.
+            dtype: What the orthogonalisation computes in.
+        """
+        self._momentum, self._nesterov = momentum, nesterov
+        self._newton_schulz_steps, self._dtype = newton_schulz_steps, dtype
+        self._step_length, self._betas, self._eps = step_length, betas, eps
+        super().__init__(groups, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Make one step.
+
+        Args:
+            closure: Computes the loss and the gradients anew, if given.
+
+        Returns:
+            What `closure` returned.
+        """
+        loss = loss_of(closure)
+        for group in self.param_groups:
+            if group["muon"]:
+                self._muon_step(group)
+            else:
+                self._adamw_step(group)
+        return loss
+
+    def _muon_step(self, group: dict[str, Any]) -> None:
+        parameters, gradients = with_gradient(group)
+        if not parameters:
+            return
+        moments = state_like(self, parameters, "momentum_buffer")
+        torch._foreach_lerp_(moments, gradients, 1.0 - self._momentum)
+        ahead: Sequence[Tensor] = moments
+        if self._nesterov:
+            ahead = torch._foreach_lerp(gradients, moments, self._momentum)
+        updates = orthogonalise_all(ahead, self._newton_schulz_steps, self._dtype)
+        torch._foreach_mul_(updates, [self._length(*p.shape) for p in parameters])
+        torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+
+    def _length(self, rows: int, columns: int) -> float:
+        if self._step_length == "match_rms_adamw":
+            return float(0.2 * max(rows, columns) ** 0.5)
+        return float(max(1.0, rows / columns) ** 0.5)
+
+    def _adamw_step(self, group: dict[str, Any]) -> None:
+        parameters, gradients = with_gradient(group)
+        if not parameters:
+            return
+        adamw(
+            parameters,
+            gradients,
+            state_like(self, parameters, "exp_avg"),
+            state_like(self, parameters, "exp_avg_sq"),
+            [],
+            step_counts(self, parameters, on_device=True),
+            fused=True,
+            amsgrad=False,
+            beta1=self._betas[0],
+            beta2=self._betas[1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=self._eps,
+            maximize=False,
+        )

@@ -1,0 +1,44 @@
+"""Stochastic gradient descent with momentum (Sutskever et al., ICML 2013)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from quadriga.contracts import OptimizerConfig
+from quadriga.optim.groups import groups_of
+
+
+@final
+class SGDConfig(OptimizerConfig):
+    """SGD with the decay added to the gradient (L2)."""
+
+    lr: float = Field(0.03, ge=0)
+    """Peak learning rate at a batch of `lr_batch` samples."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Share of the last update that is kept."""
+    nesterov: bool = False
+    """Whether the gradient is looked at one momentum step ahead."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """Weight decay of the parameters that decay, added to their gradient."""
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> SGDConfig:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov must be false without momentum, but is true; set momentum")
+        return self
+
+    def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        """Make the optimizer over groups by rule; see `groups_of`."""
+        return torch.optim.SGD(
+            groups_of(self, named_parameters),
+            lr=self.lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            # Not fused: torch has no fused SGD over sharded parameters.
+            foreach=True,
+        )

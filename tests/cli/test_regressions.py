@@ -1,0 +1,170 @@
+"""Mistakes that once ended in a traceback, a lost evaluation or a silent restart."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from quadriga.cli.entry import run
+from ranks import quadriga, start_ranks
+from tiny import read_metrics, tiny_run
+
+KNN = 'evaluation.protocols=[{"kind":"knn","neighbours":3}]'
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    lines = [x for x in capsys.readouterr().err.splitlines() if not x.startswith("warning:")]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_what_cannot_be_evaluated_is_refused_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "flat").mkdir()
+    for i in range(12):
+        Image.new("RGB", (20, 20), (i, 30, 200)).save(tmp_path / "flat" / f"{i}.png")
+    words = ["data.kind=image_list", f"data.root={tmp_path / 'flat'}", KNN, "loader.workers=0"]
+    command = [w for w in tiny_run(tmp_path / "run", 2, *words) if w != "data.image_px=16"]
+    assert run(command) == 2
+    assert "knn needs labelled training images" in one_line(capsys)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_too_many_neighbours_are_refused_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [KNN.replace("3", "5000")]
+    assert run(tiny_run(tmp_path / "run", 2, *words)) == 2
+    assert "knn.neighbours must be at most" in one_line(capsys)
+
+
+def test_a_missing_evaluation_is_made_up_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work_dir = tmp_path / "run"
+    assert run(tiny_run(work_dir, 2, KNN)) == 0
+    results = work_dir / "report" / "evaluation.json"
+    expected = json.loads(results.read_text())
+    for damage in (lambda: results.unlink(), lambda: results.write_text('{"st')):
+        damage()
+        capsys.readouterr()
+        assert run(tiny_run(work_dir, 2, KNN, "--resume")) == 0
+        assert "finished" in capsys.readouterr().out
+        assert json.loads(results.read_text()) == expected
+
+
+def test_a_saved_config_outlives_new_fields(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work_dir = tmp_path / "run"
+    assert run(tiny_run(work_dir, 1)) == 0
+    saved = json.loads((work_dir / "config.json").read_text())
+    del saved["config"]["optim"]["eps"], saved["sources"]["optim.eps"]
+    older = tmp_path / "older.json"
+    older.write_text(json.dumps(saved))
+    capsys.readouterr()
+    assert run(["train", str(older), "seed=3", "--print-config"]) == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("optim.eps"))
+    assert line.split()[-1] == "default"
+    assert run(["train", "mae_digits", "--config", str(older), "--print-config"]) == 0
+
+
+@pytest.mark.parametrize("value", ["-1", "nan", "1e400"])
+def test_recipe_arguments_that_a_config_refuses(
+    value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", "mae_digits", f"epochs={value}"]) == 2
+    assert one_line(capsys).startswith("error: epochs must be")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file names are bytes on POSIX only")
+def test_file_names_that_are_not_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "images"
+    for i in range(20):
+        folder = root / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        name = os.fsdecode(b"caf\xe9%d.png" % i)
+        Image.new("RGB", (20, 20), (12 * i, 30, 200)).save(folder / name)
+    broken = root / "a" / os.fsdecode(b"caf\xe94.png")
+    broken.write_bytes(b"no image")
+    words = ["data.kind=image_folder", f"data.root={root}", "loader.workers=0"]
+    words += ["loader.max_unreadable_fraction=0.5"]
+    command = [w for w in tiny_run(tmp_path / "run", 6, *words) if w != "data.image_px=16"]
+    assert run(command) == 0
+    assert "caf" in (tmp_path / "run" / "log.txt").read_text()
+    assert "error" not in capsys.readouterr().err
+
+
+def test_a_number_that_cannot_be_a_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(4):
+        Image.new("RGB", (20, 20), (i, 30, 200)).save(tmp_path / f"{i}.png")
+    listed = tmp_path / "list.txt"
+    listed.write_text("".join(f"{i}.png\t{40_000_000_000 + i}\n" for i in range(4)))
+    words = ["data.kind=image_list", f"data.root={tmp_path}", f"data.files={listed}"]
+    command = [w for w in tiny_run(tmp_path / "run", 2, *words) if w != "data.image_px=16"]
+    assert run(command) == 2
+    assert "labels that are numbers must count classes from 0" in one_line(capsys)
+
+
+def test_files_that_are_not_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work_dir = tmp_path / "run"
+    assert run(tiny_run(work_dir, 1)) == 0
+    (work_dir / "config.json").write_bytes(b"\xff\xfe\x00")
+    for words in (["eval", str(work_dir)], ["train", str(work_dir / "config.json")]):
+        capsys.readouterr()
+        assert run(words) == 2
+        assert "not text" in one_line(capsys)
+
+
+def test_odd_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "mae_digits", ".lr=3"]) == 2
+    assert "a key must look like optim.lr, but is '.lr'" in one_line(capsys)
+    assert run(["train", "mae_digits", "evaluation.protocols.².k=1"]) == 2
+    assert "must end in a position" in one_line(capsys)
+
+
+def test_one_unit_of_a_length_releases_the_other(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train.steps=5", "checkpoint.every_steps=2", "schedule.warmup_steps=1"]
+    assert run(["train", "mae_digits", *words, "--print-config"]) == 0
+    shown = capsys.readouterr().out
+    for line in ("train.epochs = none", "checkpoint.every_epochs = none", "warmup_epochs = 0.0"):
+        assert line in shown
+
+
+def test_going_on_from_an_older_checkpoint_sets_the_newer_ones_aside(tmp_path: Path) -> None:
+    work_dir = tmp_path / "run"
+    words = ["checkpoint.every_steps=2", "checkpoint.keep=9"]
+    assert run(tiny_run(work_dir, 6, *words)) == 0
+    before = read_metrics(work_dir)
+    start = work_dir / "checkpoints" / "step_00000002"
+    assert run(tiny_run(work_dir, 6, *words, "--resume", str(start))) == 0
+    assert read_metrics(work_dir) == before
+    aside = work_dir / "checkpoints" / "superseded"
+    assert sorted(p.name for p in aside.iterdir()) == ["step_00000004", "step_00000006"]
+
+
+def test_the_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
+    work_dir = tmp_path / "run"
+    process = start_ranks(quadriga(*tiny_run(work_dir, 100_000)), 1)[0]
+    try:
+        deadline = time.monotonic() + 60
+        while not (work_dir / "metrics.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    assert process.returncode == 130
+    assert "interrupted; run the same command with --resume" in errors
+    assert "Traceback" not in errors

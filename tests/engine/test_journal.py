@@ -1,0 +1,160 @@
+"""Which steps are written down, with which numbers, and what stops a run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from quadriga.contracts import StepOutput
+from quadriga.distributed.environment import SINGLE, DistEnv
+from quadriga.engine.arithmetic import RunPlan
+from quadriga.engine.console import Console
+from quadriga.engine.journal import Journal
+from quadriga.engine.run_config import LogConfig
+from quadriga.engine.run_directory import RunDirectory
+from quadriga.errors import UserError
+from tiny import TIMES, read_metrics
+
+PLAN = RunPlan(
+    total_steps=10,
+    batch_size=8,
+    accumulate=1,
+    world_size=1,
+    dataset_size=32,
+    lr=0.1,
+    checkpoint_every=10,
+    evaluate_every=10,
+)
+
+
+def output(step: int, **values: float) -> StepOutput:
+    metrics = {"loss": 1 / (step + 1), **values}
+    return StepOutput(
+        step=step,
+        metrics={name: torch.tensor(v, dtype=torch.float64) for name, v in metrics.items()},
+        grad_norm=torch.tensor(values.get("norm", 2.0)),
+        lr=0.01 * step,
+        samples=8,
+        seconds={"step": 0.5, "data": 0.125},
+    )
+
+
+def write(
+    folder: Path,
+    outputs: Sequence[StepOutput],
+    every: int = 4,
+    start: int = 0,
+    env: DistEnv = SINGLE,
+    tensorboard: bool = False,
+) -> None:
+    config = LogConfig(every_steps=every, tensorboard=tensorboard)
+    with Journal(RunDirectory(folder), config, PLAN, env, Console(False), start) as journal:
+        for step in outputs:
+            journal.step(step)
+
+
+def test_the_first_each_nth_and_the_last_step_are_written(tmp_path: Path) -> None:
+    write(tmp_path, [output(step) for step in range(10)])
+    records = read_metrics(tmp_path)
+    assert [r["step"] for r in records] == [1, 4, 8, 10]
+    assert records[1] == {
+        "step": 4,
+        "epoch": 1.0,
+        "samples": 32,
+        "loss": 0.25,
+        "lr": 0.03,
+        "grad_norm": 2.0,
+    }
+
+
+def test_a_resumed_journal_is_that_of_a_run_that_never_stopped(tmp_path: Path) -> None:
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    for folder in (straight, resumed):
+        folder.mkdir()
+    write(straight, [output(step) for step in range(10)], every=2)
+    write(resumed, [output(step) for step in range(7)], every=2)
+    RunDirectory(resumed).rewind_metrics(5)  # the checkpoint is older than the last line
+    write(resumed, [output(step) for step in range(5, 10)], every=2, start=5)
+    assert read_metrics(resumed) == read_metrics(straight)
+
+
+def test_times_are_those_of_the_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    config = LogConfig(every_steps=4, tensorboard=False)
+    with Journal(RunDirectory(tmp_path), config, PLAN, SINGLE, Console(False), 0) as journal:
+        for step in range(8):
+            now[0] += 3.0 if step == 0 else 0.5
+            journal.step(output(step))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    first, second, third = ({k: json.loads(line)[k] for k in TIMES} for line in lines)
+    del first["memory_gib"], second["memory_gib"]
+    assert third.pop("memory_gib") > 0
+    assert first == {
+        "step_seconds": 3.0,
+        "data_wait_share": 0.125 / 3,
+        "samples_per_second": 8 / 3,
+        "eta_seconds": 27.0,
+    }
+    # Three steps of half a second each, a quarter of it waiting.
+    per_step = {"step_seconds": 0.5, "data_wait_share": 0.25, "samples_per_second": 16.0}
+    assert second == {**per_step, "eta_seconds": 4.5 / 4 * 6}
+    assert third == {**per_step, "eta_seconds": 6.5 / 8 * 2}
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    env = DistEnv(1, 2, 1, 2, torch.device("cpu"))
+    write(tmp_path, [output(0)], env=env, tensorboard=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_metric_that_nobody_reported_is_left_out(tmp_path: Path) -> None:
+    write(tmp_path, [output(0, seen=0.5, unseen=math.nan)])
+    (record,) = read_metrics(tmp_path)
+    assert record["seen"] == 0.5
+    assert "unseen" not in record
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["loss", "norm"])
+def test_what_is_not_finite_stops_the_run_before_it_is_written(
+    tmp_path: Path, name: str, value: float
+) -> None:
+    what = {"loss": "loss", "norm": "gradient norm"}[name]
+    with pytest.raises(UserError, match=f"the {what} is {value} at step 4; .*lower optim.lr"):
+        write(tmp_path, [*(output(step) for step in range(3)), output(3, **{name: value})])
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1]
+
+
+def test_event_files_hold_what_the_records_hold(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    write(tmp_path, [output(step) for step in range(10)], tensorboard=True)
+    found: dict[tuple[int, str], float] = {}
+    for path in (tmp_path / "tensorboard").iterdir():
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                found[event.step, value.tag] = value.tensor.float_val[0]
+    records: list[dict[str, Any]] = [
+        json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
+    names = {name for record in records for name in record} - {"step", "samples"}
+    assert {name for _, name in found} == names
+    for record in records:
+        for name in names:
+            assert found[record["step"], name] == pytest.approx(record[name], rel=1e-6)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"cannot be written in .*: No space left on device; make"):
+        write(tmp_path, [output(0)])

@@ -1,0 +1,136 @@
+"""Who owns a work directory, and what is in its files."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from parallel_worker import tiny_config
+
+from quadriga.engine.run_directory import RunDirectory
+from quadriga.errors import UserError
+from quadriga.provenance import Resolved
+
+CONFIG = tiny_config([])
+
+
+def owned(path: Path) -> RunDirectory:
+    directory = RunDirectory(path)
+    directory.create()
+    directory.write_config(Resolved.of(CONFIG, "test"))
+    return directory
+
+
+def test_the_config_comes_back_with_its_sources(tmp_path: Path) -> None:
+    resolved = Resolved.of(CONFIG, "test").override({"optim.lr": "0.25"}, "command line")
+    directory = RunDirectory(tmp_path)
+    directory.write_config(resolved)
+    read = directory.read_config()
+    assert read.config == resolved.config
+    assert read.sources == resolved.sources
+
+
+@pytest.mark.parametrize("text", ["", '{"config": {', "[]", '{"config": {"name": 3}}'])
+def test_a_damaged_config_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json is damaged: "):
+        RunDirectory(tmp_path).read_config()
+
+
+def test_there_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no run: there is no config\.json"):
+        RunDirectory(tmp_path / "nowhere").read_config()
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        RunDirectory(tmp_path).read_config()
+
+
+def test_a_directory_without_a_run_is_free(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    directory.check_owner(CONFIG)
+    directory.create()
+    with directory.lock():
+        directory.check_owner(CONFIG)
+    # What a run leaves that was stopped before it wrote its config.
+    for name in ("log.txt", ".config.json.partial"):
+        (directory.path / name).write_text("x")
+    directory.check_owner(CONFIG)
+    (directory.path / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="is not empty and holds no run"):
+        directory.check_owner(CONFIG)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"loader.workers": 3},
+        {"log.every_steps": 7},
+        {"train.accumulate": 2},
+        {"checkpoint.keep": 9},
+        {"evaluation.train_samples": 5},
+        {"name": "other"},
+    ],
+)
+def test_what_changes_no_number_keeps_the_run(tmp_path: Path, words: dict[str, object]) -> None:
+    owned(tmp_path).check_owner(CONFIG.override(words))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"seed": 5}, "seed is 0 there and 5 here; choose"),
+        ({"optim.lr": 5}, r"optim.lr is [\d.]+ there and 5.0 here; choose"),
+        ({"seed": 5, "optim.lr": 5}, r"optim.lr is .* here \(and 1 more differences\); choose"),
+    ],
+)
+def test_what_changes_a_number_makes_another_run(
+    tmp_path: Path, words: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=f"belongs to another run: {message}"):
+        owned(tmp_path).check_owner(CONFIG.override(words))
+
+
+def test_a_lock_is_held_until_its_file_is_closed(tmp_path: Path) -> None:
+    directory = owned(tmp_path)
+    with directory.lock(), pytest.raises(UserError, match="is in use: another process"):
+        directory.lock()
+    directory.lock().close()
+
+
+def test_what_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    directory = RunDirectory(tmp_path / "file")
+    for write in (directory.create, directory.lock, lambda: directory.write_environment({})):
+        with pytest.raises(UserError, match="cannot be written: Not a directory; make room"):
+            write()
+
+
+def test_environment(tmp_path: Path) -> None:
+    owned(tmp_path).write_environment({"cores": 2})
+    assert json.loads((tmp_path / "environment.json").read_text()) == {"cores": 2}
+
+
+@given(
+    steps=st.lists(st.integers(1, 20), unique=True, max_size=8).map(sorted),
+    cut=st.integers(0, 22),
+    torn=st.integers(0, 30),
+)
+def test_rewound_metrics_are_those_up_to_the_step(steps: list[int], cut: int, torn: int) -> None:
+    lines = [json.dumps({"step": step, "loss": 1 / step}) + "\n" for step in steps]
+    with tempfile.TemporaryDirectory() as folder:
+        directory = RunDirectory(Path(folder))
+        # The last line is torn, as by a kill: whatever is left of it does not count.
+        last = json.dumps({"step": 21, "loss": 0.5})[:torn][:-1]
+        directory.metrics.write_text("".join(lines) + last)
+        directory.rewind_metrics(cut)
+        kept = [line for step, line in zip(steps, lines, strict=True) if step <= cut]
+        assert directory.metrics.read_text() == "".join(kept)
+
+
+def test_rewinding_nothing_makes_no_file(tmp_path: Path) -> None:
+    RunDirectory(tmp_path).rewind_metrics(3)
+    assert not (tmp_path / "metrics.jsonl").exists()
