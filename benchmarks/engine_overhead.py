@@ -1,6 +1,6 @@
 """What the engine costs: a bare PyTorch loop beside `train()`, interleaved.
 
-    python benchmarks/engine_overhead.py [--recipe mae_cifar10] [--steps 20] [--repeats 9]
+    python benchmarks/engine_overhead.py [--recipe mae_cifar10] [--steps 20] [--repeats 5]
 
 Three sides train the same model, from the same weights, on the same batches:
 
@@ -13,9 +13,9 @@ Three sides train the same model, from the same weights, on the same batches:
   TensorBoard, console line) as a run has them. The checkpoint at the end is outside the clock.
 
 The recipe's data is replaced by the digits that ship with scikit-learn, in its image size. The
-repeats are interleaved and start with another side each time, so that whatever else the machine
-does meets all; the ratios are medians over the repeats. Processor time is the one to trust where
-the cores are shared. The last loss of each side is printed: they agree if the work was the same.
+repeats are interleaved and start with another side each time; a ratio is that of the medians, the
+quartiles are those of the repeats' own ratios. Trust the processor time where cores are shared.
+The last loss of each side is printed: they agree if the work was the same.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Setting:
         )
 
     def objective(self) -> Objective:
-        """Make the initialised objective: the same weights at each call."""
+        """Make the objective: the same weights at each call."""
         return build_objective(self.config, self.env.device, self.config.seed)
 
     def read_by_hand(self, steps: range) -> Iterator[Batch]:
@@ -191,14 +191,8 @@ class Engine:
         self._setting, self._directory = setting, RunDirectory(folder)
         self._directory.create()
         config = setting.config
-        executor = DataParallelExecutor(
-            setting.objective(),
-            config.optim,
-            config.schedule,
-            setting.plan,
-            setting.env,
-            config.seed,
-        )
+        shared = (config.optim, config.schedule, setting.plan, setting.env, config.seed)
+        executor = DataParallelExecutor(setting.objective(), *shared)
         self._executor = Timed(executor, setting.env.device)
         self._store = CheckpointStore(self._directory.checkpoints, setting.env, 1, "")
         # One journal of the whole run, so that the ends of the repeats are not logged as well.
@@ -212,9 +206,8 @@ class Engine:
     def __call__(self, steps: range) -> Seconds:
         """Train `steps` and return what they took."""
         end, start = steps.stop, steps.start
-        plan = replace(
-            self._setting.plan, total_steps=end, checkpoint_every=end, evaluate_every=end
-        )
+        ends = {"total_steps": end, "checkpoint_every": end, "evaluate_every": end}
+        plan = replace(self._setting.plan, **ends)
         with self._setting.loader() as loader:
             train(self._executor, loader, plan, start, self._journal, self._store, _no_evaluation)
         return self._executor.seconds
@@ -278,8 +271,8 @@ def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--recipe", default="mae_cifar10")
-    parser.add_argument("--steps", type=int, default=20, help="steps of one repeat")
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
@@ -294,8 +287,8 @@ def main() -> None:
             "train()": engine,
         }
         taken = measure(dict(sides), options.steps, options.repeats)
-        engine.close()
         losses = {name: side.loss for name, side in sides.items()}
+        engine.close()
     print(
         f"{options.recipe}, batch {setting.plan.batch_size}, {options.repeats} repeats of "
         f"{options.steps} steps, {options.threads} thread(s), {setting.env.device}"

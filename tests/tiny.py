@@ -25,6 +25,7 @@ TINY = (
     "log.every_steps=1",
     "log.tensorboard=false",
     "train.device=cpu",
+    "train.ranks=1",
     "evaluation.protocols=[]",
     "checkpoint.every_epochs=none",
 )

@@ -47,7 +47,7 @@ def test_flatten_keeps_lists_whole() -> None:
 def test_every_recipe_round_trips_and_can_be_rehearsed(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    resolved = resolve(name, None, [], None)
+    resolved = resolve(name, None, [])
     again = Resolved.from_json(RunConfig, resolved.as_json())
     assert again.config == resolved.config
     assert resolved.config.name == name
@@ -61,7 +61,7 @@ def test_every_recipe_round_trips_and_can_be_rehearsed(
 def test_recipe_files_and_command_line_layer(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("[optim]\nlr = 0.5\nbetas = [0.1, 0.2]\n")
-    resolved = resolve("mae_digits", file, ["epochs=3", "optim.lr=0.25"], "cpu")
+    resolved = resolve("mae_digits", file, ["epochs=3", "optim.lr=0.25"], {"train.device": "cpu"})
     assert resolved.config.train.epochs == 3
     assert resolved.config.optim.lr == 0.25
     assert resolved.config.optim.as_dict()["betas"] == [0.1, 0.2]
@@ -78,7 +78,7 @@ def test_print_config_shows_every_value_with_its_source(capsys: pytest.CaptureFi
     lines = capsys.readouterr().out.splitlines()
     line = next(line for line in lines if line.startswith("optim.lr ="))
     assert line.split() == ["optim.lr", "=", "0.5", "#", "command", "line"]
-    assert len(lines) == len(list(resolve("mae_digits", None, [], None).config.leaves()))
+    assert len(lines) == len(list(resolve("mae_digits", None, []).config.leaves()))
 
 
 def test_recipes_and_doctor_speak(capsys: pytest.CaptureFixture[str]) -> None:

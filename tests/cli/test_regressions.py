@@ -168,3 +168,33 @@ def test_the_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "interrupted; run the same command with --resume" in errors
     assert "Traceback" not in errors
+
+
+def test_a_run_starts_its_own_ranks(tmp_path: Path) -> None:
+    work_dir = tmp_path / "run"
+    done = subprocess.run(
+        quadriga(*tiny_run(work_dir, 2, "train.ranks=2")),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 ranks x 1 micro-batch x 4" in done.stdout
+    assert json.loads((work_dir / "environment.json").read_text())["world_size"] == 2
+
+
+def test_the_error_of_started_ranks_is_one_line(tmp_path: Path) -> None:
+    work_dir = tmp_path / "run"
+    (work_dir / "thesis").mkdir(parents=True)
+    done = subprocess.run(
+        quadriga(*tiny_run(work_dir, 2, "train.ranks=2")),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 2
+    lines = [x for x in done.stderr.splitlines() if x]
+    assert len(lines) == 1, done.stderr
+    assert "is not empty and holds no run" in lines[0]

@@ -45,7 +45,12 @@ def run(arguments: list[str]) -> int:
     usage_error: type[Exception] = next(c for c in ancestors if c.__name__ == "ClickException")
 
     try:
-        code = app(args=split_resume(arguments), prog_name="quadriga", standalone_mode=False)
+        code = app(
+            args=split_resume(arguments),
+            prog_name="quadriga",
+            standalone_mode=False,
+            obj=tuple(arguments),  # for the ranks that a command may start
+        )
     except UserError as error:
         return _report(error)
     except usage_error as error:

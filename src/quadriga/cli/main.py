@@ -40,6 +40,7 @@ def options(
     "`torchrun --nproc-per-node=8 -m quadriga train mae_vit_base data.root=/data/imagenet --resume`"
 )
 def train(
+    context: typer.Context,
     recipe: Annotated[
         str, typer.Argument(help="A recipe (see `quadriga recipes`), or a run's config.json.")
     ],
@@ -69,13 +70,17 @@ def train(
         bool,
         typer.Option("--dry-run", help="Build everything without memory or data, print, stop."),
     ] = False,
-    ranks: Annotated[int, typer.Option(help="Ranks that the dry run counts with.", min=1)] = 1,
-) -> None:
+    ranks: Annotated[
+        int | None,
+        typer.Option(help="Processes to start on this machine; short for train.ranks.", min=1),
+    ] = None,
+) -> int:
     """Train a recipe, evaluate it and write its report."""
     from quadriga.cli import training
 
-    training.train(
+    return training.train(
         training.TrainRequest(
+            arguments=context.obj,
             recipe=recipe,
             overrides=tuple(overrides or ()),
             work_dir=work_dir,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ EXCLUSIVE = (
 
 
 def resolve(
-    recipe: str, file: Path | None, words: Sequence[str], device: str | None
+    recipe: str, file: Path | None, words: Sequence[str], options: Mapping[str, Any] | None = None
 ) -> Resolved[RunConfig]:
     """Resolve a run: the recipe, then the file, then the command line.
 
@@ -35,14 +35,15 @@ def resolve(
         recipe: A recipe's name, or the path of a config.json that a run wrote.
         file: A JSON or TOML file of values, nested or dotted.
         words: ``key=value`` overrides; keys that are arguments of the recipe go to it.
-        device: Value of ``--device``, the short form of ``train.device``.
+        options: Values of the options that are short for a key, None where not given.
 
     Raises:
         UserError: An unknown recipe, key or value, or an unreadable file.
     """
     values = read_overrides(words)
-    if device is not None:
-        values.setdefault("train.device", device)
+    for key, value in (options or {}).items():
+        if value is not None:
+            values.setdefault(key, str(value))
     if recipe.endswith(".json") or Path(recipe).is_file():
         resolved = Resolved.from_json(RunConfig, _read_text(Path(recipe)))
     else:

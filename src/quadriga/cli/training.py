@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quadriga.cli.resolve import resolve
-from quadriga.distributed.environment import process_group, read_launch
+from quadriga.distributed.environment import pick_device, process_group, read_launch
 from quadriga.engine.console import Console
 from quadriga.engine.dry_run import dry_run
 from quadriga.engine.run_config import RunConfig
-from quadriga.engine.session import Request, run
+from quadriga.engine.session import Request, check_start, run
 from quadriga.errors import UserError
+from quadriga.launch.local import run_ranks
 from quadriga.provenance import Resolved
 from quadriga.report.html import write_report
 
@@ -21,6 +22,8 @@ from quadriga.report.html import write_report
 class TrainRequest:
     """The command line of ``quadriga train``."""
 
+    arguments: tuple[str, ...]
+    """The whole command line after ``quadriga``, for the ranks that are to be started."""
     recipe: str
     overrides: tuple[str, ...]
     work_dir: Path | None
@@ -30,36 +33,52 @@ class TrainRequest:
     device: str | None
     print_config: bool
     dry_run: bool
-    ranks: int
+    ranks: int | None
 
 
-def train(request: TrainRequest) -> None:
+def train(request: TrainRequest) -> int:
     """Print, rehearse or run what was asked for.
+
+    Returns:
+        The exit code: 0, or that of a rank that failed.
 
     Raises:
         UserError: Anything the user can mend.
     """
     try:
-        resolved = resolve(request.recipe, request.config, request.overrides, request.device)
+        resolved = resolve(
+            request.recipe,
+            request.config,
+            request.overrides,
+            {"train.device": request.device, "train.ranks": request.ranks},
+        )
     except UserError as error:
         error.on_every_rank = True
         raise
-    if (request.print_config or request.dry_run) and not read_launch(os.environ).rank == 0:
-        return
+    launch = read_launch(os.environ)
+    if (request.print_config or request.dry_run) and launch.rank != 0:
+        return 0
     if request.print_config:
         print("\n".join(config_lines(resolved)))
-        return
+        return 0
     if request.dry_run:
-        rows = dry_run(resolved.config, request.ranks)
+        rows = dry_run(resolved.config, max(launch.world_size, resolved.config.train.ranks))
         width = max(len(name) for name, _ in rows)
         print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
-        return
+        return 0
+    if launch.launcher == "none" and resolved.config.train.ranks > 1:
+        ranks = resolved.config.train.ranks
+        for local_rank in range(ranks):
+            pick_device(resolved.config.train.device, local_rank)
+        check_start(resolved.config, ranks)
+        return run_ranks(ranks, request.arguments)
     work_dir = request.work_dir or Path("runs") / resolved.config.name
     session = Request(work_dir, request.resume, request.resume_from)
     with process_group(resolved.config.train.device) as env, Console(env.is_main) as console:
         run(resolved, session, env, console)
         if env.is_main:
             console.say(f"report: {write_report(work_dir)}")
+    return 0
 
 
 def config_lines(resolved: Resolved[RunConfig]) -> list[str]:

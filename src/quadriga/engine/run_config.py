@@ -33,6 +33,8 @@ class TrainConfig(Config):
     """Micro-batches per optimizer step on each rank; more of them need less memory."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """auto, cpu, cuda or cuda:N."""
+    ranks: int = Field(1, ge=1)
+    """Processes to start on this machine, when no launcher has started them."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of the matrix products. Weights, gradients and optimizer state are float32 always."""
     dataset_size: int | None = Field(None, ge=1)
@@ -139,6 +141,7 @@ NEUTRAL = (
     "name",
     "train.accumulate",
     "train.device",
+    "train.ranks",
     "train.dataset_size",
     "data.root",
     "data.files",

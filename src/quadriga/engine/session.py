@@ -56,8 +56,7 @@ def run(resolved: Resolved[RunConfig], request: Request, env: DistEnv, console: 
     """
     config = resolved.config
     directory = RunDirectory(request.work_dir)
-    dataset = on_all(lambda: config.data.build("train"), env)
-    plan = on_all(lambda: _check(config, dataset, env), env)
+    dataset, plan = on_all(lambda: check_start(config, env.world_size), env)
     with contextlib.ExitStack() as stack:
 
         def claim() -> Path | None:
@@ -90,10 +89,22 @@ def run(resolved: Resolved[RunConfig], request: Request, env: DistEnv, console: 
             console.warn(f"{loader.unreadable} of the samples could not be read and were replaced")
 
 
-def _check(config: RunConfig, dataset: Dataset, env: DistEnv) -> RunPlan:
-    """Return the run's numbers once everything that needs no memory has been tried."""
+def check_start(config: RunConfig, world_size: int) -> tuple[Dataset, RunPlan]:
+    """Try everything that needs no memory, no process and no work directory.
+
+    Args:
+        config: The run.
+        world_size: Ranks it is to run on.
+
+    Returns:
+        The training data and the run's numbers.
+
+    Raises:
+        UserError: The run cannot start.
+    """
+    dataset = config.data.build("train")
     check_shapes(config)
-    return make_plan(config, len(dataset), env.world_size)
+    return dataset, make_plan(config, len(dataset), world_size)
 
 
 def _judge(

@@ -44,7 +44,7 @@ def mae_digits(epochs: float = 50) -> RunConfig:
         ),
         optim=AdamWConfig(lr=2e-3, lr_batch=64, weight_decay=0.05),
         schedule=WarmupCosineConfig(warmup_epochs=3),
-        train=TrainConfig(epochs=epochs, batch_size=64),
+        train=TrainConfig(epochs=epochs, batch_size=64, ranks=2),
         loader=LoaderConfig(workers=0),
         log=LogConfig(every_steps=20),
         checkpoint=CheckpointConfig(every_epochs=10),
@@ -52,7 +52,7 @@ def mae_digits(epochs: float = 50) -> RunConfig:
     )
 
 
-def mae_cifar10(root: Path = Path("data/cifar10"), epochs: float = 4) -> RunConfig:
+def mae_cifar10(root: Path = Path("data/cifar10"), epochs: float = 2.5) -> RunConfig:
     """MAE of a ViT-tiny on CIFAR-10 at 32 px, patch 4: sized for 2 cores, within 20 minutes.
 
     Command: ``quadriga train mae_cifar10 data.root=CIFAR10_FOLDER``; the folder holds ``train``
@@ -64,9 +64,9 @@ def mae_cifar10(root: Path = Path("data/cifar10"), epochs: float = 4) -> RunConf
         objective=MAEConfig(decoder_width=96, decoder_depth=2, decoder_heads=4),
         data=ImageFolderConfig(root=root),
         views=ImageViewsConfig(image_px=32, crop_scale=(0.4, 1.0), test_crop_fraction=1.0),
-        optim=AdamWConfig(lr=1e-3, lr_batch=128, weight_decay=0.05),
+        optim=AdamWConfig(lr=1e-3, lr_batch=64, weight_decay=0.05),
         schedule=WarmupCosineConfig(warmup_steps=100),
-        train=TrainConfig(epochs=epochs, batch_size=128, dataset_size=50_000),
+        train=TrainConfig(epochs=epochs, batch_size=64, ranks=2, dataset_size=50_000),
         loader=LoaderConfig(workers=0),
         log=LogConfig(every_steps=20),
         checkpoint=CheckpointConfig(every_epochs=1),
