@@ -37,7 +37,7 @@ def options(
 @app.command(
     epilog="Examples: `quadriga train mae_digits` | "
     "`quadriga train mae_vit_base data.root=/data/imagenet optim.lr=1e-3 --dry-run` | "
-    "`torchrun --nproc-per-node=8 -m quadriga train mae_vit_base data.root=/data/imagenet --resume`"
+    "`quadriga train mae_vit_base data.root=/data/imagenet --ranks 8 --resume`"
 )
 def train(
     context: typer.Context,
