@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -198,3 +199,28 @@ def test_the_error_of_started_ranks_is_one_line(tmp_path: Path) -> None:
     lines = [x for x in done.stderr.splitlines() if x]
     assert len(lines) == 1, done.stderr
     assert "is not empty and holds no run" in lines[0]
+
+
+def test_the_data_may_move_but_not_change_its_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(20):
+        folder = tmp_path / "here" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (12 * i, 30, 200)).save(folder / f"{i}.png")
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+
+    def command(root: str, *more: str) -> list[str]:
+        own = ["data.kind=image_folder", f"data.root={tmp_path / root}", "loader.workers=0"]
+        words = tiny_run(tmp_path / "run", 4, *own, "checkpoint.every_steps=2", *more)
+        return [word for word in words if word != "data.image_px=16"]
+
+    assert run(command("here")) == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000004")
+    assert run(command("there", "--resume")) == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000004")
+    Image.new("RGB", (20, 20)).save(tmp_path / "there" / "a" / "more.png")
+    Image.new("RGB", (20, 20)).save(tmp_path / "there" / "a" / "and_more.png")
+    capsys.readouterr()
+    assert run(command("there", "--resume")) == 2
+    assert "was trained on another number of samples" in one_line(capsys)
