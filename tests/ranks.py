@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ def free_port() -> int:
 def start_ranks(command: Sequence[str], world_size: int) -> list[subprocess.Popen[str]]:
     """Start one process per rank with torchrun's variables, without torchrun's start-up time."""
     port = str(free_port())
+    _heed_interrupts()
     processes = []
     for rank in range(world_size):
         environ = {
@@ -37,10 +39,20 @@ def start_ranks(command: Sequence[str], world_size: int) -> list[subprocess.Pope
         }
         processes.append(
             subprocess.Popen(
-                command, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+                command,
+                env=environ,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
             )
         )
     return processes
+
+
+def _heed_interrupts() -> None:
+    """Undo what a shell does to its background jobs: they, and what they start, ignore Ctrl-C."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run_ranks(

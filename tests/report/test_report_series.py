@@ -69,6 +69,7 @@ def test_ticks_are_round_and_inside(low, length, wanted):
 def test_tick_values():
     assert ticks(0, 1) == [0.0, 0.5, 1.0]
     assert ticks(0, 40, 4) == [0.0, 10.0, 20.0, 30.0, 40.0]
+    assert ticks(1.0, 40042.0, 2) == [20000.0, 40000.0]
     assert decades(0.9, 1100) == [1.0, 10.0, 100.0, 1000.0]
     assert decades(0.9, 40) == [1.0, 2.0, 5.0, 10.0, 20.0]
 

@@ -168,9 +168,14 @@ def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     """
     rough = (high - low) / wanted
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
+    steps = [factor * power for factor in (10, 5, 2, 1, 0.5) if factor < 10 or 5 * power < rough]
+    fitting = [step for step in steps if step >= rough * 0.999]
+    # The next finer step serves where the coarse one has no multiple inside.
+    for step in (fitting[-1], *steps[len(fitting) :]):
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        if first <= last:
+            return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
+    return []
 
 
 def decades(low: float, high: float) -> list[float]:
