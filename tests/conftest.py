@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Before torch is imported: a second thread on a shared core makes a tiny step take a second.
@@ -14,6 +15,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # The shapes in the signatures of tensor functions are checked while testing.
 CHECKED = ["quadriga.models", "quadriga.methods", "quadriga.randomness"]
 install_import_hook(CHECKED, "beartype.beartype")
+
+# A loaded machine is no reason to fail; where a failure must repeat, so must the examples.
+settings.register_profile("unhurried", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("unhurried")
 
 ROOT = Path(__file__).resolve().parent.parent
 
