@@ -156,6 +156,7 @@ def sequential(
     tell = _logger_or(warn)
 
     def readable(pool: ReaderPool) -> Iterator[Batch]:
+        """Yield the batches without their unreadable samples, and count what is left."""
         found, reasons = 0, [""]
         for reply in pool.replies(requests):
             if reply.failure:

@@ -56,8 +56,8 @@ def mae_cifar10(root: Path = Path("data/cifar10"), epochs: float = 2.5) -> RunCo
     """MAE of a ViT-tiny on CIFAR-10 at 32 px, patch 4: sized for 2 cores, within 20 minutes.
 
     Command: ``quadriga train mae_cifar10 data.root=CIFAR10_FOLDER``; the folder holds ``train``
-    and ``test`` with one folder of images per class. Two ranks of one thread each: at this size
-    they are nearly twice as fast as one rank of two threads.
+    and ``test`` with one folder of images per class. Two ranks of one thread each, since at this
+    size two threads of one rank mostly wait for each other.
     """
     return RunConfig(
         name="mae_cifar10",
