@@ -8,6 +8,13 @@ from collections.abc import Iterable
 EXIT_USER_ERROR = 2
 """Exit code of every error that the user can mend."""
 
+EXIT_HANG = 70
+"""Exit code of a run that stood still: the message names the rank (EX_SOFTWARE of sysexits.h)."""
+
+EXIT_PREEMPTED = 75
+"""Exit code of a run that a signal asked to stop: it has saved, and goes on with ``--resume``
+(EX_TEMPFAIL of sysexits.h: try again). A scheduler requeues on it."""
+
 
 class UserError(Exception):
     """A mistake the user can mend: shown as one line ``error: ...``, exit code 2, no traceback.

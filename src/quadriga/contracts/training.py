@@ -62,7 +62,11 @@ class StepOutput(NamedTuple):
     samples: int
     """Samples of this step over all ranks."""
     seconds: Mapping[str, float]
-    """This rank's wall time by part: ``step`` in all, of it ``data`` spent waiting for batches."""
+    """This rank's wall time by phase (`quadriga.engine.activity`), and ``step`` in all."""
+    skipped: bool = False
+    """Whether the update was left out: its gradient was not finite, or the run was told to."""
+    stop: bool = False
+    """Whether a rank was asked to stop (a signal): the run saves and ends after this step."""
 
 
 class Objective(nn.Module, ABC):

@@ -35,8 +35,22 @@ class TrainConfig(Config):
     """auto, cpu, cuda or cuda:N."""
     ranks: int = Field(1, ge=1)
     """Processes to start on this machine, when no launcher has started them."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Type of the matrix products. Weights, gradients and optimizer state are float32 always."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the matrix products (`--amp` is bfloat16). Weights, gradients and optimizer state
+    are float32 always; float16 scales the loss."""
+    compile: bool = False
+    """Whether blocks are compiled (torch.compile)."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activation checkpointing of the blocks: what the backward pass computes anew. selective:
+    all but matrix products and attention; full: everything. It saves memory and costs time."""
+    parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    """How several ranks hold the state: all of it on each rank; a shard on each; or shards
+    within groups of `shard_ranks` and copies between the groups."""
+    shard_ranks: int | None = Field(None, ge=2)
+    """Ranks that share one copy of the state under hsdp; none for the ranks of one host."""
+    reshard_after_forward: bool = True
+    """Whether a block's gathered weights are let go after its forward pass (ZeRO-3), or kept
+    until the step's last backward pass (ZeRO-2: fewer gathers, more memory)."""
     dataset_size: int | None = Field(None, ge=1)
     """Samples per epoch that the recipe was written for: the dry run counts with it when the
     data is not at hand. Training always counts the real samples."""
@@ -80,6 +94,17 @@ class CheckpointConfig(Config):
     """Epochs between two checkpoints."""
     keep: int = Field(3, ge=1)
     """How many of the newest checkpoints stay."""
+    keep_every_steps: int | None = Field(None, ge=1)
+    """Checkpoints whose step is a multiple of this stay for ever."""
+    keep_best: str | None = None
+    """A number (``loss``, ``linear_probe.top1``): the checkpoint where it was best stays."""
+    best_is: Literal["highest", "lowest"] = "lowest"
+    """Which values of `keep_best` are better."""
+    asynchronous: bool = True
+    """Whether training goes on while a checkpoint is written: it then stalls only for the copy
+    to host memory."""
+    on_failure: Literal["stop", "continue"] = "stop"
+    """What happens when a checkpoint cannot be written (a full disk). The ones before it stay."""
 
     @model_validator(mode="after")
     def _one_unit(self) -> CheckpointConfig:
@@ -98,12 +123,57 @@ class EvaluationConfig(Config):
     """The protocols, run in order at the end of training."""
     every_epochs: float | None = Field(None, gt=0)
     """Epochs between two evaluations during training; none for the end only."""
+    weights: Literal["raw", "ema"] = "raw"
+    """Which weights are judged: those of the last step, or their moving average (`ema.decay`)."""
     train_samples: int | None = Field(None, ge=1)
     """Evaluate with a fixed part of the training images of this size; none for all of them."""
     test_samples: int | None = Field(None, ge=1)
     """Evaluate on a fixed part of the test images of this size; none for all of them."""
     workers: int = Field(1, ge=0)
     """Worker processes that read the evaluation data."""
+
+
+class EmaConfig(Config):
+    """An exponential moving average of the weights."""
+
+    decay: float | None = Field(None, ge=0, lt=1)
+    """``average = decay * average + (1 - decay) * weights`` after each optimizer step; none for
+    no average."""
+    warmup: bool = False
+    """Whether the decay is at most (1 + t) / (10 + t) at step t, so that the average forgets the
+    start sooner."""
+
+
+class WarmStartConfig(Config):
+    """Weights to start from, instead of random ones."""
+
+    path: str | None = None
+    """A file of weights (this project's, timm's or Hugging Face's names), a checkpoint or a run."""
+    strict: bool = True
+    """Whether missing and unexpected tensors are an error."""
+    interpolate: bool = True
+    """Whether tables of positions are resampled to this model's grid."""
+
+
+class HealthConfig(Config):
+    """What happens when training goes wrong."""
+
+    non_finite: Literal["stop", "skip", "rollback"] = "stop"
+    """What follows a loss or gradient that is not finite: the run stops before the update; the
+    update is left out; or the run goes back to the last checkpoint, and if it happens again,
+    leaves out the updates from there to the bad step."""
+    max_bad_steps: int = Field(10, ge=1)
+    """The run stops after so many bad steps without `window` good ones between."""
+    window: int = Field(100, ge=8)
+    """Steps that a loss is compared with, and after which bad steps are forgotten."""
+    spike_factor: float | None = Field(8.0, gt=1)
+    """A loss that exceeds the window's median by so many median deviations is reported as a
+    spike; none for no reports."""
+    hang_factor: float | None = Field(20.0, gt=1)
+    """A step that takes so many times the median of the steps before it is a hang; none to wait
+    for ever."""
+    hang_seconds: float = Field(300.0, gt=0)
+    """A step that is shorter than this is never a hang."""
 
 
 class RunConfig(Config):
@@ -127,6 +197,12 @@ class RunConfig(Config):
     """The learning rate over time."""
     train: TrainConfig
     """How long, with which batch and where."""
+    warm_start: WarmStartConfig = WarmStartConfig()
+    """Weights to start from."""
+    ema: EmaConfig = EmaConfig()
+    """A moving average of the weights."""
+    health: HealthConfig = HealthConfig()
+    """What happens when training goes wrong."""
     loader: LoaderConfig = LoaderConfig()
     """How samples are read."""
     log: LogConfig = LogConfig()
@@ -143,6 +219,12 @@ NEUTRAL = (
     "train.device",
     "train.ranks",
     "train.dataset_size",
+    "train.compile",
+    "train.recompute",
+    "train.parallel",
+    "train.shard_ranks",
+    "train.reshard_after_forward",
+    "health",
     "data.root",
     "data.files",
     "data.test_files",
@@ -152,7 +234,7 @@ NEUTRAL = (
     "evaluation",
 )
 """Paths that may differ between the two halves of a resumed run: they do not change what it
-computes (`train.accumulate` only the order of a sum). The data may move: its size is hashed."""
+computes (layout and compilation only the rounding). The data may move: its size is hashed."""
 
 Identity = dict[str, Any]
 
