@@ -36,9 +36,7 @@ def train(dataset: Dataset, env: DistEnv, fail: bool) -> None:
     """Make two steps on this rank, and fail while everything is still in use if told to."""
     plan = make_plan(CONFIG, len(dataset), env.world_size)
     objective = build_objective(CONFIG, env.device, CONFIG.seed)
-    executor = DataParallelExecutor(
-        objective, CONFIG.optim, CONFIG.schedule, plan, env, CONFIG.seed
-    )
+    executor = DataParallelExecutor(objective, CONFIG, plan, env)
     with Loader(
         dataset,
         CONFIG.views.build("train"),

@@ -229,13 +229,23 @@ class CheckpointStore:
         executor.load_state_dict(state)
         return read_manifest(path).step
 
-    def load_objective(self, path: Path, objective: nn.Module) -> int:
+    def load_objective(self, path: Path, objective: nn.Module, weights: str = "raw") -> int:
         """Read the objective alone, without the optimizer; returns the number of steps.
+
+        Args:
+            path: A verified checkpoint.
+            objective: Whole, filled in place.
+            weights: "raw", or "ema" for the moving average of the trainable ones.
 
         Raises:
             UserError: The tensors are not those of this model.
         """
-        state = {f"objective.{name}": tensor for name, tensor in objective.state_dict().items()}
+        trained = {name for name, p in objective.named_parameters() if p.requires_grad}
+        parts = {
+            name: "ema" if weights == "ema" and name in trained else "objective"
+            for name in objective.state_dict()
+        }
+        state = {f"{parts[name]}.{name}": t for name, t in objective.state_dict().items()}
         self._read(path, state, complete=False)
         return read_manifest(path).step
 

@@ -18,7 +18,7 @@ def train(
     start: int,
     journal: Journal,
     checkpoints: CheckpointStore,
-    evaluate: Callable[[int], None],
+    evaluate: Callable[[int], object],
 ) -> None:
     """Make every step from `start` to the end of the plan.
 
@@ -40,13 +40,13 @@ def train(
 
     Raises:
         UserError: The loss is not finite, the data cannot be read or a checkpoint not written.
+        RollBack: A step was bad, and the run is to go back to its last checkpoint.
     """
     batches = loader.batches(range(start, plan.total_steps))
     for segment in segments(plan, start):
         for output in executor.run(batches, segment.steps):
             journal.step(output)
         if segment.save:
-            journal.require_finite(output)
             checkpoints.save(segment.steps.stop, executor)
         if segment.evaluate:
             evaluate(segment.steps.stop)
