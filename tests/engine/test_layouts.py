@@ -32,7 +32,13 @@ LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "hsdp2x2": (4, ("train.parallel=hsdp", "train.shard_ranks=2")),
     "fsdp4": (4, ("train.parallel=fsdp",)),
 }
-CASES = [(layout, accumulate) for layout in LAYOUTS for accumulate in (1, 4)]
+EXACT = [(layout, accumulate) for layout in LAYOUTS for accumulate in (1, 4)]
+REDUCED = {
+    f"{layout}-{precision}": (2, (f"train.parallel={layout}", f"train.precision={precision}"))
+    for layout in ("ddp", "fsdp")
+    for precision in ("bfloat16", "float16")
+}
+CASES = [*EXACT, *((layout, 4) for layout in REDUCED)]
 
 Result = dict[str, torch.Tensor]
 
@@ -44,7 +50,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], R
     for world_size in (1, 2, 4):
         words: list[str] = []
         for layout, accumulate in CASES:
-            ranks, own = LAYOUTS[layout]
+            ranks, own = (LAYOUTS | REDUCED)[layout]
             if ranks == world_size:
                 path = folder / f"{layout}-{accumulate}.pt"
                 words += ["--", str(path), *COMMON, *own, f"train.accumulate={accumulate}"]
@@ -56,7 +62,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], R
     }
 
 
-@pytest.mark.parametrize(("layout", "accumulate"), CASES)
+@pytest.mark.parametrize(("layout", "accumulate"), EXACT)
 def test_a_layout_makes_the_step_of_one_rank(
     results: dict[tuple[str, int], Result], layout: str, accumulate: int
 ) -> None:
@@ -64,6 +70,20 @@ def test_a_layout_makes_the_step_of_one_rank(
     assert reference.keys() == other.keys()
     for name, tensor in reference.items():
         torch.testing.assert_close(other[name], tensor, rtol=2e-4, atol=2e-6, msg=name)
+
+
+@pytest.mark.parametrize("layout", REDUCED)
+def test_shards_in_a_reduced_type_are_float32_and_train_alike(
+    results: dict[tuple[str, int], Result], layout: str
+) -> None:
+    exact, reduced = results["single", 1], results[layout, 4]
+    # The type's own rounding, over five steps.
+    torch.testing.assert_close(reduced["losses"], exact["losses"], rtol=0.01, atol=0)
+    torch.testing.assert_close(reduced["grad_norms"], exact["grad_norms"], rtol=0.05, atol=0)
+    for name, tensor in reduced.items():
+        if name.startswith(("objective.", "optimizer.", "ema.")):
+            assert tensor.dtype == torch.float32, name
+    assert ("executor.loss_scale" in reduced) == layout.endswith("-float16")
 
 
 def test_the_comparison_is_not_empty(results: dict[tuple[str, int], Result]) -> None:

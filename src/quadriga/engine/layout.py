@@ -85,9 +85,11 @@ class Sharded(Layout):
         """Shard the objective's parameters in place; every rank calls it."""
         self._mesh = make_mesh(train, env)
         self._reshard = train.reshard_after_forward
-        dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(train.precision)
         # A block is gathered in the type it computes in: half the bytes. Its inputs are left to
-        # autocast, as without shards; the gradients are summed in float32.
+        # autocast, as without shards; the gradients are summed in float32. Not on the CPU, whose
+        # autocast has no layer norm of float32 tokens with weights of another type.
+        is_reduced = train.precision != "float32" and env.device.type == "cuda"
+        dtype = getattr(torch, train.precision) if is_reduced else None
         policy = MixedPrecisionPolicy(
             param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )

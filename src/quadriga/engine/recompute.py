@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -48,9 +49,16 @@ def apply_recompute(objective: nn.Module, mode: Mode) -> None:
     if mode == "selective":
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
     for _, block in blocks_of(objective):
-        inner = block.forward
         # An attribute of the instance: the class, the names and the hooks stay what they are.
-        block.forward = functools.partial(checkpoint, inner, **options)
+        block.forward = _recomputed(block.forward, options)
+
+
+def _recomputed(forward: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    # A function of its own: torch.compile would pass over a partial of `checkpoint`.
+    def recomputed(*arguments: Any, **named: Any) -> Any:
+        return checkpoint(forward, *arguments, **named, **options)
+
+    return recomputed
 
 
 def _policy(context: Any, operation: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
