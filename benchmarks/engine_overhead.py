@@ -42,11 +42,11 @@ from quadriga.engine.checkpoint import CheckpointStore
 from quadriga.engine.console import Console
 from quadriga.engine.data_parallel import DataParallelExecutor
 from quadriga.engine.journal import Journal
-from quadriga.engine.run_config import LogConfig, RunConfig
+from quadriga.engine.run_config import CheckpointConfig, LogConfig, RunConfig
 from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.train import train
 
-LOG = LogConfig()
+LOG, SAVING = LogConfig(), CheckpointConfig(keep=1)
 
 
 class Seconds(NamedTuple):
@@ -194,7 +194,7 @@ class Engine:
         shared = (config.optim, config.schedule, setting.plan, setting.env, config.seed)
         executor = DataParallelExecutor(setting.objective(), *shared)
         self._executor = Timed(executor, setting.env.device)
-        self._store = CheckpointStore(self._directory.checkpoints, setting.env, 1, "")
+        self._store = CheckpointStore(self._directory.checkpoints, setting.env, SAVING, "")
         # One journal of the whole run, so that the ends of the repeats are not logged as well.
         self._journal = Journal(self._directory, LOG, setting.plan, setting.env, Console(), 0)
 

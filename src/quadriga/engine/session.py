@@ -19,6 +19,7 @@ from quadriga.engine.checkpoint import (
     list_checkpoints,
     newest_valid,
     read_manifest,
+    read_objective,
     set_aside_after,
     verify,
 )
@@ -74,7 +75,9 @@ def run(resolved: Resolved[RunConfig], request: Request, env: DistEnv, console: 
             objective, config.optim, config.schedule, plan, env, config.seed, precision_of(config)
         )
         own_hash = config_hash(config, plan.dataset_size)
-        store = CheckpointStore(directory.checkpoints, env, config.checkpoint.keep, own_hash)
+        store = stack.enter_context(
+            CheckpointStore(directory.checkpoints, env, config.checkpoint, own_hash, console.warn)
+        )
         start = store.load(start_from, executor) if start_from is not None else 0
         if start >= plan.total_steps:
             console.say(f"finished: {directory.path} already holds all {plan.total_steps} steps")
@@ -241,5 +244,4 @@ def load_objective(
     if found is None:
         raise UserError(f"{run_dir} has no whole checkpoint to evaluate; train it first")
     objective = build_objective(config, env.device, config.seed)
-    step = CheckpointStore(directory.checkpoints, env, 1, "").load_objective(found, objective)
-    return objective, step
+    return objective, read_objective(found, objective, env)
