@@ -72,11 +72,15 @@ def save_for_ever(folder: Path) -> int:
     (folder / "ready").touch()
     while True:
         step += 1
+        promised = step if step % 3 == 0 else step - 1
         for tensor in executor.state.values():
             tensor.fill_(step)
         store.save(step, executor)
-        # Promised from here on: a rename, so that the promise itself is whole.
-        (folder / "promise").write_text(str(step))
+        if promised == step:
+            store.wait()
+        # Promised from here on: a rename, so that the promise itself is whole. A save that nobody
+        # has waited for promises the one before it.
+        (folder / "promise").write_text(str(promised))
         (folder / "promise").rename(folder / "reported")
 
 

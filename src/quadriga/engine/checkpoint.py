@@ -147,7 +147,7 @@ class CheckpointStore:
         """
         began = time.perf_counter()
         try:
-            self._settle()
+            self._settle(final)
         finally:
             self._stalled += time.perf_counter() - began
         if final and self._retention is not None and not self._retention.reported:
@@ -225,7 +225,7 @@ class CheckpointStore:
         finally:
             self.close()
 
-    def _settle(self) -> None:
+    def _settle(self, final: bool = False) -> None:
         """Wait for the save under way, and say or raise what became of it."""
         self._join()
         save, self._saving = self._saving, None
@@ -236,7 +236,7 @@ class CheckpointStore:
             return
         self._unsaved = self._unwritten(save) if save.problem is not None else None
         if self._unsaved is not None:
-            if self._config.on_failure == "stop":
+            if final or self._config.on_failure == "stop":
                 unsaved, self._unsaved = self._unsaved, None
                 raise unsaved
             self._warn(
@@ -255,7 +255,7 @@ class CheckpointStore:
             f"{save.problem}; the checkpoints before it are untouched: make room or choose "
             "another --work-dir, then --resume"
         )
-        error.on_every_rank = True
+        error.on_every_rank = not self._writer.rank_lost
         return error
 
     def _write(self, save: _Save) -> None:

@@ -29,6 +29,10 @@ from quadriga.engine.checkpoint_staging import Chunk, Staging, assign, inventory
 Value = TypeVar("Value")
 
 
+class _RankLost(Exception):
+    """A collective has failed."""
+
+
 @final
 class CheckpointWriter:
     """Copies and writes this rank's part of the checkpoints; rank 0 seals and names them."""
@@ -40,6 +44,8 @@ class CheckpointWriter:
         self._chunks: list[Chunk] | None = None  # what the assignment was made for
         self._mine: list[Chunk] = []
         self._staging: Staging | None = None
+        self.rank_lost = False
+        """Whether a rank went away during a save: the others need not know of the same problem."""
 
     def stage(self, state: Mapping[str, Any]) -> str | None:
         """Copy this rank's part of the state; every rank calls it.
@@ -51,9 +57,13 @@ class CheckpointWriter:
         """
         held = inventory(state)
         chunks = list(held)
-        if any(self._gather(chunks != self._chunks)):
-            self._staging, self._chunks = None, chunks
-            self._mine = assign(self._gather(chunks))[self._env.rank]
+        try:
+            if any(self._gather(chunks != self._chunks)):
+                self._staging, self._chunks = None, chunks
+                self._mine = assign(self._gather(chunks))[self._env.rank]
+        except _RankLost:
+            self.rank_lost = True
+            return "another rank is lost"
         try:
             if self._staging is None:
                 pinned = any(held[chunk].is_cuda for chunk in self._mine)
@@ -79,7 +89,10 @@ class CheckpointWriter:
             problem = self._write(step, extra, problem, partial)
             if problem is not None and self._env.is_main:
                 shutil.rmtree(partial, ignore_errors=True)
-        except Exception as error:  # a rank that is lost, or a bug: told where training is
+        except _RankLost:
+            self.rank_lost = True
+            problem = "another rank is lost"
+        except Exception as error:  # a bug: told where training is
             problem = f"{type(error).__name__}: {error}"
         return problem
 
@@ -128,7 +141,10 @@ class CheckpointWriter:
         if self._env.world_size == 1:
             return [value]
         values = [value] * self._env.world_size
-        dist.all_gather_object(values, value, group=self._group)
+        try:
+            dist.all_gather_object(values, value, group=self._group)
+        except RuntimeError as error:
+            raise _RankLost from error
         return values
 
 

@@ -95,8 +95,8 @@ class Retention:
                 self._values = {s: v for s, v in self._values.items() if s in steps or s > newest}
                 best = self._best(steps)
                 self._write(steps)
-            for step in to_remove(sorted(steps), config.keep, config.keep_every_steps, best):
-                remove(checkpoint_path(self._folder, step))
+        for step in to_remove(sorted(steps), config.keep, config.keep_every_steps, best):
+            remove(checkpoint_path(self._folder, step))
 
     def forget_after(self, step: int) -> None:
         """Drop the values of later steps: a run that goes on from `step` makes them anew."""
