@@ -328,3 +328,18 @@ def test_the_moving_average_alone_is_read(store: CheckpointStore) -> None:
     module.bias.requires_grad_(True)
     with pytest.raises(UserError, match=r"tensor ema\.bias: the checkpoint lacks it"):
         store.load_objective(store._folder / "step_00000005", module, "ema")
+
+
+@pytest.mark.gpu
+def test_a_state_on_the_gpu_is_copied_before_training_goes_on(tmp_path: Path) -> None:
+    executor, other = Tensors(2.0), Tensors(0.0)
+    executor.state = {name: tensor.cuda() for name, tensor in executor.state.items()}
+    other.state = {name: tensor.cuda() for name, tensor in other.state.items()}
+    with CheckpointStore(tmp_path, SINGLE, CheckpointConfig(), "h") as store:
+        for step in (1, 2):  # the second time into memory that is used again
+            executor.state["objective.weight"].fill_(step)
+            path = store.save(step, executor)
+            executor.state["objective.weight"].fill_(9.0)
+        store.wait()
+        store.load(path, other)
+    assert torch.equal(other.state["objective.weight"].cpu(), torch.full((3, 4), 2.0))

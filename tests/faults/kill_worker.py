@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -169,6 +170,22 @@ def forked(function: Callable[[], Any]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def ends_while_saving(folder: Path) -> int:
+    """Return how a process ended that reached the interpreter's end while a slow disk wrote."""
+    child = os.fork()
+    if child == 0:
+        own = checkpoint_staging.StagedFile.write
+
+        def write_slowly(file: Any, beside: Path) -> dict[str, Any]:
+            time.sleep(0.05)
+            return own(file, beside)
+
+        checkpoint_staging.StagedFile.write = write_slowly
+        save(store_of(folder), 1)
+        sys.exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def taken_up(folder: Path) -> dict[str, Any]:
     """Take up what a killed process left: return what was found, and what is there at the end."""
     said: list[str] = []
@@ -261,6 +278,7 @@ def main() -> None:
         folder = base / name
         code = forked(lambda folder=folder, phase=phase: save_and_die(folder, phase, 2))
         told[name] = {"code": code, **taken_up(folder)}
+    told["end"] = {"code": ends_while_saving(base / "end"), **taken_up(base / "end")}
     told["one rank is killed"] = {
         "codes": on_two_ranks(lambda env: one_rank_is_killed(base / "killed", env)),
         **taken_up(base / "killed"),

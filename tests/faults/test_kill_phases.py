@@ -77,6 +77,12 @@ def test_a_kill_while_a_checkpoint_of_the_same_step_is_replaced(
     assert_taken_up(killed[phase], 2)
 
 
+def test_the_end_of_the_interpreter_waits_for_a_save(killed: dict[str, Any]) -> None:
+    """A process that nobody has told to wait."""
+    assert killed["end"]["code"] == 0
+    assert_taken_up(killed["end"], 1)
+
+
 def test_a_kill_of_one_of_two_ranks(killed: dict[str, Any]) -> None:
     """The other one is not left waiting."""
     told = killed["one rank is killed"]

@@ -125,8 +125,8 @@ class CheckpointStore:
                 save.thread = threading.Thread(
                     target=self._write, args=(save,), name="checkpoint", daemon=False
                 )
-                self._saving = save
                 save.thread.start()
+                self._saving = save
             else:
                 self._saving = save
                 self._write(save)
