@@ -43,11 +43,11 @@ from quadriga.engine.checkpoint import CheckpointStore
 from quadriga.engine.console import Console
 from quadriga.engine.data_parallel import DataParallelExecutor
 from quadriga.engine.journal import Journal
-from quadriga.engine.run_config import LogConfig, RunConfig
+from quadriga.engine.run_config import CheckpointConfig, LogConfig, RunConfig
 from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.train import train
 
-LOG = LogConfig()
+LOG, SAVING = LogConfig(), CheckpointConfig(keep=1)
 
 
 class Seconds(NamedTuple):
@@ -198,7 +198,7 @@ class Engine:
         config = setting.config
         executor = DataParallelExecutor(setting.objective(), config, setting.plan, setting.env)
         self._executor = Timed(executor, setting.env.device)
-        self._store = CheckpointStore(self._directory.checkpoints, setting.env, 1, "")
+        self._store = CheckpointStore(self._directory.checkpoints, setting.env, SAVING, "")
         # One journal of the whole run, so that the ends of the repeats are not logged as well.
         self._journal = Journal(self._directory, LOG, setting.plan, setting.env, Console(), 0)
 

@@ -13,7 +13,7 @@ from quadriga.distributed.environment import DistEnv
 from quadriga.engine.activity import Activity
 from quadriga.engine.arithmetic import RunPlan
 from quadriga.engine.build import build_objective
-from quadriga.engine.checkpoint import CheckpointStore, newest_valid
+from quadriga.engine.checkpoint import CheckpointStore, newest_valid, read_objective
 from quadriga.engine.compilation import check_compile
 from quadriga.engine.console import Console
 from quadriga.engine.data_parallel import DataParallelExecutor
@@ -79,7 +79,9 @@ def run(resolved: Resolved[RunConfig], request: Request, env: DistEnv, console: 
             left_out=left_out,
         )
         own_hash = config_hash(config, plan.dataset_size)
-        store = CheckpointStore(directory.checkpoints, env, config.checkpoint.keep, own_hash)
+        store = stack.enter_context(
+            CheckpointStore(directory.checkpoints, env, config.checkpoint, own_hash, console.warn)
+        )
         start = store.load(start_from, executor) if start_from is not None else 0
         judge = _judge(config, executor, directory, env, console)
         if start >= plan.total_steps:
@@ -205,6 +207,4 @@ def load_objective(
     if found is None:
         raise UserError(f"{run_dir} has no whole checkpoint to evaluate; train it first")
     objective = build_objective(config, env.device, config.seed)
-    store = CheckpointStore(directory.checkpoints, env, 1, "")
-    step = store.load_objective(found, objective, config.evaluation.weights)
-    return objective, step
+    return objective, read_objective(found, objective, env, config.evaluation.weights)

@@ -50,3 +50,4 @@ def train(
             checkpoints.save(segment.steps.stop, executor)
         if segment.evaluate:
             evaluate(segment.steps.stop)
+    checkpoints.wait(final=True)
