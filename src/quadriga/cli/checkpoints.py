@@ -242,6 +242,8 @@ def export(
         console.say(str(done.check))
         for file in done.files:
             console.say(f"written: {file}")
+        if done.remark is not None:
+            console.say(done.remark)
 
 
 def _one_of(option: str, value: str, valid: Sequence[str]) -> None:

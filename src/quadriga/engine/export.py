@@ -70,6 +70,8 @@ class Exported:
     step: int
     files: tuple[Path, ...]
     check: Check
+    remark: str | None
+    """What users of the export must know."""
 
 
 def export(request: ExportRequest, warn: Callable[[str], None]) -> Exported:
@@ -101,7 +103,13 @@ def export(request: ExportRequest, warn: Callable[[str], None]) -> Exported:
         staged_files = [path for path in [*form.companions(staged), staged] if path.exists()]
         files = tuple(_place(path, request.output.parent) for path in staged_files)
         fsync_folder(request.output.parent)
-    return Exported(checkpoint=folder, step=subject.step, files=files, check=check)
+    return Exported(
+        checkpoint=folder,
+        step=subject.step,
+        files=files,
+        check=check,
+        remark=form.remark(subject),
+    )
 
 
 def read_run_config(source: Path, file: Path | None) -> RunConfig:

@@ -32,6 +32,12 @@ from quadriga.models.weights.arguments import hf_arguments
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
+_FEATURES = {
+    "class": "last_hidden_state[:, 0]",
+    "mean": "last_hidden_state[:, 1:].mean(1)",
+}
+"""Pooling -> how it is done with ViTModel's output."""
+
 Pairs = list[tuple[Tensor, Tensor]]
 
 
@@ -50,6 +56,12 @@ class HuggingFaceFormat(Format):
         export_weights(subject.module, target / WEIGHTS, "hf")
         described = {**_arguments(subject.config, subject.part), "quadriga": subject.notes()}
         (target / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
+
+    def remark(self, subject: Subject) -> str | None:
+        """Say where the feature vector is, which ViTModel leaves to its users."""
+        if subject.part == "all":
+            return None
+        return f"an image's feature vector is {_FEATURES[subject.vit.config.pool]} of ViTModel"
 
     def verify(self, subject: Subject, target: Path) -> Check:
         """Run transformers' model on the same images, or this project's from the same file."""
@@ -88,7 +100,9 @@ def _encoder_pairs(subject: Subject, folder: Path) -> Pairs:
 
     images = keyed_images(subject.vit.config)
     theirs = _loaded(ViTModel, folder, add_pooling_layer=False)
-    return [(theirs(images).last_hidden_state, subject.vit(images))]
+    tokens = theirs(images).last_hidden_state
+    pooled = tokens[:, 0] if subject.vit.config.pool == "class" else tokens[:, 1:].mean(1)
+    return [(tokens, subject.vit(images)), (pooled, subject.vit.features(images))]
 
 
 def _encoder_read_back(subject: Subject, folder: Path) -> Pairs:

@@ -119,6 +119,10 @@ class Format(ABC):
     def verify(self, subject: Subject, target: Path) -> Check:
         """Read what was written and run it beside the model."""
 
+    def remark(self, subject: Subject) -> str | None:
+        """Return what users of the export must know; None where there is nothing."""
+        return None
+
     def companions(self, target: Path) -> list[Path]:
         """Return what may be written beside `target`."""
         return []

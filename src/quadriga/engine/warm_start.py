@@ -57,9 +57,9 @@ def check_warm_start(config: WarmStartConfig) -> None:
         if path.is_dir():
             _check_checkpoints(path, config)
             return
-        check_suffix(path)
-        if not path.is_file():
+        if not path.exists():
             raise UserError(f"{path} does not exist; name a file of weights, a checkpoint or a run")
+        check_suffix(path)
         with path.open("rb"):
             pass
     except OSError as error:

@@ -63,8 +63,6 @@ def hf_arguments(model: ViTConfig, method: Mapping[str, Any] | None = None) -> d
         problems.append((f"model.registers={model.registers}", "timm and safetensors"))
     if model.layer_scale is not None:
         problems.append((f"model.layer_scale={model.layer_scale:g}", "timm and safetensors"))
-    if model.pool == "mean" and method is None:
-        problems.append(("model.pool=mean", "timm, onnx and safetensors"))
     _refuse("hf", problems)
     arguments: dict[str, Any] = {
         "hidden_size": model.width,

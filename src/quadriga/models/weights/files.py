@@ -88,9 +88,12 @@ def write_tensors(
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             if path.suffix == ".safetensors":
+                beside.touch()
+                mode = beside.stat().st_mode
                 safetensors.torch.save_file(
                     whole, beside, metadata={"format": "pt", **(notes or {})}
                 )
+                beside.chmod(mode)  # some versions write files that only their owner can read
             else:
                 torch.save(whole, beside)
             with beside.open("rb") as written:
