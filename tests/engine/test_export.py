@@ -179,6 +179,10 @@ def test_onnx_computes_the_same(trained: Path, tmp_path: Path) -> None:
         print(check)
         assert check.difference < 1e-5
         assert "opset 18, batch sizes 1, 2 and 3" in str(check)
+    # A small model takes the place of a large one: nothing of the old export stays.
+    request = ExportRequest(source=trained, output=tmp_path / "0.onnx", to="onnx", force=True)
+    assert export(request, print).files == (request.output,)
+    assert not (tmp_path / "0.onnx.data").exists()
 
 
 def test_a_wrong_export_is_not_kept(

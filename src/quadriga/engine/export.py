@@ -102,6 +102,8 @@ def export(request: ExportRequest, warn: Callable[[str], None]) -> Exported:
             )
         staged_files = [path for path in [*form.companions(staged), staged] if path.exists()]
         files = tuple(_place(path, request.output.parent) for path in staged_files)
+        for left_over in set(form.companions(request.output)) - set(files):
+            left_over.unlink(missing_ok=True)  # of the export that was replaced
         fsync_folder(request.output.parent)
     return Exported(
         checkpoint=folder,
