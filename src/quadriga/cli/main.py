@@ -1,4 +1,4 @@
-"""The ``quadriga`` command: train, eval, report, replay, recipes, doctor."""
+"""The ``quadriga`` command: train, eval, report, replay, checkpoint, recipes, doctor."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from quadriga import __version__
+from quadriga.cli.checkpoint_app import checkpoint_app
 
 app = typer.Typer(
     name="quadriga",
@@ -17,6 +18,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+app.add_typer(checkpoint_app)
 
 
 def _version(asked: bool) -> None:
