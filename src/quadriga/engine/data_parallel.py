@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, final
 
 import torch
@@ -29,6 +29,7 @@ from quadriga.contracts import (
 )
 from quadriga.distributed.collectives import all_reduce_sum
 from quadriga.distributed.environment import DistEnv
+from quadriga.engine.activity import Activity
 from quadriga.engine.arithmetic import RunPlan
 from quadriga.engine.precision import reduced_precision
 from quadriga.optim.groups import materialise_state
@@ -47,8 +48,12 @@ class DataParallelExecutor(Executor):
         env: DistEnv,
         seed: int,
         precision: torch.dtype = torch.float32,
+        activity: Activity | None = None,
+        stop_asked: Callable[[], bool] = lambda: False,
     ) -> None:
         """Take over an initialised objective that lies on ``env.device``."""
+        self._activity = activity or Activity()
+        self._stop_asked = stop_asked
         self.objective = objective
         self._named = [(n, p) for n, p in objective.named_parameters() if p.requires_grad]
         self._parameters = [parameter for _, parameter in self._named]
@@ -65,27 +70,36 @@ class DataParallelExecutor(Executor):
         """Make the steps, one output each; see `Executor.run`."""
         self.objective.train()
         for step in steps:
-            yield self._step(batches, step)
+            output = self._step(batches, step)
+            yield output
+            if output.stop:
+                return
 
     def _step(self, batches: Iterator[Batch], step: int) -> StepOutput:
         began, waited = time.perf_counter(), 0.0
+        self._activity.begin_step(step)
         progress = self._plan.progress(step)
         self.objective.before_step(progress)
         totals = _Totals(self.objective.metric_names, self._env.device)
         for micro in range(self._plan.accumulate):
             asked = time.perf_counter()
+            self._activity.enter("data")
             batch = next(batches)
             waited += time.perf_counter() - asked
+            self._activity.enter("forward")
             with (
                 randomness.micro_batch(self._seed, step, micro, self._env.rank),
                 self._reduce_only_last(micro),
             ):
                 with reduced_precision(self._env.device, self._precision):
                     output: LossOutput = self._model(batch)
+                self._activity.enter("backward")
                 # Bounded by the loss itself, not by the number of targets; undone in _scale.
                 (output.loss / self._plan.batch_size).backward()  # type: ignore[no-untyped-call]
             totals.add(output)
-        metrics, count = totals.reduce(self._env)
+        self._activity.enter("reduce")
+        metrics, count, stop = totals.reduce(self._env, self._stop_asked())
+        self._activity.enter("update")
         grad_norm = self._scale(count)
         lr = self._plan.lr * self._schedule.factor(progress)
         for group in self._optimizer.param_groups:
@@ -94,7 +108,8 @@ class DataParallelExecutor(Executor):
         self._optimizer.zero_grad(set_to_none=True)
         self.objective.after_step(progress)
         seconds = {"step": time.perf_counter() - began, "data": waited}
-        return StepOutput(step, metrics, grad_norm, lr, self._plan.batch_size, seconds)
+        self._activity.end_step()
+        return StepOutput(step, metrics, grad_norm, lr, self._plan.batch_size, seconds, stop=stop)
 
     def _reduce_only_last(self, micro: int) -> contextlib.AbstractContextManager[None]:
         model = self._model
@@ -167,16 +182,17 @@ class _Totals:
         self._sums[name].append(total.detach().to(torch.float64))
         self._counts[name].append(count.detach().to(torch.float64))
 
-    def reduce(self, env: DistEnv) -> tuple[Mapping[str, Tensor], Tensor]:
-        """Return the divided metrics and the loss's count, over all ranks."""
+    def reduce(self, env: DistEnv, stop: bool) -> tuple[Mapping[str, Tensor], Tensor, bool]:
+        """Return the divided metrics, the loss's count and whether a rank is to stop."""
         zero = torch.zeros((), dtype=torch.float64, device=self._device)
+        asked = torch.full_like(zero, float(stop))
         table = torch.stack(
             [
-                torch.stack([sum(column[name], zero) for name in self._names])
+                torch.stack([*(sum(column[name], zero) for name in self._names), asked])
                 for column in (self._sums, self._counts)
             ]
         )
         sums, counts = all_reduce_sum(table, env)
         # A metric that no micro-batch reported is 0 / 0: not a number, and so not logged.
-        means = sums / counts
-        return dict(zip(self._names, means.unbind(), strict=True)), counts[0]
+        means = sums[:-1] / counts[:-1]
+        return dict(zip(self._names, means.unbind(), strict=True)), counts[0], bool(sums[-1] > 0)

@@ -11,6 +11,7 @@ from quadriga.contracts import Dataset, Objective
 from quadriga.data.loader import Loader
 from quadriga.distributed.collectives import from_main, on_all
 from quadriga.distributed.environment import DistEnv
+from quadriga.engine.activity import Activity
 from quadriga.engine.arithmetic import RunPlan, describe_batch, make_plan
 from quadriga.engine.build import build_objective, check_shapes
 from quadriga.engine.checkpoint import (
@@ -28,6 +29,7 @@ from quadriga.engine.evaluate import evaluate, make_context, missing_protocols
 from quadriga.engine.facts import environment_facts
 from quadriga.engine.journal import Journal
 from quadriga.engine.precision import precision_of
+from quadriga.engine.preemption import Preemption
 from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.train import train
@@ -48,14 +50,22 @@ class Request:
     """A checkpoint to start from instead of the newest of the work directory."""
 
 
-def run(resolved: Resolved[RunConfig], request: Request, env: DistEnv, console: Console) -> None:
+def run(
+    resolved: Resolved[RunConfig],
+    request: Request,
+    env: DistEnv,
+    console: Console,
+    preemption: Preemption | None = None,
+) -> None:
     """Train, evaluate and write everything into the work directory; every rank calls it.
 
     Raises:
         UserError: Anything the user can mend; found before the first step where that is possible.
+        Preempted: A signal asked the run to stop; it has saved.
     """
+    preemption = preemption or Preemption()
     config = resolved.config
-    directory = RunDirectory(request.work_dir)
+    directory, activity = RunDirectory(request.work_dir), Activity()
     dataset, plan = on_all(lambda: check_start(config, env.world_size), env)
     with contextlib.ExitStack() as stack:
 
@@ -71,20 +81,29 @@ def run(resolved: Resolved[RunConfig], request: Request, env: DistEnv, console: 
         objective = build_objective(config, env.device, config.seed)
         judge = on_all(lambda: _judge(config, objective, directory, env, console), env)
         executor = DataParallelExecutor(
-            objective, config.optim, config.schedule, plan, env, config.seed, precision_of(config)
+            objective,
+            config.optim,
+            config.schedule,
+            plan,
+            env,
+            config.seed,
+            precision_of(config),
+            activity,
+            lambda: preemption.asked,
         )
         own_hash = config_hash(config, plan.dataset_size)
         store = CheckpointStore(directory.checkpoints, env, config.checkpoint.keep, own_hash)
         start = store.load(start_from, executor) if start_from is not None else 0
         if start >= plan.total_steps:
             console.say(f"finished: {directory.path} already holds all {plan.total_steps} steps")
-            judge(start)
+            with preemption.leave_at_once(start):
+                judge(start)
             return
         from_main(lambda: _write_start(resolved, directory, env, objective, start), env)
         _announce(console, config, plan, objective, start)
         loader = stack.enter_context(_loader(config, dataset, plan, env, console))
         journal = stack.enter_context(Journal(directory, config.log, plan, env, console, start))
-        train(executor, loader, plan, start, journal, store, judge)
+        train(executor, loader, plan, start, journal, store, judge, preemption)
         if loader.unreadable:
             console.warn(f"{loader.unreadable} of the samples could not be read and were replaced")
 

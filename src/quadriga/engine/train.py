@@ -9,6 +9,7 @@ from quadriga.data.loader import Loader
 from quadriga.engine.arithmetic import RunPlan, segments
 from quadriga.engine.checkpoint import CheckpointStore
 from quadriga.engine.journal import Journal
+from quadriga.engine.preemption import Preemption
 
 
 def train(
@@ -19,6 +20,7 @@ def train(
     journal: Journal,
     checkpoints: CheckpointStore,
     evaluate: Callable[[int], None],
+    preemption: Preemption | None = None,
 ) -> None:
     """Make every step from `start` to the end of the plan.
 
@@ -37,16 +39,23 @@ def train(
         checkpoints: Keeps the state.
         evaluate: Called with the number of finished steps; where a checkpoint is due at the same
             step, after it is written.
+        preemption: Whether the run is to stop early; by default it never is.
 
     Raises:
+        Preempted: A rank was asked to stop; the state after the last step is saved.
         UserError: The loss is not finite, the data cannot be read or a checkpoint not written.
     """
+    preemption = preemption or Preemption()
     batches = loader.batches(range(start, plan.total_steps))
     for segment in segments(plan, start):
         for output in executor.run(batches, segment.steps):
             journal.step(output)
-        if segment.save:
+        done = output.step + 1
+        if segment.save or output.stop:
             journal.require_finite(output)
-            checkpoints.save(segment.steps.stop, executor)
+            checkpoints.save(done, executor)
+        if output.stop:
+            raise preemption.preempted(done)
         if segment.evaluate:
-            evaluate(segment.steps.stop)
+            with preemption.leave_at_once(done if segment.save else None):
+                evaluate(done)
