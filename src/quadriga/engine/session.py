@@ -9,7 +9,7 @@ from pathlib import Path
 
 from quadriga.contracts import Dataset, Objective
 from quadriga.data.loader import Loader
-from quadriga.distributed.collectives import from_main, on_all
+from quadriga.distributed.collectives import all_gather_values, from_main, on_all
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.activity import Activity
 from quadriga.engine.arithmetic import RunPlan, describe_batch, make_plan
@@ -27,6 +27,7 @@ from quadriga.engine.console import Console
 from quadriga.engine.data_parallel import DataParallelExecutor
 from quadriga.engine.evaluate import evaluate, make_context, missing_protocols
 from quadriga.engine.facts import environment_facts
+from quadriga.engine.hang import HangDetector, whereabouts
 from quadriga.engine.journal import Journal
 from quadriga.engine.precision import precision_of
 from quadriga.engine.preemption import Preemption
@@ -103,7 +104,10 @@ def run(
         _announce(console, config, plan, objective, start)
         loader = stack.enter_context(_loader(config, dataset, plan, env, console))
         journal = stack.enter_context(Journal(directory, config.log, plan, env, console, start))
-        train(executor, loader, plan, start, journal, store, judge, preemption)
+        members = all_gather_values(whereabouts(), env)
+        folder = directory.path / "hang"
+        stack.enter_context(HangDetector(activity, config.health, env, folder, members))
+        train(executor, loader, plan, start, journal, store, judge, preemption, activity)
         if loader.unreadable:
             console.warn(f"{loader.unreadable} of the samples could not be read and were replaced")
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from quadriga.contracts import Executor
 from quadriga.data.loader import Loader
+from quadriga.engine.activity import Activity
 from quadriga.engine.arithmetic import RunPlan, segments
 from quadriga.engine.checkpoint import CheckpointStore
 from quadriga.engine.journal import Journal
@@ -21,6 +22,7 @@ def train(
     checkpoints: CheckpointStore,
     evaluate: Callable[[int], None],
     preemption: Preemption | None = None,
+    activity: Activity | None = None,
 ) -> None:
     """Make every step from `start` to the end of the plan.
 
@@ -40,12 +42,13 @@ def train(
         evaluate: Called with the number of finished steps; where a checkpoint is due at the same
             step, after it is written.
         preemption: Whether the run is to stop early; by default it never is.
+        activity: Told when the state is saved and when it is judged.
 
     Raises:
         Preempted: A rank was asked to stop; the state after the last step is saved.
         UserError: The loss is not finite, the data cannot be read or a checkpoint not written.
     """
-    preemption = preemption or Preemption()
+    preemption, activity = preemption or Preemption(), activity or Activity()
     batches = loader.batches(range(start, plan.total_steps))
     for segment in segments(plan, start):
         for output in executor.run(batches, segment.steps):
@@ -53,9 +56,11 @@ def train(
         done = output.step + 1
         if segment.save or output.stop:
             journal.require_finite(output)
-            checkpoints.save(done, executor)
+            with activity.during("save"):
+                checkpoints.save(done, executor)
         if output.stop:
             raise preemption.preempted(done)
         if segment.evaluate:
-            with preemption.leave_at_once(done if segment.save else None):
+            saved = done if segment.save else None
+            with activity.during("evaluate"), preemption.leave_at_once(saved):
                 evaluate(done)
