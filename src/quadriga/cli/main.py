@@ -76,6 +76,10 @@ def train(
         int | None,
         typer.Option(help="Processes to start on this machine; short for train.ranks.", min=1),
     ] = None,
+    max_restarts: Annotated[
+        int,
+        typer.Option(help="How often the ranks are started again when one has failed.", min=0),
+    ] = 0,
 ) -> int:
     """Train a recipe, evaluate it and write its report."""
     from quadriga.cli import training
@@ -93,6 +97,7 @@ def train(
             print_config=print_config,
             dry_run=dry_run,
             ranks=ranks,
+            max_restarts=max_restarts,
         )
     )
 

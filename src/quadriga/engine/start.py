@@ -23,6 +23,7 @@ from quadriga.engine.layout import describe_layout, shard_ranks
 from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.units import count
+from quadriga.engine.warm_start import check_warm_start
 from quadriga.errors import UserError
 from quadriga.optim.schedules.warmup import warmup_length
 from quadriga.provenance import Resolved
@@ -80,6 +81,7 @@ def choose(
             )
         if request.resume:
             console.say(f"nothing to resume in {directory.path}: starting at step 0")
+        check_warm_start(config.warm_start)
     elif read_manifest(found).config_hash != config_hash(config, plan.dataset_size):
         raise UserError(
             f"work dir {directory.path} was trained on another number of samples than "
