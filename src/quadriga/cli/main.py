@@ -74,6 +74,10 @@ def train(
         int | None,
         typer.Option(help="Processes to start on this machine; short for train.ranks.", min=1),
     ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(metavar="STEPS", help="Profile steps: 5, or 10-14; short for log.profile."),
+    ] = None,
 ) -> int:
     """Train a recipe, evaluate it and write its report."""
     from quadriga.cli import training
@@ -91,6 +95,7 @@ def train(
             print_config=print_config,
             dry_run=dry_run,
             ranks=ranks,
+            profile=profile,
         )
     )
 

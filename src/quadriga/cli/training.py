@@ -34,6 +34,7 @@ class TrainRequest:
     print_config: bool
     dry_run: bool
     ranks: int | None
+    profile: str | None = None
 
 
 def train(request: TrainRequest) -> int:
@@ -50,7 +51,11 @@ def train(request: TrainRequest) -> int:
             request.recipe,
             request.config,
             request.overrides,
-            {"train.device": request.device, "train.ranks": request.ranks},
+            {
+                "train.device": request.device,
+                "train.ranks": request.ranks,
+                "log.profile": request.profile,
+            },
         )
     except UserError as error:
         error.on_every_rank = True

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from quadriga.contracts import Dataset, Objective
+from quadriga.contracts import Dataset, LoggerContext, Objective
 from quadriga.data.loader import Loader
 from quadriga.distributed.collectives import from_main, on_all
 from quadriga.distributed.environment import DistEnv
@@ -27,9 +27,12 @@ from quadriga.engine.data_parallel import DataParallelExecutor
 from quadriga.engine.evaluate import evaluate, make_context, missing_protocols
 from quadriga.engine.facts import environment_facts
 from quadriga.engine.journal import Journal
+from quadriga.engine.logger_set import LoggerSet, check_loggers
 from quadriga.engine.precision import precision_of
+from quadriga.engine.profiling import Profiler, check_profile
 from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.engine.run_directory import RunDirectory
+from quadriga.engine.throughput import measure_work
 from quadriga.engine.train import train
 from quadriga.engine.units import count
 from quadriga.errors import UserError
@@ -80,11 +83,13 @@ def run(resolved: Resolved[RunConfig], request: Request, env: DistEnv, console: 
             console.say(f"finished: {directory.path} already holds all {plan.total_steps} steps")
             judge(start)
             return
+        on_all(lambda: check_profile(config.log, plan, start), env)
         from_main(lambda: _write_start(resolved, directory, env, objective, start), env)
         _announce(console, config, plan, objective, start)
         loader = stack.enter_context(_loader(config, dataset, plan, env, console))
-        journal = stack.enter_context(Journal(directory, config.log, plan, env, console, start))
-        train(executor, loader, plan, start, journal, store, judge)
+        journal = stack.enter_context(_journal(config, directory, plan, env, console, start))
+        profiler = stack.enter_context(Profiler(config.log, directory, env, console, start))
+        train(executor, loader, plan, start, journal, store, judge, profiler)
         if loader.unreadable:
             console.warn(f"{loader.unreadable} of the samples could not be read and were replaced")
 
@@ -102,6 +107,7 @@ def check_start(config: RunConfig, world_size: int) -> tuple[Dataset, RunPlan]:
     Raises:
         UserError: The run cannot start.
     """
+    check_loggers(config.log.loggers)
     dataset = config.data.build("train")
     check_shapes(config)
     return dataset, make_plan(config, len(dataset), world_size)
@@ -123,6 +129,21 @@ def _judge(
             evaluate(missing, context, step, console)
 
     return judge
+
+
+def _journal(
+    config: RunConfig,
+    directory: RunDirectory,
+    plan: RunPlan,
+    env: DistEnv,
+    console: Console,
+    start: int,
+) -> Journal:
+    loggers = LoggerSet(console.warn)
+    context = LoggerContext(directory.path, config.name, config.as_dict(), start)
+    from_main(lambda: loggers.open(config.log.loggers, context, console.say), env)
+    work = measure_work(config, env, console.say) if env.is_main else None
+    return Journal(directory, config.log, plan, env, console, start, work, loggers, config.health)
 
 
 def _loader(

@@ -9,6 +9,7 @@ from quadriga.data.loader import Loader
 from quadriga.engine.arithmetic import RunPlan, segments
 from quadriga.engine.checkpoint import CheckpointStore
 from quadriga.engine.journal import Journal
+from quadriga.engine.profiling import Profiler
 
 
 def train(
@@ -19,6 +20,7 @@ def train(
     journal: Journal,
     checkpoints: CheckpointStore,
     evaluate: Callable[[int], None],
+    profiler: Profiler | None = None,
 ) -> None:
     """Make every step from `start` to the end of the plan.
 
@@ -37,6 +39,7 @@ def train(
         checkpoints: Keeps the state.
         evaluate: Called with the number of finished steps; where a checkpoint is due at the same
             step, after it is written.
+        profiler: Records some of the steps.
 
     Raises:
         UserError: The loss is not finite, the data cannot be read or a checkpoint not written.
@@ -45,6 +48,8 @@ def train(
     for segment in segments(plan, start):
         for output in executor.run(batches, segment.steps):
             journal.step(output)
+            if profiler is not None:
+                profiler.step()
         if segment.save:
             journal.require_finite(output)
             checkpoints.save(segment.steps.stop, executor)
