@@ -1,6 +1,6 @@
 """How long the backward pass waits for the exchange of gradients that it could not hide."""
 
-from __future__ import annotations
+# Annotations are values here, not text: DistributedDataParallel compares those of its hook.
 
 import time
 from collections import deque

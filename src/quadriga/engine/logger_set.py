@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import final
 
 from quadriga.contracts.logging import Logger, LoggerConfig, LoggerContext
@@ -25,7 +26,7 @@ def check_loggers(loggers: Sequence[LoggerConfig]) -> None:
     """
     for position, config in enumerate(loggers):
         package = type(config).package
-        if package is not None and importlib.util.find_spec(package) is None:
+        if package is not None and find_spec(package) is None:
             raise UserError(
                 f"log.loggers.{position}: {package} is not installed; "
                 f"pip install 'quadriga[{type(config).extra}]'"
@@ -89,6 +90,9 @@ class LoggerSet:
                 call(logger)
             except Exception as error:  # whatever a foreign package raises
                 del self._loggers[name]
+                if not isinstance(logger, _OnThread):  # that one could wait for a dead network
+                    with contextlib.suppress(Exception):
+                        logger.close()
                 self._warn(
                     f"{name} failed and is left out from here on: {_one_line(error)}; "
                     "metrics.jsonl has everything"
