@@ -26,7 +26,7 @@ def gradients(timed: bool, accumulate: int) -> list[torch.Tensor]:
     for layer in layers:
         for parameter in layer.parameters():
             with torch.no_grad():
-                parameter.normal_(generator=source)
+                parameter.normal_(std=0.1, generator=source)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         model = DistributedDataParallel(
@@ -81,7 +81,7 @@ def main(folder: Path) -> None:
             plain = gradients(timed=False, accumulate=accumulate)
             timed = gradients(timed=True, accumulate=accumulate)
             same = all(torch.equal(a, b) for a, b in zip(plain, timed, strict=True))
-            found[f"equal_{accumulate}"] = same and len(plain) == 12
+            found[f"equal_{accumulate}"] = same and all(g.abs().max() > 0 for g in plain)
         found["waited"] = waited()
         (folder / f"rank_{env.rank}.json").write_text(json.dumps(found))
 

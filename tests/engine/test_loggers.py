@@ -221,6 +221,7 @@ def test_a_logger_that_cannot_start_is_an_error_and_closes_the_others(tmp_path: 
 def fake_wandb(inits: list[dict[str, Any]], logged: list[Any]) -> types.ModuleType:
     class Run:
         id = "abc123"
+        offline = False
         url = "https://wandb.invalid/abc123"
 
         def log(self, record: dict[str, float], step: int) -> None:

@@ -56,7 +56,8 @@ class Wandb(Logger):
         )
         if identity is None:
             write_text(known, f"{self._run.id}\n")
-        self.place = self._run.url or str(context.folder / "wandb")
+        url = None if self._run.offline else self._run.url
+        self.place = url or str(context.folder / "wandb")
 
     def log(self, record: Mapping[str, float], step: int) -> None:
         """Send a record."""
