@@ -25,6 +25,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -42,11 +43,11 @@ from quadriga.engine.checkpoint import CheckpointStore
 from quadriga.engine.console import Console
 from quadriga.engine.data_parallel import DataParallelExecutor
 from quadriga.engine.journal import Journal
-from quadriga.engine.run_config import LogConfig, RunConfig
+from quadriga.engine.run_config import CheckpointConfig, LogConfig, RunConfig
 from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.train import train
 
-LOG = LogConfig()
+LOG, SAVING = LogConfig(), CheckpointConfig(keep=1)
 
 
 class Seconds(NamedTuple):
@@ -173,6 +174,10 @@ class Timed(Executor):
             self.loss = output.metrics["loss"]
         self.seconds = watch.read()
 
+    def frozen(self, weights: str = "raw") -> AbstractContextManager[Objective]:
+        """Give the objective; see `Executor.frozen`."""
+        return self._executor.frozen(weights)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state; see `Executor.state_dict`."""
         return self._executor.state_dict()
@@ -191,10 +196,9 @@ class Engine:
         self._setting, self._directory = setting, RunDirectory(folder)
         self._directory.create()
         config = setting.config
-        shared = (config.optim, config.schedule, setting.plan, setting.env, config.seed)
-        executor = DataParallelExecutor(setting.objective(), *shared)
+        executor = DataParallelExecutor(setting.objective(), config, setting.plan, setting.env)
         self._executor = Timed(executor, setting.env.device)
-        self._store = CheckpointStore(self._directory.checkpoints, setting.env, 1, "")
+        self._store = CheckpointStore(self._directory.checkpoints, setting.env, SAVING, "")
         # One journal of the whole run, so that the ends of the repeats are not logged as well.
         self._journal = Journal(self._directory, LOG, setting.plan, setting.env, Console(), 0)
 

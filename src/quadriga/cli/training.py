@@ -11,7 +11,8 @@ from quadriga.distributed.environment import pick_device, process_group, read_la
 from quadriga.engine.console import Console
 from quadriga.engine.dry_run import dry_run
 from quadriga.engine.run_config import RunConfig
-from quadriga.engine.session import Request, check_start, run
+from quadriga.engine.session import run
+from quadriga.engine.start import Request, check_start
 from quadriga.errors import UserError
 from quadriga.launch.local import run_ranks
 from quadriga.provenance import Resolved

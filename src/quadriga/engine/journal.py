@@ -98,21 +98,21 @@ class Journal:
         """Take in one step.
 
         Raises:
-            UserError: The loss of a step that is written down is not finite, or the disk is full.
+            UserError: The disk is full.
         """
         done = output.step + 1
         self._interval.add(output.samples, output.seconds)
         if self._env.is_main:
             self._unseen.append((done, output.metrics["loss"].detach()))
+            if output.skipped:
+                self._event("skipped step", done)
         first_or_last = done in (1, self._plan.total_steps)
         if not first_or_last and done % self._config.every_steps:
             self._console.advance("train", done, self._plan.total_steps, self._status)
             return
         record = self._record(output, done)
-        if not output.skipped:
-            self.require_finite(output)
+        self._look_for_spikes()
         try:
-            self._look_for_spikes()
             self._write(record, done)
         except OSError as problem:
             raise self._unwritable(problem) from problem
@@ -122,6 +122,12 @@ class Journal:
     def add_stall(self, seconds: float) -> None:
         """Take the time that training stood still for a checkpoint."""
         self._interval.add_stall(seconds)
+
+    def _event(self, event: str, done: int, **plain: float) -> None:
+        try:
+            self._events.write(event, done, **plain)
+        except OSError as problem:
+            raise self._unwritable(problem) from problem
 
     def _look_for_spikes(self) -> None:
         """Look at every loss since the last time: on a GPU, one synchronisation for all."""
@@ -133,7 +139,7 @@ class Journal:
             spike = self._spikes.spike(done, loss)
             if spike is not None:
                 self._console.warn(str(spike))
-                self._events.write(
+                self._event(
                     "loss spike", done, loss=loss, median=spike.median, deviation=spike.deviation
                 )
 
@@ -141,9 +147,7 @@ class Journal:
         if self._file is not None:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
-        self._loggers.log(
-            {k: v for k, v in record.items() if k != "step" and math.isfinite(v)}, done
-        )
+        self._loggers.log({k: v for k, v in record.items() if k not in ("step", "skipped")}, done)
 
     def _unwritable(self, problem: OSError) -> UserError:
         return UserError(
@@ -159,34 +163,20 @@ class Journal:
             "step": done,
             "epoch": done * self._plan.batch_size / self._plan.dataset_size,
             "samples": done * self._plan.batch_size,
-            **{name: v for name, v in metrics.items() if name == "loss" or not math.isnan(v)},
+            **{name: value for name, value in metrics.items() if math.isfinite(value)},
             "lr": output.lr,
-            "grad_norm": float(output.grad_norm),
+            **({"grad_norm": norm} if math.isfinite(norm := float(output.grad_norm)) else {}),
+            **({"skipped": True} if output.skipped else {}),
             **self._interval.fields(now),
             "memory_gib": memory_gib(self._env),
             "memory_peak_gib": memory_peak_gib(self._env),
             "eta_seconds": per_step * (self._plan.total_steps - done),
         }
 
-    def require_finite(self, output: StepOutput) -> None:
-        """Check a step, so that no state is written down or saved after one that broke it.
-
-        Raises:
-            UserError: The loss or the gradient norm is not finite.
-        """
-        for what, value in (("loss", output.metrics["loss"]), ("gradient norm", output.grad_norm)):
-            if not math.isfinite(value):
-                broken = UserError(
-                    f"the {what} is {float(value)} at step {output.step + 1}; the checkpoints "
-                    "before it are untouched: start another work dir with a lower optim.lr or "
-                    "with optim.clip_norm=1"
-                )
-                broken.on_every_rank = True
-                raise broken
-
     def _show(self, record: Record, done: int) -> None:
+        loss = f"loss {record['loss']:.4f}" if "loss" in record else "no finite loss"
         status = (
-            f"epoch {record['epoch']:.2f}  loss {record['loss']:.4f}  lr {record['lr']:.2e}  "
+            f"epoch {record['epoch']:.2f}  {loss}  lr {record['lr']:.2e}  "
             f"{record['samples_per_second']:.1f} samples/s  "
             f"data wait {100 * record['data_wait_share']:.1f} %"
         )

@@ -7,6 +7,8 @@ WORK_DIR/
     metrics.jsonl       one JSON object per logged step
     events.jsonl        one JSON object per event: a spike of the loss, a skipped step
     tensorboard/        the logged steps as event files
+    left_out.json       steps whose update is left out, after a rollback
+    replay/             the weights before each bad step: quadriga replay FILE
     checkpoints/        step_00001000/ ...
     report/             pictures, evaluation.json, index.html
 """
@@ -61,6 +63,11 @@ class RunDirectory:
     def report(self) -> Path:
         """The folder of the report and its pictures."""
         return self.path / "report"
+
+    @property
+    def replay(self) -> Path:
+        """The folder of the bad steps that can be made again."""
+        return self.path / "replay"
 
     def read_config(self) -> Resolved[RunConfig]:
         """Read the run's config.

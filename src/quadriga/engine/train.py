@@ -19,7 +19,7 @@ def train(
     start: int,
     journal: Journal,
     checkpoints: CheckpointStore,
-    evaluate: Callable[[int], None],
+    evaluate: Callable[[int], object],
     profiler: Profiler | None = None,
 ) -> None:
     """Make every step from `start` to the end of the plan.
@@ -43,6 +43,7 @@ def train(
 
     Raises:
         UserError: The loss is not finite, the data cannot be read or a checkpoint not written.
+        RollBack: A step was bad, and the run is to go back to its last checkpoint.
     """
     batches = loader.batches(range(start, plan.total_steps))
     for segment in segments(plan, start):
@@ -51,7 +52,8 @@ def train(
             if profiler is not None:
                 profiler.step()
         if segment.save:
-            journal.require_finite(output)
             checkpoints.save(segment.steps.stop, executor)
+            journal.add_stall(checkpoints.take_stall())
         if segment.evaluate:
             evaluate(segment.steps.stop)
+    checkpoints.wait(final=True)

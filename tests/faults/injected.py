@@ -1,0 +1,44 @@
+"""The command with a fault in it.
+
+    python injected.py nan RANK STEP TIMES train mae_digits ...
+
+``nan``: the loss of rank RANK is not a number at step STEP (from 0), the first TIMES times.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from quadriga.cli.entry import run
+from quadriga.contracts import Batch, LossOutput
+from quadriga.engine.activity import Activity
+from quadriga.methods.mae import MAE
+
+
+def inject_nan(rank: int, step: int, times: int) -> None:
+    """Make the loss of one rank not a number at one step."""
+    if int(os.environ.get("RANK", "0")) != rank:
+        return
+    forward, begin = MAE.forward, Activity.begin_step
+    now, left = [-1], [times]
+
+    def watched(activity: Activity, number: int) -> None:
+        now[0] = number
+        begin(activity, number)
+
+    def poisoned(objective: MAE, batch: Batch) -> LossOutput:
+        output = forward(objective, batch)
+        if now[0] != step or not left[0]:
+            return output
+        left[0] -= 1
+        return output._replace(loss=output.loss * float("nan"))
+
+    Activity.begin_step = watched  # type: ignore[method-assign]
+    MAE.forward = poisoned  # type: ignore[method-assign, assignment]
+
+
+if __name__ == "__main__":
+    fault, *numbers = sys.argv[1:5]
+    {"nan": inject_nan}[fault](*map(int, numbers))
+    sys.exit(run(sys.argv[5:]))
