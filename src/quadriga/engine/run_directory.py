@@ -5,7 +5,8 @@ WORK_DIR/
     environment.json    versions, device, ranks, command line
     log.txt             what the console said
     metrics.jsonl       one JSON object per logged step
-    tensorboard/        the same as event files
+    events.jsonl        one JSON object per event: a spike of the loss, a skipped step
+    tensorboard/        the logged steps as event files
     left_out.json       steps whose update is left out, after a rollback
     replay/             the weights before each bad step: quadriga replay FILE
     checkpoints/        step_00001000/ ...
@@ -47,6 +48,11 @@ class RunDirectory:
     def metrics(self) -> Path:
         """One JSON object per logged step."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """One JSON object per event."""
+        return self.path / "events.jsonl"
 
     @property
     def checkpoints(self) -> Path:
