@@ -83,6 +83,9 @@ class LogConfig(Config):
     """Optimizer steps between two lines of metrics.jsonl."""
     tensorboard: bool = True
     """Whether to write TensorBoard event files."""
+    samples: bool = False
+    """Whether each rank writes down the samples that it reads (``WORK_DIR/samples``): a proof that
+    two runs saw the same, and a file that grows with every sample."""
 
 
 class CheckpointConfig(Config):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quadriga.contracts import Dataset, Objective
-from quadriga.data.loader import Loader
+from quadriga.data.loader import Loader, OnRead
 from quadriga.distributed.collectives import all_gather_values, from_main, on_all
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.activity import Activity
@@ -33,6 +33,7 @@ from quadriga.engine.precision import precision_of
 from quadriga.engine.preemption import Preemption
 from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.engine.run_directory import RunDirectory
+from quadriga.engine.sample_log import SampleLog, rewind_samples
 from quadriga.engine.train import train
 from quadriga.engine.units import count
 from quadriga.errors import UserError
@@ -81,16 +82,9 @@ def run(
         start_from = from_main(claim, env)
         objective = build_objective(config, env.device, config.seed)
         judge = on_all(lambda: _judge(config, objective, directory, env, console), env)
+        extras = (precision_of(config), activity, lambda: preemption.asked)
         executor = DataParallelExecutor(
-            objective,
-            config.optim,
-            config.schedule,
-            plan,
-            env,
-            config.seed,
-            precision_of(config),
-            activity,
-            lambda: preemption.asked,
+            objective, config.optim, config.schedule, plan, env, config.seed, *extras
         )
         own_hash = config_hash(config, plan.dataset_size)
         store = CheckpointStore(directory.checkpoints, env, config.checkpoint.keep, own_hash)
@@ -102,7 +96,8 @@ def run(
             return
         from_main(lambda: _write_start(resolved, directory, env, objective, start), env)
         _announce(console, config, plan, objective, start)
-        loader = stack.enter_context(_loader(config, dataset, plan, env, console))
+        on_read = _sample_log(config, directory, env, stack)
+        loader = stack.enter_context(_loader(config, dataset, plan, env, console, on_read))
         journal = stack.enter_context(Journal(directory, config.log, plan, env, console, start))
         members = all_gather_values(whereabouts(), env)
         folder = directory.path / "hang"
@@ -148,8 +143,24 @@ def _judge(
     return judge
 
 
+def _sample_log(
+    config: RunConfig, directory: RunDirectory, env: DistEnv, stack: contextlib.ExitStack
+) -> OnRead | None:
+    if not config.log.samples:
+        return None
+    with directory.writing():
+        log = SampleLog(directory.path / "samples", env.rank)
+    stack.callback(log.close)
+    return log.add
+
+
 def _loader(
-    config: RunConfig, dataset: Dataset, plan: RunPlan, env: DistEnv, console: Console
+    config: RunConfig,
+    dataset: Dataset,
+    plan: RunPlan,
+    env: DistEnv,
+    console: Console,
+    on_read: OnRead | None = None,
 ) -> Loader:
     return Loader(
         dataset,
@@ -162,6 +173,7 @@ def _loader(
         prefetch=config.loader.prefetch,
         max_unreadable_fraction=config.loader.max_unreadable_fraction,
         warn=console.warn,
+        on_read=on_read,
     )
 
 
@@ -228,6 +240,8 @@ def _write_start(
     parameters = sum(p.numel() for p in objective.parameters())
     directory.write_environment({**environment_facts(env), "parameters": parameters})
     directory.rewind_metrics(start)
+    with directory.writing():
+        rewind_samples(directory.path / "samples", start)
 
 
 def _announce(
