@@ -178,7 +178,7 @@ class Runner:
             family = family_of(process.pid)
             told = f"{interrupt(process, family, kill)} after step {progress.step}"
             code = _wait(process)
-            if kill.how == "term":
+            if kill.how == "term" and not self._launcher:  # other launchers have codes of their own
                 self._require(code, (0, EXIT_PREEMPTED), work_dir)
         finally:
             end([*family, *family_of(process.pid)])
