@@ -7,15 +7,14 @@ Three sides train the same model, from the same weights, on the same batches:
 * *bare*: a loop as one writes it by hand. It reads each batch itself, in this process; which
   samples it takes is worked out beforehand, outside the clock. No gradient norm, no journal; it
   looks at the loss as often as the engine does.
-* *bare, our loader*: the same loop over the engine's `Loader` (``workers=0``, so that every side
-  pays for its own reading): the difference to *bare* is the loader's overhead.
+* *bare, our loader*: the same loop over the engine's `Loader` (``workers=0``): its overhead.
 * *train()*: the engine with `DataParallelExecutor`, `Loader` and `Journal` (metrics.jsonl,
   TensorBoard, console line) as a run has them. The checkpoint at the end is outside the clock.
 
 The recipe's data is replaced by the digits that ship with scikit-learn, in its image size. The
 repeats are interleaved and start with another side each time; a ratio is that of the medians, the
 quartiles are those of the repeats' own ratios. Trust the processor time where cores are shared.
-The last loss of each side is printed: they agree if the work was the same.
+The last losses are printed: they agree if the work was the same.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -42,11 +42,11 @@ from quadriga.engine.checkpoint import CheckpointStore
 from quadriga.engine.console import Console
 from quadriga.engine.data_parallel import DataParallelExecutor
 from quadriga.engine.journal import Journal
-from quadriga.engine.run_config import LogConfig, RunConfig
+from quadriga.engine.run_config import CheckpointConfig, LogConfig, RunConfig
 from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.train import train
 
-LOG = LogConfig()
+LOG, SAVING = LogConfig(), CheckpointConfig(keep=1)
 
 
 class Seconds(NamedTuple):
@@ -173,12 +173,16 @@ class Timed(Executor):
             self.loss = output.metrics["loss"]
         self.seconds = watch.read()
 
+    def frozen(self, weights: str = "raw") -> AbstractContextManager[Objective]:
+        """Give the objective; see `Executor.frozen`."""
+        return self._executor.frozen(weights)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state; see `Executor.state_dict`."""
         return self._executor.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the state; see `Executor.load_state_dict`."""
+        """Take the state."""
         self._executor.load_state_dict(state)
 
 
@@ -191,10 +195,9 @@ class Engine:
         self._setting, self._directory = setting, RunDirectory(folder)
         self._directory.create()
         config = setting.config
-        shared = (config.optim, config.schedule, setting.plan, setting.env, config.seed)
-        executor = DataParallelExecutor(setting.objective(), *shared)
+        executor = DataParallelExecutor(setting.objective(), config, setting.plan, setting.env)
         self._executor = Timed(executor, setting.env.device)
-        self._store = CheckpointStore(self._directory.checkpoints, setting.env, 1, "")
+        self._store = CheckpointStore(self._directory.checkpoints, setting.env, SAVING, "")
         # One journal of the whole run, so that the ends of the repeats are not logged as well.
         self._journal = Journal(self._directory, LOG, setting.plan, setting.env, Console(), 0)
 
@@ -209,16 +212,12 @@ class Engine:
         ends = {"total_steps": end, "checkpoint_every": end, "evaluate_every": end}
         plan = replace(self._setting.plan, **ends)
         with self._setting.loader() as loader:
-            train(self._executor, loader, plan, start, self._journal, self._store, _no_evaluation)
+            train(self._executor, loader, plan, start, self._journal, self._store, lambda step: {})
         return self._executor.seconds
 
     def close(self) -> None:
         """Close the journal."""
         self._journal.__exit__(None, None, None)
-
-
-def _no_evaluation(step: int) -> None:
-    """Judge nothing: evaluations are no part of what is measured."""
 
 
 def setting_of(recipe: str, device: str, steps: int) -> Setting:
@@ -289,10 +288,8 @@ def main() -> None:
         taken = measure(dict(sides), options.steps, options.repeats)
         losses = {name: side.loss for name, side in sides.items()}
         engine.close()
-    print(
-        f"{options.recipe}, batch {setting.plan.batch_size}, {options.repeats} repeats of "
-        f"{options.steps} steps, {options.threads} thread(s), {setting.env.device}"
-    )
+    spans = f"{options.repeats} repeats of {options.steps} steps, {options.threads} thread(s)"
+    print(f"{options.recipe}, batch {setting.plan.batch_size}, {spans}, {setting.env.device}")
     print("\n".join(table(taken, losses, options.steps)))
 
 

@@ -161,22 +161,31 @@ def _mix_tensor(values: Tensor) -> Tensor:
 
 
 def uniform_rows(
-    keys: Int[Tensor, " batch"], salt: int, count: int
+    keys: Int[Tensor, " batch"], salt: int | Int[Tensor, ""], count: int
 ) -> Float[Tensor, "batch {count}"]:
     """Draw `count` uniforms for each sample from its own key, on the keys' device.
 
     Args:
         keys: int64 key of each sample (`Batch["key"]`).
-        salt: `fold("what the draws are for")`, so that two uses of one key do not meet.
+        salt: `fold("what the draws are for")`, so that two uses of one key do not meet; or
+            `salt_tensor` of it.
         count: Draws per sample.
 
     Returns:
         float32 in [0, 1), shape (batch, count); bit-equal on every device and batch split.
     """
-    base = _mix_tensor(keys ^ _signed(salt))
+    base = _mix_tensor(keys ^ (salt if isinstance(salt, Tensor) else _signed(salt)))
     counter = torch.arange(1, count + 1, device=keys.device, dtype=torch.int64)
     bits = _mix_tensor(base[:, None] + counter[None, :] * _signed(_GAMMA))
     return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
+
+
+def salt_tensor(salt: int) -> Int[Tensor, ""]:
+    """Return a salt as a CPU scalar: to a compiled layer an input, not a constant of its code.
+
+    All layers of one shape then share one compilation.
+    """
+    return torch.tensor(_signed(salt), dtype=torch.int64, device="cpu")
 
 
 def generator(*parts: int | str) -> torch.Generator:
@@ -235,11 +244,14 @@ def _set_scope(is_open: bool, value: int) -> None:
         tensor.fill_(_signed(value))
 
 
-def layer_uniform(salt: int, rows: int, device: torch.device) -> Float[Tensor, " {rows}"]:
+def layer_uniform(
+    salt: int | Int[Tensor, ""], rows: int, device: torch.device
+) -> Float[Tensor, " {rows}"]:
     """Draw one uniform per row for a layer of the current micro-batch.
 
     Args:
-        salt: `fold` of the layer's global number: the same whichever process holds it.
+        salt: `fold` of the layer's global number, the same whichever process holds it; or
+            `salt_tensor` of it.
         rows: Number of draws.
         device: Where to draw.
 

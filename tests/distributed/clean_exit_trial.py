@@ -1,11 +1,11 @@
 """Start many two-rank trainings and tell how each process ended.
 
-    python clean_exit_trial.py TRIALS
+    python clean_exit_trial.py TRIALS FOLDER
 
-Imports once and forks a process per rank: each one joins a group, trains two steps and leaves
-through the interpreter's own end, as a rank of a run does; in every second trial with an error.
-Prints the exit codes: 0, 3 when threads of the
-group are left, 4 when the training failed or did not.
+Imports once and forks a process per rank: each one joins a group, trains two steps, saves them and
+leaves through the interpreter's own end, as a rank of a run does; in every second trial with an
+error, while the checkpoint is being written. Prints the exit codes: 0, 3 when threads of the group
+are left, 4 when the training failed or did not, or has left no checkpoint.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from quadriga.data.loader import Loader
 from quadriga.distributed.environment import DistEnv, process_group
 from quadriga.engine.arithmetic import make_plan
 from quadriga.engine.build import build_objective, build_on_meta
+from quadriga.engine.checkpoint import CheckpointStore
 from quadriga.engine.data_parallel import DataParallelExecutor
 from quadriga.errors import UserError
 from ranks import free_port
@@ -32,13 +33,11 @@ WORLD_SIZE = 2
 CONFIG = tiny_config(["train.steps=2"])
 
 
-def train(dataset: Dataset, env: DistEnv, fail: bool) -> None:
-    """Make two steps on this rank, and fail while everything is still in use if told to."""
+def train(dataset: Dataset, env: DistEnv, folder: Path, fail: bool) -> None:
+    """Make two steps on this rank, save, and fail while all is still in use if told to."""
     plan = make_plan(CONFIG, len(dataset), env.world_size)
     objective = build_objective(CONFIG, env.device, CONFIG.seed)
-    executor = DataParallelExecutor(
-        objective, CONFIG.optim, CONFIG.schedule, plan, env, CONFIG.seed
-    )
+    executor = DataParallelExecutor(objective, CONFIG, plan, env)
     with Loader(
         dataset,
         CONFIG.views.build("train"),
@@ -51,11 +50,14 @@ def train(dataset: Dataset, env: DistEnv, fail: bool) -> None:
         max_unreadable_fraction=0.0,
     ) as loader:
         outputs = list(executor.run(loader.batches(range(2)), range(2)))
-    if fail or not float(outputs[-1].metrics["loss"]) > 0:
-        raise UserError(f"loss {float(outputs[-1].metrics['loss'])}")
+    with CheckpointStore(folder, env, CONFIG.checkpoint, "") as store:
+        store.save(2, executor)
+        # While the checkpoint is being written.
+        if fail or not float(outputs[-1].metrics["loss"]) > 0:
+            raise UserError(f"loss {float(outputs[-1].metrics['loss'])}")
 
 
-def be_rank(rank: int, port: int, dataset: Dataset, fail: bool) -> int:
+def be_rank(rank: int, port: int, dataset: Dataset, folder: Path, fail: bool) -> int:
     """Train as one rank; return its exit code."""
     os.environ.update(
         RANK=str(rank),
@@ -68,14 +70,14 @@ def be_rank(rank: int, port: int, dataset: Dataset, fail: bool) -> int:
     failed = False
     try:
         with process_group("cpu") as env:
-            train(dataset, env, fail)
+            train(dataset, env, folder, fail)
     except UserError:
         failed = True
         # Asked while the error and what it refers to are still there.
         left = threads_left()
     else:
         left = threads_left()
-    if failed != fail:
+    if failed != fail or not (folder / "step_00000002").is_dir():
         return 4
     return 3 if left else 0
 
@@ -94,13 +96,14 @@ def main() -> None:
     CONFIG.optim.build(list(build_on_meta(CONFIG).named_parameters()))
     gc.freeze()  # so that the ranks' collections look at their own objects alone
     codes = []
+    folder = Path(sys.argv[2])
     for trial in range(int(sys.argv[1])):
         port = free_port()
         children = []
         for rank in range(WORLD_SIZE):
             child = os.fork()
             if child == 0:
-                sys.exit(be_rank(rank, port, dataset, fail=trial % 2 == 1))
+                sys.exit(be_rank(rank, port, dataset, folder / str(trial), trial % 2 == 1))
             children.append(child)
         for child in children:
             codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

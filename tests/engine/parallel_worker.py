@@ -1,14 +1,21 @@
-"""One rank of the data-parallel equality tests: train a few steps, save what came out."""
+"""One rank of the data-parallel equality tests: train a few steps, save what came out.
+
+    python parallel_worker.py FILE [key=value ...] [-- FILE [key=value ...]] ...
+
+Several runs share one start of the processes.
+"""
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
 import torch
 
 from quadriga.data.loader import Loader
-from quadriga.distributed.environment import process_group
+from quadriga.distributed.environment import DistEnv, process_group
+from quadriga.distributed.shards import whole
 from quadriga.engine.arithmetic import make_plan
 from quadriga.engine.build import build_objective
 from quadriga.engine.data_parallel import DataParallelExecutor
@@ -24,36 +31,52 @@ def tiny_config(words: list[str]) -> RunConfig:
 
 
 def train(path: Path, words: list[str]) -> None:
-    """Make the run's steps on this rank; rank 0 saves parameters, losses and norms."""
-    config = tiny_config(words)
+    """Make one run's steps in a process group of its own."""
     with process_group("cpu") as env:
-        dataset = config.data.build("train")
-        plan = make_plan(config, len(dataset), env.world_size)
-        objective = build_objective(config, env.device, config.seed)
-        executor = DataParallelExecutor(
-            objective, config.optim, config.schedule, plan, env, config.seed
-        )
-        loader = Loader(
-            dataset,
-            config.views.build("train"),
-            seed=config.seed,
-            batch_size=plan.batch_size,
-            accumulate=plan.accumulate,
-            env=env,
-            workers=0,
-            prefetch=2,
-            max_unreadable_fraction=0.0,
-        )
-        steps = range(plan.total_steps)
-        with loader:
-            outputs = list(executor.run(loader.batches(steps), steps))
-        if env.is_main:
-            result = {name: tensor.clone() for name, tensor in executor.state_dict().items()}
-            result["losses"] = torch.stack([o.metrics["loss"] for o in outputs])
-            result["grad_norms"] = torch.stack([o.grad_norm for o in outputs])
-            torch.save(result, path)
-        del executor, objective
+        train_in(env, path, words)
+
+
+def train_in(env: DistEnv, path: Path, words: list[str]) -> None:
+    """Make the run's steps on this rank; rank 0 saves the whole state, losses and norms."""
+    config = tiny_config(words)
+    dataset = config.data.build("train")
+    plan = make_plan(config, len(dataset), env.world_size)
+    objective = build_objective(config, env.device, config.seed)
+    executor = DataParallelExecutor(objective, config, plan, env)
+    loader = Loader(
+        dataset,
+        config.views.build("train"),
+        seed=config.seed,
+        batch_size=plan.batch_size,
+        accumulate=plan.accumulate,
+        env=env,
+        workers=0,
+        prefetch=2,
+        max_unreadable_fraction=0.0,
+    )
+    steps = range(plan.total_steps)
+    with loader:
+        outputs = list(executor.run(loader.batches(steps), steps))
+    result = {name: whole(tensor).clone() for name, tensor in executor.state_dict().items()}
+    with executor.frozen() as gathered:
+        # What is evaluated is what was trained, also where it has to be gathered.
+        for name, tensor in gathered.state_dict().items():
+            assert torch.equal(tensor, result[f"objective.{name}"]), name
+    result["losses"] = torch.stack([o.metrics["loss"] for o in outputs])
+    result["grad_norms"] = torch.stack([o.grad_norm for o in outputs])
+    if env.is_main:
+        torch.save(result, path)
+    del executor, objective, gathered
+
+
+def main(words: list[str]) -> None:
+    """Make every run on the command line."""
+    with process_group("cpu") as env:
+        for is_divider, group in itertools.groupby(words, lambda word: word == "--"):
+            if not is_divider:
+                path, *overrides = group
+                train_in(env, Path(path), overrides)
 
 
 if __name__ == "__main__":
-    train(Path(sys.argv[1]), sys.argv[2:])
+    main(sys.argv[1:])

@@ -16,14 +16,16 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from quadriga.contracts import Batch, Executor, StepOutput
+from quadriga.contracts import Batch, Executor, Objective, StepOutput
 from quadriga.distributed.environment import SINGLE
 from quadriga.engine.checkpoint import CheckpointStore, newest_valid
+from quadriga.engine.run_config import CheckpointConfig
 from quadriga.randomness import Stream, fold
 
 
@@ -37,6 +39,10 @@ class Tensors(Executor):
     def run(self, batches: Iterator[Batch], steps: range) -> Iterator[StepOutput]:
         """Make no steps."""
         yield from ()
+
+    def frozen(self, weights: str = "raw") -> AbstractContextManager[Objective]:
+        """Refuse: there is nothing to evaluate here."""
+        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """Return the tensors."""
@@ -54,7 +60,9 @@ def newest(folder: Path, executor: Tensors) -> int:
     found = newest_valid(folder / "checkpoints", print)
     if found is None:
         return 0 if promised == 0 else -1
-    step = CheckpointStore(folder / "checkpoints", SINGLE, 2, "").load(found, executor)
+    step = CheckpointStore(folder / "checkpoints", SINGLE, CheckpointConfig(keep=2), "").load(
+        found, executor
+    )
     whole = all((tensor == step).all() for tensor in executor.state.values())
     return step if whole and step >= promised else -1
 
@@ -65,15 +73,19 @@ def save_for_ever(folder: Path) -> int:
     step = newest(folder, executor)
     if step < 0:
         return 5
-    store = CheckpointStore(folder / "checkpoints", SINGLE, 2, "")
+    store = CheckpointStore(folder / "checkpoints", SINGLE, CheckpointConfig(keep=2), "")
     (folder / "ready").touch()
     while True:
         step += 1
+        promised = step if step % 3 == 0 else step - 1
         for tensor in executor.state.values():
             tensor.fill_(step)
         store.save(step, executor)
-        # Promised from here on: a rename, so that the promise itself is whole.
-        (folder / "promise").write_text(str(step))
+        if promised == step:
+            store.wait()
+        # Promised from here on: a rename, so that the promise itself is whole. A save that nobody
+        # has waited for promises the one before it.
+        (folder / "promise").write_text(str(promised))
         (folder / "promise").rename(folder / "reported")
 
 

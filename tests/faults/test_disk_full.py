@@ -74,11 +74,17 @@ def test_a_rank_that_cannot_write_its_part(tmp_path: Path, finished: Path) -> No
     assert_goes_on(work_dir, finished)
 
 
+@pytest.mark.parametrize("asynchronous", ["true", "false"])
 def test_a_full_disk(
-    small_disk: Path, tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+    small_disk: Path,
+    tmp_path: Path,
+    finished: Path,
+    capsys: pytest.CaptureFixture[str],
+    asynchronous: str,
 ) -> None:
     work_dir = halve(finished, small_disk / "run")
-    assert run(tiny_run(work_dir, 4, *WORDS, "--resume")) == 2
+    how = f"checkpoint.asynchronous={asynchronous}"
+    assert run(tiny_run(work_dir, 4, *WORDS, how, "--resume")) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: checkpoint ")
     assert "step_00000004 could not be written: " in line
@@ -86,3 +92,33 @@ def test_a_full_disk(
     assert_nothing_is_lost(work_dir)
     roomy = shutil.copytree(work_dir, tmp_path / "roomy")
     assert_goes_on(roomy, finished)
+
+
+@pytest.mark.parametrize("asynchronous", ["true", "false"])
+def test_a_full_disk_while_training_goes_on(
+    small_disk: Path,
+    tmp_path: Path,
+    finished: Path,
+    capsys: pytest.CaptureFixture[str],
+    asynchronous: str,
+) -> None:
+    """A warning for step 3; that the last checkpoint, of step 4, is not there is an error.
+
+    A synchronous save warns at once, before it is known to be the last.
+    """
+    work_dir = halve(finished, small_disk / "run")
+    words = [
+        "checkpoint.every_steps=1",
+        "checkpoint.on_failure=continue",
+        f"checkpoint.asynchronous={asynchronous}",
+    ]
+    assert run(tiny_run(work_dir, 4, *WORDS[1:], *words, "--resume")) == 2
+    said = capsys.readouterr()
+    lines = [line for line in (said.err + said.out).splitlines() if "could not be written" in line]
+    last = [line.partition(":")[0] for line in lines if "step_00000004" in line]
+    assert last == (["error"] if asynchronous == "true" else ["warning", "error"])
+    (warning,) = [line for line in lines if "step_00000003" in line]
+    assert "training goes on" in warning
+    assert read_metrics(work_dir) == read_metrics(finished)
+    assert_nothing_is_lost(work_dir)
+    assert_goes_on(shutil.copytree(work_dir, tmp_path / "roomy"), finished)

@@ -196,9 +196,48 @@ def test_positions_are_interpolated_when_asked(tmp_path: Path) -> None:
 
 
 def test_wrong_shapes_name_the_tensor(tmp_path: Path) -> None:
-    path = saved(timm_state(width=8), tmp_path / "timm.safetensors")
-    with pytest.raises(UserError, match=r"must have the shape .* in the file has .* same sizes"):
-        load_weights(made(SMALL), path, strict=False)
+    state = timm_state()
+    state["blocks.1.mlp.fc1.bias"] = torch.zeros(7)
+    state["norm.bias"] = torch.zeros(16, dtype=torch.int64)
+    path = saved(state, tmp_path / "timm.safetensors")
+    model = made(SMALL)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(
+        UserError, match=r"must have the shape \(64,\), but .* in the file has \(7,\)"
+    ):
+        load_weights(model, path)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    report = load_weights(model, path, strict=False)
+    assert dict(report.kept) == {
+        "blocks.1.mlp.hidden.bias": "((7,) in the file, shape (64,) here)",
+        "norm.bias": "(torch.int64 in the file, type torch.float32 here)",
+    }
+    assert not report.complete
+    assert not report.missing
+    assert "2 kept as they were: blocks.1.mlp.hidden.bias ((7,) in the file" in str(report)
+    for name in report.kept:
+        assert torch.equal(model.state_dict()[name], before[name])
+    assert torch.equal(model.norm.weight, state["norm.weight"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_types_are_converted(dtype: torch.dtype, tmp_path: Path) -> None:
+    state = {name: tensor.to(dtype) for name, tensor in timm_state().items()}
+    model = made(SMALL)
+    assert load_weights(model, saved(state, tmp_path / "timm.safetensors")).complete
+    weight = model.state_dict()["blocks.1.attention.qkv.weight"]
+    assert weight.dtype == torch.float32
+    assert torch.equal(weight, state["blocks.1.attn.qkv.weight"].to(torch.float32))
+
+
+def test_a_table_that_cannot_be_resampled(tmp_path: Path) -> None:
+    state = timm_state()
+    state["pos_embed"] = torch.zeros(1, 8, 16)  # a class token and seven patches: no square
+    path = saved(state, tmp_path / "timm.safetensors")
+    with pytest.raises(UserError, match=r"tensor positions must have the shape \(10, 16\)"):
+        load_weights(made(SMALL), path, interpolate=True)
+    report = load_weights(made(SMALL), path, interpolate=True, strict=False)
+    assert list(report.kept) == ["positions"]
 
 
 def test_missing_and_unexpected(tmp_path: Path) -> None:
@@ -271,5 +310,5 @@ def test_files_of_something_else(tmp_path: Path) -> None:
     path = saved({"conv1.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"must use the names of .* but starts with: conv1\.weight"):
         load_weights(made(SMALL), path)
-    with pytest.raises(UserError, match=r"has no tensor of this model: conv1\.weight"):
+    with pytest.raises(UserError, match=r"has no tensor that fits this model: conv1\.weight"):
         load_weights(made(SMALL), path, "timm", strict=False)

@@ -75,8 +75,11 @@ def choose_protocols(config: RunConfig, names: Sequence[str], values: dict[str, 
     paths = {}
     for key, value in values.items():
         first, _, rest = key.partition(".")
-        known = first in order and rest
-        paths[f"evaluation.protocols.{order.index(first)}.{rest}" if known else key] = value
+        if first in order and rest:
+            key = f"evaluation.protocols.{order.index(first)}.{rest}"
+        elif key == "weights":
+            key = "evaluation.weights"
+        paths[key] = value
     return config.override(paths, COMMAND_LINE) if paths else config
 
 

@@ -15,7 +15,8 @@ from quadriga.engine.facts import device_name, environment_facts, version_of
 from quadriga.engine.units import bytes_
 
 OPTIONAL = {
-    "transformers": "the parity tests against Hugging Face (pip install 'quadriga[hf]')",
+    "transformers": "checking exports to Hugging Face (pip install 'quadriga[hf]')",
+    "onnxruntime": "exports to ONNX (pip install 'quadriga[onnx]')",
 }
 """Packages a run can do without, and what they are for."""
 

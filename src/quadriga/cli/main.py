@@ -1,4 +1,4 @@
-"""The ``quadriga`` command: train, eval, verify-resume, report, recipes, doctor."""
+"""The ``quadriga`` command, with its subcommands."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from quadriga import __version__
+from quadriga.cli.checkpoint_app import checkpoint_app
 
 app = typer.Typer(
     name="quadriga",
@@ -17,6 +18,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+app.add_typer(checkpoint_app)
 
 
 def _version(asked: bool) -> None:
@@ -172,6 +174,20 @@ def report(run: Annotated[Path, typer.Argument(help="The run's work directory.")
     from quadriga.cli import judging
 
     judging.report(run)
+
+
+@app.command(epilog="Example: `quadriga replay runs/x/replay/step_00001234.safetensors`")
+def replay(
+    file: Annotated[Path, typer.Argument(help="A file in the `replay` folder of a run.")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> int:
+    """Make one bad step again, alone: which rank, module and sample is not finite.
+
+    Exit code 0 when the step is bad again, 1 when it is not.
+    """
+    from quadriga.cli.replay import replay as make
+
+    return make(file, device)
 
 
 @app.command()

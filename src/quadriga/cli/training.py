@@ -15,7 +15,9 @@ from quadriga.engine.dry_run import dry_run
 from quadriga.engine.preemption import Preemption
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_directory import RunDirectory
-from quadriga.engine.session import Request, check_start, run
+from quadriga.engine.session import run
+from quadriga.engine.start import Request, check_start
+from quadriga.engine.warm_start import check_warm_start
 from quadriga.errors import UserError
 from quadriga.launch.attempts import restarts
 from quadriga.launch.local import run_ranks
@@ -73,13 +75,15 @@ def train(request: TrainRequest) -> int:
         width = max(len(name) for name, _ in rows)
         print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
         return 0
+    work_dir = request.work_dir or Path("runs") / resolved.config.name
     if launch.launcher == "none" and resolved.config.train.ranks > 1:
         ranks = resolved.config.train.ranks
         for local_rank in range(ranks):
             pick_device(resolved.config.train.device, local_rank)
         check_start(resolved.config, ranks)
+        if not list_checkpoints(RunDirectory(work_dir).checkpoints):
+            check_warm_start(resolved.config.warm_start)
         return run_ranks(ranks, request.arguments, request.max_restarts)
-    work_dir = request.work_dir or Path("runs") / resolved.config.name
     with (
         # Around the process group, so that a signal while it is left does not kill.
         Preemption() as preemption,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from quadriga.cli.arguments import read_overrides
 from quadriga.cli.resolve import resolve
-from quadriga.engine.session import check_start
+from quadriga.engine.start import check_start
 from quadriga.engine.verify_resume import (
     EQUAL,
     Comparison,

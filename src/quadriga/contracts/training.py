@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -141,8 +142,17 @@ class Executor(ABC):
         Args:
             batches: This rank's micro-batches on its device, in order; exactly as many are taken
                 as `steps` needs.
-            steps: Consecutive step numbers. At their end the executor is quiet: nothing is in
-                flight, and `state_dict` is the state after the last step.
+            steps: Consecutive step numbers. At their end, and after an output with `stop`, which
+                is the last one, the executor is quiet: nothing is in flight, and `state_dict` is
+                the state after the last step.
+        """
+
+    @abstractmethod
+    def frozen(self, weights: str = "raw") -> AbstractContextManager[Objective]:
+        """Return a context that gives the whole objective, to be evaluated; every rank enters it.
+
+        Args:
+            weights: "raw" for the weights of the last step, "ema" for their moving average.
         """
 
     @abstractmethod

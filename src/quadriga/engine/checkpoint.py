@@ -1,219 +1,180 @@
 """Checkpoints: complete or absent, verified when read, the newest valid one wins.
 
-A checkpoint is a folder ``step_00001000`` of safetensors shards, written and read by
-torch.distributed.checkpoint (each rank its part; no pickle anywhere), and a ``manifest.json``
-with the size and SHA-256 of each shard. It is written under another name, flushed to disk, its
-manifest last, and then renamed. Tensors have global names and no layout, so any number of ranks
-reads what any other number wrote.
+A checkpoint is a folder ``step_00001000`` of safetensors shards, each rank's part of the state,
+and a ``manifest.json`` with the size and SHA-256 of each. It is written under another name,
+flushed to disk, its manifest last, and then renamed. Tensors have global names and no layout, so
+any number of ranks reads what any other number wrote.
+
+Training waits for a copy to host memory. The rest is done by a thread, whose collectives run on a
+group of their own, so that they never mix with those of training.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
-import re
-import shutil
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from types import TracebackType
+from typing import Any, Literal, Self, final
 
 from torch import nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import (
-    HuggingFaceStorageReader,
-    HuggingFaceStorageWriter,
-)
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from quadriga.contracts import Executor
-from quadriga.distributed.collectives import barrier, broadcast_value
 from quadriga.distributed.environment import DistEnv
-from quadriga.engine.files import fsync_file, fsync_folder, write_text
+from quadriga.engine.checkpoint_files import (
+    MANIFEST,
+    InvalidCheckpoint,
+    Manifest,
+    checkpoint_path,
+    list_checkpoints,
+    newest_valid,
+    read_manifest,
+    set_aside_after,
+    step_of,
+    verify,
+)
+from quadriga.engine.checkpoint_reading import read_objective, read_state
+from quadriga.engine.checkpoint_writing import CheckpointWriter
+from quadriga.engine.retention import Retention
+from quadriga.engine.run_config import CheckpointConfig
 from quadriga.errors import UserError
 
-MANIFEST = "manifest.json"
-FORMAT = 1
-"""Version of the layout; a manifest of another is not read."""
-_NAME = re.compile(r"step_(\d{8,})")
-_PARTIAL = ".partial"
+__all__ = [
+    "MANIFEST",
+    "CheckpointStore",
+    "InvalidCheckpoint",
+    "Manifest",
+    "list_checkpoints",
+    "newest_valid",
+    "read_manifest",
+    "read_objective",
+    "set_aside_after",
+    "step_of",
+    "verify",
+]
 
 
-class InvalidCheckpoint(Exception):
-    """A checkpoint that must not be loaded; the message says why."""
+@dataclass
+class _Save:
+    """One save on its way to the disk."""
 
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a whole checkpoint says of itself."""
-
-    format: int
     step: int
-    config_hash: str
-    world_size: int
-    files: dict[str, dict[str, Any]]
-    """File name -> {"bytes": int, "sha256": hexadecimal digest}."""
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Read a checkpoint's manifest.
-
-    Raises:
-        InvalidCheckpoint: There is none, or it is damaged.
-    """
-    try:
-        return Manifest(**json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise InvalidCheckpoint("it has no manifest.json") from error
-    except (OSError, ValueError, TypeError) as error:
-        raise InvalidCheckpoint(f"its manifest.json is damaged ({error})") from error
-
-
-def verify(folder: Path) -> Manifest:
-    """Check every file of a checkpoint against its manifest.
-
-    Raises:
-        InvalidCheckpoint: A file is missing, cut short or changed.
-    """
-    manifest = read_manifest(folder)
-    try:
-        _verify_files(folder, manifest)
-    except (OSError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidCheckpoint(f"it cannot be checked ({error!r})") from error
-    return manifest
-
-
-def _verify_files(folder: Path, manifest: Manifest) -> None:
-    if manifest.format != FORMAT:
-        raise InvalidCheckpoint(f"its format is {manifest.format}, this version reads {FORMAT}")
-    for name, expected in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise InvalidCheckpoint(f"{name} is missing")
-        size = path.stat().st_size
-        if size != expected["bytes"]:
-            raise InvalidCheckpoint(f"{name} has {size} bytes instead of {expected['bytes']}")
-        if _sha256(path) != expected["sha256"]:
-            raise InvalidCheckpoint(f"{name} does not match its checksum")
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoint folders below `folder`, newest first."""
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
-
-
-def newest_valid(folder: Path, say: Callable[[str], None]) -> Path | None:
-    """Return the newest checkpoint that verifies, and say which ones were passed over and why."""
-    for path in list_checkpoints(folder):
-        try:
-            verify(path)
-        except InvalidCheckpoint as error:
-            say(f"checkpoint {path} is passed over: {error}")
-        else:
-            return path
-    return None
-
-
-def set_aside_after(folder: Path, step: int) -> None:
-    """Move the checkpoints after `step` into ``superseded``: the run goes on from before them.
-
-    Left in place they would be the newest at the next resumption, with a gap in the metrics.
-    """
-    for path in list_checkpoints(folder):
-        if int(path.name.removeprefix("step_")) > step:
-            aside = folder / "superseded"
-            aside.mkdir(exist_ok=True)
-            target = aside / path.name
-            if target.exists():
-                shutil.rmtree(target)
-            os.rename(path, target)
+    extra: dict[str, Any]
+    problem: str | None = None
+    """What went wrong, if anything; the same on every rank in the end."""
+    thread: threading.Thread | None = None
 
 
 @final
 class CheckpointStore:
     """The checkpoints of one run."""
 
-    def __init__(self, folder: Path, env: DistEnv, keep: int, config_hash: str) -> None:
-        """Keep the newest `keep` checkpoints in `folder`, which need not exist yet."""
-        self._folder, self._env, self._keep, self._hash = folder, env, keep, config_hash
+    def __init__(
+        self,
+        folder: Path,
+        env: DistEnv,
+        config: CheckpointConfig,
+        config_hash: str,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Keep checkpoints in `folder`, which need not exist yet; every rank calls it.
 
-    def save(self, step: int, executor: Executor) -> Path:
-        """Write the executor's state after `step` steps; every rank calls it.
+        Args:
+            folder: Where the checkpoints are.
+            env: The ranks that share the state.
+            config: When to write in the background, what to keep, what a failure means.
+            config_hash: Says in the manifest which run this is.
+            warn: Told, on rank 0 and in the thread that trains, what went wrong without
+                stopping the run.
+        """
+        self._folder, self._env, self._config = folder, env, config
+        self._warn: Callable[[str], None] = warn if env.is_main else lambda text: None
+        self._writer = CheckpointWriter(folder, env, config_hash)
+        self._retention = Retention(folder, config, self._warn) if env.is_main else None
+        self._saving: _Save | None = None
+        self._unsaved: UserError | None = None
+        self._notes: list[str] = []  # said by the thread that trains
+        self._stalled = 0.0
+
+    def save(self, step: int, executor: Executor, extra: dict[str, Any] | None = None) -> Path:
+        """Save the executor's state after `step` steps; every rank calls it.
+
+        With ``checkpoint.asynchronous`` it returns when the state is copied; the checkpoint is
+        there once `wait` has returned.
+
+        Args:
+            step: Finished steps.
+            executor: Its `state_dict` holds tensors by global name; DTensors stand for a shard.
+            extra: Plain JSON for the manifest, the same on every rank.
+
+        Returns:
+            Where the checkpoint is or will be.
 
         Raises:
-            UserError: It could not be written; the checkpoints that were there still are.
+            UserError: This save, or the one before, could not be written (the same on every
+                rank); the checkpoints that were there still are.
         """
-        final_path = self._folder / f"step_{step:08d}"
-        partial = self._folder / f".step_{step:08d}{_PARTIAL}"
-        problem = None
+        began = time.perf_counter()
         try:
-            if self._env.is_main:
-                self._clear_partials()
-                partial.mkdir(parents=True)
-        except OSError as error:
-            problem = f"{error}"
-        problem = broadcast_value(problem, self._env)
-        if problem is None:
-            problem = self._write(partial, final_path, step, executor)
-        if problem is not None:
-            if self._env.is_main:
-                shutil.rmtree(partial, ignore_errors=True)
-            unwritten = UserError(
-                f"checkpoint {final_path} could not be written: {problem}; the checkpoints before "
-                "it are untouched: make room or choose another --work-dir, then --resume"
-            )
-            unwritten.on_every_rank = True
-            raise unwritten
-        return final_path
-
-    def _write(self, partial: Path, final_path: Path, step: int, executor: Executor) -> str | None:
-        """Write, seal and rename; return what went wrong, the same on every rank."""
-        problem = None
-        try:
-            writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
-            with _quiet():
-                save(
-                    executor.state_dict(),
-                    storage_writer=writer,
-                    no_dist=self._env.world_size == 1,
+            self._settle()
+            save = _Save(step, extra or {}, self._writer.stage(executor.state_dict()))
+            if self._config.asynchronous:
+                # No daemon: the end of the interpreter waits for it.
+                save.thread = threading.Thread(
+                    target=self._write, args=(save,), name="checkpoint", daemon=False
                 )
-        except (Exception, CheckpointException) as error:
-            # torch wraps what the ranks raised in an exception that is not an Exception.
-            problem = _root_cause(error)
-        barrier(self._env)
-        if self._env.is_main and problem is None:
-            try:
-                self._seal(partial, final_path, step)
-            except OSError as error:
-                problem = f"{error}"
-        return broadcast_value(problem, self._env)
+                save.thread.start()
+                self._saving = save
+            else:
+                self._saving = save
+                self._write(save)
+                self._settle()
+        finally:
+            self._stalled += time.perf_counter() - began
+        return checkpoint_path(self._folder, step)
 
-    def _seal(self, partial: Path, final_path: Path, step: int) -> None:
-        files = {}
-        for path in sorted(partial.iterdir()):
-            fsync_file(path)
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        manifest = Manifest(FORMAT, step, self._hash, self._env.world_size, files)
-        write_text(partial / MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n")
-        fsync_folder(partial)
-        if final_path.exists():
-            shutil.rmtree(final_path)
-        os.rename(partial, final_path)
-        fsync_folder(self._folder)
-        for old in list_checkpoints(self._folder)[self._keep :]:
-            shutil.rmtree(old, ignore_errors=True)  # tried again at the next save
+    def wait(self, final: bool = False) -> None:
+        """Wait until what was saved last is on the disk; every rank calls it.
 
-    def _clear_partials(self) -> None:
-        if self._folder.is_dir():
-            for path in self._folder.glob(f".step_*{_PARTIAL}"):
-                shutil.rmtree(path)
+        Args:
+            final: Whether the run ends here: that its last checkpoint could not be written is
+                then an error, whatever ``checkpoint.on_failure`` says.
+
+        Raises:
+            UserError: It could not be written; the same on every rank.
+        """
+        began = time.perf_counter()
+        try:
+            self._settle(final)
+        finally:
+            self._stalled += time.perf_counter() - began
+        if final and self._retention is not None and not self._retention.reported:
+            if self._config.keep_best is not None:
+                self._warn(
+                    f"checkpoint.keep_best is {self._config.keep_best}, but nothing of that name "
+                    "was measured where a checkpoint was saved: no best one was kept"
+                )
+        if final and self._unsaved is not None:
+            unsaved, self._unsaved = self._unsaved, None
+            raise unsaved
+
+    def take_stall(self) -> float:
+        """Return the seconds that training waited for checkpoints since this was last asked."""
+        stalled, self._stalled = self._stalled, 0.0
+        return stalled
+
+    def report(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Tell what is known of the state after `step`: ``checkpoint.keep_best`` may be in it.
+
+        Args:
+            step: Finished steps.
+            numbers: Values by name; rank 0's count.
+        """
+        if self._retention is not None and self._config.keep_best is not None:
+            saving = self._saving.step if self._saving is not None else None
+            self._retention.report(step, numbers, saving)
 
     def load(self, path: Path, executor: Executor) -> int:
         """Read a verified checkpoint into the executor; every rank calls it.
@@ -224,55 +185,84 @@ class CheckpointStore:
         Raises:
             UserError: The tensors are not those of this run's model and optimizer.
         """
+        self._settle()
         state = executor.state_dict()
-        self._read(path, state, complete=True)
+        read_state(path, state, self._env, complete=True)
         executor.load_state_dict(state)
-        return read_manifest(path).step
+        step = read_manifest(path).step
+        if self._retention is not None:
+            self._retention.forget_after(step)
+        return step
 
-    def load_objective(self, path: Path, objective: nn.Module) -> int:
-        """Read the objective alone, without the optimizer; returns the number of steps.
+    def load_objective(
+        self, path: Path, objective: nn.Module, weights: Literal["raw", "ema"] = "raw"
+    ) -> int:
+        """Read the objective alone, without the optimizer; see `read_objective`."""
+        return read_objective(path, objective, self._env, weights)
 
-        Raises:
-            UserError: The tensors are not those of this model.
-        """
-        state = {f"objective.{name}": tensor for name, tensor in objective.state_dict().items()}
-        self._read(path, state, complete=False)
-        return read_manifest(path).step
+    def close(self) -> None:
+        """Finish the save under way and let the group go; every rank calls it."""
+        self._join()
+        if self._saving is not None and self._saving.problem is not None:
+            self._warn(str(self._unwritten(self._saving)))
+        self._saving = None
+        self._writer.close()
 
-    def _read(self, path: Path, state: dict[str, Any], complete: bool) -> None:
-        """Read tensors in place; `complete`: the checkpoint may hold nothing else."""
-        reader = HuggingFaceStorageReader(str(path))
-        stored = reader.read_metadata().state_dict_metadata
-        for name in sorted(stored.keys() ^ state.keys() if complete else state.keys() - stored):
-            where = "the run does not have it" if name in stored else "the checkpoint lacks it"
-            raise UserError(f"checkpoint {path} is of another model: tensor {name}: {where}")
-        for name, tensor in state.items():
-            size = getattr(stored[name], "size", None)
-            if size is not None and tuple(size) != tuple(tensor.shape):
-                raise UserError(
-                    f"checkpoint {path} is of another model: tensor {name} has shape "
-                    f"{list(size)} instead of {list(tensor.shape)}"
-                )
-        with _quiet():
-            load(state, storage_reader=reader, no_dist=self._env.world_size == 1)
+    def __enter__(self) -> Self:
+        """Use as a context manager: it is closed at the end."""
+        return self
 
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close; what could not be written is an error unless there is one already."""
+        try:
+            if error is None:
+                self.wait(final=True)
+        finally:
+            self.close()
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out torch's warning that a world of one saves alone, which is what was asked for."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+    def _settle(self, final: bool = False) -> None:
+        """Wait for the save under way, and say or raise what became of it."""
+        self._join()
+        save, self._saving = self._saving, None
+        notes, self._notes = self._notes, []
+        for note in notes:
+            self._warn(note)
+        if save is None:
+            return
+        self._unsaved = self._unwritten(save) if save.problem is not None else None
+        if self._unsaved is not None:
+            if final or self._config.on_failure == "stop":
+                unsaved, self._unsaved = self._unsaved, None
+                raise unsaved
+            self._warn(
+                f"checkpoint {checkpoint_path(self._folder, save.step)} could not be written: "
+                f"{save.problem}; the checkpoints before it are untouched, and training goes on "
+                "(checkpoint.on_failure is continue)"
+            )
 
+    def _join(self) -> None:
+        if self._saving is not None and self._saving.thread is not None:
+            self._saving.thread.join()
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    def _unwritten(self, save: _Save) -> UserError:
+        error = UserError(
+            f"checkpoint {checkpoint_path(self._folder, save.step)} could not be written: "
+            f"{save.problem}; the checkpoints before it are untouched: make room or choose "
+            "another --work-dir, then --resume"
+        )
+        error.on_every_rank = not self._writer.rank_lost
+        return error
 
-
-def _root_cause(error: BaseException) -> str:
-    failures = getattr(error, "failures", None)
-    if failures:
-        inner = next(iter(failures.values()))
-        return str(inner[0] if isinstance(inner, tuple) else inner)
-    return str(error)
+    def _write(self, save: _Save) -> None:
+        """Do what training need not wait for."""
+        save.problem = self._writer.write(save.step, save.extra, save.problem)
+        if save.problem is None and self._retention is not None:
+            try:
+                self._retention.prune(save.step)
+            except Exception as error:  # the checkpoint is there; the others stay a little longer
+                self._notes.append(f"old checkpoints were not removed: {error}")

@@ -1,4 +1,4 @@
-"""One optimizer step on one process or on data-parallel replicas.
+"""One optimizer step on one process or on data-parallel ranks, whole or sharded.
 
 Every rank computes its micro-batches and adds up gradients of *sums*; the reduction runs once,
 with the last micro-batch; then the gradient is divided by the number of targets of the whole
@@ -8,63 +8,81 @@ step, wherever they were counted. So N ranks and M micro-batches make the step o
 from __future__ import annotations
 
 import contextlib
-import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from quadriga import randomness
-from quadriga.contracts import (
-    Batch,
-    Executor,
-    LossOutput,
-    Objective,
-    OptimizerConfig,
-    ScheduleConfig,
-    StepOutput,
-)
-from quadriga.distributed.collectives import all_reduce_sum
+from quadriga.contracts import Batch, Executor, LossOutput, Objective, Progress, StepOutput
 from quadriga.distributed.environment import DistEnv
+from quadriga.distributed.shards import local_part, whole
 from quadriga.engine.activity import Activity
 from quadriga.engine.arithmetic import RunPlan
+from quadriga.engine.build import build_objective
+from quadriga.engine.compilation import compile_blocks
+from quadriga.engine.health import BadStep, stop_at
+from quadriga.engine.layout import Sharded, make_layout
+from quadriga.engine.loss_scale import LossScale
 from quadriga.engine.precision import reduced_precision
+from quadriga.engine.recompute import apply_recompute
+from quadriga.engine.run_config import RunConfig
+from quadriga.engine.totals import Reduced, Totals
+from quadriga.models.ema import WeightAverage
 from quadriga.optim.groups import materialise_state
 
 
 @final
 class DataParallelExecutor(Executor):
-    """Single process or DistributedDataParallel: the same path, a world of one reduces nothing."""
+    """One process, DDP, FSDP or HSDP: the same path; a world of one reduces nothing."""
 
     def __init__(
         self,
         objective: Objective,
-        optim: OptimizerConfig,
-        schedule: ScheduleConfig,
+        config: RunConfig,
         plan: RunPlan,
         env: DistEnv,
-        seed: int,
-        precision: torch.dtype = torch.float32,
+        *,
         activity: Activity | None = None,
-        stop_asked: Callable[[], bool] = lambda: False,
+        asked_to_stop: Callable[[], bool] = lambda: False,
+        on_bad_step: Callable[[BadStep], None] = stop_at,
+        left_out: Container[int] = (),
     ) -> None:
-        """Take over an initialised objective that lies on ``env.device``."""
+        """Take over an initialised objective that lies on ``env.device``; every rank calls it.
+
+        Args:
+            objective: Changed in place: compiled, sharded.
+            config: The run.
+            plan: The run's numbers.
+            env: This process among the run's.
+            activity: Told what this rank is doing.
+            asked_to_stop: Whether a signal asked this rank to stop.
+            on_bad_step: Called on every rank when a loss or gradient is not finite, before the
+                update; it raises, or returns to have the update left out.
+            left_out: Steps that make no update.
+
+        Raises:
+            UserError: The ranks or the parameters are not what the config says.
+        """
+        self.objective, self._config, self._plan, self._env = objective, config, plan, env
         self._activity = activity or Activity()
-        self._stop_asked = stop_asked
-        self.objective = objective
+        self._asked_to_stop, self._on_bad_step = asked_to_stop, on_bad_step
+        self._left_out = left_out
+        apply_recompute(objective, config.train.recompute)
+        if config.train.compile:
+            compile_blocks(objective)
+        self.layout = make_layout(objective, config.train, env)
+        # Only now: sharding puts other parameters in the place of the whole ones.
         self._named = [(n, p) for n, p in objective.named_parameters() if p.requires_grad]
         self._parameters = [parameter for _, parameter in self._named]
-        self._optimizer = optim.build(self._named)
+        self._optimizer = config.optim.build(self._named)
         materialise_state(self._optimizer)
-        self._schedule, self._plan, self._env, self._seed = schedule, plan, env, seed
-        self._clip_norm = optim.clip_norm
-        self._precision = precision
-        self._model: nn.Module = objective
-        if env.world_size > 1:
-            self._model = _replicated(objective, env.device)
+        self._scale = LossScale(config.train.precision == "float16")
+        self._skipped = 0
+        self._average = None
+        if config.ema.decay is not None:
+            self._average = WeightAverage(self._named, config.ema.decay, config.ema.warmup)
 
     def run(self, batches: Iterator[Batch], steps: range) -> Iterator[StepOutput]:
         """Make the steps, one output each; see `Executor.run`."""
@@ -76,68 +94,131 @@ class DataParallelExecutor(Executor):
                 return
 
     def _step(self, batches: Iterator[Batch], step: int) -> StepOutput:
-        began, waited = time.perf_counter(), 0.0
         self._activity.begin_step(step)
-        progress = self._plan.progress(step)
+        # Schedules, momenta and temperatures follow the updates that were made.
+        progress = self._plan.progress(step - self._skipped)
         self.objective.before_step(progress)
-        totals = _Totals(self.objective.metric_names, self._env.device)
+        totals = Totals(self.objective.metric_names, self._env.device)
+        is_left_out = step in self._left_out
         for micro in range(self._plan.accumulate):
-            asked = time.perf_counter()
             self._activity.enter("data")
             batch = next(batches)
-            waited += time.perf_counter() - asked
-            self._activity.enter("forward")
-            with (
-                randomness.micro_batch(self._seed, step, micro, self._env.rank),
-                self._reduce_only_last(micro),
-            ):
-                with reduced_precision(self._env.device, self._precision):
-                    output: LossOutput = self._model(batch)
-                self._activity.enter("backward")
-                # Bounded by the loss itself, not by the number of targets; undone in _scale.
-                (output.loss / self._plan.batch_size).backward()  # type: ignore[no-untyped-call]
-            totals.add(output)
+            if not is_left_out:
+                totals.add(self._micro_batch(batch, step, micro))
         self._activity.enter("reduce")
-        metrics, count, stop = totals.reduce(self._env, self._stop_asked())
+        reduced = totals.reduce(self._env, self._asked_to_stop())
+        updated, stop, norm = self._judge(reduced, step, is_left_out)
         self._activity.enter("update")
-        grad_norm = self._scale(count)
-        lr = self._plan.lr * self._schedule.factor(progress)
+        lr = self._plan.lr * self._config.schedule.factor(progress)
+        if updated:
+            self._update(lr, progress)
+        else:
+            self._skipped += 1
+        self._optimizer.zero_grad(set_to_none=True)
+        seconds = self._activity.end_step()
+        samples = self._plan.batch_size
+        return StepOutput(step, reduced.metrics, norm, lr, samples, seconds, not updated, stop)
+
+    def _micro_batch(self, batch: Batch, step: int, micro: int) -> LossOutput:
+        """Compute a micro-batch forward and backward; the gradients add up."""
+        with (
+            randomness.micro_batch(self._config.seed, step, micro, self._env.rank),
+            self.layout.micro_batch(micro == self._plan.accumulate - 1),
+        ):
+            self._activity.enter("forward")
+            with reduced_precision(self._env.device, self._config.train):
+                output: LossOutput = self.layout.module(batch)
+            self._activity.enter("backward")
+            # Bounded by the loss itself, not by the number of targets; undone in _judge.
+            loss = output.loss / (self._plan.batch_size / self._scale.value)
+            loss.backward()  # type: ignore[no-untyped-call]
+        return output
+
+    def _judge(self, reduced: Reduced, step: int, is_left_out: bool) -> tuple[bool, bool, Tensor]:
+        """Scale and clip the gradient; decide, the same on all ranks, whether it is applied.
+
+        The ranks' gradients were averaged and the losses divided by the batch size, so the
+        gradient of the mean is ``world_size * batch_size / count`` times what is there.
+
+        Returns:
+            Whether to update, whether to stop after this step, and the norm before clipping.
+        """
+        if is_left_out:
+            return False, bool(reduced.asked_to_stop), torch.full((), torch.nan)
+        gradients = [local_part(p.grad) for p in self._parameters if p.grad is not None]
+        ranks, batch = self._env.world_size, self._plan.batch_size
+        factor = (ranks * batch / (reduced.targets * self._scale.value)).to(torch.float32)
+        norm = self.layout.square_sum(gradients).sqrt() * factor
+        # The one moment of a step in which the host waits for the device.
+        loss_is_finite, finite, stop = (
+            torch.stack(
+                [
+                    reduced.metrics["loss"].isfinite(),
+                    norm.isfinite(),
+                    reduced.asked_to_stop > 0,
+                ]
+            )
+            .cpu()
+            .tolist()
+        )
+        good = loss_is_finite and finite
+        if not good and not self._scale.forgives(loss_is_finite):
+            value = reduced.metrics["loss"] if not loss_is_finite else norm
+            what = "gradient norm" if loss_is_finite else "loss"
+            # Whoever goes on from here must not add to these.
+            self._optimizer.zero_grad(set_to_none=True)
+            updates = step - self._skipped
+            self._on_bad_step(BadStep(step, what, float(value), self._scale.value, updates))
+        self._scale.update(overflowed=loss_is_finite and not finite)
+        if good:
+            clip = self._config.optim.clip_norm
+            if clip is not None:
+                factor = factor * (clip / (norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(gradients, factor)
+        return good, stop, norm
+
+    def _update(self, lr: float, progress: Progress) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        if self._average is not None:
+            self._average.update(progress.step)
         self.objective.after_step(progress)
-        seconds = {"step": time.perf_counter() - began, "data": waited}
-        self._activity.end_step()
-        return StepOutput(step, metrics, grad_norm, lr, self._plan.batch_size, seconds, stop=stop)
 
-    def _reduce_only_last(self, micro: int) -> contextlib.AbstractContextManager[None]:
-        model = self._model
-        if isinstance(model, DistributedDataParallel) and micro < self._plan.accumulate - 1:
-            return model.no_sync()
-        return contextlib.nullcontext()
+    @contextlib.contextmanager
+    def frozen(self, weights: str = "raw") -> Iterator[Objective]:
+        """Return a context that gives the whole objective for evaluation; see `Executor.frozen`."""
+        average = self._average if weights == "ema" else None
+        with contextlib.ExitStack() as stack:
+            if self._config.train.compile:
+                # Other shapes, no gradients: to compile for each takes longer than it saves.
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            if average is not None:
+                stack.enter_context(average.swapped_in())
+            yield self._gathered() if isinstance(self.layout, Sharded) else self.objective
 
-    def _scale(self, count: Tensor) -> Tensor:
-        """Divide the gradient by the global count, clip it, and return its norm before clipping.
-
-        DDP has averaged over the ranks and the losses were divided by the batch size, so the
-        gradient of the mean is ``world_size * batch_size / count`` times what is there.
-        """
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        factor = (self._env.world_size * self._plan.batch_size / count).to(torch.float32)
-        norm = torch.nn.utils.get_total_norm(gradients) * factor
-        if self._clip_norm is not None:
-            factor = factor * (self._clip_norm / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(gradients, factor)
-        return norm
+    @torch.no_grad()
+    def _gathered(self) -> Objective:
+        """Return a copy of the objective in which every tensor is whole."""
+        copy = build_objective(self._config, self._env.device, self._config.seed)
+        targets = copy.state_dict()
+        for name, tensor in self.objective.state_dict().items():
+            targets[name].copy_(whole(tensor))
+        return copy
 
     def state_dict(self) -> dict[str, Any]:
-        """Return live tensors by global name: the objective's and the optimizer's."""
+        """Return live tensors by global name, sharded ones as they are.
+
+        ``objective.NAME``, ``optimizer.PARAMETER.KEY``, ``ema.PARAMETER`` and ``executor.NAME``.
+        """
         state = {f"objective.{name}": t for name, t in self.objective.state_dict().items()}
         for name, parameter in self._named:
             for key, value in self._optimizer.state[parameter].items():
                 state[f"optimizer.{name}.{key}"] = value
-        return state
+        if self._average is not None:
+            state |= {f"ema.{name}": t for name, t in self._average.tensors.items()}
+        own = {"skipped": torch.tensor(self._skipped), **self._scale.state_dict()}
+        return {**state, **{f"executor.{name}": tensor for name, tensor in own.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Copy `state` into the live tensors; the names must be the same on both sides."""
@@ -149,50 +230,7 @@ class DataParallelExecutor(Executor):
             for name, value in state.items():
                 if own[name] is not value:
                     own[name].copy_(value)
-
-
-def _replicated(objective: Objective, device: torch.device) -> DistributedDataParallel:
-    with warnings.catch_warnings():
-        # torch 2.13 renames the argument; 2.11 does not know the new name.
-        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        return DistributedDataParallel(
-            objective,
-            device_ids=[device.index] if device.type == "cuda" else None,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
+        self._skipped = int(state["executor.skipped"])
+        self._scale.load_state_dict(
+            {name.removeprefix("executor."): value for name, value in state.items()}
         )
-
-
-class _Totals:
-    """Sums and counts of one step: the loss first, then the metrics in a fixed order."""
-
-    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
-        self._names = ("loss", *names)
-        self._device = device
-        self._sums: dict[str, list[Tensor]] = {name: [] for name in self._names}
-        self._counts: dict[str, list[Tensor]] = {name: [] for name in self._names}
-
-    def add(self, output: LossOutput) -> None:
-        one = torch.ones((), device=self._device)
-        self._put("loss", output.loss, one if output.count is None else output.count)
-        for name, (total, count) in output.metrics.items():
-            self._put(name, total, count)
-
-    def _put(self, name: str, total: Tensor, count: Tensor) -> None:
-        self._sums[name].append(total.detach().to(torch.float64))
-        self._counts[name].append(count.detach().to(torch.float64))
-
-    def reduce(self, env: DistEnv, stop: bool) -> tuple[Mapping[str, Tensor], Tensor, bool]:
-        """Return the divided metrics, the loss's count and whether a rank is to stop."""
-        zero = torch.zeros((), dtype=torch.float64, device=self._device)
-        asked = torch.full_like(zero, float(stop))
-        table = torch.stack(
-            [
-                torch.stack([*(sum(column[name], zero) for name in self._names), asked])
-                for column in (self._sums, self._counts)
-            ]
-        )
-        sums, counts = all_reduce_sum(table, env)
-        # A metric that no micro-batch reported is 0 / 0: not a number, and so not logged.
-        means = sums[:-1] / counts[:-1]
-        return dict(zip(self._names, means.unbind(), strict=True)), counts[0], bool(sums[-1] > 0)

@@ -27,9 +27,13 @@ def write_text(path: Path, text: str) -> None:
         OSError: It could not be written; what was there still is.
     """
     beside = path.with_name(f".{path.name}.partial")
-    with beside.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(beside, path)
+    try:
+        with beside.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
     fsync_folder(path.parent)

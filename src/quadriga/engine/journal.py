@@ -77,7 +77,7 @@ class Journal:
         """Take in one step.
 
         Raises:
-            UserError: The loss of a step that is written down is not finite, or the disk is full.
+            UserError: The disk is full.
         """
         done = output.step + 1
         self._interval_steps += 1
@@ -87,7 +87,6 @@ class Journal:
             self._console.advance("train", done, self._plan.total_steps, self._status)
             return
         record = self._record(output, done)
-        self.require_finite(output)
         try:
             self._write(record, done)
         except OSError as problem:
@@ -120,9 +119,10 @@ class Journal:
             "step": done,
             "epoch": done * self._plan.batch_size / self._plan.dataset_size,
             "samples": done * self._plan.batch_size,
-            **{name: v for name, v in metrics.items() if name == "loss" or not math.isnan(v)},
+            **{name: value for name, value in metrics.items() if math.isfinite(value)},
             "lr": output.lr,
-            "grad_norm": float(output.grad_norm),
+            **({"grad_norm": norm} if math.isfinite(norm := float(output.grad_norm)) else {}),
+            **({"skipped": True} if output.skipped else {}),
             "step_seconds": seconds / self._interval_steps,
             "data_wait_share": min(1.0, self._interval_waited / seconds),
             "samples_per_second": self._interval_steps * output.samples / seconds,
@@ -130,25 +130,10 @@ class Journal:
             "eta_seconds": per_step * (self._plan.total_steps - done),
         }
 
-    def require_finite(self, output: StepOutput) -> None:
-        """Check a step, so that no state is written down or saved after one that broke it.
-
-        Raises:
-            UserError: The loss or the gradient norm is not finite.
-        """
-        for what, value in (("loss", output.metrics["loss"]), ("gradient norm", output.grad_norm)):
-            if not math.isfinite(value):
-                broken = UserError(
-                    f"the {what} is {float(value)} at step {output.step + 1}; the checkpoints "
-                    "before it are untouched: start another work dir with a lower optim.lr or "
-                    "with optim.clip_norm=1"
-                )
-                broken.on_every_rank = True
-                raise broken
-
     def _show(self, record: Record, done: int) -> None:
+        loss = f"loss {record['loss']:.4f}" if "loss" in record else "no finite loss"
         status = (
-            f"epoch {record['epoch']:.2f}  loss {record['loss']:.4f}  lr {record['lr']:.2e}  "
+            f"epoch {record['epoch']:.2f}  {loss}  lr {record['lr']:.2e}  "
             f"{record['samples_per_second']:.1f} samples/s  "
             f"data wait {100 * record['data_wait_share']:.1f} %"
         )

@@ -152,8 +152,11 @@ class WarmStartConfig(Config):
 
     path: str | None = None
     """A file of weights (this project's, timm's or Hugging Face's names), a checkpoint or a run."""
+    weights: Literal["raw", "ema"] = "raw"
+    """What of a checkpoint is taken: the weights of its step, or their moving average."""
     strict: bool = True
-    """Whether missing and unexpected tensors are an error."""
+    """Whether missing and unexpected tensors, and those of other shapes, are an error; otherwise
+    they are listed, and what nothing fits keeps its random values."""
     interpolate: bool = True
     """Whether tables of positions are resampled to this model's grid."""
 

@@ -6,6 +6,10 @@ WORK_DIR/
     log.txt             what the console said
     metrics.jsonl       one JSON object per logged step
     tensorboard/        the same as event files
+    samples/            which samples each rank read, when log.samples
+    hang/               where each rank stood when the run stood still
+    left_out.json       steps whose update is left out, after a rollback
+    replay/             the weights before each bad step: quadriga replay FILE
     checkpoints/        step_00001000/ ...
     report/             pictures, evaluation.json, index.html
 """
@@ -52,9 +56,19 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def samples(self) -> Path:
+        """What each rank read, when ``log.samples``."""
+        return self.path / "samples"
+
+    @property
     def report(self) -> Path:
         """The folder of the report and its pictures."""
         return self.path / "report"
+
+    @property
+    def replay(self) -> Path:
+        """The folder of the bad steps that can be made again."""
+        return self.path / "replay"
 
     def read_config(self) -> Resolved[RunConfig]:
         """Read the run's config.

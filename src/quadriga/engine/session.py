@@ -3,53 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import final
 
-from quadriga.contracts import Dataset, Objective
+from quadriga.contracts import Dataset, EvaluationContext, Objective
 from quadriga.data.loader import Loader, OnRead
 from quadriga.distributed.collectives import all_gather_values, from_main, on_all
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.activity import Activity
-from quadriga.engine.arithmetic import RunPlan, describe_batch, make_plan
-from quadriga.engine.build import build_objective, check_shapes
-from quadriga.engine.checkpoint import (
-    CheckpointStore,
-    InvalidCheckpoint,
-    list_checkpoints,
-    newest_valid,
-    read_manifest,
-    set_aside_after,
-    verify,
-)
+from quadriga.engine.arithmetic import RunPlan
+from quadriga.engine.build import build_objective
+from quadriga.engine.checkpoint import CheckpointStore, newest_valid, read_objective
+from quadriga.engine.compilation import check_compile
 from quadriga.engine.console import Console
 from quadriga.engine.data_parallel import DataParallelExecutor
 from quadriga.engine.evaluate import evaluate, make_context, missing_protocols
-from quadriga.engine.facts import environment_facts
 from quadriga.engine.hang import HangDetector, whereabouts
+from quadriga.engine.health import BadStep, Health, LeftOut, RollBack, stop_at
 from quadriga.engine.journal import Journal
-from quadriga.engine.precision import precision_of
+from quadriga.engine.precision import check_precision
 from quadriga.engine.preemption import Preemption
+from quadriga.engine.replay import write_replay
 from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.sample_log import SampleLog, rewind_samples
+from quadriga.engine.start import Request, announce, check_start, choose, write_start
 from quadriga.engine.train import train
-from quadriga.engine.units import count
+from quadriga.engine.warm_start import warm_start
 from quadriga.errors import UserError
-from quadriga.optim.schedules.warmup import warmup_length
 from quadriga.provenance import Resolved
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for beside the config."""
-
-    work_dir: Path
-    resume: bool = False
-    """Whether to go on with what the work directory holds, if anything."""
-    resume_from: Path | None = None
-    """A checkpoint to start from instead of the newest of the work directory."""
 
 
 def run(
@@ -65,10 +48,9 @@ def run(
         UserError: Anything the user can mend; found before the first step where that is possible.
         Preempted: A signal asked the run to stop; it has saved.
     """
-    preemption = preemption or Preemption()
     config = resolved.config
-    directory, activity = RunDirectory(request.work_dir), Activity()
-    dataset, plan = on_all(lambda: check_start(config, env.world_size), env)
+    directory = RunDirectory(request.work_dir)
+    dataset, plan = on_all(lambda: _check(config, env), env)
     with contextlib.ExitStack() as stack:
 
         def claim() -> Path | None:
@@ -77,192 +59,217 @@ def run(
             stack.enter_context(directory.lock())
             with directory.writing():
                 console.open_log(directory.path / "log.txt")
-            return _choose(request, directory, config, plan, console)
+            return choose(request, directory, config, plan, console)
 
         start_from = from_main(claim, env)
-        objective = build_objective(config, env.device, config.seed)
-        judge = on_all(lambda: _judge(config, objective, directory, env, console), env)
-        extras = (precision_of(config), activity, lambda: preemption.asked)
-        executor = DataParallelExecutor(
-            objective, config.optim, config.schedule, plan, env, config.seed, *extras
+        session = _Session(
+            resolved, directory, dataset, plan, env, console, preemption or Preemption(), stack
         )
-        own_hash = config_hash(config, plan.dataset_size)
-        store = CheckpointStore(directory.checkpoints, env, config.checkpoint.keep, own_hash)
-        start = store.load(start_from, executor) if start_from is not None else 0
-        if start >= plan.total_steps:
-            console.say(f"finished: {directory.path} already holds all {plan.total_steps} steps")
-            with preemption.leave_at_once(start):
-                judge(start)
-            return
-        from_main(lambda: _write_start(resolved, directory, env, objective, start), env)
-        _announce(console, config, plan, objective, start)
-        on_read = _sample_log(config, directory, env, stack)
-        loader = stack.enter_context(_loader(config, dataset, plan, env, console, on_read))
-        journal = stack.enter_context(Journal(directory, config.log, plan, env, console, start))
-        members = all_gather_values(whereabouts(), env)
-        folder = directory.path / "hang"
-        stack.enter_context(HangDetector(activity, config.health, env, folder, members))
-        train(executor, loader, plan, start, journal, store, judge, preemption, activity)
-        if loader.unreadable:
-            console.warn(f"{loader.unreadable} of the samples could not be read and were replaced")
+        session.run(start_from)
 
 
-def check_start(config: RunConfig, world_size: int) -> tuple[Dataset, RunPlan]:
-    """Try everything that needs no memory, no process and no work directory.
-
-    Args:
-        config: The run.
-        world_size: Ranks it is to run on.
-
-    Returns:
-        The training data and the run's numbers.
-
-    Raises:
-        UserError: The run cannot start.
-    """
-    dataset = config.data.build("train")
-    check_shapes(config)
-    return dataset, make_plan(config, len(dataset), world_size)
+def _check(config: RunConfig, env: DistEnv) -> tuple[Dataset, RunPlan]:
+    check_precision(config.train, env.device)
+    if config.train.compile:
+        check_compile(env.device)
+    return check_start(config, env.world_size)
 
 
-def _judge(
-    config: RunConfig, objective: Objective, directory: RunDirectory, env: DistEnv, console: Console
-) -> Callable[[int], None]:
-    """Check that the run's protocols can judge it; return what runs those without a result yet."""
-    if config.evaluation.protocols:
-        context = make_context(config, objective, directory.report, env, console)
-        for protocol in config.evaluation.protocols:
-            protocol.build().check(context)
+@final
+class _Session:
+    """A run whose work directory is claimed."""
 
-    def judge(step: int) -> None:
-        missing = from_main(lambda: missing_protocols(config, directory.report, step), env)
-        if missing:
-            context = make_context(config, objective, directory.report, env, console)
-            evaluate(missing, context, step, console)
+    def __init__(
+        self,
+        resolved: Resolved[RunConfig],
+        directory: RunDirectory,
+        dataset: Dataset,
+        plan: RunPlan,
+        env: DistEnv,
+        console: Console,
+        preemption: Preemption,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        self._resolved, self._config = resolved, resolved.config
+        self._directory, self._dataset, self._plan = directory, dataset, plan
+        self._env, self._console, self._preemption = env, console, preemption
+        self._stack, self._activity = stack, Activity()
+        self._left_out = on_all(lambda: LeftOut(directory.path / "left_out.json"), env)
 
-    return judge
-
-
-def _sample_log(
-    config: RunConfig, directory: RunDirectory, env: DistEnv, stack: contextlib.ExitStack
-) -> OnRead | None:
-    if not config.log.samples:
-        return None
-    with directory.writing():
-        log = SampleLog(directory.path / "samples", env.rank)
-    stack.callback(log.close)
-    return log.add
-
-
-def _loader(
-    config: RunConfig,
-    dataset: Dataset,
-    plan: RunPlan,
-    env: DistEnv,
-    console: Console,
-    on_read: OnRead | None = None,
-) -> Loader:
-    return Loader(
-        dataset,
-        config.views.build("train"),
-        seed=config.seed,
-        batch_size=plan.batch_size,
-        accumulate=plan.accumulate,
-        env=env,
-        workers=config.loader.workers,
-        prefetch=config.loader.prefetch,
-        max_unreadable_fraction=config.loader.max_unreadable_fraction,
-        warn=console.warn,
-        on_read=on_read,
-    )
-
-
-def _choose(
-    request: Request, directory: RunDirectory, config: RunConfig, plan: RunPlan, console: Console
-) -> Path | None:
-    """Return the checkpoint to start from, None to start at step 0."""
-    if request.resume_from is not None:
-        chosen = _chosen(request.resume_from, config, plan, console)
-        set_aside_after(directory.checkpoints, read_manifest(chosen).step)
-        return chosen
-    found = newest_valid(directory.checkpoints, console.warn)
-    if found is None:
-        if list_checkpoints(directory.checkpoints):
-            raise UserError(
-                f"no checkpoint in {directory.checkpoints} is whole (see the warnings above); "
-                "move the folder away to start anew"
+    def run(self, start_from: Path | None) -> None:
+        """Build everything, then train from a checkpoint or from step 0."""
+        config, env, plan = self._config, self._env, self._plan
+        self._objective = build_objective(config, env.device, config.seed)
+        on_all(self._check_protocols, env)
+        if start_from is None:
+            report = warm_start(config.warm_start, self._objective, env, self._console.warn)
+            if report is not None:
+                self._console.say(f"warm start: {report}")
+        self._executor = DataParallelExecutor(
+            self._objective,
+            config,
+            plan,
+            env,
+            activity=self._activity,
+            asked_to_stop=lambda: self._preemption.asked,
+            on_bad_step=Health(config.health, self._left_out, self._record, self._tell),
+            left_out=self._left_out,
+        )
+        self._store = self._stack.enter_context(
+            CheckpointStore(
+                self._directory.checkpoints,
+                env,
+                config.checkpoint,
+                config_hash(config, plan.dataset_size),
+                self._console.warn,
             )
-        if request.resume:
-            console.say(f"nothing to resume in {directory.path}: starting at step 0")
-    elif read_manifest(found).config_hash != config_hash(config, plan.dataset_size):
-        raise UserError(
-            f"work dir {directory.path} was trained on another number of samples than "
-            f"{plan.dataset_size}: the data in data.root has changed; restore it or choose another "
-            "--work-dir"
         )
-    elif not request.resume and read_manifest(found).step < plan.total_steps:
-        raise UserError(
-            f"work dir {directory.path} already holds this run, up to {found.name} of "
-            f"{plan.total_steps} steps; add --resume to continue it or choose another --work-dir"
+        start = 0
+        if start_from is not None:
+            start = self._store.load(start_from, self._executor)
+        if start >= plan.total_steps:
+            self._console.say(
+                f"finished: {self._directory.path} already holds all {plan.total_steps} steps"
+            )
+            with self._preemption.leave_at_once(start):
+                self._judge(start)
+            return
+        from_main(
+            lambda: write_start(self._resolved, self._directory, env, self._objective, start), env
         )
-    return found
+        announce(self._console, config, plan, self._objective, start, env)
+        members = all_gather_values(whereabouts(), env)
+        hangs = self._directory.path / "hang"
+        self._stack.enter_context(HangDetector(self._activity, config.health, env, hangs, members))
+        self._train(start)
 
+    def _train(self, start: int) -> None:
+        """Train to the end, going back to a checkpoint where a bad step asks for it."""
+        while True:
+            try:
+                with (
+                    self._samples() as on_read,
+                    self._loader(on_read) as loader,
+                    self._journal(start) as journal,
+                ):
+                    train(
+                        self._executor,
+                        loader,
+                        self._plan,
+                        start,
+                        journal,
+                        self._store,
+                        self._judge,
+                        self._preemption,
+                        self._activity,
+                    )
+                break
+            except RollBack as back:
+                start = self._go_back(back.bad)
+        if loader.unreadable:
+            self._console.warn(
+                f"{loader.unreadable} of the samples could not be read and were replaced"
+            )
 
-def _chosen(path: Path, config: RunConfig, plan: RunPlan, console: Console) -> Path:
-    """Check the checkpoint that the user named: a checkpoint folder, or a run's folder."""
-    folder = path
-    if (path / "checkpoints").is_dir():
-        folder = newest_valid(path / "checkpoints", console.warn) or path
-    try:
-        manifest = verify(folder)
-    except InvalidCheckpoint as error:
-        raise UserError(
-            f"checkpoint {folder} cannot be resumed: {error}; name a folder such as "
-            "RUN/checkpoints/step_00001000"
-        ) from error
-    if manifest.config_hash != config_hash(config, plan.dataset_size):
-        raise UserError(
-            f"checkpoint {folder} is of a run with another config, or with another number of "
-            f"samples than {plan.dataset_size}; resume it with the config it was made with "
-            "(config.json in its run)"
+    def _go_back(self, bad: BadStep) -> int:
+        """Load the newest checkpoint before a bad step; return the step it is at.
+
+        The first time the steps since then are made again: a fault of the hardware does not come
+        back. A step that is bad again is a matter of the data or the weights: the updates from
+        the checkpoint to it are left out.
+        """
+        self._store.wait()
+        directory, left_out = self._directory, self._left_out
+        found = from_main(
+            lambda: newest_valid(directory.checkpoints, self._console.warn), self._env
         )
-    return folder
+        if found is None:
+            stop_at(bad, "; there is no checkpoint to go back to (checkpoint.every_steps)")
+        start = self._store.load(found, self._executor)
+        if bad.step in left_out.tried:
+            left_out.ranges.append((start, bad.step))
+            what = f"leaving out the updates of steps {start + 1} to {bad.step + 1}"
+        else:
+            left_out.tried.append(bad.step)
+            what = "the steps since then are made again"
 
+        def note() -> None:
+            with directory.writing():
+                left_out.save()
+            directory.rewind_metrics(start)
+            rewind_samples(directory.samples, start)
+            self._console.warn(f"{bad}: back to {found.name}, {what}")
 
-def _write_start(
-    resolved: Resolved[RunConfig],
-    directory: RunDirectory,
-    env: DistEnv,
-    objective: Objective,
-    start: int,
-) -> None:
-    directory.write_config(resolved)
-    parameters = sum(p.numel() for p in objective.parameters())
-    directory.write_environment({**environment_facts(env), "parameters": parameters})
-    directory.rewind_metrics(start)
-    with directory.writing():
-        rewind_samples(directory.path / "samples", start)
+        from_main(note, self._env)
+        return start
 
-
-def _announce(
-    console: Console, config: RunConfig, plan: RunPlan, objective: Objective, start: int
-) -> None:
-    parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)
-    epochs = plan.total_steps * plan.batch_size / plan.dataset_size
-    console.say(
-        f"{config.name}: {config.objective.kind()} of {config.model.kind()}, "
-        f"{count(parameters)} parameters, {plan.dataset_size} samples, "
-        f"{plan.total_steps} steps = {epochs:.4g} epochs"
-    )
-    console.say(describe_batch(plan, config.optim))
-    warmup = warmup_length(config.schedule, plan.progress(0))
-    if warmup >= plan.total_steps:
-        console.warn(
-            f"the warm-up of {warmup} steps is not over within the run's {plan.total_steps}: the "
-            "learning rate never falls; shorten schedule.warmup_epochs or schedule.warmup_steps"
+    def _record(self, bad: BadStep) -> str:
+        return write_replay(
+            self._directory.replay, self._resolved, self._plan, self._env, self._objective, bad
         )
-    if start:
-        console.say(f"resumed after step {start} of {plan.total_steps}")
+
+    def _tell(self, bad: BadStep, text: str) -> None:
+        if self._env.is_main:
+            self._console.warn(text)
+
+    def _check_protocols(self) -> None:
+        """Check that the run's protocols can judge it."""
+        if self._config.evaluation.protocols:
+            context = self._context(self._objective)
+            for protocol in self._config.evaluation.protocols:
+                protocol.build().check(context)
+
+    def _context(self, objective: Objective) -> EvaluationContext:
+        return make_context(
+            self._config, objective, self._directory.report, self._env, self._console
+        )
+
+    def _judge(self, step: int) -> Mapping[str, float]:
+        """Run the protocols that have no result at this step, and return their numbers."""
+        config = self._config
+        missing = from_main(
+            lambda: missing_protocols(config, self._directory.report, step), self._env
+        )
+        if not missing:
+            return {}
+        with self._executor.frozen(config.evaluation.weights) as objective:
+            results = evaluate(missing, self._context(objective), step, self._console)
+        return {
+            f"{result.protocol}.{name}": value
+            for result in results
+            for name, value in result.numbers.items()
+        }
+
+    def _journal(self, start: int) -> Journal:
+        return Journal(
+            self._directory, self._config.log, self._plan, self._env, self._console, start
+        )
+
+    @contextlib.contextmanager
+    def _samples(self) -> Iterator[OnRead | None]:
+        if not self._config.log.samples:
+            yield None
+            return
+        with self._directory.writing():
+            log = SampleLog(self._directory.samples, self._env.rank)
+        with contextlib.closing(log):
+            yield log.add
+
+    def _loader(self, on_read: OnRead | None) -> Loader:
+        config = self._config
+        return Loader(
+            self._dataset,
+            config.views.build("train"),
+            seed=config.seed,
+            batch_size=self._plan.batch_size,
+            accumulate=self._plan.accumulate,
+            env=self._env,
+            workers=config.loader.workers,
+            prefetch=config.loader.prefetch,
+            max_unreadable_fraction=config.loader.max_unreadable_fraction,
+            warn=self._console.warn,
+            on_read=on_read,
+        )
 
 
 def load_objective(
@@ -270,13 +277,14 @@ def load_objective(
 ) -> tuple[Objective, int]:
     """Return the objective of a run's newest valid checkpoint and the step it is at.
 
+    Its weights are those that ``evaluation.weights`` names.
+
     Raises:
-        UserError: The run has no whole checkpoint.
+        UserError: The run has no whole checkpoint, or no moving average.
     """
     directory = RunDirectory(run_dir)
     found = from_main(lambda: newest_valid(directory.checkpoints, console.warn), env)
     if found is None:
         raise UserError(f"{run_dir} has no whole checkpoint to evaluate; train it first")
     objective = build_objective(config, env.device, config.seed)
-    step = CheckpointStore(directory.checkpoints, env, 1, "").load_objective(found, objective)
-    return objective, step
+    return objective, read_objective(found, objective, env, config.evaluation.weights)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from quadriga.contracts import Executor
 from quadriga.data.loader import Loader
@@ -20,7 +20,7 @@ def train(
     start: int,
     journal: Journal,
     checkpoints: CheckpointStore,
-    evaluate: Callable[[int], None],
+    evaluate: Callable[[int], Mapping[str, float]],
     preemption: Preemption | None = None,
     activity: Activity | None = None,
 ) -> None:
@@ -39,14 +39,15 @@ def train(
         start: Steps that are already made.
         journal: Writes down what the steps report.
         checkpoints: Keeps the state.
-        evaluate: Called with the number of finished steps; where a checkpoint is due at the same
-            step, after it is written.
+        evaluate: Called with the number of finished steps, returns numbers by name; where a
+            checkpoint is due at the same step, after it was taken.
         preemption: Whether the run is to stop early; by default it never is.
         activity: Told when the state is saved and when it is judged.
 
     Raises:
         Preempted: A rank was asked to stop; the state after the last step is saved.
         UserError: The loss is not finite, the data cannot be read or a checkpoint not written.
+        RollBack: A step was bad, and the run is to go back to its last checkpoint.
     """
     preemption, activity = preemption or Preemption(), activity or Activity()
     batches = loader.batches(range(start, plan.total_steps))
@@ -55,12 +56,14 @@ def train(
             journal.step(output)
         done = output.step + 1
         if segment.save or output.stop:
-            journal.require_finite(output)
             with activity.during("save"):
                 checkpoints.save(done, executor)
+                checkpoints.report(done, {name: float(v) for name, v in output.metrics.items()})
         if output.stop:
+            checkpoints.wait(final=True)
             raise preemption.preempted(done)
         if segment.evaluate:
             saved = done if segment.save else None
             with activity.during("evaluate"), preemption.leave_at_once(saved):
-                evaluate(done)
+                checkpoints.report(done, evaluate(done))
+    checkpoints.wait(final=True)

@@ -105,8 +105,10 @@ class DropPath(nn.Module):
     def __init__(self, rate: float, salt: int) -> None:
         """Drop a sample's branch with probability `rate`; `salt` tells branches apart."""
         super().__init__()
-        self.rate = rate
-        self.salt = salt
+        self.drops = rate > 0.0
+        # Tensors, for a compiled block: as constants they would make every layer another program.
+        self.rate = torch.tensor(rate, dtype=torch.float32, device="cpu")
+        self.salt = randomness.salt_tensor(salt)
 
     def forward(self, branch: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Zero the branch of some samples and scale the others to keep the expectation.
@@ -114,7 +116,7 @@ class DropPath(nn.Module):
         Args:
             branch: A residual branch, with the samples in dimension 0.
         """
-        if self.rate == 0.0 or not self.training:
+        if not (self.drops and self.training):
             return branch
         uniform = randomness.layer_uniform(self.salt, branch.shape[0], branch.device)
         factors = (uniform >= self.rate).to(branch.dtype) / (1.0 - self.rate)

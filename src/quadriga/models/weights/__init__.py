@@ -3,7 +3,7 @@
 One file per foreign layout: its table of names, and what its tensors look like.
 """
 
-from quadriga.models.weights.report import WeightReport
-from quadriga.models.weights.transfer import Layout, export_weights, load_weights
+from quadriga.models.weights.report import Remedies, WeightReport
+from quadriga.models.weights.transfer import Layout, export_weights, load_tensors, load_weights
 
-__all__ = ["Layout", "WeightReport", "export_weights", "load_weights"]
+__all__ = ["Layout", "Remedies", "WeightReport", "export_weights", "load_tensors", "load_weights"]

@@ -29,7 +29,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: The file is missing, damaged, of another format, or holds Python objects.
     """
-    _check_suffix(path)
+    check_suffix(path)
     if not path.is_file():
         raise UserError(f"the weights must be an existing file, but {path} is none")
     if path.suffix == ".safetensors":
@@ -66,17 +66,20 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def write_tensors(
+    tensors: Mapping[str, Tensor], path: Path, notes: Mapping[str, str] | None = None
+) -> None:
     """Write named tensors; the file appears whole or not at all.
 
     Args:
         tensors: Any device; the file holds them as they are on the CPU.
         path: Its suffix decides the format, as for `read_tensors`.
+        notes: Words that a safetensors file carries in its header; others leave them out.
 
     Raises:
         UserError: Another suffix, or the file cannot be written.
     """
-    _check_suffix(path)
+    check_suffix(path)
     whole = {
         name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()
     }
@@ -85,7 +88,12 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             if path.suffix == ".safetensors":
-                safetensors.torch.save_file(whole, beside, metadata={"format": "pt"})
+                beside.touch()
+                mode = beside.stat().st_mode
+                safetensors.torch.save_file(
+                    whole, beside, metadata={"format": "pt", **(notes or {})}
+                )
+                beside.chmod(mode)  # some versions write files that only their owner can read
             else:
                 torch.save(whole, beside)
             with beside.open("rb") as written:
@@ -97,7 +105,12 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         raise UserError(f"cannot write the weights to {path}: {error}") from error
 
 
-def _check_suffix(path: Path) -> None:
+def check_suffix(path: Path) -> None:
+    """Check that a file name says which of the formats it is in.
+
+    Raises:
+        UserError: It ends in anything else.
+    """
     if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
         valid = ", ".join((".safetensors", *TORCH_SUFFIXES))
         raise UserError(f"a file of weights must end in {valid}, but {path.name!r} does not")

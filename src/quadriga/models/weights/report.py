@@ -11,6 +11,19 @@ SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
+class Remedies:
+    """How the switches of loading are called where the user sets them."""
+
+    loose: str
+    """What lets tensors be missing, unexpected or of other shapes."""
+    resample: str
+    """What lets tables of positions be resampled."""
+
+
+IN_PYTHON = Remedies(loose="pass strict=False", resample="pass interpolate=True")
+
+
+@dataclass(frozen=True, kw_only=True)
 class WeightReport:
     """The outcome of loading weights; its text is for people."""
 
@@ -27,20 +40,27 @@ class WeightReport:
     decoder beside an encoder; by the file's names."""
     reshaped: Mapping[str, str] = field(default_factory=dict)
     """The module's tensor -> how the file's was resampled to fit; they are also in `matched`."""
+    kept: Mapping[str, str] = field(default_factory=dict)
+    """The module's tensor -> why the file's does not fit; they keep their values."""
+    detail: str = ""
+    """What else there is to say of the source: a checkpoint's step, a digest."""
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is missing and nothing is unexpected."""
-        return not self.missing and not self.unexpected
+        """Whether nothing is missing, nothing is unexpected and all shapes fit."""
+        return not self.missing and not self.unexpected and not self.kept
 
     def __str__(self) -> str:
         """Return the report as a few lines of text."""
-        lines = [f"{self.path} ({self.layout} names): {len(self.matched)} tensors matched"]
+        detail = f"; {self.detail}" if self.detail else ""
+        first = f"{self.path} ({self.layout} names{detail}): {len(self.matched)} tensors matched"
+        lines = [first]
         for label, names in (
             ("missing", self.missing),
             ("unexpected", self.unexpected),
             ("left out", self.left_out),
             ("reshaped", [f"{name} {how}" for name, how in self.reshaped.items()]),
+            ("kept as they were", [f"{name} {why}" for name, why in self.kept.items()]),
         ):
             if names:
                 lines.append(f"  {len(names)} {label}: {listed(names)}")

@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from quadriga.errors import UserError
-from quadriga.models.positions import interpolate_table
 from quadriga.models.vit import ViT, ViTConfig
 from quadriga.models.weights import huggingface, timm
 from quadriga.models.weights.files import read_tensors, write_tensors
+from quadriga.models.weights.fit import ENCODER, Content, fit_all, vit_in
 from quadriga.models.weights.names import ForeignLayout, Tensors
-from quadriga.models.weights.report import WeightReport, listed
+from quadriga.models.weights.report import IN_PYTHON, Remedies, WeightReport, listed
 
 Layout = Literal["quadriga", "timm", "hf"]
 
 _FOREIGN: Mapping[str, ForeignLayout] = {"timm": timm.LAYOUT, "hf": huggingface.LAYOUT}
-_ENCODER = "encoder."
 _DECODER = "decoder."
-
-
-@dataclass
-class _Content:
-    """A file's tensors under the module's names."""
-
-    tensors: Tensors = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
-    """The module's name -> the file's, for sentences."""
-    unexpected: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
 
 
 def load_weights(
@@ -52,35 +37,65 @@ def load_weights(
             project's own names, any module.
         path: The file, as for `read_tensors`.
         layout: Whose names the file uses; "auto" tells by them.
-        strict: Whether missing and unexpected tensors are an error.
+        strict: Whether missing and unexpected tensors, and those of other shapes, are an error;
+            otherwise they are listed, and the module keeps its own values in their place.
         interpolate: Whether tables of positions are resampled to the module's grid.
 
     Returns:
         What became of each tensor.
 
     Raises:
-        UserError: The file cannot be read, a tensor has a wrong shape, nothing matches, or, when
-            strict, something is missing or unexpected.
+        UserError: The file cannot be read, nothing matches, or, when strict, something is
+            missing, unexpected or of another shape.
     """
     path = Path(path)
-    raw = read_tensors(path)
+    return load_tensors(module, read_tensors(path), path, layout, strict, interpolate)
+
+
+def load_tensors(
+    module: nn.Module,
+    raw: Mapping[str, Tensor],
+    path: Path,
+    layout: Layout | Literal["auto"] = "auto",
+    strict: bool = True,
+    interpolate: bool = False,
+    remedies: Remedies = IN_PYTHON,
+    detail: str = "",
+) -> WeightReport:
+    """Fill a module from named tensors; it is filled whole or, on an error, not at all.
+
+    Args:
+        module: As for `load_weights`.
+        raw: The tensors, of any floating type and on any device: they are converted.
+        path: Where they come from, for sentences.
+        layout: As for `load_weights`.
+        strict: As for `load_weights`.
+        interpolate: As for `load_weights`.
+        remedies: How the error sentences call the switches.
+        detail: What else the report says of `path`.
+
+    Raises:
+        UserError: As `load_weights`, but for the reading.
+    """
     names = _layout_of(raw, path, module) if layout == "auto" else layout
     content = _under_module_names(raw, names, module)
     targets: Tensors = module.state_dict()
     content.unexpected += [content.sources[n] for n in content.tensors if n not in targets]
-    fitted, reshaped = _fitted(content, targets, module, interpolate)
+    fit = fit_all(content, targets, module, interpolate, remedies, strict)
     report = WeightReport(
         path=path,
         layout=names,
-        matched=tuple(fitted),
-        missing=tuple(name for name in targets if name not in fitted),
+        matched=tuple(fit.tensors),
+        missing=tuple(name for name in targets if name not in content.tensors),
         unexpected=tuple(content.unexpected),
         left_out=tuple(content.left_out),
-        reshaped=reshaped,
+        reshaped=fit.reshaped,
+        kept=fit.kept,
+        detail=detail,
     )
-    _check(report, strict)
+    _check(report, strict, remedies)
     with torch.no_grad():
-        for name, tensor in fitted.items():
+        for name, tensor in fit.tensors.items():
             targets[name].copy_(tensor)
     return report
 
@@ -102,7 +117,7 @@ def export_weights(module: nn.Module, path: Path | str, layout: Layout = "quadri
         return
     foreign, encoder = _FOREIGN[layout], _encoder_of(module, layout)
     whole = not isinstance(module, ViT)
-    tensors = {name if whole else _ENCODER + name: value for name, value in state.items()}
+    tensors = {name if whole else ENCODER + name: value for name, value in state.items()}
     shaped = {name: _foreign_shape(name, value, encoder) for name, value in tensors.items()}
     named = {}
     for name, tensor in foreign.split(shaped).items():
@@ -111,36 +126,36 @@ def export_weights(module: nn.Module, path: Path | str, layout: Layout = "quadri
             raise UserError(
                 f"the layout {layout} has no name for {name}; export with the layout quadriga"
             )
-        before = foreign.prefix if whole and name.startswith(_ENCODER) else ""
+        before = foreign.prefix if whole and name.startswith(ENCODER) else ""
         named[before + target] = tensor
     write_tensors(named, Path(path))
 
 
-def _layout_of(raw: Tensors, path: Path, module: nn.Module) -> Layout:
+def _layout_of(raw: Mapping[str, Tensor], path: Path, module: nn.Module) -> Layout:
     """Tell whose names a file uses."""
     if timm.LAYOUT.holds(raw):
         return "timm"
     if huggingface.LAYOUT.holds(raw):
         return "hf"
-    stems = {name.removeprefix(_ENCODER) for name in raw}
-    if stems & {name.removeprefix(_ENCODER) for name in module.state_dict()}:
+    stems = {name.removeprefix(ENCODER) for name in raw}
+    if stems & {name.removeprefix(ENCODER) for name in module.state_dict()}:
         return "quadriga"
     raise UserError(
         f"{path} must use the names of quadriga, timm or hf, but starts with: {listed(list(raw))}"
     )
 
 
-def _under_module_names(raw: Tensors, layout: Layout, module: nn.Module) -> _Content:
+def _under_module_names(raw: Mapping[str, Tensor], layout: Layout, module: nn.Module) -> Content:
     """Translate a file's names to the module's, and fuse what the module holds fused."""
-    content = _Content()
+    content = Content()
     foreign = _FOREIGN.get(layout)
     if foreign is not None:
         _encoder_of(module, layout)
-    elif _vit_in(module) is None:
-        return _Content(raw, {name: name for name in raw})
+    elif vit_in(module) is None:
+        return Content(dict(raw), {name: name for name in raw})
     bare = isinstance(module, ViT)
     # A file of ours may hold an encoder alone, without the prefix it has in an objective.
-    prefix = "" if any(name.startswith(_ENCODER) for name in raw) else _ENCODER
+    prefix = "" if any(name.startswith(ENCODER) for name in raw) else ENCODER
     ours: Tensors = {}
     for source, tensor in raw.items():
         plain = source.removeprefix(foreign.prefix) if foreign else source
@@ -155,46 +170,10 @@ def _under_module_names(raw: Tensors, layout: Layout, module: nn.Module) -> _Con
             content.sources[name] = source
     fused = foreign.fuse(ours) if foreign else ours
     for name, tensor in fused.items():
-        target = name.removeprefix(_ENCODER) if bare else name
+        target = name.removeprefix(ENCODER) if bare else name
         content.tensors[target] = tensor
         content.sources[target] = content.sources.get(name, name)
     return content
-
-
-def _fitted(
-    content: _Content, targets: Tensors, module: nn.Module, interpolate: bool
-) -> tuple[Tensors, dict[str, str]]:
-    """Give each tensor the module's form; return them, and what was resampled and how."""
-    fitted: Tensors = {}
-    reshaped: dict[str, str] = {}
-    encoder = _vit_in(module)
-    for name, target in targets.items():
-        if name not in content.tensors:
-            continue
-        tensor = content.tensors[name]
-        if encoder is not None and name.endswith("patch_projection.weight") and tensor.dim() == 4:
-            tensor = tensor.flatten(1)
-        elif encoder is not None and name.endswith("positions"):
-            tensor = tensor[0] if tensor.dim() == 3 and tensor.shape[0] == 1 else tensor
-            before = tuple(tensor.shape)
-            tensor = _fit_table(tensor, target, encoder.config, interpolate)
-            if tensor.shape != before:
-                reshaped[name] = f"from {before} to {tuple(tensor.shape)}"
-        if tensor.shape != target.shape:
-            raise _wrong_shape(name, target, content, interpolate)
-        fitted[name] = tensor
-    return fitted, reshaped
-
-
-def _fit_table(table: Tensor, target: Tensor, config: ViTConfig, interpolate: bool) -> Tensor:
-    """Fit a table of positions, as far as that is lossless or asked for."""
-    if table.shape == target.shape or table.dim() != 2 or table.shape[1] != target.shape[1]:
-        return table
-    prefix = int(config.class_token)
-    if prefix and math.isqrt(table.shape[0]) ** 2 == table.shape[0]:
-        # Patches alone: the class token has no position of its own in such a file.
-        table = functional.pad(table, (0, 0, prefix, 0))
-    return interpolate_table(table, (config.grid, config.grid), prefix) if interpolate else table
 
 
 def _foreign_shape(name: str, tensor: Tensor, encoder: ViT) -> Tensor:
@@ -205,13 +184,8 @@ def _foreign_shape(name: str, tensor: Tensor, encoder: ViT) -> Tensor:
     return tensor[None] if name.endswith("positions") else tensor
 
 
-def _vit_in(module: nn.Module) -> ViT | None:
-    found = module if isinstance(module, ViT) else getattr(module, "encoder", None)
-    return found if isinstance(found, ViT) else None
-
-
 def _encoder_of(module: nn.Module, layout: str) -> ViT:
-    encoder = _vit_in(module)
+    encoder = vit_in(module)
     if encoder is None:
         raise UserError(
             f"the layout {layout} needs a vision transformer, but the module is a "
@@ -220,18 +194,10 @@ def _encoder_of(module: nn.Module, layout: str) -> ViT:
     return encoder
 
 
-def _wrong_shape(name: str, target: Tensor, content: _Content, interpolate: bool) -> UserError:
-    asked = name.endswith("positions") and not interpolate
-    remedy = "pass interpolate=True" if asked else "use a model config of the same sizes"
-    return UserError(
-        f"tensor {name} must have the shape {tuple(target.shape)}, but {content.sources[name]} in "
-        f"the file has {tuple(content.tensors[name].shape)}; {remedy}"
-    )
-
-
-def _check(report: WeightReport, strict: bool) -> None:
+def _check(report: WeightReport, strict: bool, remedies: Remedies) -> None:
     if not report.matched:
-        raise UserError(f"{report.path} has no tensor of this model: {listed(report.unexpected)}")
+        rest = [*report.kept, *report.unexpected, *report.left_out]
+        raise UserError(f"{report.path} has no tensor that fits this model: {listed(rest)}")
     if strict and not report.complete:
         parts = [
             f"{len(names)} {label} ({listed(names)})"
@@ -240,5 +206,5 @@ def _check(report: WeightReport, strict: bool) -> None:
         ]
         raise UserError(
             f"{report.path} does not fit the model: {', '.join(parts)}; change the model's config, "
-            f"or pass strict=False to load what fits"
+            f"or {remedies.loose} to load what fits"
         )

@@ -1,0 +1,67 @@
+"""``quadriga replay``."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from quadriga.distributed.environment import pick_device, set_threads
+from quadriga.engine.replay import Part, Replay
+
+SHOWN = 8
+NOT_REPRODUCED = 1
+
+
+def replay(file: Path, device: str) -> int:
+    """Make one recorded step again and print what each part of it computes.
+
+    Args:
+        file: A replay file of a run.
+        device: Where to compute.
+
+    Returns:
+        0 when the step is bad again, 1 when it is not.
+
+    Raises:
+        UserError: The file or its data cannot be read.
+    """
+    set_threads(1)
+    made = Replay(file, pick_device(device, 0))
+    bad, ranks = made.recorded.bad, made.recorded.world_size
+    print(f"{file}: {bad}, on {ranks} rank{'s' if ranks > 1 else ''}, {made.config.name}")
+    table = Table("rank", "micro-batch", "samples", "loss", "first not finite", "bad samples")
+    found_bad = False
+    for part in made.parts():
+        found_bad |= not math.isfinite(part.loss)
+        table.add_row(*_row(part))
+    Console(soft_wrap=True).print(table)
+    gradients = made.bad_gradients()
+    if gradients:
+        print(f"gradients that are not finite: {_listed(gradients)}")
+    if found_bad or gradients:
+        print(f"reproduced: {bad.what} is not finite")
+        return 0
+    print(
+        "not reproduced: every loss and gradient is finite here; the cause was the hardware, the "
+        "device's arithmetic or something outside the step's data and weights"
+    )
+    return NOT_REPRODUCED
+
+
+def _row(part: Part) -> list[str]:
+    return [
+        str(part.rank),
+        str(part.micro),
+        _listed(part.index),
+        f"{part.loss:.6g}",
+        part.first or "-",
+        _listed(part.samples) or "-",
+    ]
+
+
+def _listed(items: list[int] | list[str]) -> str:
+    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return ", ".join(map(str, items[:SHOWN])) + more

@@ -1,0 +1,163 @@
+"""What happens before the first step: checks, the checkpoint to go on from, what is said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from quadriga.contracts import Dataset, Objective
+from quadriga.distributed.environment import DistEnv
+from quadriga.engine.arithmetic import RunPlan, describe_batch, make_plan
+from quadriga.engine.build import check_shapes
+from quadriga.engine.checkpoint import (
+    InvalidCheckpoint,
+    list_checkpoints,
+    newest_valid,
+    read_manifest,
+    set_aside_after,
+    verify,
+)
+from quadriga.engine.console import Console
+from quadriga.engine.facts import environment_facts
+from quadriga.engine.layout import describe_layout, shard_ranks
+from quadriga.engine.run_config import RunConfig, config_hash
+from quadriga.engine.run_directory import RunDirectory
+from quadriga.engine.sample_log import rewind_samples
+from quadriga.engine.units import count
+from quadriga.engine.warm_start import check_warm_start
+from quadriga.errors import UserError
+from quadriga.optim.schedules.warmup import warmup_length
+from quadriga.provenance import Resolved
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for beside the config."""
+
+    work_dir: Path
+    resume: bool = False
+    """Whether to go on with what the work directory holds, if anything."""
+    resume_from: Path | None = None
+    """A checkpoint to start from instead of the newest of the work directory."""
+
+
+def check_start(config: RunConfig, world_size: int) -> tuple[Dataset, RunPlan]:
+    """Try everything that needs no memory, no process and no work directory.
+
+    Args:
+        config: The run.
+        world_size: Ranks it is to run on.
+
+    Returns:
+        The training data and the run's numbers.
+
+    Raises:
+        UserError: The run cannot start.
+    """
+    dataset = config.data.build("train")
+    check_shapes(config)
+    shard_ranks(config.train, world_size, world_size)
+    if config.evaluation.weights == "ema" and config.ema.decay is None:
+        raise UserError(
+            "evaluation.weights=ema needs a moving average, but ema.decay is none; set ema.decay, "
+            "such as 0.9999"
+        )
+    return dataset, make_plan(config, len(dataset), world_size)
+
+
+def choose(
+    request: Request, directory: RunDirectory, config: RunConfig, plan: RunPlan, console: Console
+) -> Path | None:
+    """Return the checkpoint to start from, None to start at step 0."""
+    if request.resume_from is not None:
+        chosen = _chosen(request.resume_from, config, plan, console)
+        set_aside_after(directory.checkpoints, read_manifest(chosen).step)
+        return chosen
+    found = newest_valid(directory.checkpoints, console.warn)
+    if found is None:
+        if list_checkpoints(directory.checkpoints):
+            raise UserError(
+                f"no checkpoint in {directory.checkpoints} is whole (see the warnings above); "
+                "move the folder away to start anew"
+            )
+        if request.resume:
+            console.say(f"nothing to resume in {directory.path}: starting at step 0")
+        check_warm_start(config.warm_start)
+    elif read_manifest(found).config_hash != config_hash(config, plan.dataset_size):
+        raise UserError(
+            f"work dir {directory.path} was trained on another number of samples than "
+            f"{plan.dataset_size}: the data in data.root has changed; restore it or choose another "
+            "--work-dir"
+        )
+    elif not request.resume and read_manifest(found).step < plan.total_steps:
+        raise UserError(
+            f"work dir {directory.path} already holds this run, up to {found.name} of "
+            f"{plan.total_steps} steps; add --resume to continue it or choose another --work-dir"
+        )
+    return found
+
+
+def _chosen(path: Path, config: RunConfig, plan: RunPlan, console: Console) -> Path:
+    """Check the checkpoint that the user named: a checkpoint folder, or a run's folder."""
+    folder = path
+    if (path / "checkpoints").is_dir():
+        folder = newest_valid(path / "checkpoints", console.warn) or path
+    try:
+        manifest = verify(folder)
+    except InvalidCheckpoint as error:
+        raise UserError(
+            f"checkpoint {folder} cannot be resumed: {error}; name a folder such as "
+            "RUN/checkpoints/step_00001000"
+        ) from error
+    if manifest.config_hash != config_hash(config, plan.dataset_size):
+        raise UserError(
+            f"checkpoint {folder} is of a run with another config, or with another number of "
+            f"samples than {plan.dataset_size}; resume it with the config it was made with "
+            "(config.json in its run)"
+        )
+    return folder
+
+
+def write_start(
+    resolved: Resolved[RunConfig],
+    directory: RunDirectory,
+    env: DistEnv,
+    objective: Objective,
+    start: int,
+) -> None:
+    """Write what describes the run, and drop the logged steps that will be made again."""
+    directory.write_config(resolved)
+    parameters = sum(p.numel() for p in objective.parameters())
+    directory.write_environment({**environment_facts(env), "parameters": parameters})
+    directory.rewind_metrics(start)
+    with directory.writing():
+        rewind_samples(directory.samples, start)
+
+
+def announce(
+    console: Console,
+    config: RunConfig,
+    plan: RunPlan,
+    objective: Objective,
+    start: int,
+    env: DistEnv,
+) -> None:
+    """Say what the run is."""
+    parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    epochs = plan.total_steps * plan.batch_size / plan.dataset_size
+    console.say(
+        f"{config.name}: {config.objective.kind()} of {config.model.kind()}, "
+        f"{count(parameters)} parameters, {plan.dataset_size} samples, "
+        f"{plan.total_steps} steps = {epochs:.4g} epochs"
+    )
+    console.say(describe_batch(plan, config.optim))
+    if env.world_size > 1:
+        console.say(describe_layout(config.train, env))
+    warmup = warmup_length(config.schedule, plan.progress(0))
+    if warmup >= plan.total_steps:
+        console.warn(
+            f"the warm-up of {warmup} steps is not over within the run's {plan.total_steps}: the "
+            "learning rate never falls; shorten schedule.warmup_epochs or schedule.warmup_steps"
+        )
+    if start:
+        console.say(f"resumed after step {start} of {plan.total_steps}")

@@ -1,0 +1,70 @@
+"""The sums and counts of one step, reduced over the ranks in one collective."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from quadriga.contracts import LossOutput
+from quadriga.distributed.collectives import all_reduce_sum
+from quadriga.distributed.environment import DistEnv
+
+
+class Reduced(NamedTuple):
+    """What all ranks have in common after a step."""
+
+    metrics: dict[str, Tensor]
+    """Name -> float64 scalar, divided; ``loss`` is one of them."""
+    targets: Tensor
+    """Number of targets of the step: float64 scalar."""
+    asked_to_stop: Tensor
+    """Number of ranks that were asked to stop: float64 scalar."""
+
+
+@final
+class Totals:
+    """Sums and counts of one step: the loss first, then the metrics in a fixed order."""
+
+    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
+        """Start at zero for ``loss`` and `names`."""
+        self._names = ("loss", *names)
+        self._device = device
+        self._sums: dict[str, list[Tensor]] = {name: [] for name in self._names}
+        self._counts: dict[str, list[Tensor]] = {name: [] for name in self._names}
+
+    def add(self, output: LossOutput) -> None:
+        """Take in one micro-batch."""
+        one = torch.ones((), device=self._device)
+        self._put("loss", output.loss, one if output.count is None else output.count)
+        for name, (total, count) in output.metrics.items():
+            self._put(name, total, count)
+
+    def _put(self, name: str, total: Tensor, count: Tensor) -> None:
+        self._sums[name].append(total.detach().to(torch.float64))
+        self._counts[name].append(count.detach().to(torch.float64))
+
+    def reduce(self, env: DistEnv, asked_to_stop: bool) -> Reduced:
+        """Sum over all ranks and divide; every rank calls it.
+
+        A metric that no micro-batch reported is 0 / 0: not a number, and so not logged.
+
+        Args:
+            env: This process among the run's.
+            asked_to_stop: Whether this rank was asked to stop; it travels in the same table, so
+                that all ranks stop after the same step.
+        """
+        zero = torch.zeros((), dtype=torch.float64, device=self._device)
+        flag = torch.full((), float(asked_to_stop), dtype=torch.float64, device=self._device)
+        columns = [*self._names, None]
+        table = torch.stack(
+            [
+                torch.stack([flag if n is None else sum(part[n], zero) for n in columns])
+                for part in (self._sums, self._counts)
+            ]
+        )
+        sums, counts = all_reduce_sum(table, env)
+        means = sums[:-1] / counts[:-1]
+        metrics = dict(zip(self._names, means.unbind(), strict=True))
+        return Reduced(metrics, counts[0], sums[-1])

@@ -1,0 +1,100 @@
+"""What a vision transformer is called in other libraries: the arguments their classes take.
+
+What a library cannot express is refused here, with the layouts that can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from quadriga.errors import UserError
+from quadriga.models.vit import ViTConfig
+
+_TIMM_NORM_EPS = 1e-6
+
+
+def timm_arguments(model: ViTConfig) -> dict[str, Any]:
+    """Return the arguments of timm's ``VisionTransformer``, of its feature extractor without head.
+
+    Raises:
+        UserError: timm has no argument for a value of the model.
+    """
+    problems = []
+    if model.norm_eps != _TIMM_NORM_EPS:
+        problems.append((f"model.norm_eps={model.norm_eps:g}", "hf and safetensors"))
+    _refuse("timm", problems)
+    return {
+        "img_size": model.image_px,
+        "patch_size": model.patch_px,
+        "in_chans": model.channels,
+        "num_classes": 0,
+        "global_pool": "token" if model.pool == "class" else "avg",
+        "embed_dim": model.width,
+        "depth": model.depth,
+        "num_heads": model.heads,
+        "mlp_ratio": model.mlp_ratio,
+        "qkv_bias": model.qkv_bias,
+        "init_values": model.layer_scale,
+        "class_token": model.class_token,
+        "reg_tokens": model.registers,
+        # The class token's position is folded into the token where there are registers.
+        "no_embed_class": model.registers > 0,
+        # Tokens are normalised, then averaged; timm's default is the other way round.
+        "fc_norm": False,
+        "drop_path_rate": model.drop_path,
+    }
+
+
+def hf_arguments(model: ViTConfig, method: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the config.json of Hugging Face's ViTModel or ViTMAEForPreTraining.
+
+    Args:
+        model: The encoder.
+        method: The values of an MAE's config, for encoder and decoder; None for the encoder.
+
+    Raises:
+        UserError: The class has no argument for a value of the model.
+    """
+    problems = []
+    if not model.class_token:
+        problems.append(("model.class_token=false", "timm and safetensors"))
+    if model.registers:
+        problems.append((f"model.registers={model.registers}", "timm and safetensors"))
+    if model.layer_scale is not None:
+        problems.append((f"model.layer_scale={model.layer_scale:g}", "timm and safetensors"))
+    _refuse("hf", problems)
+    arguments: dict[str, Any] = {
+        "hidden_size": model.width,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.heads,
+        "intermediate_size": int(model.width * model.mlp_ratio),
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": model.norm_eps,
+        "image_size": model.image_px,
+        "patch_size": model.patch_px,
+        "num_channels": model.channels,
+        "qkv_bias": model.qkv_bias,
+        "dtype": "float32",
+    }
+    if method is None:
+        return {"architectures": ["ViTModel"], "model_type": "vit", **arguments}
+    width = int(method["decoder_width"])
+    decoder = {
+        "decoder_hidden_size": width,
+        "decoder_num_hidden_layers": method["decoder_depth"],
+        "decoder_num_attention_heads": method["decoder_heads"],
+        "decoder_intermediate_size": int(width * model.mlp_ratio),
+        "mask_ratio": method["mask_ratio"],
+        "norm_pix_loss": method["normalise_pixels"],
+    }
+    head = {"architectures": ["ViTMAEForPreTraining"], "model_type": "vit_mae"}
+    return {**head, **arguments, **decoder}
+
+
+def _refuse(layout: str, problems: Sequence[tuple[str, str]]) -> None:
+    if problems:
+        value, others = problems[0]
+        raise UserError(f"the layout {layout} cannot express {value}; {others} can: use --to")

@@ -1,0 +1,141 @@
+"""``quadriga checkpoint``: what it prints is what the files hold."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quadriga.cli.entry import run
+from quadriga.engine.checkpoint import read_manifest
+from tiny import read_checkpoint, tiny_run
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints") / "run"
+    assert run(tiny_run(folder, 4, "checkpoint.every_steps=2")) == 0
+    return folder
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def said(words: list[Any], capsys: Capture) -> str:
+    capsys.readouterr()
+    assert run(["checkpoint", *map(str, words)]) == 0
+    return capsys.readouterr().out
+
+
+def error_of(words: list[Any], capsys: Capture) -> str:
+    capsys.readouterr()
+    assert run(["checkpoint", *map(str, words)]) == 2
+    lines = [li for li in capsys.readouterr().err.splitlines() if not li.startswith("warning:")]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_inspect_counts_what_the_shards_hold(trained: Path, capsys: Capture) -> None:
+    described = json.loads(said(["inspect", trained, "--json", "--tensors"], capsys))
+    tensors = read_checkpoint(trained, 4)
+    manifest = read_manifest(trained / "checkpoints" / "step_00000004")
+    assert described["step"] == 4
+    assert described["config_hash"] == manifest.config_hash
+    assert described["tensors"] == [
+        {"name": name, "shape": list(tensor.shape), "dtype": "float32"}
+        for name, tensor in sorted(tensors.items())
+    ]
+    assert sum(part["bytes"] for part in described["parts"].values()) == sum(
+        tensor.numel() * tensor.element_size() for tensor in tensors.values()
+    )
+    for name, part in described["parts"].items():
+        own = [tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")]
+        assert part["tensors"] == len(own)
+        assert part["elements"] == sum(tensor.numel() for tensor in own)
+        assert part["dtypes"] == {"float32": len(own)}
+    moments = [t.numel() for name, t in tensors.items() if name.endswith(".exp_avg")]
+    assert described["trainable_parameters"] == sum(moments)
+
+
+def test_inspect_for_people(trained: Path, capsys: Capture) -> None:
+    text = said(["inspect", trained / "checkpoints" / "step_00000002"], capsys)
+    assert "step                  2\n" in text
+    assert "objective" in text
+    assert "encoder.norm" not in text
+    text = said(["inspect", trained, "--tensors", "objective.*.norm.*"], capsys)
+    listed = [line.split() for line in text.splitlines() if line.startswith("objective.")]
+    assert [words[0] for words in listed] == [
+        "objective.decoder.norm.bias",
+        "objective.decoder.norm.weight",
+        "objective.encoder.norm.bias",
+        "objective.encoder.norm.weight",
+    ]
+    assert listed[0][1:] == ["[16]", "float32"]
+
+
+def test_inspect_reads_no_tensor(copy: Path, capsys: Capture) -> None:
+    before = said(["inspect", copy, "--tensors"], capsys)
+    shard = next((copy / "checkpoints" / "step_00000004").glob("*.safetensors"))
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1  # of the values, which only verify looks at
+    shard.write_bytes(bytes(data))
+    assert said(["inspect", copy, "--tensors"], capsys) == before
+
+
+def test_unknown_tensors_and_paths(trained: Path, tmp_path: Path, capsys: Capture) -> None:
+    for words, sentence in (
+        ([trained, "--tensors", "objective.encoder.nrm"], "did you mean objective.encoder.norm?"),
+        ([trained, "--tensors", "*nothing*"], "the parts are objective.*, optimizer.*"),
+        ([tmp_path / "absent"], "absent does not exist; name a run or a checkpoint"),
+        ([tmp_path], "holds no checkpoint; name a run, or a folder such as"),
+    ):
+        assert sentence in error_of(["inspect", *words], capsys)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (truncate, "bytes instead of"),
+        (Path.unlink, "is missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[::-1]), "does not match its checksum"),
+        (lambda path: (path.parent / "manifest.json").unlink(), "it has no manifest.json"),
+    ],
+)
+def test_verify_names_the_damaged(
+    damage: Callable[[Path], Any], reason: str, copy: Path, capsys: Capture
+) -> None:
+    text = said(["verify", copy, copy / "checkpoints" / "step_00000002"], capsys)
+    assert [line.split()[1] for line in text.splitlines()] == ["OK", "OK", "OK", "checked,"]
+    damage(next((copy / "checkpoints" / "step_00000002").glob("*.safetensors")))
+    assert run(["checkpoint", "verify", str(copy)]) == 1
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert "step_00000002  damaged: " in first
+    assert reason in first
+    assert "step_00000004  OK" in second
+    assert last == "2 checked, 1 damaged"
+
+
+def test_verify_of_nothing(tmp_path: Path, capsys: Capture) -> None:
+    assert "does not exist" in error_of(["verify", tmp_path / "absent"], capsys)
+
+
+def test_damaged_headers(copy: Path, capsys: Capture) -> None:
+    for folder in (copy / "checkpoints").iterdir():
+        shard = next(folder.glob("*.safetensors"))
+        shard.write_bytes(b"\xff" * 100)
+    line = error_of(["inspect", copy], capsys)
+    assert "no checkpoint can be read" in line
+    assert "its headers cannot be read" in line

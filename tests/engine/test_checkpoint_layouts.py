@@ -1,0 +1,83 @@
+"""What any layout saved, any layout loads; and who writes which part."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quadriga.engine.checkpoint_staging import Chunk, assign, inventory
+
+LAYOUTS = {"plain-1"} | {f"{form}-{n}" for form in ("plain", "fsdp", "hsdp") for n in (2, 4)}
+
+
+def test_every_layout_loads_what_every_other_saved(tmp_path: Path) -> None:
+    """1, 2 and 4 ranks, plain, FSDP and HSDP: uneven and empty shards, all types, bit for bit."""
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).parent / "layout_worker.py"), str(tmp_path)],
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{Path(__file__).parent.parent}{os.pathsep}"
+            f"{os.environ.get('PYTHONPATH', '')}",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=150)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # its forks as well
+    assert process.returncode == 0, err
+    pairs = {tuple(pair) for pair in json.loads(out.splitlines()[-1])}
+    assert pairs == {(saved, loaded) for saved in LAYOUTS for loaded in LAYOUTS}
+
+
+def chunk(name: str, size: int, offset: int = 0, whole: int | None = None) -> Chunk:
+    return Chunk(name, (whole or size,), (offset,), (size,), torch.uint8)
+
+
+@given(
+    st.lists(st.integers(1, 1000), min_size=1, max_size=30),
+    st.integers(1, 8),
+)
+def test_replicas_share_the_writing_evenly(sizes: list[int], ranks: int) -> None:
+    chunks = [chunk(f"t{place}", size) for place, size in enumerate(sizes)]
+    given_ = assign([chunks] * ranks)
+    written = [c for part in given_ for c in part]
+    assert sorted(written, key=lambda c: c.name) == sorted(chunks, key=lambda c: c.name)
+    loads = [sum(c.bytes for c in part) for part in given_]
+    assert max(loads) - min(loads) <= max(sizes)
+
+
+def test_a_shard_is_written_by_one_of_its_replicas() -> None:
+    """HSDP on 2 x 2 ranks: two copies of each half."""
+    halves = [chunk("w", 4, 0, 8), chunk("w", 4, 4, 8)]
+    given_ = assign([[halves[0]], [halves[1]], [halves[0]], [halves[1]]])
+    assert given_ == [[halves[0]], [halves[1]], [], []]
+
+
+def test_names_of_one_rank_alone_are_written() -> None:
+    """The stages of a pipeline hold different tensors."""
+    assert assign([[chunk("a", 4)], [chunk("b", 4)]]) == [[chunk("a", 4)], [chunk("b", 4)]]
+
+
+def test_a_tensor_that_is_not_whole_is_refused() -> None:
+    with pytest.raises(ValueError, match="its 8 elements are held as 4"):
+        assign([[chunk("w", 4, 0, 8)], []])
+
+
+def test_what_is_no_tensor_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"executor\.steps cannot be saved: it is int"):
+        inventory({"executor.steps": 3})

@@ -1,0 +1,286 @@
+"""An export computes what the model computes, or it does not exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from trained_executor import Trained
+
+from quadriga.cli.entry import run
+from quadriga.distributed.environment import SINGLE
+from quadriga.engine import export_hf, export_onnx, export_safetensors, export_timm
+from quadriga.engine.build import build_objective
+from quadriga.engine.checkpoint import CheckpointStore
+from quadriga.engine.console import Console
+from quadriga.engine.export import ExportRequest, export
+from quadriga.engine.export_safetensors import rebuild
+from quadriga.engine.export_subject import (
+    Check,
+    Subject,
+    greatest_difference,
+    keyed_images,
+    read_back,
+)
+from quadriga.engine.run_config import RunConfig
+from quadriga.engine.run_directory import RunDirectory
+from quadriga.engine.session import load_objective
+from quadriga.errors import UserError
+from quadriga.models.weights.arguments import hf_arguments, timm_arguments
+from tiny import tiny_run
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "run"
+    assert run(tiny_run(folder, 2, "checkpoint.every_steps=1", "model.pool=class")) == 0
+    return folder
+
+
+def config_of(folder: Path) -> RunConfig:
+    return RunDirectory(folder).read_config().config
+
+
+def disturbed(config: RunConfig, part: Any = "encoder") -> Subject:
+    """A model whose biases and norms are no zeros and ones, where a mistake could hide."""
+    objective = build_objective(config, torch.device("cpu"), 3)
+    with torch.no_grad():
+        for tensor in objective.state_dict().values():
+            tensor += 0.1 * torch.linspace(-1, 1, tensor.numel()).view(tensor.shape)
+    return Subject(config=config, objective=objective.eval(), part=part, step=1, weights="raw")
+
+
+def error_of(words: list[Any], capsys: Capture) -> str:
+    capsys.readouterr()
+    assert run(["checkpoint", "export", *map(str, words)]) == 2
+    lines = [li for li in capsys.readouterr().err.splitlines() if not li.startswith("warning:")]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_own_names_rebuild_the_model(trained: Path, tmp_path: Path, capsys: Capture) -> None:
+    objective, _ = load_objective(config_of(trained), trained, SINGLE, Console())
+    for part, expected in (("encoder", objective.encoder), ("all", objective)):
+        path = tmp_path / f"{part}.safetensors"
+        words = ["checkpoint", "export", str(trained), str(path), "--to", "safetensors"]
+        assert run([*words, "--part", part]) == 0
+        out = capsys.readouterr().out
+        assert "with the model rebuilt from the file: greatest difference 0.0e+00" in out
+        assert f"written: {path}" in out
+        again = rebuild(path)
+        assert type(again) is type(expected)
+        for (name, tensor), value in zip(
+            again.state_dict().items(), expected.state_dict().values(), strict=True
+        ):
+            assert torch.equal(tensor, value), name
+    assert sorted(os.listdir(tmp_path)) == ["all.safetensors", "encoder.safetensors"]
+
+
+def test_moving_averages_are_exported(trained: Path, tmp_path: Path, capsys: Capture) -> None:
+    words = [trained, tmp_path / "a.safetensors", "--to", "safetensors", "--weights", "ema"]
+    assert "--weights must be raw for checkpoint" in error_of(words, capsys)
+    config = config_of(trained)
+    executor = Trained(disturbed(config).objective)
+    folder = CheckpointStore(tmp_path / "checkpoints", SINGLE, 1, "h").save(7, executor)
+    words[0] = folder
+    assert "add --config FILE" in error_of(words, capsys)
+    words += ["--config", trained / "config.json"]
+    assert run(["checkpoint", "export", *map(str, words)]) == 0
+    tensors = load_file(tmp_path / "a.safetensors")
+    averages = executor.averages()
+    for name in ("norm.weight", "blocks.1.mlp.hidden.bias"):
+        assert torch.equal(tensors[name], averages[f"encoder.{name}"])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("normalise", ["true", "false"])
+@pytest.mark.parametrize("part", ["encoder", "all"])
+def test_hugging_face_computes_the_same(
+    part: Any, normalise: str, trained: Path, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra quadriga[hf]")
+    config = config_of(trained).override(
+        {"objective.normalise_pixels": normalise, "model.pool": "mean"}
+    )
+    subject, form = disturbed(config, part), export_hf.HuggingFaceFormat()
+    form.check(config, part)
+    form.write(subject, tmp_path / "hf")
+    check = form.verify(subject, tmp_path / "hf")
+    print(check)
+    assert f"with transformers {transformers.__version__}" in str(check)
+    assert check.difference < 1e-5
+    # Without the library the same file is read back by this project.
+    with torch.no_grad():
+        compare = export_hf._encoder_read_back if part == "encoder" else None
+        compare = compare or export_hf._objective_read_back
+        assert greatest_difference(compare(subject, tmp_path / "hf")) < 1e-6
+    cls = transformers.AutoModel if part == "encoder" else transformers.ViTMAEForPreTraining
+    model = cls.from_pretrained(tmp_path / "hf")
+    assert model.config.quadriga["part"] == part
+    name = f"{'vit.' if part == 'all' else ''}layernorm.weight"
+    assert torch.equal(model.state_dict()[name], subject.vit.norm.weight)
+    # A weight that was changed afterwards does not pass.
+    tensors = load_file(tmp_path / "hf" / "model.safetensors")
+    tensors[name] = tensors[name] * 1.01
+    export_hf.export_weights(subject.module, tmp_path / "hf" / "model.safetensors", "hf")
+    assert form.verify(subject, tmp_path / "hf").passed
+    export_safetensors.write_tensors(tensors, tmp_path / "hf" / "model.safetensors")
+    assert not form.verify(subject, tmp_path / "hf").passed
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"registers": 2, "layer_scale": 0.1, "pool": "mean"},
+        {"class_token": False, "pool": "mean"},
+        {"qkv_bias": False, "positions": "learned"},
+    ],
+)
+def test_timm_reads_back(changes: dict[str, Any], trained: Path, tmp_path: Path) -> None:
+    config = config_of(trained)
+    config = config.override({f"model.{name}": value for name, value in changes.items()})
+    subject, form = disturbed(config), export_timm.TimmFormat()
+    form.check(config, "encoder")
+    form.write(subject, tmp_path / "vit.safetensors")
+    assert form.verify(subject, tmp_path / "vit.safetensors").passed
+    described = json.loads((tmp_path / "vit.json").read_text())
+    assert described["arguments"] == timm_arguments(subject.vit.config)
+    images = keyed_images(subject.vit.config)
+    again = read_back(subject.vit.config, tmp_path / "vit.safetensors")
+    torch.testing.assert_close(again.features(images), subject.vit.features(images))
+
+
+def test_onnx_computes_the_same(trained: Path, tmp_path: Path) -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed (the extra quadriga[onnx])")
+    changes = {"model.registers": 2, "model.layer_scale": 0.1, "model.pool": "mean"}
+    subject = disturbed(config_of(trained).override(changes))
+    form = export_onnx.OnnxFormat()
+    form.check(subject.config, "encoder")
+    for limit in (export_onnx.ONE_FILE_BYTES, 0):
+        export_onnx.ONE_FILE_BYTES, before = limit, export_onnx.ONE_FILE_BYTES
+        target = tmp_path / f"{limit}.onnx"
+        try:
+            form.write(subject, target)
+        finally:
+            export_onnx.ONE_FILE_BYTES = before
+        assert (tmp_path / f"{limit}.onnx.data").exists() == (limit == 0)
+        check = form.verify(subject, target)
+        print(check)
+        assert check.difference < 1e-5
+        assert "opset 18, batch sizes 1, 2 and 3" in str(check)
+    # A small model takes the place of a large one: nothing of the old export stays.
+    request = ExportRequest(source=trained, output=tmp_path / "0.onnx", to="onnx", force=True)
+    assert export(request, print).files == (request.output,)
+    assert not (tmp_path / "0.onnx.data").exists()
+
+
+def test_a_wrong_export_is_not_kept(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*ignored: Any) -> Check:
+        return Check(against="here", difference=float("nan"), tolerance=1.0)
+
+    monkeypatch.setattr(export_timm.TimmFormat, "verify", fail)
+    request = ExportRequest(source=trained, output=tmp_path / "x.safetensors", to="timm")
+    with pytest.raises(UserError, match="computes something else than the model, and is not kept"):
+        export(request, print)
+    assert not os.listdir(tmp_path)
+
+
+def test_nothing_is_replaced_unasked(trained: Path, tmp_path: Path, capsys: Capture) -> None:
+    words = [trained, tmp_path / "vit.safetensors", "--to", "timm"]
+    (tmp_path / "vit.json").write_text("mine")
+    assert "vit.json exists; add --force" in error_of(words, capsys)
+    assert (tmp_path / "vit.json").read_text() == "mine"
+    assert run(["checkpoint", "export", *map(str, words), "--force"]) == 0
+    assert (tmp_path / "vit.json").read_text() != "mine"
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "cat.jpg").write_text("a cat")
+    words = [trained, folder, "--to", "hf", "--force"]
+    assert "holds files that no export wrote (cat.jpg)" in error_of(words, capsys)
+    (folder / "cat.jpg").rename(folder / "config.json")
+    assert run(["checkpoint", "export", *map(str, words)]) == 0
+    assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == ["photos", "vit.json", "vit.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["a", "--to", "tim"],
+            "--to must be one of safetensors, hf, timm, onnx, but is 'tim'; did",
+        ),
+        (["a", "--to", "hf", "--weights", "emma"], "--weights must be one of raw, ema, but is"),
+        (
+            ["a", "--to", "hf", "--part", "head"],
+            "--part must be one of encoder, all, but is 'head'",
+        ),
+        (["a.bin", "--to", "safetensors"], "OUTPUT must end in .safetensors for --to safetensors"),
+        (["a.safetensors", "--to", "timm", "--part", "all"], "hf and safetensors have: use --to"),
+        (["a.onnx", "--to", "onnx", "--part", "all"], "hf and safetensors hold the rest"),
+    ],
+)
+def test_wrong_words(
+    words: list[str], sentence: str, trained: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    output, *rest = words
+    assert sentence in error_of([trained, tmp_path / output, *rest], capsys)
+    assert not os.listdir(tmp_path)
+
+
+def test_what_a_layout_cannot_express(trained: Path) -> None:
+    model = config_of(trained).model
+    for changes, sentence in (
+        ({"registers": 2}, r"hf cannot express model.registers=2; timm and safetensors can"),
+        ({"layer_scale": 0.1}, r"hf cannot express model.layer_scale=0.1; timm and"),
+        ({"class_token": False, "pool": "mean"}, r"hf cannot express model.class_token=false"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            hf_arguments(model.override(changes))
+    with pytest.raises(UserError, match=r"timm cannot express model.norm_eps=1e-05; hf and"):
+        timm_arguments(model.override({"norm_eps": 1e-5}))
+
+
+def test_damaged_and_missing_sources(trained: Path, tmp_path: Path, capsys: Capture) -> None:
+    copy = Path(shutil.copytree(trained, tmp_path / "run"))
+    output = tmp_path / "x.safetensors"
+    for folder in (copy / "checkpoints").iterdir():
+        shard = next(folder.glob("*.safetensors"))
+        shard.write_bytes(shard.read_bytes()[:-1])
+    words = [output, "--to", "safetensors"]
+    assert "is whole (see the warnings above)" in error_of([copy, *words], capsys)
+    assert "is damaged" in error_of([copy / "checkpoints" / "step_00000002", *words], capsys)
+    assert "does not exist" in error_of([tmp_path / "absent", *words], capsys)
+    other = tmp_path / "other.json"
+    text = (trained / "config.json").read_text().replace('"depth": 2', '"depth": 1')
+    other.write_text(text)
+    line = error_of([trained, *words, "--config", other], capsys)
+    assert "does not fit the model" in line
+    assert "(--config)" in line
+    other.write_text("{}")
+    line = error_of([trained, *words, "--config", other], capsys)
+    assert "--config must be the config.json of a run" in line
+    assert not output.exists()
+
+
+def test_files_that_do_not_say_what_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "plain.safetensors"
+    export_safetensors.write_tensors({"weight": torch.zeros(2)}, path)
+    with pytest.raises(UserError, match="does not say what model it is of"):
+        rebuild(path)
+    path.write_bytes(b"no")
+    with pytest.raises(UserError, match="is not a whole safetensors file"):
+        rebuild(path)

@@ -1,0 +1,201 @@
+"""A run that starts from weights has exactly those weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from trained_executor import Trained
+
+from quadriga import randomness
+from quadriga.contracts import Executor
+from quadriga.distributed.environment import SINGLE
+from quadriga.engine.checkpoint import CheckpointStore
+from quadriga.engine.run_config import WarmStartConfig
+from quadriga.engine.warm_start import check_warm_start, warm_start
+from quadriga.errors import UserError
+from quadriga.methods.mae import MAE, MAEConfig
+from quadriga.models.positions import interpolate_table
+from quadriga.models.vit import ViT, ViTConfig
+from quadriga.models.weights import WeightReport, export_weights
+from ranks import run_ranks
+
+MODEL = ViTConfig(image_px=16, patch_px=4, width=16, depth=1, heads=2)
+
+
+def mae(seed: int, **changes: Any) -> MAE:
+    method = MAEConfig(decoder_width=8, decoder_depth=1, decoder_heads=2)
+    objective = method.build(MODEL.override(changes))
+    objective.initialise(seed)
+    return objective
+
+
+def save(run: Path, executor: Executor, *steps: int) -> None:
+    store = CheckpointStore(run / "checkpoints", SINGLE, keep=9, config_hash="h")
+    for step in steps:
+        store.save(step, executor)
+
+
+def start(objective: nn.Module, path: Path, **fields: Any) -> WeightReport:
+    config = WarmStartConfig(path=str(path), **fields)
+    check_warm_start(config)
+    warnings: list[str] = []
+    report = warm_start(config, objective, SINGLE, warnings.append)
+    assert report is not None
+    return report
+
+
+def assert_same(one: nn.Module, other: nn.Module) -> None:
+    for (name, tensor), value in zip(
+        one.state_dict().items(), other.state_dict().values(), strict=True
+    ):
+        assert torch.equal(tensor, value), name
+
+
+@pytest.mark.parametrize("place", [".", "checkpoints", "checkpoints/step_00000020"])
+def test_a_run_and_a_checkpoint_give_the_same_weights(place: str, tmp_path: Path) -> None:
+    source, objective = mae(1), mae(2)
+    save(tmp_path, Trained(mae(3)), 10)
+    save(tmp_path, Trained(source), 20)
+    report = start(objective, tmp_path / place)
+    assert report.complete
+    assert_same(objective, source)
+    assert report.path == tmp_path / "checkpoints" / "step_00000020"
+    assert "step 20, SHA-256 " in str(report)
+
+
+def test_moving_averages_replace_parameters_and_no_buffer(tmp_path: Path) -> None:
+    source, objective = mae(1), mae(2)
+    executor = Trained(source)
+    save(tmp_path, executor, 10)
+    report = start(objective, tmp_path, weights="ema")
+    assert "moving average" in str(report)
+    for name, average in executor.averages().items():
+        assert torch.equal(objective.get_parameter(name), average), name
+    assert torch.equal(objective.encoder.positions, source.encoder.positions)
+    save(tmp_path / "other", Trained(source, averaged=False), 10)
+    for function in (check_warm_start, lambda c: warm_start(c, objective, SINGLE, print)):
+        with pytest.raises(UserError, match=r"no moving average .*warm_start\.weights=raw"):
+            function(WarmStartConfig(path=str(tmp_path / "other"), weights="ema"))
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    save(tmp_path, Trained(mae(1)), 10)
+    save(tmp_path, Trained(mae(3)), 20)
+    shard = next((tmp_path / "checkpoints" / "step_00000020").glob("*.safetensors"))
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(bytes(data))
+    objective, warnings = mae(2), []
+    config = WarmStartConfig(path=str(tmp_path))
+    warm_start(config, objective, SINGLE, warnings.append)
+    assert_same(objective, mae(1))
+    assert "step_00000020 is passed over" in warnings[0]
+    with pytest.raises(UserError, match=r"step_00000020 is damaged: .* checksum; choose"):
+        start(mae(2), shard.parent)
+
+
+@pytest.mark.parametrize("layout", ["quadriga", "timm", "hf"])
+def test_a_file_of_weights(layout: Any, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    export_weights(mae(1), path, layout)
+    objective = mae(2)
+    assert start(objective, path).complete
+    assert_same(objective, mae(1))
+
+
+class Contrastive(nn.Module):
+    """Another method: the same encoder, and a projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = MODEL.build()
+        self.projection = nn.Linear(16, 4)
+
+
+def test_another_method_gets_the_encoder(tmp_path: Path) -> None:
+    source, other = mae(1), Contrastive()
+    save(tmp_path, Trained(source), 10)
+    with torch.no_grad():
+        other.projection.weight.fill_(0.25)
+    with pytest.raises(UserError, match=r"2 missing \(projection.* set warm_start.strict=false"):
+        start(other, tmp_path)
+    report = start(other, tmp_path, strict=False)
+    assert report.missing == ("projection.weight", "projection.bias")
+    assert len(report.unexpected) == len(source.decoder.state_dict())
+    assert "unexpected: decoder." in str(report)
+    assert_same(other.encoder, source.encoder)
+    assert (other.projection.weight == 0.25).all()
+
+
+def test_another_image_size(tmp_path: Path) -> None:
+    source = mae(1)
+    save(tmp_path, Trained(source), 10)
+    larger = mae(2, image_px=24)
+    with pytest.raises(UserError, match=r"positions must .* set warm_start\.interpolate=true"):
+        start(larger, tmp_path, interpolate=False)
+    report = start(larger, tmp_path)
+    assert sorted(report.reshaped) == ["decoder.positions", "encoder.positions"]
+    expected = interpolate_table(source.encoder.positions, (6, 6), prefix=1)
+    assert torch.equal(larger.encoder.positions, expected)
+
+
+def test_another_width_keeps_its_random_values(tmp_path: Path) -> None:
+    save(tmp_path, Trained(mae(1)), 10)
+    wider, fresh = mae(2, mlp_ratio=8), mae(2, mlp_ratio=8)
+    with pytest.raises(UserError, match=r"encoder\.blocks\.0\.mlp\.hidden\.weight must have the"):
+        start(wider, tmp_path)
+    assert_same(wider, fresh)
+    report = start(wider, tmp_path, strict=False)
+    assert len(report.kept) == 6
+    for name, tensor in wider.state_dict().items():
+        expected = fresh if name in report.kept else mae(1)
+        assert torch.equal(tensor, expected.state_dict()[name]), name
+
+
+def test_what_can_be_told_before_any_process(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "run" / "checkpoints" / "step_00000010").mkdir(parents=True)
+    export_weights(mae(1), tmp_path / "weights.safetensors")
+    check_warm_start(WarmStartConfig())
+    for name, weights, sentence in (
+        ("absent", "raw", r"warm_start\.path: .*absent does not exist; name a file of"),
+        ("absent.pth", "raw", r"warm_start\.path: .*absent\.pth does not exist; name a file of"),
+        ("notes.txt", "raw", r"warm_start\.path: a file of weights must end in \.safetensors"),
+        ("empty", "raw", r"warm_start\.path: .*empty holds no checkpoint; name a run"),
+        ("run", "raw", r"warm_start\.path: .*step_00000010: it has no manifest\.json"),
+        ("weights.safetensors", "ema", r"warm_start\.weights must be raw for a file of weights"),
+    ):
+        config = WarmStartConfig(path=str(tmp_path / name), weights=weights)
+        with pytest.raises(UserError, match=sentence):
+            check_warm_start(config)
+    assert warm_start(WarmStartConfig(), mae(1), SINGLE, print) is None
+
+
+def test_two_ranks_get_the_same_weights(tmp_path: Path) -> None:
+    save(tmp_path, Trained(mae(1)), 10)
+    worker = Path(__file__).with_name("warm_start_worker.py")
+    results = run_ranks([sys.executable, str(worker), str(tmp_path)], world_size=2, timeout=120)
+    for result in results:
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.splitlines()[-2:] == ["equal", "no checkpoint"]
+
+
+def test_float16_files_are_converted(tmp_path: Path) -> None:
+    encoder = MODEL.build()
+    with torch.no_grad():
+        for name, tensor in encoder.state_dict().items():
+            tensor.normal_(generator=randomness.generator(0, name))
+    export_weights(encoder.half(), tmp_path / "half.safetensors")
+    objective = mae(2)
+    report = start(objective, tmp_path / "half.safetensors", strict=False)
+    assert isinstance(objective.encoder, ViT)
+    assert all(name.startswith("decoder.") for name in report.missing)
+    for name, tensor in objective.encoder.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, encoder.state_dict()[name].float()), name

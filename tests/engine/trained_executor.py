@@ -1,0 +1,36 @@
+"""An executor that has only its state: what a checkpoint of a trained objective holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from quadriga.contracts import Batch, Executor, StepOutput
+
+
+class Trained(Executor):
+    """An executor whose state is that of an objective, with moving averages."""
+
+    def __init__(self, objective: nn.Module, averaged: bool = True) -> None:
+        self.objective, self.averaged = objective, averaged
+
+    def run(self, batches: Iterator[Batch], steps: range) -> Iterator[StepOutput]:
+        yield from ()
+
+    def averages(self) -> dict[str, Tensor]:
+        return {
+            name: parameter.detach() / 2 - 1
+            for name, parameter in self.objective.named_parameters()
+            if self.averaged
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {f"objective.{name}": t for name, t in self.objective.state_dict().items()}
+        for name, average in self.averages().items():
+            state |= {f"ema.{name}": average, f"optimizer.{name}.exp_avg": average * 3}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        raise AssertionError("a warm start loads no executor")

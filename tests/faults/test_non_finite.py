@@ -1,0 +1,138 @@
+"""A loss that is not a number on one rank: decided alike on all, nothing lost, made again alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from quadriga.cli.entry import run
+from quadriga.engine.checkpoint import list_checkpoints
+from ranks import run_ranks
+from tiny import assert_bit_equal, read_checkpoint, read_metrics, tiny_run
+
+STEPS, BAD = 8, 5
+WORDS = ["checkpoint.every_steps=3", "loader.workers=0", "optim.clip_norm=1"]
+HERE = Path(__file__).resolve().parent
+
+
+def poisoned(work_dir: Path, times: int, *words: str, ranks: int = 2) -> tuple[int, str]:
+    """Run on two ranks with a bad loss on the second at step BAD; return the code and errors."""
+    injected = [sys.executable, str(HERE / "injected.py"), "nan", str(ranks - 1), str(BAD)]
+    done = run_ranks([*injected, str(times), *tiny_run(work_dir, STEPS, *WORDS, *words)], ranks)
+    assert len({rank.returncode for rank in done}) == 1, [rank.stderr for rank in done]
+    return done[0].returncode, "".join(rank.stderr for rank in done)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run without a fault, on two ranks."""
+    work_dir = tmp_path_factory.mktemp("straight") / "run"
+    code, errors = poisoned(work_dir, 0)
+    assert code == 0, errors
+    return work_dir
+
+
+def test_stop_ends_every_rank_before_the_update(tmp_path: Path, straight: Path) -> None:
+    work_dir = tmp_path / "run"
+    code, errors = poisoned(work_dir, 99)
+    assert code == 2
+    assert errors.count("error:") == 1
+    assert "the loss is nan at step 6; its update was not made" in errors
+    replay = work_dir / "replay" / "step_00000006.safetensors"
+    assert f"quadriga replay {replay} makes this step alone" in errors
+    assert replay.is_file()
+    assert [path.name for path in list_checkpoints(work_dir / "checkpoints")] == ["step_00000003"]
+    assert poisoned(work_dir, 0, "--resume")[0] == 0
+    assert_bit_equal(read_checkpoint(work_dir, STEPS), read_checkpoint(straight, STEPS))
+    assert read_metrics(work_dir) == read_metrics(straight)
+
+
+def test_skip_is_the_run_that_leaves_the_update_out(tmp_path: Path) -> None:
+    skipped, left_out = tmp_path / "skipped", tmp_path / "left_out"
+    code, errors = poisoned(skipped, 99, "health.non_finite=skip")
+    assert code == 0, errors
+    assert "its update is left out" in errors
+    left_out.mkdir()
+    (left_out / "report").mkdir()
+    code, errors = poisoned(left_out, 0)
+    assert code == 0, errors
+    records = read_metrics(skipped)
+    assert [record["step"] for record in records if record.get("skipped")] == [BAD + 1]
+    assert "loss" not in records[BAD]
+    # The schedule follows the updates: the step after a skipped one has its learning rate.
+    assert records[BAD + 1]["lr"] == read_metrics(left_out)[BAD]["lr"]
+    assert int(read_checkpoint(skipped, STEPS)["executor.skipped"]) == 1
+
+
+def test_rollback_after_a_passing_fault_is_the_run_without_it(
+    tmp_path: Path, straight: Path
+) -> None:
+    work_dir = tmp_path / "run"
+    code, errors = poisoned(work_dir, 1, "health.non_finite=rollback")
+    assert code == 0, errors
+    assert "back to step_00000003, the steps since then are made again" in errors
+    assert_bit_equal(read_checkpoint(work_dir, STEPS), read_checkpoint(straight, STEPS))
+    assert read_metrics(work_dir) == read_metrics(straight)
+
+
+def test_rollback_leaves_out_what_is_bad_again_and_resumes_alike(tmp_path: Path) -> None:
+    work_dir, resumed = tmp_path / "run", tmp_path / "resumed"
+    code, errors = poisoned(work_dir, 99, "health.non_finite=rollback", ranks=1)
+    assert code == 0, errors
+    assert "back to step_00000003, leaving out the updates of steps 4 to 6" in errors
+    assert json.loads((work_dir / "left_out.json").read_text())["ranges"] == [[3, 5]]
+    records = read_metrics(work_dir)
+    assert [record["step"] for record in records if record.get("skipped")] == [4, 5, 6]
+    # A run that is told to leave the same steps out, and never meets the fault.
+    words = tiny_run(resumed, STEPS, *WORDS)
+    assert run([*words[:2], *words[2:]]) == 0
+    (resumed / "left_out.json").write_text('{"ranges": [[3, 5]], "tried": []}')
+    again = ["--resume", str(resumed / "checkpoints" / "step_00000003")]
+    assert run([*words, *again]) == 0
+    assert_bit_equal(read_checkpoint(resumed, STEPS), read_checkpoint(work_dir, STEPS))
+    assert read_metrics(resumed) == records
+
+
+def test_too_many_bad_steps_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["optim.lr=1e30", "optim.clip_norm=none", "health.max_bad_steps=2"]
+    own = [word for word in WORDS if not word.startswith("optim.")]
+    assert run(tiny_run(tmp_path / "run", 30, *own, *words, "health.non_finite=skip")) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("its update is left out") == 2
+    assert "it is bad step number 3 (health.max_bad_steps)" in errors
+
+
+def test_a_bad_step_is_made_again_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["optim.lr=1e30", "optim.clip_norm=none", "loader.workers=0", "train.accumulate=2"]
+    assert run(tiny_run(tmp_path / "run", 30, *words)) == 2
+    (file,) = (tmp_path / "run" / "replay").glob("*.safetensors")
+    capsys.readouterr()
+    assert run(["replay", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "reproduced: " in said
+    assert "encoder." in said, "the first module that is not finite is named"
+    # A fault that is neither in the data nor in the weights does not come again.
+    work_dir = tmp_path / "poisoned"
+    assert poisoned(work_dir, 1)[0] == 2
+    (file,) = (work_dir / "replay").glob("*.safetensors")
+    assert run(["replay", str(file)]) == 1
+    assert "not reproduced" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "other"])
+def test_a_file_that_is_no_replay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    file = tmp_path / "x.safetensors"
+    if damage == "cut":
+        file.write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    elif damage == "other":
+        import torch
+        from safetensors.torch import save_file
+
+        save_file({"a": torch.zeros(1)}, file)
+    assert run(["replay", str(file)]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
