@@ -23,7 +23,7 @@ TINY = (
     "train.epochs=none",
     "schedule.warmup_epochs=0",
     "log.every_steps=1",
-    "log.tensorboard=false",
+    "log.loggers=[]",
     "train.device=cpu",
     "train.ranks=1",
     "evaluation.protocols=[]",
@@ -31,7 +31,19 @@ TINY = (
 )
 """Overrides that make `mae_digits` a run of milliseconds per step."""
 
-TIMES = ("step_seconds", "data_wait_share", "samples_per_second", "memory_gib", "eta_seconds")
+TIMES = (
+    "step_seconds",
+    "data_wait_share",
+    "communication_share",
+    "checkpoint_stall_share",
+    "samples_per_second",
+    "tokens_per_second",
+    "flops_per_second",
+    "mfu",
+    "memory_gib",
+    "memory_peak_gib",
+    "eta_seconds",
+)
 """Fields of metrics.jsonl that depend on the clock and the machine."""
 
 

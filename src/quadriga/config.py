@@ -229,6 +229,8 @@ def _read(annotation: Any, value: Any, path: str, context: _Context) -> Any:
             return construct(arm, value, context, path)
         if typing.get_origin(arm) is tuple and isinstance(value, (list, tuple)):
             inner = typing.get_args(arm)[0]
+            if isinstance(inner, type) and issubclass(inner, Choice):  # a,b names kinds
+                value = [{"kind": v} if isinstance(v, str) else v for v in value]
             return tuple(_read(inner, v, f"{path}.{i}", context) for i, v in enumerate(value))
     return value
 

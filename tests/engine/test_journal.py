@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from quadriga.contracts import StepOutput
+from quadriga.contracts import LoggerContext, StepOutput
 from quadriga.distributed.environment import SINGLE, DistEnv
 from quadriga.engine.arithmetic import RunPlan
 from quadriga.engine.console import Console
 from quadriga.engine.journal import Journal
+from quadriga.engine.logger_set import LoggerSet
 from quadriga.engine.run_config import LogConfig
 from quadriga.engine.run_directory import RunDirectory
 from quadriga.errors import UserError
@@ -53,10 +54,14 @@ def write(
     every: int = 4,
     start: int = 0,
     env: DistEnv = SINGLE,
-    tensorboard: bool = False,
+    loggers: str = "",
 ) -> None:
-    config = LogConfig(every_steps=every, tensorboard=tensorboard)
-    with Journal(RunDirectory(folder), config, PLAN, env, Console(False), start) as journal:
+    config = LogConfig.from_dict({"every_steps": every, "loggers": loggers})
+    opened = LoggerSet(warn=pytest.fail)
+    if env.is_main:
+        opened.open(config.loggers, LoggerContext(folder, "run", {}, start), say=print)
+    directory, console = RunDirectory(folder), Console(False)
+    with Journal(directory, config, PLAN, env, console, start, loggers=opened) as journal:
         for step in outputs:
             journal.step(step)
 
@@ -89,15 +94,18 @@ def test_a_resumed_journal_is_that_of_a_run_that_never_stopped(tmp_path: Path) -
 def test_times_are_those_of_the_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    config = LogConfig(every_steps=4, tensorboard=False)
+    config = LogConfig(every_steps=4)
     with Journal(RunDirectory(tmp_path), config, PLAN, SINGLE, Console(False), 0) as journal:
         for step in range(8):
             now[0] += 3.0 if step == 0 else 0.5
             journal.step(output(step))
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    first, second, third = ({k: json.loads(line)[k] for k in TIMES} for line in lines)
-    del first["memory_gib"], second["memory_gib"]
-    assert third.pop("memory_gib") > 0
+    first, second, third = (
+        {k: v for k, v in json.loads(line).items() if k in TIMES} for line in lines
+    )
+    for times in (first, second, third):
+        assert 0 < times.pop("memory_gib") <= times.pop("memory_peak_gib") + 0.01
+        assert times.pop("checkpoint_stall_share") == 0
     assert first == {
         "step_seconds": 3.0,
         "data_wait_share": 0.125 / 3,
@@ -112,7 +120,7 @@ def test_times_are_those_of_the_interval(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     env = DistEnv(1, 2, 1, 2, torch.device("cpu"))
-    write(tmp_path, [output(0)], env=env, tensorboard=True)
+    write(tmp_path, [output(0)], env=env, loggers="tensorboard")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -137,7 +145,7 @@ def test_what_is_not_finite_stops_the_run_before_it_is_written(
 def test_event_files_hold_what_the_records_hold(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-    write(tmp_path, [output(step) for step in range(10)], tensorboard=True)
+    write(tmp_path, [output(step) for step in range(10)], loggers="tensorboard")
     found: dict[tuple[int, str], float] = {}
     for path in (tmp_path / "tensorboard").iterdir():
         for event in EventFileLoader(str(path)).Load():

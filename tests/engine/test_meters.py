@@ -76,6 +76,8 @@ def test_flops_are_those_of_the_formula():
     # five for fused attention, which computes the scores again.
     backward = 2 * (2 * LINEAR_MACS + EMBED_MACS + 5 * SCORE_MACS)
     assert cost.training_flops == cost.forward_flops + backward
+    # What the mathematics asks for: four products for attention.
+    assert cost.model_flops == 3 * cost.forward_flops - 2 * EMBED_MACS
 
 
 def test_parameters_and_their_bytes():

@@ -24,8 +24,9 @@ from quadriga.engine.verify_resume import (
     planned_samples,
     read_run,
     read_tensors,
+    without_clock,
 )
-from tiny import assert_bit_equal, read_checkpoint, tiny_run
+from tiny import TIMES, assert_bit_equal, read_checkpoint, tiny_run
 
 
 @given(st.integers(0, 100), st.integers(4, 40), st.integers(0, 12))
@@ -129,3 +130,8 @@ def test_the_greatest_difference_is_relative_and_named() -> None:
     other = {"a": torch.tensor([1.0, 2.5]), "b": torch.tensor([110.0]), "c": torch.zeros(2)}
     assert greatest_difference(one, other) == (0.2, "a")
     assert greatest_difference(one, one) == (0.0, "")
+
+
+def test_the_clock_is_left_out_and_nothing_else() -> None:
+    kept = dict.fromkeys(("step", "loss", "lr", "grad_norm", "samples", "epoch"), 1.0)
+    assert without_clock({**kept, **dict.fromkeys(TIMES, 2.0)}) == kept

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from quadriga import __version__
+from quadriga.cli import options
 from quadriga.cli.checkpoint_app import checkpoint_app
 
 app = typer.Typer(
@@ -28,7 +29,7 @@ def _version(asked: bool) -> None:
 
 
 @app.callback()
-def options(
+def start(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -43,43 +44,19 @@ def options(
 )
 def train(
     context: typer.Context,
-    recipe: Annotated[
-        str, typer.Argument(help="A recipe (see `quadriga recipes`), or a run's config.json.")
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Config values: `optim.lr=3e-4 model.depth=6 optim.betas=[0.9,0.99]`."),
-    ] = None,
-    work_dir: Annotated[
-        Path | None, typer.Option(help="Where the run lives; runs/NAME by default.")
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="JSON or TOML file of config values.")] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on with the newest whole checkpoint of the work dir; or with --resume PATH.",
-        ),
-    ] = False,
-    resume_from: Annotated[Path | None, typer.Option(hidden=True)] = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda or cuda:N; short for train.device.")
-    ] = None,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the resolved config and stop.")
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Build everything without memory or data, print, stop."),
-    ] = False,
-    ranks: Annotated[
-        int | None,
-        typer.Option(help="Processes to start on this machine; short for train.ranks.", min=1),
-    ] = None,
-    max_restarts: Annotated[
-        int,
-        typer.Option(help="How often the ranks are started again when one has failed.", min=0),
-    ] = 0,
+    recipe: options.Recipe,
+    overrides: options.Overrides = None,
+    work_dir: options.WorkDir = None,
+    config: options.File = None,
+    resume: options.Resume = False,
+    resume_from: options.ResumeFrom = None,
+    device: options.Device = None,
+    amp: options.Amp = False,
+    ranks: options.Ranks = None,
+    max_restarts: options.MaxRestarts = 0,
+    profile: options.Profile = None,
+    print_config: options.PrintConfig = False,
+    dry_run: options.DryRun = False,
 ) -> int:
     """Train a recipe, evaluate it and write its report."""
     from quadriga.cli import training
@@ -98,6 +75,8 @@ def train(
             dry_run=dry_run,
             ranks=ranks,
             max_restarts=max_restarts,
+            profile=profile,
+            amp=amp,
         )
     )
 

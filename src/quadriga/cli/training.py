@@ -43,6 +43,8 @@ class TrainRequest:
     ranks: int | None
     max_restarts: int = 0
     """How often the ranks that this command starts are started again."""
+    profile: str | None = None
+    amp: bool = False
 
 
 def train(request: TrainRequest) -> int:
@@ -59,7 +61,12 @@ def train(request: TrainRequest) -> int:
             request.recipe,
             request.config,
             request.overrides,
-            {"train.device": request.device, "train.ranks": request.ranks},
+            {
+                "train.device": request.device,
+                "train.ranks": request.ranks,
+                "log.profile": request.profile,
+                "train.precision": "bfloat16" if request.amp else None,
+            },
         )
     except UserError as error:
         error.on_every_rank = True

@@ -19,6 +19,7 @@ from quadriga.contracts.configs import (
 )
 from quadriga.contracts.data import Dataset, Sample, Split, Transform, UnreadableSample, stack
 from quadriga.contracts.evaluation import EvaluationContext, EvaluationResult, Evaluator
+from quadriga.contracts.logging import Logger, LoggerConfig, LoggerContext
 from quadriga.contracts.training import (
     Batch,
     Encoder,
@@ -41,6 +42,9 @@ __all__ = [
     "Evaluator",
     "EvaluatorConfig",
     "Executor",
+    "Logger",
+    "LoggerConfig",
+    "LoggerContext",
     "LossOutput",
     "ModelConfig",
     "Objective",

@@ -75,6 +75,9 @@ class Objective(nn.Module, ABC):
 
     metric_names: tuple[str, ...] = ()
     """Every metric that `forward` may return; a micro-batch may leave some out."""
+    tokens_per_sample: int | None = None
+    """Tokens that a sample's input is cut into, those that a mask hides too; None where samples
+    differ. It decides the throughput in tokens, and nothing else."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> LossOutput:

@@ -21,6 +21,7 @@ from quadriga.distributed.shards import local_part, whole
 from quadriga.engine.activity import Activity
 from quadriga.engine.arithmetic import RunPlan
 from quadriga.engine.build import build_objective
+from quadriga.engine.communication import CommunicationTimer
 from quadriga.engine.compilation import compile_blocks
 from quadriga.engine.health import BadStep, stop_at
 from quadriga.engine.layout import Sharded, make_layout
@@ -73,6 +74,7 @@ class DataParallelExecutor(Executor):
         if config.train.compile:
             compile_blocks(objective)
         self.layout = make_layout(objective, config.train, env)
+        self._communication = CommunicationTimer(self.layout.module, env.device)
         # Only now: sharding puts other parameters in the place of the whole ones.
         self._named = [(n, p) for n, p in objective.named_parameters() if p.requires_grad]
         self._parameters = [parameter for _, parameter in self._named]
@@ -116,6 +118,8 @@ class DataParallelExecutor(Executor):
             self._skipped += 1
         self._optimizer.zero_grad(set_to_none=True)
         seconds = self._activity.end_step()
+        if (exposed := self._communication.take_seconds()) is not None:
+            seconds["communication"] = exposed
         samples = self._plan.batch_size
         return StepOutput(step, reduced.metrics, norm, lr, samples, seconds, not updated, stop)
 
@@ -132,6 +136,7 @@ class DataParallelExecutor(Executor):
             # Bounded by the loss itself, not by the number of targets; undone in _judge.
             loss = output.loss / (self._plan.batch_size / self._scale.value)
             loss.backward()  # type: ignore[no-untyped-call]
+            self._communication.backward_ended()
         return output
 
     def _judge(self, reduced: Reduced, step: int, is_left_out: bool) -> tuple[bool, bool, Tensor]:

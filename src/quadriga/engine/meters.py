@@ -36,6 +36,9 @@ class Cost:
     training_flops: int
     """Operations of the forward and the backward pass, as they are executed: the backward pass of
     fused attention computes the scores once more."""
+    model_flops: int
+    """`training_flops` without what fused attention computes twice: what the mathematics asks
+    for, the numerator of model FLOP/s utilisation."""
     activation_bytes: int
     """Bytes that the forward pass keeps for the backward pass, parameters and batch apart."""
     batch_bytes: int
@@ -91,6 +94,7 @@ def measure(objective: Objective, example: Batch) -> Cost:
         trainable_bytes=_bytes_of(trainable),
         forward_flops=forward_flops,
         training_flops=counter.get_total_flops(),
+        model_flops=counter.get_total_flops() - _scores_again(counter),
         activation_bytes=kept.total,
         batch_bytes=_bytes_of(example.values()),
     )
@@ -114,6 +118,17 @@ def memory_estimate(
         optimizer=states * bytes_per_state,
         activations=cost.activation_bytes + cost.batch_bytes,
     )
+
+
+def _scores_again(counter: FlopCounterMode) -> int:
+    """Return the operations of the scores that the backward pass of fused attention repeats.
+
+    Its five products are the scores and the gradients of scores, queries, keys and values; they
+    are equally large where values are as wide as keys.
+    """
+    by_operation = counter.get_flop_counts().get("Global", {})
+    attention = (torch.ops.aten._scaled_dot_product_efficient_attention_backward,)
+    return sum(int(n) for op, n in by_operation.items() if op in attention) // 5
 
 
 def _bytes_of(tensors: Iterable[Tensor]) -> int:

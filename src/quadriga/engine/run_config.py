@@ -18,6 +18,9 @@ from quadriga.contracts import (
     ScheduleConfig,
     ViewsConfig,
 )
+from quadriga.contracts.logging import LoggerConfig
+from quadriga.engine.loggers.tensorboard import TensorboardConfig
+from quadriga.engine.steps import profiled_steps
 
 
 class TrainConfig(Config):
@@ -81,11 +84,23 @@ class LogConfig(Config):
 
     every_steps: int = Field(20, ge=1)
     """Optimizer steps between two lines of metrics.jsonl."""
-    tensorboard: bool = True
-    """Whether to write TensorBoard event files."""
+    loggers: tuple[LoggerConfig, ...] = (TensorboardConfig(),)
+    """Where the numbers go beside metrics.jsonl: ``[{"kind": "tensorboard"}, {"kind": "csv"}]``;
+    wandb and mlflow are others."""
     samples: bool = False
     """Whether each rank writes down the samples that it reads (``WORK_DIR/samples``): a proof that
     two runs saw the same, and a file that grows with every sample."""
+    profile: str | None = None
+    """Steps to profile: ``5`` for five steps after three, ``10-14`` for those steps of the run."""
+
+    @model_validator(mode="after")
+    def _steps_to_profile(self) -> LogConfig:
+        if self.profile is not None and profiled_steps(self.profile, 0) is None:
+            raise ValueError(
+                "profile must be a number of steps (5) or a range of steps (10-14), "
+                f"but is {self.profile!r}"
+            )
+        return self
 
 
 class CheckpointConfig(Config):

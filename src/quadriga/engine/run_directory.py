@@ -5,7 +5,8 @@ WORK_DIR/
     environment.json    versions, device, ranks, command line
     log.txt             what the console said
     metrics.jsonl       one JSON object per logged step
-    tensorboard/        the same as event files
+    events.jsonl        one JSON object per event: a spike of the loss, a skipped step
+    tensorboard/        the logged steps as event files
     samples/            which samples each rank read, when log.samples
     hang/               where each rank stood when the run stood still
     left_out.json       steps whose update is left out, after a rollback
@@ -49,6 +50,11 @@ class RunDirectory:
     def metrics(self) -> Path:
         """One JSON object per logged step."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """One JSON object per event."""
+        return self.path / "events.jsonl"
 
     @property
     def checkpoints(self) -> Path:

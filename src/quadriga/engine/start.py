@@ -20,6 +20,7 @@ from quadriga.engine.checkpoint import (
 from quadriga.engine.console import Console
 from quadriga.engine.facts import environment_facts
 from quadriga.engine.layout import describe_layout, shard_ranks
+from quadriga.engine.logger_set import check_loggers
 from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.sample_log import rewind_samples
@@ -54,6 +55,7 @@ def check_start(config: RunConfig, world_size: int) -> tuple[Dataset, RunPlan]:
     Raises:
         UserError: The run cannot start.
     """
+    check_loggers(config.log.loggers)
     dataset = config.data.build("train")
     check_shapes(config)
     shard_ranks(config.train, world_size, world_size)

@@ -11,6 +11,7 @@ from quadriga.engine.arithmetic import RunPlan, segments
 from quadriga.engine.checkpoint import CheckpointStore
 from quadriga.engine.journal import Journal
 from quadriga.engine.preemption import Preemption
+from quadriga.engine.profiling import Profiler
 
 
 def train(
@@ -23,6 +24,7 @@ def train(
     evaluate: Callable[[int], Mapping[str, float]],
     preemption: Preemption | None = None,
     activity: Activity | None = None,
+    profiler: Profiler | None = None,
 ) -> None:
     """Make every step from `start` to the end of the plan.
 
@@ -43,6 +45,7 @@ def train(
             checkpoint is due at the same step, after it was taken.
         preemption: Whether the run is to stop early; by default it never is.
         activity: Told when the state is saved and when it is judged.
+        profiler: Records some of the steps.
 
     Raises:
         Preempted: A rank was asked to stop; the state after the last step is saved.
@@ -54,11 +57,14 @@ def train(
     for segment in segments(plan, start):
         for output in executor.run(batches, segment.steps):
             journal.step(output)
+            if profiler is not None:
+                profiler.step()
         done = output.step + 1
         if segment.save or output.stop:
             with activity.during("save"):
                 checkpoints.save(done, executor)
                 checkpoints.report(done, {name: float(v) for name, v in output.metrics.items()})
+            journal.add_stall(checkpoints.take_stall())
         if output.stop:
             checkpoints.wait(final=True)
             raise preemption.preempted(done)

@@ -25,7 +25,7 @@ behind); SIGTERM to the launcher, on which the run saves and stops."""
 
 HOWS: tuple[How, ...] = ("rank", "term", "launcher")
 
-_CLOCK = ("_seconds", "_share", "_per_second", "_gib", "_utilization", "seconds")
+_CLOCK = ("_seconds", "_share", "_per_second", "_gib", "mfu")
 """Ends of the names of metrics that depend on the clock and the machine."""
 
 EQUAL = "equal"

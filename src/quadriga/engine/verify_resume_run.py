@@ -37,6 +37,8 @@ OWN = (
     "checkpoint.every_epochs",
     "log.every_steps",
     "log.samples",
+    "log.loggers",
+    "log.profile",
     "evaluation.protocols",
     "evaluation.every_epochs",
 )
@@ -85,6 +87,8 @@ def own_words(steps: int, layout: Layout) -> list[str]:
         "checkpoint.every_epochs=none",
         "log.every_steps=1",
         "log.samples=true",
+        "log.loggers=[]",
+        "log.profile=none",
         "evaluation.protocols=[]",
         "evaluation.every_epochs=none",
     ]

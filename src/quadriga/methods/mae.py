@@ -163,6 +163,7 @@ class MAE(Objective):
         super().__init__()
         self.config = config
         self.visible = config.visible(model.patches)
+        self.tokens_per_sample = model.patches
         self.encoder = model.build()
         self.decoder = Decoder(config, model)
 

@@ -1,0 +1,1 @@
+"""Places that a run's numbers go to, one file each."""

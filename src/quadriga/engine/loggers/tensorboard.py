@@ -1,0 +1,39 @@
+"""TensorBoard event files in the run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+from quadriga.contracts.logging import Logger, LoggerConfig, LoggerContext
+
+
+@final
+class TensorboardConfig(LoggerConfig):
+    """Event files in ``WORK_DIR/tensorboard``."""
+
+    def open(self, context: LoggerContext) -> Tensorboard:
+        """Continue the event files; TensorBoard hides the steps that are made again."""
+        return Tensorboard(context)
+
+
+@final
+class Tensorboard(Logger):
+    """Writes each number as a scalar."""
+
+    def __init__(self, context: LoggerContext) -> None:
+        """Open a new event file."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = str(context.folder / "tensorboard")
+        self._writer: Any = SummaryWriter(folder, purge_step=context.start + 1)
+
+    def log(self, record: Mapping[str, float], step: int) -> None:
+        """Add a scalar for each number."""
+        for name, value in record.items():
+            if name != "samples":
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        self._writer.close()
