@@ -1,4 +1,4 @@
-"""The ``quadriga`` command: train, eval, report, replay, checkpoint, recipes, doctor."""
+"""The ``quadriga`` command, with its subcommands."""
 
 from __future__ import annotations
 
@@ -100,6 +100,51 @@ def evaluate(
     from quadriga.cli import judging
 
     judging.evaluate(run, tuple(protocols or ()), device)
+
+
+@app.command(
+    "verify-resume",
+    epilog="Examples: `quadriga verify-resume mae_digits` | "
+    "`quadriga verify-resume mae_vit_base data.root=/data/imagenet --layouts ddp:8,fsdp:8` | "
+    "`quadriga verify-resume mae_digits --launcher 'srun --ntasks={ranks}'`",
+)
+def verify_resume(
+    recipe: Annotated[str, typer.Argument(help="A recipe, or a run's config.json.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Config values, as for `quadriga train`.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of every run.")] = 12,
+    kills: Annotated[int, typer.Option(help="Interruptions of a run.", min=0)] = 4,
+    ranks: Annotated[str, typer.Option(help="Numbers of ranks under ddp.")] = "1,2",
+    layouts: Annotated[
+        str | None, typer.Option(help="Layouts instead of --ranks: `ddp:2,fsdp:2`.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides where the runs are interrupted.")] = 0,
+    launcher: Annotated[
+        str, typer.Option(help="Words before the command, with {ranks} for the number of ranks.")
+    ] = "",
+    work_dir: Annotated[
+        Path | None, typer.Option(help="Where the runs stay; a folder that is removed by default.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> int:
+    """Prove that killed runs, resumed, are the run that nobody stopped."""
+    from quadriga.cli import verify_resume as command
+
+    return command.verify(
+        command.VerifyRequest(
+            recipe=recipe,
+            overrides=tuple(overrides or ()),
+            steps=steps,
+            kills=kills,
+            ranks=ranks,
+            layouts=layouts,
+            seed=seed,
+            launcher=launcher,
+            work_dir=work_dir,
+            json=as_json,
+        )
+    )
 
 
 @app.command(epilog="Example: `quadriga report runs/mae_digits`")

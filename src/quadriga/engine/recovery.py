@@ -15,6 +15,7 @@ from quadriga.engine.health import BadStep, Health, LeftOut, stop_at
 from quadriga.engine.replay import write_replay
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_directory import RunDirectory
+from quadriga.engine.sample_log import rewind_samples
 from quadriga.provenance import Resolved
 
 
@@ -74,6 +75,8 @@ class Recovery:
             with directory.writing():
                 left_out.save()
             directory.rewind_metrics(start)
+            with directory.writing():
+                rewind_samples(directory.samples, start)
             self._event("rollback", bad, back_to=start)
             self._console.warn(f"{bad}: back to {found.name}, {what}")
 

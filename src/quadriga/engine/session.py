@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import final
 
 from quadriga.contracts import Dataset, EvaluationContext, LoggerContext, Objective
-from quadriga.data.loader import Loader
+from quadriga.data.loader import Loader, OnRead
 from quadriga.distributed.collectives import all_gather_values, from_main, on_all
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.activity import Activity
@@ -29,6 +29,7 @@ from quadriga.engine.profiling import Profiler, check_profile
 from quadriga.engine.recovery import Recovery
 from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.engine.run_directory import RunDirectory
+from quadriga.engine.sample_log import SampleLog
 from quadriga.engine.start import Request, announce, check_start, choose, write_start
 from quadriga.engine.throughput import Work, measure_work
 from quadriga.engine.train import train
@@ -156,7 +157,8 @@ class _Session:
         while True:
             try:
                 with (
-                    self._loader() as loader,
+                    self._samples() as on_read,
+                    self._loader(on_read) as loader,
                     self._journal(start, work) as journal,
                     Profiler(
                         self._config.log, self._directory, self._env, self._console, start
@@ -227,7 +229,17 @@ class _Session:
             config.health,
         )
 
-    def _loader(self) -> Loader:
+    @contextlib.contextmanager
+    def _samples(self) -> Iterator[OnRead | None]:
+        if not self._config.log.samples:
+            yield None
+            return
+        with self._directory.writing():
+            log = SampleLog(self._directory.samples, self._env.rank)
+        with contextlib.closing(log):
+            yield log.add
+
+    def _loader(self, on_read: OnRead | None) -> Loader:
         config = self._config
         return Loader(
             self._dataset,
@@ -240,6 +252,7 @@ class _Session:
             prefetch=config.loader.prefetch,
             max_unreadable_fraction=config.loader.max_unreadable_fraction,
             warn=self._console.warn,
+            on_read=on_read,
         )
 
 
