@@ -22,13 +22,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from quadriga.contracts import Batch, Executor, StepOutput
+from quadriga.contracts import Batch, Executor, Objective, StepOutput
 from quadriga.distributed.environment import SINGLE, pick_device
 from quadriga.engine.checkpoint import CheckpointStore
 from quadriga.engine.run_config import CheckpointConfig
@@ -60,6 +61,10 @@ class State(Executor):
     def run(self, batches: Iterator[Batch], steps: range) -> Iterator[StepOutput]:
         """Make no steps."""
         yield from ()
+
+    def frozen(self, weights: str = "raw") -> AbstractContextManager[Objective]:
+        """Refuse: there is nothing to evaluate here."""
+        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """Return the tensors."""

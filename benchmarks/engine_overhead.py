@@ -7,15 +7,14 @@ Three sides train the same model, from the same weights, on the same batches:
 * *bare*: a loop as one writes it by hand. It reads each batch itself, in this process; which
   samples it takes is worked out beforehand, outside the clock. No gradient norm, no journal; it
   looks at the loss as often as the engine does.
-* *bare, our loader*: the same loop over the engine's `Loader` (``workers=0``, so that every side
-  pays for its own reading): the difference to *bare* is the loader's overhead.
+* *bare, our loader*: the same loop over the engine's `Loader` (``workers=0``): its overhead.
 * *train()*: the engine with `DataParallelExecutor`, `Loader` and `Journal` (metrics.jsonl,
   TensorBoard, console line) as a run has them. The checkpoint at the end is outside the clock.
 
 The recipe's data is replaced by the digits that ship with scikit-learn, in its image size. The
 repeats are interleaved and start with another side each time; a ratio is that of the medians, the
 quartiles are those of the repeats' own ratios. Trust the processor time where cores are shared.
-The last loss of each side is printed: they agree if the work was the same.
+The last losses are printed: they agree if the work was the same.
 """
 
 from __future__ import annotations
@@ -183,7 +182,7 @@ class Timed(Executor):
         return self._executor.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the state; see `Executor.load_state_dict`."""
+        """Take the state."""
         self._executor.load_state_dict(state)
 
 
@@ -213,16 +212,12 @@ class Engine:
         ends = {"total_steps": end, "checkpoint_every": end, "evaluate_every": end}
         plan = replace(self._setting.plan, **ends)
         with self._setting.loader() as loader:
-            train(self._executor, loader, plan, start, self._journal, self._store, _no_evaluation)
+            train(self._executor, loader, plan, start, self._journal, self._store, lambda step: {})
         return self._executor.seconds
 
     def close(self) -> None:
         """Close the journal."""
         self._journal.__exit__(None, None, None)
-
-
-def _no_evaluation(step: int) -> None:
-    """Judge nothing: evaluations are no part of what is measured."""
 
 
 def setting_of(recipe: str, device: str, steps: int) -> Setting:
@@ -293,10 +288,8 @@ def main() -> None:
         taken = measure(dict(sides), options.steps, options.repeats)
         losses = {name: side.loss for name, side in sides.items()}
         engine.close()
-    print(
-        f"{options.recipe}, batch {setting.plan.batch_size}, {options.repeats} repeats of "
-        f"{options.steps} steps, {options.threads} thread(s), {setting.env.device}"
-    )
+    spans = f"{options.repeats} repeats of {options.steps} steps, {options.threads} thread(s)"
+    print(f"{options.recipe}, batch {setting.plan.batch_size}, {spans}, {setting.env.device}")
     print("\n".join(table(taken, losses, options.steps)))
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 
-from quadriga.contracts import Batch, Executor, StepOutput
+from quadriga.contracts import Batch, Executor, Objective, StepOutput
 
 
 class Tensors(Executor):
@@ -23,6 +24,10 @@ class Tensors(Executor):
 
     def run(self, batches: Iterator[Batch], steps: range) -> Iterator[StepOutput]:
         yield from ()
+
+    def frozen(self, weights: str = "raw") -> AbstractContextManager[Objective]:
+        """Refuse: there is nothing to evaluate here."""
+        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self.state)

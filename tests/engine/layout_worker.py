@@ -15,6 +15,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from quadriga.contracts import Batch, Executor, StepOutput
+from quadriga.contracts import Batch, Executor, Objective, StepOutput
 from quadriga.distributed.collectives import barrier
 from quadriga.distributed.environment import DistEnv, process_group
 from quadriga.engine.checkpoint import CheckpointStore, verify
@@ -82,6 +83,10 @@ class Held(Executor):
 
     def run(self, batches: Iterator[Batch], steps: range) -> Iterator[StepOutput]:
         yield from ()
+
+    def frozen(self, weights: str = "raw") -> AbstractContextManager[Objective]:
+        """Refuse: there is nothing to evaluate here."""
+        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self.state)

@@ -132,14 +132,16 @@ def test_a_metric_that_nobody_reported_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("name", ["loss", "norm"])
-def test_what_is_not_finite_stops_the_run_before_it_is_written(
-    tmp_path: Path, name: str, value: float
-) -> None:
-    what = {"loss": "loss", "norm": "gradient norm"}[name]
-    with pytest.raises(UserError, match=f"the {what} is {value} at step 4; .*lower optim.lr"):
-        write(tmp_path, [*(output(step) for step in range(3)), output(3, **{name: value})])
-    assert [r["step"] for r in read_metrics(tmp_path)] == [1]
+def test_a_skipped_step_is_written_without_what_is_not_finite(tmp_path: Path, value: float) -> None:
+    steps = [output(step) for step in range(3)]
+    bad = output(3, loss=value, norm=value)._replace(skipped=True)
+    write(tmp_path, [*steps, bad], loggers="csv")
+    first, second = read_metrics(tmp_path)
+    assert "skipped" not in first
+    assert second["skipped"] is True
+    assert not {"loss", "grad_norm"} & second.keys()
+    (event,) = map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())
+    assert (event["event"], event["step"]) == ("skipped step", 4)
 
 
 def test_event_files_hold_what_the_records_hold(tmp_path: Path) -> None:

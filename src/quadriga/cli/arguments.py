@@ -13,7 +13,14 @@ from typing import Any
 
 from quadriga.errors import UserError, did_you_mean
 
-VALUE_OPTIONS = ("--work-dir", "--config", "--device", "--ranks", "--resume-from")
+VALUE_OPTIONS = (
+    "--work-dir",
+    "--config",
+    "--device",
+    "--ranks",
+    "--resume-from",
+    "--max-restarts",
+)
 """Options of ``train`` that take the next word as their value."""
 
 

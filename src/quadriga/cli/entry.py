@@ -8,7 +8,9 @@ import sys
 import time
 
 from quadriga.cli.arguments import split_resume
-from quadriga.errors import EXIT_USER_ERROR, UserError
+from quadriga.engine.preemption import Preempted
+from quadriga.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, UserError
+from quadriga.launch.attempts import remember, remembered
 
 INTERRUPTED = 130
 
@@ -18,7 +20,11 @@ GRACE_SECONDS = 2.0
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    sys.exit(run(sys.argv[1:]))
+    code = remembered(os.environ)
+    if code is None:
+        code = run(sys.argv[1:])
+        remember(code, os.environ)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -28,7 +34,8 @@ def run(arguments: list[str]) -> int:
         arguments: The command line without the program's name.
 
     Returns:
-        The exit code: 0, 2 for what the user can mend, 130 when interrupted.
+        The exit code: 0, 2 for what the user can mend, 75 when a signal stopped the run after it
+        saved, 130 when interrupted.
     """
     # OpenMP's threads would spin while they wait and starve a neighbour on the same core; the
     # runtime reads this once, when torch is imported.
@@ -57,6 +64,10 @@ def run(arguments: list[str]) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             return 0  # the help is printed already
         return _report(UserError(_one_line(error)))
+    except Preempted as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(stopped, file=sys.stderr, flush=True)
+        return EXIT_PREEMPTED
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:  # some versions of typer turn the interrupt into a code themselves

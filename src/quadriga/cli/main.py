@@ -36,6 +36,19 @@ def options(
     """Pre-train transformers: one engine from a laptop to a cluster."""
 
 
+Device = Annotated[
+    str | None, typer.Option(help="auto, cpu, cuda or cuda:N; short for train.device.")
+]
+ProfiledSteps = Annotated[
+    str | None,
+    typer.Option(
+        metavar="STEPS",
+        help="Profile 5 steps after 3 others (5), or steps 10 to 14 (10-14); short for "
+        "log.profile.",
+    ),
+]
+
+
 @app.command(
     epilog="Examples: `quadriga train mae_digits` | "
     "`quadriga train mae_vit_base data.root=/data/imagenet optim.lr=1e-3 --dry-run` | "
@@ -62,9 +75,7 @@ def train(
         ),
     ] = False,
     resume_from: Annotated[Path | None, typer.Option(hidden=True)] = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda or cuda:N; short for train.device.")
-    ] = None,
+    device: Device = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the resolved config and stop.")
     ] = False,
@@ -76,10 +87,11 @@ def train(
         int | None,
         typer.Option(help="Processes to start on this machine; short for train.ranks.", min=1),
     ] = None,
-    profile: Annotated[
-        str | None,
-        typer.Option(metavar="STEPS", help="Profile steps: 5, or 10-14; short for log.profile."),
-    ] = None,
+    profile: ProfiledSteps = None,
+    max_restarts: Annotated[
+        int,
+        typer.Option(help="How often the ranks are started again when one has failed.", min=0),
+    ] = 0,
 ) -> int:
     """Train a recipe, evaluate it and write its report."""
     from quadriga.cli import training
@@ -98,6 +110,7 @@ def train(
             dry_run=dry_run,
             ranks=ranks,
             profile=profile,
+            max_restarts=max_restarts,
         )
     )
 

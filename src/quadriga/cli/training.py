@@ -7,13 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quadriga.cli.resolve import resolve
+from quadriga.distributed.collectives import all_gather_values
 from quadriga.distributed.environment import pick_device, process_group, read_launch
+from quadriga.engine.checkpoint import list_checkpoints
 from quadriga.engine.console import Console
 from quadriga.engine.dry_run import dry_run
+from quadriga.engine.preemption import Preemption
 from quadriga.engine.run_config import RunConfig
+from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.session import run
 from quadriga.engine.start import Request, check_start
+from quadriga.engine.warm_start import check_warm_start
 from quadriga.errors import UserError
+from quadriga.launch.attempts import restarts
 from quadriga.launch.local import run_ranks
 from quadriga.provenance import Resolved
 from quadriga.report.html import write_report
@@ -36,6 +42,8 @@ class TrainRequest:
     dry_run: bool
     ranks: int | None
     profile: str | None = None
+    max_restarts: int = 0
+    """How often the ranks that this command starts are started again."""
 
 
 def train(request: TrainRequest) -> int:
@@ -72,19 +80,39 @@ def train(request: TrainRequest) -> int:
         width = max(len(name) for name, _ in rows)
         print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
         return 0
+    work_dir = request.work_dir or Path("runs") / resolved.config.name
     if launch.launcher == "none" and resolved.config.train.ranks > 1:
         ranks = resolved.config.train.ranks
         for local_rank in range(ranks):
             pick_device(resolved.config.train.device, local_rank)
         check_start(resolved.config, ranks)
-        return run_ranks(ranks, request.arguments)
-    work_dir = request.work_dir or Path("runs") / resolved.config.name
-    session = Request(work_dir, request.resume, request.resume_from)
-    with process_group(resolved.config.train.device) as env, Console(env.is_main) as console:
-        run(resolved, session, env, console)
+        if not list_checkpoints(RunDirectory(work_dir).checkpoints):
+            check_warm_start(resolved.config.warm_start)
+        return run_ranks(ranks, request.arguments, request.max_restarts)
+    with (
+        # Around the process group, so that a signal while it is left does not kill.
+        Preemption() as preemption,
+        process_group(resolved.config.train.device) as env,
+        Console(env.is_main) as console,
+    ):
+        # The largest: a host's torchrun counts the failures of its own ranks only.
+        again = max(all_gather_values(restarts(os.environ), env)) > 0
+        run(resolved, start_of(request, work_dir, again), env, console, preemption)
         if env.is_main:
             console.say(f"report: {write_report(work_dir)}")
     return 0
+
+
+def start_of(request: TrainRequest, work_dir: Path, again: bool) -> Request:
+    """Return where the session starts; `again`: a launcher restarts ranks, so they resume.
+
+    A checkpoint that the user named is where the first attempt started. Later ones go on with
+    what the work directory holds, if it holds anything yet.
+    """
+    named = request.resume_from
+    if again and list_checkpoints(RunDirectory(work_dir).checkpoints):
+        named = None
+    return Request(work_dir, request.resume or again, named)
 
 
 def config_lines(resolved: Resolved[RunConfig]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Iterator
+from multiprocessing import util
 from types import TracebackType
 from typing import Any, NamedTuple, Self, final
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from torch.utils import data as torch_data
 
 from quadriga.contracts import Batch, Dataset, Sample, Transform, UnreadableSample, stack
+from quadriga.data.worker import kill_workers, outlive_signals
 from quadriga.errors import UserError
 from quadriga.randomness import Stream, fold, fold_numpy, generator
 
@@ -131,6 +133,7 @@ class ReaderPool:
         self._requests = _Requests()
         self._loader: torch_data.DataLoader[Reply] | None = None
         self._workers = workers
+        self._at_exit: util.Finalize | None = None
         self._prefetch = prefetch
 
     def replies(self, requests: Iterable[Request]) -> Iterator[Reply]:
@@ -171,19 +174,31 @@ class ReaderPool:
                     persistent_workers=True,
                     pin_memory=self._pin,
                     collate_fn=_unchanged,
+                    worker_init_fn=outlive_signals,
                     # Its own generator, or the loader would draw from the process's global one.
                     generator=generator("data workers"),
                 )
-            return iter(self._loader)
+            iterator = iter(self._loader)
+        if self._at_exit is None:
+            # Where the pool is never closed: what multiprocessing does at the process's end is to
+            # terminate the workers, which do not heed it, and to wait for them for ever.
+            workers = getattr(iterator, "_workers", [])
+            self._at_exit = util.Finalize(None, kill_workers, args=(workers,), exitpriority=100)
+        return iterator
 
     def close(self) -> None:
         """End the worker processes."""
         iterator = getattr(self._loader, "_iterator", None)
         self._loader = None
+        workers = getattr(iterator, "_workers", [])
         if iterator is not None:
             # Waiting for the iterator to be collected would leave the processes running as long
             # as a caught exception refers to it.
             iterator._shutdown_workers()
+        if self._at_exit is not None:
+            self._at_exit.cancel()
+            self._at_exit = None
+        kill_workers(workers)  # those that are stuck: they do not heed what it sends
 
     def __enter__(self) -> Self:
         return self

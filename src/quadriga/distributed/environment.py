@@ -153,8 +153,12 @@ def process_group(
         )
     if launch.launcher == "slurm":
         os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.world_size))
+    store = _store_of_attempt(launch, timedelta(minutes=timeout_minutes))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo",
+        store=store,
+        rank=-1 if store is None else launch.rank,
+        world_size=-1 if store is None else launch.world_size,
         timeout=timedelta(minutes=timeout_minutes),
         device_id=place if place.type == "cuda" else None,
     )
@@ -171,6 +175,35 @@ def process_group(
         # its end. So it is collected before the group goes.
         gc.collect()
         dist.destroy_process_group()
+
+
+def _store_of_attempt(launch: Launch, timeout: timedelta) -> dist.Store | None:  # type: ignore[name-defined]
+    """Return the store that the ranks of a restart meet in; None for torch's own choice.
+
+    torchrun lends its workers its own store. After a restart it still holds the addresses of the
+    ranks that have died, which the new ones would wait for (pytorch issue 135712).
+
+    Raises:
+        UserError: The store would be lent again, to ranks that cannot agree on another.
+    """
+    lent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not lent or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+        return None
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        # Each host's torchrun counts its own restarts only: the count is no common name.
+        unset = UserError(
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE must be 1 in torchrun's environment when it is to "
+            "restart ranks of several hosts, but is not set; export it on every host, or leave "
+            "out --max-restarts"
+        )
+        unset.on_every_rank = True
+        raise unset
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        address, port, launch.world_size, is_master=False, timeout=timeout
+    )
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"quadriga/attempt_{attempt}", store)  # type: ignore[attr-defined]
 
 
 def _let_go(error: BaseException | None) -> None:

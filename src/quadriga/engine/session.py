@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import final
 
-from quadriga.contracts import Dataset, LoggerContext, Objective
+from quadriga.contracts import Dataset, EvaluationContext, LoggerContext, Objective
 from quadriga.data.loader import Loader
-from quadriga.distributed.collectives import from_main, on_all
+from quadriga.distributed.collectives import all_gather_values, from_main, on_all
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.activity import Activity
 from quadriga.engine.arithmetic import RunPlan
@@ -19,37 +20,40 @@ from quadriga.engine.console import Console
 from quadriga.engine.data_parallel import DataParallelExecutor
 from quadriga.engine.evaluate import evaluate, make_context, missing_protocols
 from quadriga.engine.events import Events
+from quadriga.engine.hang import HangDetector, whereabouts
 from quadriga.engine.health import BadStep, Health, LeftOut, RollBack, stop_at
 from quadriga.engine.journal import Journal
 from quadriga.engine.logger_set import LoggerSet
 from quadriga.engine.precision import check_precision
-from quadriga.engine.profiling import Profiler, check_profile
+from quadriga.engine.preemption import Preemption
+from quadriga.engine.profiling import Profiler
 from quadriga.engine.replay import write_replay
 from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.start import Request, announce, check_start, choose, write_start
-from quadriga.engine.throughput import Work, measure_work
+from quadriga.engine.throughput import measure_work
 from quadriga.engine.train import train
+from quadriga.engine.warm_start import warm_start
 from quadriga.errors import UserError
 from quadriga.provenance import Resolved
 
 
-def run(resolved: Resolved[RunConfig], request: Request, env: DistEnv, console: Console) -> None:
+def run(
+    resolved: Resolved[RunConfig],
+    request: Request,
+    env: DistEnv,
+    console: Console,
+    preemption: Preemption | None = None,
+) -> None:
     """Train, evaluate and write everything into the work directory; every rank calls it.
 
     Raises:
         UserError: Anything the user can mend; found before the first step where that is possible.
+        Preempted: A signal asked the run to stop; it has saved.
     """
     config = resolved.config
     directory = RunDirectory(request.work_dir)
-
-    def check() -> tuple[Dataset, RunPlan]:
-        check_precision(config.train, env.device)
-        if config.train.compile:
-            check_compile(env.device)
-        return check_start(config, env.world_size)
-
-    dataset, plan = on_all(check, env)
+    dataset, plan = on_all(lambda: _check(config, env), env)
     with contextlib.ExitStack() as stack:
 
         def claim() -> Path | None:
@@ -61,160 +65,221 @@ def run(resolved: Resolved[RunConfig], request: Request, env: DistEnv, console: 
             return choose(request, directory, config, plan, console)
 
         start_from = from_main(claim, env)
-        activity = Activity()
-        objective = build_objective(config, env.device, config.seed)
-        on_all(lambda: _check_protocols(config, objective, directory, env, console), env)
-        left_out = on_all(lambda: LeftOut(directory.path / "left_out.json"), env)
+        session = _Session(
+            resolved, directory, dataset, plan, env, console, preemption or Preemption(), stack
+        )
+        session.run(start_from)
 
-        def record(bad: BadStep) -> str:
-            return write_replay(directory.replay, resolved, plan, env, objective, bad)
 
-        def tell(bad: BadStep, text: str) -> None:
-            if env.is_main:
-                console.warn(text)
+def _check(config: RunConfig, env: DistEnv) -> tuple[Dataset, RunPlan]:
+    check_precision(config.train, env.device)
+    if config.train.compile:
+        check_compile(env.device)
+    return check_start(config, env.world_size)
 
-        executor = DataParallelExecutor(
-            objective,
+
+@final
+class _Session:
+    """A run whose work directory is claimed."""
+
+    def __init__(
+        self,
+        resolved: Resolved[RunConfig],
+        directory: RunDirectory,
+        dataset: Dataset,
+        plan: RunPlan,
+        env: DistEnv,
+        console: Console,
+        preemption: Preemption,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        self._resolved, self._config = resolved, resolved.config
+        self._directory, self._dataset, self._plan = directory, dataset, plan
+        self._env, self._console, self._preemption = env, console, preemption
+        self._stack, self._activity = stack, Activity()
+        self._left_out = on_all(lambda: LeftOut(directory.path / "left_out.json"), env)
+
+    def run(self, start_from: Path | None) -> None:
+        """Build everything, then train from a checkpoint or from step 0."""
+        config, env, plan = self._config, self._env, self._plan
+        self._objective = build_objective(config, env.device, config.seed)
+        on_all(self._check_protocols, env)
+        if start_from is None:
+            report = warm_start(config.warm_start, self._objective, env, self._console.warn)
+            if report is not None:
+                self._console.say(f"warm start: {report}")
+        self._executor = DataParallelExecutor(
+            self._objective,
             config,
             plan,
             env,
-            activity=activity,
-            on_bad_step=Health(config.health, left_out, record, tell),
-            left_out=left_out,
+            activity=self._activity,
+            asked_to_stop=lambda: self._preemption.asked,
+            on_bad_step=Health(config.health, self._left_out, self._record, self._tell),
+            left_out=self._left_out,
         )
-        own_hash = config_hash(config, plan.dataset_size)
-        store = stack.enter_context(
-            CheckpointStore(directory.checkpoints, env, config.checkpoint, own_hash, console.warn)
+        self._store = self._stack.enter_context(
+            CheckpointStore(
+                self._directory.checkpoints,
+                env,
+                config.checkpoint,
+                config_hash(config, plan.dataset_size),
+                self._console.warn,
+            )
         )
-        start = store.load(start_from, executor) if start_from is not None else 0
-        judge = _judge(config, executor, directory, env, console)
+        start = 0
+        if start_from is not None:
+            start = self._store.load(start_from, self._executor)
         if start >= plan.total_steps:
-            console.say(f"finished: {directory.path} already holds all {plan.total_steps} steps")
-            judge(start)
+            self._console.say(
+                f"finished: {self._directory.path} already holds all {plan.total_steps} steps"
+            )
+            with self._preemption.leave_at_once(start):
+                self._judge(start)
             return
-        on_all(lambda: check_profile(config.log, plan, start), env)
-        from_main(lambda: write_start(resolved, directory, env, objective, start), env)
-        announce(console, config, plan, objective, start, env)
-        work = measure_work(config, env, console.say) if env.is_main else None
+        from_main(
+            lambda: write_start(self._resolved, self._directory, env, self._objective, start), env
+        )
+        announce(self._console, config, plan, self._objective, start, env)
+        self._work = measure_work(config, env, self._console.say) if env.is_main else None
+        members = all_gather_values(whereabouts(), env)
+        hangs = self._directory.path / "hang"
+        self._stack.enter_context(HangDetector(self._activity, config.health, env, hangs, members))
+        self._train(start)
+
+    def _train(self, start: int) -> None:
+        """Train to the end, going back to a checkpoint where a bad step asks for it."""
         while True:
             try:
                 with (
-                    _loader(config, dataset, plan, env, console) as loader,
-                    _journal(config, directory, plan, env, console, start, work) as journal,
-                    Profiler(config.log, directory, env, console, start) as profiler,
+                    self._loader() as loader,
+                    self._journal(start) as journal,
+                    self._profiler(start) as profiler,
                 ):
-                    train(executor, loader, plan, start, journal, store, judge, profiler)
+                    train(
+                        self._executor,
+                        loader,
+                        self._plan,
+                        start,
+                        journal,
+                        self._store,
+                        self._judge,
+                        self._preemption,
+                        self._activity,
+                        profiler,
+                    )
                 break
             except RollBack as back:
-                start = _go_back(back.bad, left_out, store, executor, directory, env, console)
+                start = self._go_back(back.bad)
         if loader.unreadable:
-            console.warn(f"{loader.unreadable} of the samples could not be read and were replaced")
-
-
-def _go_back(
-    bad: BadStep,
-    left_out: LeftOut,
-    store: CheckpointStore,
-    executor: DataParallelExecutor,
-    directory: RunDirectory,
-    env: DistEnv,
-    console: Console,
-) -> int:
-    """Load the newest checkpoint before a bad step; return the step it is at.
-
-    The first time the steps since then are made again: a fault of the hardware does not come
-    back. A step that is bad again is a matter of the data or the weights: the updates from the
-    checkpoint to it are left out.
-    """
-    found = from_main(lambda: newest_valid(directory.checkpoints, console.warn), env)
-    if found is None:
-        stop_at(bad, "; there is no checkpoint to go back to (checkpoint.every_steps)")
-    start = store.load(found, executor)
-    if bad.step in left_out.tried:
-        left_out.ranges.append((start, bad.step))
-        what = f"leaving out the updates of steps {start + 1} to {bad.step + 1}"
-    else:
-        left_out.tried.append(bad.step)
-        what = "the steps since then are made again"
-
-    def note() -> None:
-        directory.rewind_metrics(start)
-        with directory.writing():
-            left_out.save()
-            Events(directory.events).write(
-                "rollback", bad.step + 1, back_to=start, what=bad.what, value=str(bad.value)
+            self._console.warn(
+                f"{loader.unreadable} of the samples could not be read and were replaced"
             )
-        console.warn(f"{bad}: back to {found.name}, {what}")
 
-    from_main(note, env)
-    return start
+    def _go_back(self, bad: BadStep) -> int:
+        """Load the newest checkpoint before a bad step; return the step it is at.
 
+        The first time the steps since then are made again: a fault of the hardware does not come
+        back. A step that is bad again is a matter of the data or the weights: the updates from
+        the checkpoint to it are left out.
+        """
+        self._store.wait()
+        directory, left_out = self._directory, self._left_out
+        found = from_main(
+            lambda: newest_valid(directory.checkpoints, self._console.warn), self._env
+        )
+        if found is None:
+            stop_at(bad, "; there is no checkpoint to go back to (checkpoint.every_steps)")
+        start = self._store.load(found, self._executor)
+        if bad.step in left_out.tried:
+            left_out.ranges.append((start, bad.step))
+            what = f"leaving out the updates of steps {start + 1} to {bad.step + 1}"
+        else:
+            left_out.tried.append(bad.step)
+            what = "the steps since then are made again"
 
-def _check_protocols(
-    config: RunConfig, objective: Objective, directory: RunDirectory, env: DistEnv, console: Console
-) -> None:
-    """Check that the run's protocols can judge it."""
-    if config.evaluation.protocols:
-        context = make_context(config, objective, directory.report, env, console)
-        for protocol in config.evaluation.protocols:
-            protocol.build().check(context)
+        def note() -> None:
+            with directory.writing():
+                left_out.save()
+                events = Events(directory.events)
+                events.write("rollback", bad.step + 1, back_to=start, what=str(bad))
+            directory.rewind_metrics(start)
+            self._console.warn(f"{bad}: back to {found.name}, {what}")
 
+        from_main(note, self._env)
+        return start
 
-def _judge(
-    config: RunConfig,
-    executor: DataParallelExecutor,
-    directory: RunDirectory,
-    env: DistEnv,
-    console: Console,
-) -> Callable[[int], Mapping[str, float]]:
-    """Return what runs the protocols without a result yet, and returns their numbers."""
+    def _record(self, bad: BadStep) -> str:
+        return write_replay(
+            self._directory.replay, self._resolved, self._plan, self._env, self._objective, bad
+        )
 
-    def judge(step: int) -> Mapping[str, float]:
-        missing = from_main(lambda: missing_protocols(config, directory.report, step), env)
+    def _tell(self, bad: BadStep, text: str) -> None:
+        if self._env.is_main:
+            self._console.warn(text)
+
+    def _check_protocols(self) -> None:
+        """Check that the run's protocols can judge it."""
+        if self._config.evaluation.protocols:
+            context = self._context(self._objective)
+            for protocol in self._config.evaluation.protocols:
+                protocol.build().check(context)
+
+    def _context(self, objective: Objective) -> EvaluationContext:
+        return make_context(
+            self._config, objective, self._directory.report, self._env, self._console
+        )
+
+    def _judge(self, step: int) -> Mapping[str, float]:
+        """Run the protocols that have no result at this step, and return their numbers."""
+        config = self._config
+        missing = from_main(
+            lambda: missing_protocols(config, self._directory.report, step), self._env
+        )
         if not missing:
             return {}
-        with executor.frozen(config.evaluation.weights) as objective:
-            context = make_context(config, objective, directory.report, env, console)
-            results = evaluate(missing, context, step, console)
+        with self._executor.frozen(config.evaluation.weights) as objective:
+            results = evaluate(missing, self._context(objective), step, self._console)
         return {
             f"{result.protocol}.{name}": value
             for result in results
             for name, value in result.numbers.items()
         }
 
-    return judge
+    def _journal(self, start: int) -> Journal:
+        config, console = self._config, self._console
+        loggers = LoggerSet(console.warn)
+        context = LoggerContext(self._directory.path, config.name, config.as_dict(), start)
+        from_main(lambda: loggers.open(config.log.loggers, context, console.say), self._env)
+        return Journal(
+            self._directory,
+            config.log,
+            self._plan,
+            self._env,
+            console,
+            start,
+            self._work,
+            loggers,
+            config.health,
+        )
 
+    def _profiler(self, start: int) -> Profiler:
+        return Profiler(self._config.log, self._directory, self._env, self._console, start)
 
-def _journal(
-    config: RunConfig,
-    directory: RunDirectory,
-    plan: RunPlan,
-    env: DistEnv,
-    console: Console,
-    start: int,
-    work: Work | None,
-) -> Journal:
-    loggers = LoggerSet(console.warn)
-    context = LoggerContext(directory.path, config.name, config.as_dict(), start)
-    from_main(lambda: loggers.open(config.log.loggers, context, console.say), env)
-    return Journal(directory, config.log, plan, env, console, start, work, loggers, config.health)
-
-
-def _loader(
-    config: RunConfig, dataset: Dataset, plan: RunPlan, env: DistEnv, console: Console
-) -> Loader:
-    return Loader(
-        dataset,
-        config.views.build("train"),
-        seed=config.seed,
-        batch_size=plan.batch_size,
-        accumulate=plan.accumulate,
-        env=env,
-        workers=config.loader.workers,
-        prefetch=config.loader.prefetch,
-        max_unreadable_fraction=config.loader.max_unreadable_fraction,
-        warn=console.warn,
-    )
+    def _loader(self) -> Loader:
+        config = self._config
+        return Loader(
+            self._dataset,
+            config.views.build("train"),
+            seed=config.seed,
+            batch_size=self._plan.batch_size,
+            accumulate=self._plan.accumulate,
+            env=self._env,
+            workers=config.loader.workers,
+            prefetch=config.loader.prefetch,
+            max_unreadable_fraction=config.loader.max_unreadable_fraction,
+            warn=self._console.warn,
+        )
 
 
 def load_objective(

@@ -21,9 +21,11 @@ from quadriga.engine.console import Console
 from quadriga.engine.facts import environment_facts
 from quadriga.engine.layout import describe_layout, shard_ranks
 from quadriga.engine.logger_set import check_loggers
+from quadriga.engine.profiling import check_profile
 from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.units import count
+from quadriga.engine.warm_start import check_warm_start
 from quadriga.errors import UserError
 from quadriga.optim.schedules.warmup import warmup_length
 from quadriga.provenance import Resolved
@@ -62,7 +64,9 @@ def check_start(config: RunConfig, world_size: int) -> tuple[Dataset, RunPlan]:
             "evaluation.weights=ema needs a moving average, but ema.decay is none; set ema.decay, "
             "such as 0.9999"
         )
-    return dataset, make_plan(config, len(dataset), world_size)
+    plan = make_plan(config, len(dataset), world_size)
+    check_profile(config.log, plan.total_steps)
+    return dataset, plan
 
 
 def choose(
@@ -82,6 +86,7 @@ def choose(
             )
         if request.resume:
             console.say(f"nothing to resume in {directory.path}: starting at step 0")
+        check_warm_start(config.warm_start)
     elif read_manifest(found).config_hash != config_hash(config, plan.dataset_size):
         raise UserError(
             f"work dir {directory.path} was trained on another number of samples than "

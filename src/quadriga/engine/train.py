@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from quadriga.contracts import Executor
 from quadriga.data.loader import Loader
+from quadriga.engine.activity import Activity
 from quadriga.engine.arithmetic import RunPlan, segments
 from quadriga.engine.checkpoint import CheckpointStore
 from quadriga.engine.journal import Journal
+from quadriga.engine.preemption import Preemption
 from quadriga.engine.profiling import Profiler
 
 
@@ -19,7 +21,9 @@ def train(
     start: int,
     journal: Journal,
     checkpoints: CheckpointStore,
-    evaluate: Callable[[int], object],
+    evaluate: Callable[[int], Mapping[str, float]],
+    preemption: Preemption | None = None,
+    activity: Activity | None = None,
     profiler: Profiler | None = None,
 ) -> None:
     """Make every step from `start` to the end of the plan.
@@ -37,23 +41,35 @@ def train(
         start: Steps that are already made.
         journal: Writes down what the steps report.
         checkpoints: Keeps the state.
-        evaluate: Called with the number of finished steps; where a checkpoint is due at the same
-            step, after it is written.
+        evaluate: Called with the number of finished steps, returns numbers by name; where a
+            checkpoint is due at the same step, after it was taken.
+        preemption: Whether the run is to stop early; by default it never is.
+        activity: Told when the state is saved and when it is judged.
         profiler: Records some of the steps.
 
     Raises:
+        Preempted: A rank was asked to stop; the state after the last step is saved.
         UserError: The loss is not finite, the data cannot be read or a checkpoint not written.
         RollBack: A step was bad, and the run is to go back to its last checkpoint.
     """
+    preemption, activity = preemption or Preemption(), activity or Activity()
     batches = loader.batches(range(start, plan.total_steps))
     for segment in segments(plan, start):
         for output in executor.run(batches, segment.steps):
             journal.step(output)
             if profiler is not None:
                 profiler.step()
-        if segment.save:
-            checkpoints.save(segment.steps.stop, executor)
-            journal.add_stall(checkpoints.take_stall())
+        done = output.step + 1
+        if segment.save or output.stop:
+            with activity.during("save"):
+                checkpoints.save(done, executor)
+                journal.add_stall(checkpoints.take_stall())
+                checkpoints.report(done, {name: float(v) for name, v in output.metrics.items()})
+        if output.stop:
+            checkpoints.wait(final=True)
+            raise preemption.preempted(done)
         if segment.evaluate:
-            evaluate(segment.steps.stop)
+            saved = done if segment.save else None
+            with activity.during("evaluate"), preemption.leave_at_once(saved):
+                checkpoints.report(done, evaluate(done))
     checkpoints.wait(final=True)

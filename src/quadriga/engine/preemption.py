@@ -1,0 +1,115 @@
+"""A signal asks the run to stop: finish the step, save, and leave with an exit code of its own.
+
+SIGTERM is what schedulers send some seconds before SIGKILL; SIGUSR1 is what they can be told to
+send minutes before (``#SBATCH --signal=USR1@120``). Both only set a flag. The ranks agree on it
+with the sums of a step, so all of them stop after the same one.
+
+While the run evaluates, its state is usually saved already (`Preemption.leave_at_once`): then there
+is no step to wait for, and the run ends where it stands. What an evaluation would have found is
+made up for after ``--resume``. A save that is being written is always finished first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any, Self, final
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""Signals that ask a run to save and stop."""
+
+ECHO_SECONDS = 5.0
+"""A SIGTERM that follows another within this time is its echo: a scheduler signals the launcher
+and the ranks, and the launcher hands on what it got."""
+
+_KILLED = 128
+
+
+class Preempted(BaseException):
+    """The run has saved and ends because it was asked to; no error, so no `Exception`."""
+
+    def __init__(self, step: int, signal_name: str) -> None:
+        """Say after which step (the number of finished ones), and who asked."""
+        super().__init__(
+            f"stopped by {signal_name} after step {step}, which is saved; "
+            "the same command with --resume continues"
+        )
+        self.step = step
+        self.signal_name = signal_name
+
+
+@final
+class Preemption:
+    """Context in which SIGTERM and SIGUSR1 set a flag; the handlers before it come back after."""
+
+    def __init__(self) -> None:
+        """Install nothing yet."""
+        self.asked = False
+        """Whether this process was asked to stop."""
+        self.signal_name = "a signal to another rank"
+        """What asked this process, for the user."""
+        self._before: dict[signal.Signals, Any] = {}
+        self._asked_at = 0.0
+        self._saved_step: int | None = None
+        self._leaving = False
+
+    def __enter__(self) -> Self:
+        """Install the handlers, in the main thread; elsewhere nothing is ever asked."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Bring back the handlers that were there."""
+        for number, handler in self._before.items():
+            # None: a handler that was not installed from Python, and cannot be from here.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._before = {}
+
+    def preempted(self, step: int) -> Preempted:
+        """Return the exception that ends the run after `step` finished and saved steps."""
+        self._leaving = True  # a launcher that ends the other ranks now has nothing to add
+        return Preempted(step, self.signal_name)
+
+    @contextlib.contextmanager
+    def leave_at_once(self, saved_step: int | None) -> Iterator[None]:
+        """Return a context in which being asked ends the run at once.
+
+        Args:
+            saved_step: The finished steps that the newest checkpoint holds; None when the last
+                step is not saved: then the flag is set as ever and the context changes nothing.
+
+        Raises:
+            Preempted: The process was asked, before or inside; on this rank alone, whose leaving
+                ends the others.
+        """
+        self._saved_step = saved_step
+        try:
+            if saved_step is not None and self.asked:
+                raise self.preempted(saved_step)
+            yield
+        finally:
+            self._saved_step = None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._leaving:
+            return
+        if self.asked:
+            if number == signal.SIGTERM and now - self._asked_at > ECHO_SECONDS:
+                os._exit(_KILLED + number)
+            return
+        self.asked, self._asked_at = True, now
+        self.signal_name = signal.Signals(number).name
+        if self._saved_step is not None:
+            raise self.preempted(self._saved_step)

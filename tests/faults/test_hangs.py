@@ -1,0 +1,151 @@
+"""A rank that stands still is named, with its stacks, and the run ends instead of waiting."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from quadriga.distributed.environment import SINGLE
+from quadriga.engine.activity import Activity
+from quadriga.engine.hang import HangDetector, StepClock
+from quadriga.engine.hang_reports import Report, read_report, report_path, verdict
+from quadriga.engine.run_config import HealthConfig
+from ranks import start_ranks
+from tiny import tiny_run
+
+FAULTY = str(Path(__file__).parent / "faulty.py")
+LIMITS = ("health.hang_seconds=3", "health.hang_factor=2")
+
+
+def hang(fault: str, rank: int, folder: Path, *words: str) -> tuple[list[int], list[str]]:
+    """Run two ranks, one of which stands still at step 5; return exit codes and errors."""
+    run = tiny_run(folder / "run", 5000, "loader.workers=0", *LIMITS, *words)
+    command = [sys.executable, FAULTY, fault, str(rank), "5", str(folder), "--", *run]
+    processes = start_ranks(command, 2)
+    errors, alive = [""] * 2, [r for r in (0, 1) if (r, fault) != (rank, "stop")]
+    try:
+        for index in alive:
+            errors[index] = processes[index].communicate(timeout=120)[1]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    return [processes[index].returncode for index in alive], errors
+
+
+@pytest.mark.parametrize("fault", ["data", "forward"])
+def test_the_rank_that_stands_still_is_named(tmp_path: Path, fault: str) -> None:
+    codes, errors = hang(fault, 1, tmp_path)
+    assert codes == [70, 70], errors
+    told = [line for text in errors for line in text.splitlines()]
+    assert len(told) == 1, told
+    folder = tmp_path / "run" / "hang"
+    found = read_report(folder, 1)
+    assert found is not None
+    assert told[0].startswith(f"error: rank 1 ({found.host}, {found.pid}) stands in {fault}")
+    assert " at step 6 for " in told[0]
+    assert told[0].endswith(f"while 1 rank waits in backward; stacks are in {folder}")
+    assert "time.sleep(600)" in report_path(folder, 1).read_text()
+
+
+def test_a_rank_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    codes, errors = hang("stop", 0, tmp_path)
+    assert codes == [70], errors
+    (line,) = errors[1].splitlines()
+    assert line.startswith("error: rank 0 (")
+    assert ") does not answer at step 6 (stopped, dead or the host is gone) while 1 rank" in line
+
+
+def report(rank: int, step: int, phase: str, seconds: float = 400.0) -> Report:
+    return Report(rank=rank, host="host", pid=rank, step=step, phase=phase, seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("reports", "world_size", "line"),
+    [
+        (
+            [report(0, 122, "backward"), report(1, 122, "data", 412.0), report(2, 122, "backward")],
+            3,
+            "rank 1 (host, 1) stands in data at step 123 for 412 s while 2 ranks wait in backward",
+        ),
+        (
+            [report(0, 9, "data"), report(1, 8, "reduce"), report(2, 8, "reduce")],
+            3,
+            "rank 1 (host, 1), rank 2 (host, 2) stand in reduce at step 9 for 400 s while 1 rank "
+            "waits in data",
+        ),
+        (
+            [report(0, 8, "reduce")],
+            3,
+            "rank 1 (b, 7), rank 2 (c, 8) do not answer at step 9 (stopped, dead or the host is "
+            "gone) while 1 rank waits in reduce for 400 s",
+        ),
+        (
+            [report(0, 8, "reduce"), report(1, 8, "reduce")],
+            2,
+            "rank 0 (host, 0), rank 1 (host, 1) stand in reduce at step 9 for 400 s, all at the "
+            "same place",
+        ),
+        ([report(0, 8, "save")], 1, "rank 0 (host, 0) stands in save at step 9 for 400 s"),
+    ],
+)
+def test_the_least_far_or_the_absent_are_named(
+    reports: list[Report], world_size: int, line: str
+) -> None:
+    members = ["a, 6", "b, 7", "c, 8"][:world_size]
+    told = verdict(reports, world_size, Path("run/hang"), members)
+    assert told == f"{line}; stacks are in run/hang"
+
+
+def test_a_report_is_read_back_and_a_torn_one_is_none(tmp_path: Path) -> None:
+    there = report(3, 7, "data", 12.5)
+    path = report_path(tmp_path, 3)
+    path.write_text(f"{there.header()}\n\nthread MainThread\n")
+    assert read_report(tmp_path, 3) == there
+    path.write_text(there.header()[:30])
+    assert read_report(tmp_path, 3) is None
+    assert read_report(tmp_path, 4) is None
+
+
+def test_the_limit_follows_the_pace_and_the_phase() -> None:
+    activity, config = Activity(), HealthConfig(hang_seconds=10, hang_factor=4)
+    activity.since = activity.step_since = 0.0
+    clock = StepClock(activity)
+    assert clock.limit(config) == 100  # start
+    activity.enter("data")
+    assert clock.limit(config) == 30  # the first step
+    for step in range(101, 106):  # resumed; steps of seven seconds, two of them seen at once
+        activity.step, activity.step_since = step, 7.0 * (step - 100)
+        if step != 104:
+            clock.look(activity.step_since)
+        if step == 101:
+            assert clock.limit(config) == 30
+    assert clock.limit(config) == 28
+    activity.step, activity.step_since = 106, 36.0
+    clock.look(36.0)
+    for phase, limit in (("evaluate", 1000), ("save", 100), ("forward", 28)):
+        activity.enter(phase)
+        assert clock.limit(config) == limit
+    assert StepClock(activity).limit(HealthConfig(hang_factor=None)) == float("inf")
+    assert clock.standing(50.0) == 14.0
+    activity.phase = "evaluate"
+    clock.look(90.0)
+    activity.phase = "log"  # what was done beside the steps does not count for the next one
+    assert clock.standing(95.0) == 5.0
+
+
+def test_a_run_that_goes_on_is_left_alone_and_old_reports_are_kept(tmp_path: Path) -> None:
+    path = report_path(tmp_path, 0)
+    path.write_text("of a hang before")
+    activity, config = Activity(), HealthConfig(hang_seconds=0.2, hang_factor=2)
+    with HangDetector(activity, config, SINGLE, tmp_path):
+        assert not path.exists()
+        for step in range(30):
+            activity.begin_step(step)
+            activity.enter("data")
+            time.sleep(0.02)
+            activity.end_step()
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["of a hang before"]

@@ -1,0 +1,128 @@
+"""A rank is killed, the launcher starts all of them again, and the run is the one of no kill."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from quadriga.cli.training import TrainRequest, start_of
+from quadriga.launch.attempts import remember, remembered, restarts
+from ranks import quadriga, run_ranks
+from tiny import assert_bit_equal, read_checkpoint, read_metrics, tiny_run
+
+STEPS = 24
+WORDS = ("loader.workers=0", "checkpoint.every_steps=4")
+FAULTY = str(Path(__file__).parent / "faulty.py")
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two ranks that met no trouble."""
+    work_dir = tmp_path_factory.mktemp("straight") / "run"
+    for rank in run_ranks(quadriga(*tiny_run(work_dir, STEPS, *WORDS)), 2, timeout=120):
+        assert rank.returncode == 0, rank.stderr
+    return work_dir
+
+
+def torchrun(max_restarts: int, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command on two ranks with torchrun."""
+    options = ["--standalone", "--nproc-per-node=2", f"--max-restarts={max_restarts}"]
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *options, *command],
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+
+
+def assert_same(work_dir: Path, straight: Path) -> None:
+    assert read_metrics(work_dir) == read_metrics(straight)
+    assert_bit_equal(read_checkpoint(work_dir, STEPS), read_checkpoint(straight, STEPS))
+
+
+def test_ranks_that_torchrun_restarts_resume_by_themselves(tmp_path: Path, straight: Path) -> None:
+    work_dir = tmp_path / "run"
+    words = tiny_run(work_dir, STEPS, *WORDS)
+    done = torchrun(1, FAULTY, "kill", "1", "9", str(tmp_path), "--", *words)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "fault").exists()
+    assert "resumed after step 8 of 24" in done.stdout
+    assert_same(work_dir, straight)
+
+
+def test_ranks_that_our_launcher_restarts_resume_by_themselves(
+    tmp_path: Path, straight: Path
+) -> None:
+    work_dir = tmp_path / "run"
+    words = [w for w in tiny_run(work_dir, STEPS, *WORDS) if not w.startswith("train.ranks")]
+    process = subprocess.Popen(
+        quadriga(*words, "--ranks", "2", "--max-restarts", "1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline, metrics = time.monotonic() + 100, work_dir / "metrics.jsonl"
+        while not metrics.exists() or metrics.read_bytes().count(b"\n") < 5:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.002)
+        ranks = {c.environ()["RANK"]: c for c in psutil.Process(process.pid).children()}
+        ranks["1"].send_signal(signal.SIGKILL)
+        out, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    assert "resumed after step" in out
+    assert "again and resume (restart 1 of 1)" in errors
+    assert_same(work_dir, straight)
+
+
+def test_what_the_user_must_mend_is_told_once(tmp_path: Path) -> None:
+    done = torchrun(3, "-m", "quadriga", *tiny_run(tmp_path / "run", 4, "optim.lrr=1"))
+    assert done.returncode != 0
+    assert done.stderr.count("error: unknown key optim.lrr") == 1, done.stderr
+
+
+def test_only_what_will_repeat_itself_is_remembered(tmp_path: Path) -> None:
+    told = tmp_path / "run" / "attempt_0" / "0" / "error.json"
+    told.parent.mkdir(parents=True)
+    first = {"TORCHELASTIC_ERROR_FILE": str(told), "TORCHELASTIC_RESTART_COUNT": "0"}
+    again = {**first, "TORCHELASTIC_RESTART_COUNT": "1"}
+    remember(1, first)
+    assert remembered(again) is None
+    remember(2, first)
+    assert (remembered(again), remembered(first)) == (2, None)
+    assert [restarts(e) for e in ({}, again, {"QUADRIGA_RESTARTS": "2"})] == [0, 1, 2]
+    remember(2, {})
+    assert remembered({}) is None
+
+
+def test_a_restart_goes_on_with_the_work_dir_and_not_with_the_named_checkpoint(
+    tmp_path: Path,
+) -> None:
+    named = tmp_path / "named"
+    request = TrainRequest(
+        arguments=(),
+        recipe="mae_digits",
+        overrides=(),
+        work_dir=tmp_path,
+        config=None,
+        resume=True,
+        resume_from=named,
+        device=None,
+        print_config=False,
+        dry_run=False,
+        ranks=None,
+    )
+    assert start_of(request, tmp_path, again=True).resume_from == named
+    (tmp_path / "checkpoints" / "step_00000004").mkdir(parents=True)
+    assert start_of(request, tmp_path, again=False).resume_from == named
+    assert start_of(request, tmp_path, again=True).resume_from is None
+    assert start_of(request, tmp_path, again=True).resume
