@@ -76,7 +76,9 @@ def train(request: TrainRequest) -> int:
         print("\n".join(config_lines(resolved)))
         return 0
     if request.dry_run:
-        rows = dry_run(resolved.config, max(launch.world_size, resolved.config.train.ranks))
+        ranks = max(launch.world_size, resolved.config.train.ranks)
+        local = launch.local_world_size if launch.launcher != "none" else None
+        rows = dry_run(resolved.config, ranks, local)
         width = max(len(name) for name, _ in rows)
         print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
         return 0
