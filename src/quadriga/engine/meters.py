@@ -85,6 +85,7 @@ def measure(objective: Objective, example: Batch) -> Cost:
     trainable = [p for p in objective.parameters() if p.requires_grad]
     state = [*objective.parameters(), *objective.buffers()]
     with (
+        randomness.own_tensors(),
         randomness.micro_batch(0, 0, 0, 0),
         FlopCounterMode(display=False) as counter,
         _FusedAttention(),
@@ -119,7 +120,7 @@ def activation_bytes(
             meta device has no autocast. Their copies of the weights are kept as well.
     """
     objective.train()
-    with randomness.micro_batch(0, 0, 0, 0), _FusedAttention():
+    with randomness.own_tensors(), randomness.micro_batch(0, 0, 0, 0), _FusedAttention():
         return _forward(objective, example, precision)[1]
 
 
