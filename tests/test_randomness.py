@@ -117,3 +117,15 @@ def test_scopes_nest() -> None:
             inner = randomness.layer_uniform(1, 3, device)
         assert torch.equal(outer, randomness.layer_uniform(1, 3, device))
     assert not torch.equal(outer, inner)
+
+
+def test_tensors_of_a_separate_scope_stay_apart() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    device = torch.device("cpu")
+    with randomness.micro_batch(1, 2, 3, 0):
+        expected = randomness.layer_uniform(5, 4, device)
+    with randomness.own_tensors(), FakeTensorMode(), randomness.micro_batch(9, 9, 9, 9):
+        assert randomness.layer_uniform(5, 4, device).shape == (4,)
+    with randomness.micro_batch(1, 2, 3, 0):
+        assert torch.equal(randomness.layer_uniform(5, 4, device), expected)

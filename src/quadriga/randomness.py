@@ -238,6 +238,19 @@ def micro_batch(seed: int, step: int, index: int, replica: int) -> Iterator[None
         _set_scope(*previous)
 
 
+@contextlib.contextmanager
+def own_tensors() -> Iterator[None]:
+    """Return a context whose micro-batches keep their keys in tensors of its own.
+
+    For work on fake tensors, which must not meet those of real steps, nor be left to them.
+    """
+    before, _scope.tensors = _scope.tensors, {}
+    try:
+        yield
+    finally:
+        _scope.tensors = before
+
+
 def _set_scope(is_open: bool, value: int) -> None:
     _scope.is_open, _scope.value = is_open, value
     for tensor in _scope.tensors.values():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from quadriga import randomness
 from quadriga.contracts import LossOutput, Objective
-from quadriga.engine.meters import measure, memory_estimate
+from quadriga.engine.meters import activation_bytes, measure, memory_estimate
+from quadriga.engine.recompute import apply_recompute
 
 BATCH, TOKENS, INPUT, WIDTH, HEADS, DEPTH = 3, 10, 12, 32, 4, 2
 FLOAT = 4
@@ -127,6 +129,48 @@ def test_activations_are_what_a_real_forward_pass_keeps(masked):
     assert measured == pytest.approx(sum(kept.values()), rel=0.05)
 
 
+@pytest.mark.parametrize("mode", ["full", "selective"])
+def test_recomputed_activations(mode):
+    class Stack(Transformer):
+        def __init__(self):
+            super().__init__([Layer() for _ in range(DEPTH)])
+            self.blocks = nn.ModuleList(self.layers)
+            apply_recompute(self, mode)
+
+    with torch.device("meta"):
+        objective = Stack()
+    kept = activation_bytes(objective, example())
+    token = FLOAT * BATCH * TOKENS * WIDTH
+    if mode == "full":
+        assert kept == DEPTH * token  # each layer's input
+    else:
+        # The first input and the results of matrix products and attention, but not of GELU.
+        log_sum_exp = FLOAT * BATCH * HEADS * -(-TOKENS // 32) * 32
+        rng_state = 2 * 8
+        assert kept == token + DEPTH * ((3 + 1 + 1 + 4 + 1) * token + log_sum_exp + rng_state)
+
+
+def test_autocast_keeps_half_and_copies_of_the_weights():
+    with FakeTensorMode():
+        objective = Transformer([Layer() for _ in range(DEPTH)])
+
+        def kept(batch, precision):
+            return activation_bytes(objective, example("cpu", batch), precision)
+
+        whole = kept(BATCH, torch.float32)
+        assert whole == activation_bytes(transformer(), example())
+        # Twice the batch: what follows the batch comes again, the weights' copies do not.
+        steps = [kept(2 * BATCH, p) - kept(BATCH, p) for p in (torch.float32, torch.bfloat16)]
+        weights = kept(BATCH, torch.bfloat16) - steps[1]
+    # Half of everything but the images' copy and the normalisers of attention.
+    copies = 2 * BATCH * TOKENS * INPUT
+    log_sum_exp = DEPTH * FLOAT * BATCH * HEADS * -(-TOKENS // 32) * 32
+    assert steps[1] == (steps[0] - log_sum_exp) / 2 + log_sum_exp + copies
+    rng_states = DEPTH * 2 * 8
+    # Copies of all weights but the embedding's: the images need no gradient.
+    assert weights == 2 * DEPTH * 12 * WIDTH**2 + rng_states
+
+
 def test_scores_are_not_kept():
     def bytes_at(tokens):
         batch = {"image": torch.zeros(2, tokens, INPUT, device="meta")}
@@ -190,8 +234,9 @@ def test_random_draws_work_on_the_meta_device():
         objective = Random()
     cost = measure(objective, example())
     image = BATCH * TOKENS * INPUT
-    # Kept: the gathered images, the dropped features' mask, and which branches are dropped.
-    assert cost.activation_bytes == FLOAT * 2 * image + BATCH
+    # Kept: the gathered images, the dropped features' mask, which branches are dropped, and the
+    # micro-batch's own key.
+    assert cost.activation_bytes == FLOAT * 2 * image + BATCH + 8
     assert cost.forward_flops == 0
 
 
@@ -210,5 +255,13 @@ def test_memory_estimate_adds_up():
     assert adam.optimizer == 2 * FLOAT * PARAMETERS
     assert adam.activations == cost.activation_bytes + cost.batch_bytes
     assert adam.total == adam.parameters + 3 * FLOAT * PARAMETERS + adam.activations
+    assert memory_estimate(cost, gathered=99).gathered == 0  # nothing to gather on one rank
+    shards = memory_estimate(cost, shards=4, gathered=99, has_average=True)
+    assert shards.parameters == cost.parameter_bytes / 4
+    assert shards.gradients == shards.average == FLOAT * PARAMETERS / 4
+    assert shards.optimizer == 2 * shards.gradients
+    assert shards.total == (
+        shards.parameters + 4 * shards.gradients + 99 + cost.activation_bytes + cost.batch_bytes
+    )
     momentum = memory_estimate(cost, optimizer_states_per_parameter=1, bytes_per_state=2)
     assert momentum.optimizer == 2 * PARAMETERS

@@ -94,12 +94,11 @@ def test_each_rank_writes_its_own(tmp_path: Path) -> None:
         ),
         (
             "3-7",
-            "log.profile must be among the steps that this run makes, 1 to 6, but is 3-7",
+            "log.profile must be among the run's 6 steps, but is 3-7",
         ),
         (
             "4",
-            "log.profile must be among the steps that this run makes, 1 to 6, but is 4, with 3 "
-            "steps before them",
+            "log.profile must be among the run's 6 steps, but is 4, with 3 steps before them",
         ),
     ],
 )
@@ -108,3 +107,17 @@ def test_steps_that_the_run_does_not_make(
 ) -> None:
     assert run([*tiny_run(tmp_path / "run", 6), "--profile", steps]) == 2
     assert capsys.readouterr().err == f"error: {sentence}\n"
+
+
+def test_a_resumed_run_profiles_what_is_left(tmp_path: Path) -> None:
+    for last, left in ((6, 2), (4, None)):
+        work_dir = tmp_path / str(last)
+        words = ["checkpoint.every_steps=4", f"log.profile=3-{last}"]
+        assert run(tiny_run(work_dir, 6, *words)) == 0
+        (work_dir / "checkpoints" / "step_00000006").rename(tmp_path / f"aside_{last}")
+        (work_dir / "profile").rename(tmp_path / f"profile_{last}")
+        assert run(tiny_run(work_dir, 6, *words, "--resume")) == 0
+        if left is None:
+            assert not (work_dir / "profile").exists()
+        else:
+            assert steps_in(work_dir) == left

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from quadriga.engine.arithmetic import RunPlan, describe_batch, make_plan
+from quadriga.engine.blocks import blocks_of
 from quadriga.engine.build import build_on_meta
-from quadriga.engine.meters import Cost, measure, memory_estimate
+from quadriga.engine.devices import peak_flops, uses_tf32
+from quadriga.engine.layout import shard_ranks
+from quadriga.engine.logger_set import check_loggers
+from quadriga.engine.meters import Cost, activation_bytes, measure, memory_estimate
+from quadriga.engine.profiling import check_profile
+from quadriga.engine.recompute import apply_recompute
 from quadriga.engine.run_config import RunConfig
-from quadriga.engine.units import bytes_, count, flops
+from quadriga.engine.units import bytes_, count, duration, flops
 from quadriga.errors import UserError
 
 Row = tuple[str, str]
 
+YARDSTICK = "NVIDIA A100"
+"""The device that the time of a run is told for, where this machine has none that is known."""
+UTILISATION = 0.4
+"""Share of the peak that a run of transformers reaches when nothing holds it up."""
+SHORT = 60.0
+"""Runs of fewer seconds are spent on starting: no estimate."""
 
-def dry_run(config: RunConfig, world_size: int) -> list[Row]:
+
+def dry_run(config: RunConfig, world_size: int, local_world_size: int | None = None) -> list[Row]:
     """Build everything on the meta device and work out the run's numbers.
 
     Args:
         config: The run.
         world_size: Ranks to count with.
+        local_world_size: Ranks of one host; by default all of them, 8 at most.
 
     Returns:
         (what, value) rows to print.
@@ -29,20 +45,43 @@ def dry_run(config: RunConfig, world_size: int) -> list[Row]:
     Raises:
         UserError: The run could not start; the same errors as when it is started.
     """
+    check_loggers(config.log.loggers)
     size, origin = _dataset_size(config)
     plan = make_plan(config, size, world_size)
+    check_profile(config.log, plan.total_steps)
     micro = math.ceil(plan.batch_size / (world_size * plan.accumulate))
-    example = config.views.build("train").example(micro, torch.device("meta"))
-    cost = measure(build_on_meta(config), example)
+    meta = torch.device("meta")
+    cost = measure(build_on_meta(config), config.views.build("train").example(micro, meta))
+    shards = shard_ranks(config.train, world_size, local_world_size or min(8, world_size))
     return [
         ("model", f"{config.objective.kind()} of {config.model.kind()}"),
         ("parameters", f"{count(cost.parameters)}, {count(cost.trainable_parameters)} trainable"),
         *_work(cost, plan),
-        *_memory(cost),
+        *_time(config, cost, plan),
+        *_memory(config, _as_executed(config, cost, micro), shards),
         ("data", f"{size} samples per epoch ({origin})"),
         ("length", _length(plan)),
         ("batch and lr", describe_batch(plan, config.optim)),
     ]
+
+
+def _as_executed(config: RunConfig, plain: Cost, micro: int) -> Cost:
+    """Return the cost with what is kept under the run's recomputation and precision.
+
+    Weights of another type than float32 need fake tensors, since the meta device has no
+    autocast; they stand for the CPU's, whose list of operations differs little from a GPU's.
+    """
+    train = config.train
+    if train.recompute == "none" and train.precision == "float32":
+        return plain
+    place = torch.device("cpu")
+    with FakeTensorMode():
+        with place:
+            objective = config.objective.build(config.model)
+        apply_recompute(objective, train.recompute)
+        example = config.views.build("train").example(micro, place)
+        kept = activation_bytes(objective, example, getattr(torch, train.precision))
+    return dataclasses.replace(plain, activation_bytes=kept)
 
 
 def _dataset_size(config: RunConfig) -> tuple[int, str]:
@@ -64,14 +103,47 @@ def _work(cost: Cost, plan: RunPlan) -> list[Row]:
     ]
 
 
-def _memory(cost: Cost) -> list[Row]:
-    estimate = memory_estimate(cost)
-    parts = (
-        f"parameters {bytes_(estimate.parameters)}, gradients {bytes_(estimate.gradients)}, "
-        f"optimizer {bytes_(estimate.optimizer)}, activations {bytes_(estimate.activations)} "
-        f"for {cost.samples} samples"
+def _time(config: RunConfig, cost: Cost, plan: RunPlan) -> list[Row]:
+    """Return how long the run would take, on this machine's device if it is known, or an A100."""
+    dtype, name, tf32 = getattr(torch, config.train.precision), YARDSTICK, False
+    if config.train.device != "cpu" and torch.cuda.is_available():
+        own = torch.cuda.get_device_name()
+        if peak_flops(own, dtype) is not None:
+            name, tf32 = own, uses_tf32()
+    peak = peak_flops(name, dtype, tf32)
+    work = cost.model_flops / cost.samples * plan.batch_size * plan.total_steps
+    seconds = work / (UTILISATION * plan.world_size * peak) if peak is not None else 0.0
+    if seconds < SHORT:
+        return []
+    devices = f"{plan.world_size} x {name}" if plan.world_size > 1 else f"one {name}"
+    text = f"{duration(seconds)} at {UTILISATION:.0%} of the {config.train.precision} peak of "
+    return [("time", f"about {text}{devices}")]
+
+
+def _memory(config: RunConfig, cost: Cost, shards: int) -> list[Row]:
+    train = config.train
+    sizes = [
+        sum(p.numel() * p.element_size() for p in block.parameters())
+        for _, block in blocks_of(build_on_meta(config))
+    ]
+    gathered = max(sizes, default=0) if train.reshard_after_forward else sum(sizes)
+    estimate = memory_estimate(
+        cost, shards=shards, gathered=gathered, has_average=config.ema.decay is not None
     )
-    return [("memory per rank", f"about {bytes_(estimate.total)}: {parts}")]
+    parts = [
+        f"parameters {bytes_(estimate.parameters)}",
+        f"gradients {bytes_(estimate.gradients)}",
+        f"optimizer {bytes_(estimate.optimizer)}",
+    ]
+    if estimate.average:
+        parts.append(f"moving average {bytes_(estimate.average)}")
+    if shards > 1:
+        parts[-1] += f" (each a shard of {shards})"
+        what = "the largest block" if train.reshard_after_forward else "all blocks"
+        parts.append(f"{what} gathered {bytes_(estimate.gathered)}")
+    how = "" if train.recompute == "none" else f" with {train.recompute} recomputation"
+    parts.append(f"activations {bytes_(estimate.activations)} for {cost.samples} samples{how}")
+    return [("memory per rank", f"about {bytes_(estimate.total)}: {', '.join(parts)}")]
 
 
 def _length(plan: RunPlan) -> str:

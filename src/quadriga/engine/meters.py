@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from quadriga import randomness
@@ -54,13 +58,18 @@ class MemoryEstimate:
     """Parameters and buffers."""
     gradients: int
     optimizer: int
+    average: int
+    """The moving average of the weights."""
+    gathered: int
+    """The largest block, whole, where the ranks hold shards."""
     activations: int
     """What the forward pass keeps, and the batch."""
 
     @property
     def total(self) -> int:
         """Sum of the parts."""
-        return self.parameters + self.gradients + self.optimizer + self.activations
+        state = self.parameters + self.gradients + self.optimizer + self.average
+        return state + self.gathered + self.activations
 
 
 def measure(objective: Objective, example: Batch) -> Cost:
@@ -75,14 +84,13 @@ def measure(objective: Objective, example: Batch) -> Cost:
     objective.train()
     trainable = [p for p in objective.parameters() if p.requires_grad]
     state = [*objective.parameters(), *objective.buffers()]
-    kept = _KeptStorages([*state, *example.values()])
     with (
+        randomness.own_tensors(),
         randomness.micro_batch(0, 0, 0, 0),
         FlopCounterMode(display=False) as counter,
         _FusedAttention(),
     ):
-        with torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
-            loss = objective(example).loss
+        loss, kept = _forward(objective, example, torch.float32)
         forward_flops = counter.get_total_flops()
         # Not loss.backward(): that would leave gradients on the caller's parameters.
         torch.autograd.grad(loss, trainable, allow_unused=True)
@@ -95,27 +103,73 @@ def measure(objective: Objective, example: Batch) -> Cost:
         forward_flops=forward_flops,
         training_flops=counter.get_total_flops(),
         model_flops=counter.get_total_flops() - _scores_again(counter),
-        activation_bytes=kept.total,
+        activation_bytes=kept,
         batch_bytes=_bytes_of(example.values()),
     )
 
 
+def activation_bytes(
+    objective: Objective, example: Batch, precision: torch.dtype = torch.float32
+) -> int:
+    """Return what the forward pass keeps, for an objective that recomputes or reduces too.
+
+    Args:
+        objective: On the meta device, or made of fake tensors; put into training mode.
+        example: A micro-batch of the same kind.
+        precision: Type of the matrix products. Other types than float32 need fake tensors: the
+            meta device has no autocast. Their copies of the weights are kept as well.
+    """
+    objective.train()
+    with randomness.own_tensors(), randomness.micro_batch(0, 0, 0, 0), _FusedAttention():
+        return _forward(objective, example, precision)[1]
+
+
+def _forward(objective: Objective, example: Batch, precision: torch.dtype) -> tuple[Tensor, int]:
+    """Return the loss, and the bytes that are kept for the backward pass."""
+    device = next(iter(example.values())).device
+    reduced: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if precision != torch.float32:
+        reduced = torch.autocast(device.type, precision)
+    with _LiveStorages() as made, reduced:
+        output = objective(example)
+        outputs = [t for t in tree_leaves(tuple(output)) if isinstance(t, Tensor)]
+    known = [*objective.parameters(), *objective.buffers(), *example.values(), *outputs]
+    # After the context of autocast: its copies of the weights are there only if they are kept.
+    return output.loss, made.total(known)
+
+
 def memory_estimate(
-    cost: Cost, optimizer_states_per_parameter: int = 2, bytes_per_state: int = 4
+    cost: Cost,
+    optimizer_states_per_parameter: int = 2,
+    bytes_per_state: int = 4,
+    *,
+    shards: int = 1,
+    gathered: int = 0,
+    has_average: bool = False,
 ) -> MemoryEstimate:
-    """Estimate the memory of one rank that holds the whole model.
+    """Estimate the memory of one rank.
 
     Args:
         cost: What `measure` found for the rank's micro-batch.
         optimizer_states_per_parameter: Numbers the optimizer keeps for each trainable parameter:
             2 for AdamW (both moments), 1 for momentum.
         bytes_per_state: Bytes of each such number.
+        shards: Ranks that share one copy of the state. Buffers count as if they were shared too:
+            they are small.
+        gathered: Bytes of the weights that are whole on a rank at once, where `shards` is above 1.
+        has_average: Whether a moving average of the trainable parameters is kept.
     """
     states = cost.trainable_parameters * optimizer_states_per_parameter
+
+    def share(size: int) -> int:
+        return -(-size // shards)
+
     return MemoryEstimate(
-        parameters=cost.parameter_bytes,
-        gradients=cost.trainable_bytes,
-        optimizer=states * bytes_per_state,
+        parameters=share(cost.parameter_bytes),
+        gradients=share(cost.trainable_bytes),
+        optimizer=share(states * bytes_per_state),
+        average=share(cost.trainable_bytes) if has_average else 0,
+        gathered=gathered if shards > 1 else 0,
         activations=cost.activation_bytes + cost.batch_bytes,
     )
 
@@ -142,24 +196,40 @@ def _identity(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-class _KeptStorages:
-    """Adds up the storages that autograd keeps, each once, but for those that are there anyway."""
+class _LiveStorages(TorchDispatchMode):
+    """Notes every storage that an operation makes, and adds up those that are still there.
 
-    def __init__(self, known: Iterable[Tensor]) -> None:
-        # The tensors are held as well: the address of a freed storage is soon another's.
-        self._seen = {_identity(tensor): tensor for tensor in known}
-        self.total = 0
+    What autograd keeps counts, and so does what activation checkpointing keeps beside it.
+    """
 
-    def pack(self, tensor: Tensor) -> Tensor:
-        identity = _identity(tensor)
-        if identity not in self._seen:
-            self._seen[identity] = tensor.detach()
-            self.total += tensor.untyped_storage().nbytes()
-        return tensor
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
 
-    @staticmethod
-    def unpack(tensor: Tensor) -> Tensor:
-        return tensor
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+                # The weak reference keeps the address from becoming another storage's.
+                self._made[storage._cdata] = (reference, storage.nbytes())
+        return result
+
+    def total(self, known: Iterable[Tensor]) -> int:
+        """Return the bytes of the storages that are alive, without those of `known`."""
+        apart = {_identity(tensor) for tensor in known}
+        alive = 0
+        for identity, (reference, size) in self._made.items():
+            if identity not in apart and not reference.expired():  # type: ignore[no-untyped-call]
+                alive += size
+        return alive
 
 
 class _FusedAttention(TorchFunctionMode):

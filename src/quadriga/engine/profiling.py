@@ -11,7 +11,6 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from quadriga.distributed.environment import DistEnv
-from quadriga.engine.arithmetic import RunPlan
 from quadriga.engine.console import Console
 from quadriga.engine.files import write_text
 from quadriga.engine.run_config import LogConfig
@@ -24,27 +23,19 @@ TOP = 10
 """Operations in the table."""
 
 
-def check_profile(config: LogConfig, plan: RunPlan, start: int) -> range:
-    """Return the steps to profile, counted from 1 as in metrics.jsonl; empty for none.
-
-    Args:
-        config: ``log.profile``.
-        plan: How long the run is.
-        start: Steps that are already made.
+def check_profile(config: LogConfig, total_steps: int) -> None:
+    """Check that the run is long enough for the steps to profile.
 
     Raises:
-        UserError: They are not all among the steps that are to be made.
+        UserError: It is not.
     """
-    steps = profiled_steps(config.profile, start) if config.profile is not None else None
-    if steps is None:
-        return range(0)
-    if steps.start <= start or steps.stop - 1 > plan.total_steps:
+    steps = profiled_steps(config.profile, 0) if config.profile is not None else None
+    if steps is not None and steps.stop - 1 > total_steps:
         note = f", with {WARMUP} steps before them" if "-" not in str(config.profile) else ""
         raise UserError(
-            f"log.profile must be among the steps that this run makes, {start + 1} to "
-            f"{plan.total_steps}, but is {config.profile}{note}"
+            f"log.profile must be among the run's {total_steps} steps, but is "
+            f"{config.profile}{note}"
         )
-    return steps
 
 
 @final
@@ -67,7 +58,9 @@ class Profiler:
             start: Finished steps.
         """
         steps = profiled_steps(config.profile, start) if config.profile is not None else None
-        self._steps = steps or range(0)
+        steps = steps or range(0)
+        # A resumed run has made some of them, or all, already.
+        self._steps = range(max(steps.start, start + 1), steps.stop)
         self._folder: Path = directory.path / "profile"
         self._env, self._console, self._done = env, console, start
         self._profile: Any = None

@@ -25,7 +25,7 @@ from quadriga.engine.journal import Journal
 from quadriga.engine.logger_set import LoggerSet
 from quadriga.engine.precision import check_precision
 from quadriga.engine.preemption import Preemption
-from quadriga.engine.profiling import Profiler, check_profile
+from quadriga.engine.profiling import Profiler
 from quadriga.engine.recovery import Recovery
 from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.engine.run_directory import RunDirectory
@@ -139,7 +139,6 @@ class _Session:
             with self._preemption.leave_at_once(start):
                 self._judge(start)
             return
-        on_all(lambda: check_profile(config.log, plan, start), env)
         from_main(
             lambda: write_start(self._resolved, self._directory, env, self._objective, start), env
         )

@@ -21,6 +21,7 @@ from quadriga.engine.console import Console
 from quadriga.engine.facts import environment_facts
 from quadriga.engine.layout import describe_layout, shard_ranks
 from quadriga.engine.logger_set import check_loggers
+from quadriga.engine.profiling import check_profile
 from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.sample_log import rewind_samples
@@ -64,7 +65,9 @@ def check_start(config: RunConfig, world_size: int) -> tuple[Dataset, RunPlan]:
             "evaluation.weights=ema needs a moving average, but ema.decay is none; set ema.decay, "
             "such as 0.9999"
         )
-    return dataset, make_plan(config, len(dataset), world_size)
+    plan = make_plan(config, len(dataset), world_size)
+    check_profile(config.log, plan.total_steps)
+    return dataset, plan
 
 
 def choose(

@@ -63,6 +63,7 @@ def train(
         if segment.save or output.stop:
             with activity.during("save"):
                 checkpoints.save(done, executor)
+                journal.add_stall(checkpoints.take_stall())
                 checkpoints.report(done, {name: float(v) for name, v in output.metrics.items()})
             journal.add_stall(checkpoints.take_stall())
         if output.stop:
