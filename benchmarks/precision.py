@@ -25,6 +25,7 @@ from quadriga.distributed.environment import DistEnv, pick_device
 from quadriga.engine.arithmetic import make_plan
 from quadriga.engine.build import build_objective, build_on_meta
 from quadriga.engine.data_parallel import DataParallelExecutor
+from quadriga.engine.devices import peak_flops, uses_tf32
 from quadriga.engine.facts import device_name
 from quadriga.engine.meters import measure
 from quadriga.engine.run_config import RunConfig
@@ -128,7 +129,9 @@ class Side:
 
     def mfu(self, flops_per_second: float) -> str:
         """Return the share of the device's dense peak in percent, "-" where that is unknown."""
-        return "-"
+        dtype = getattr(torch, self._precision)
+        peak = peak_flops(device_name(self._device), dtype, uses_tf32())
+        return "-" if peak is None else f"{100 * flops_per_second / peak:.1f} %"
 
 
 if __name__ == "__main__":

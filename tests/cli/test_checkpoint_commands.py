@@ -51,7 +51,7 @@ def test_inspect_counts_what_the_shards_hold(trained: Path, capsys: Capture) -> 
     assert described["step"] == 4
     assert described["config_hash"] == manifest.config_hash
     assert described["tensors"] == [
-        {"name": name, "shape": list(tensor.shape), "dtype": "float32"}
+        {"name": name, "shape": list(tensor.shape), "dtype": str(tensor.dtype)[len("torch.") :]}
         for name, tensor in sorted(tensors.items())
     ]
     assert sum(part["bytes"] for part in described["parts"].values()) == sum(
@@ -61,7 +61,7 @@ def test_inspect_counts_what_the_shards_hold(trained: Path, capsys: Capture) -> 
         own = [tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")]
         assert part["tensors"] == len(own)
         assert part["elements"] == sum(tensor.numel() for tensor in own)
-        assert part["dtypes"] == {"float32": len(own)}
+        assert part["dtypes"] == {"int64" if name == "executor" else "float32": len(own)}
     moments = [t.numel() for name, t in tensors.items() if name.endswith(".exp_avg")]
     assert described["trainable_parameters"] == sum(moments)
 
@@ -94,7 +94,7 @@ def test_inspect_reads_no_tensor(copy: Path, capsys: Capture) -> None:
 def test_unknown_tensors_and_paths(trained: Path, tmp_path: Path, capsys: Capture) -> None:
     for words, sentence in (
         ([trained, "--tensors", "objective.encoder.nrm"], "did you mean objective.encoder.norm?"),
-        ([trained, "--tensors", "*nothing*"], "the parts are objective.*, optimizer.*"),
+        ([trained, "--tensors", "*nothing*"], "the parts are executor.*, objective.*, optimizer.*"),
         ([tmp_path / "absent"], "absent does not exist; name a run or a checkpoint"),
         ([tmp_path], "holds no checkpoint; name a run, or a folder such as"),
     ):

@@ -13,6 +13,7 @@ from trained_executor import Trained
 
 from quadriga.distributed.environment import process_group
 from quadriga.engine.checkpoint import CheckpointStore
+from quadriga.engine.run_config import CheckpointConfig
 from quadriga.methods.mae import MAEConfig
 from quadriga.models.vit import ViTConfig
 
@@ -34,4 +35,5 @@ with process_group("cpu") as env, torch.no_grad():
     method = MAEConfig(decoder_width=8, decoder_depth=1, decoder_heads=2)
     objective = method.build(MODEL)
     objective.initialise(1)
-    CheckpointStore(Path(sys.argv[1]), env, 1, "h").save(5, Sharded(objective))
+    with CheckpointStore(Path(sys.argv[1]), env, CheckpointConfig(), "h") as store:
+        store.save(5, Sharded(objective))

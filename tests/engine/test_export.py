@@ -29,7 +29,7 @@ from quadriga.engine.export_subject import (
     keyed_images,
     read_back,
 )
-from quadriga.engine.run_config import RunConfig
+from quadriga.engine.run_config import CheckpointConfig, RunConfig
 from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.session import load_objective
 from quadriga.errors import UserError
@@ -90,7 +90,8 @@ def test_moving_averages_are_exported(trained: Path, tmp_path: Path, capsys: Cap
     assert "--weights must be raw for checkpoint" in error_of(words, capsys)
     config = config_of(trained)
     executor = Trained(disturbed(config).objective)
-    folder = CheckpointStore(tmp_path / "checkpoints", SINGLE, 1, "h").save(7, executor)
+    with CheckpointStore(tmp_path / "checkpoints", SINGLE, CheckpointConfig(), "h") as store:
+        folder = store.save(7, executor)
     words[0] = folder
     assert "add --config FILE" in error_of(words, capsys)
     words += ["--config", trained / "config.json"]

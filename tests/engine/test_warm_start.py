@@ -15,7 +15,7 @@ from quadriga import randomness
 from quadriga.contracts import Executor
 from quadriga.distributed.environment import SINGLE
 from quadriga.engine.checkpoint import CheckpointStore
-from quadriga.engine.run_config import WarmStartConfig
+from quadriga.engine.run_config import CheckpointConfig, WarmStartConfig
 from quadriga.engine.warm_start import check_warm_start, warm_start
 from quadriga.errors import UserError
 from quadriga.methods.mae import MAE, MAEConfig
@@ -35,9 +35,9 @@ def mae(seed: int, **changes: Any) -> MAE:
 
 
 def save(run: Path, executor: Executor, *steps: int) -> None:
-    store = CheckpointStore(run / "checkpoints", SINGLE, keep=9, config_hash="h")
-    for step in steps:
-        store.save(step, executor)
+    with CheckpointStore(run / "checkpoints", SINGLE, CheckpointConfig(keep=9), "h") as store:
+        for step in steps:
+            store.save(step, executor)
 
 
 def start(objective: nn.Module, path: Path, **fields: Any) -> WeightReport:

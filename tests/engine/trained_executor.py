@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
 
-from quadriga.contracts import Batch, Executor, StepOutput
+from quadriga.contracts import Batch, Executor, Objective, StepOutput
 
 
 class Trained(Executor):
@@ -25,6 +26,9 @@ class Trained(Executor):
             for name, parameter in self.objective.named_parameters()
             if self.averaged
         }
+
+    def frozen(self, weights: str = "raw") -> AbstractContextManager[Objective]:
+        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         state = {f"objective.{name}": t for name, t in self.objective.state_dict().items()}

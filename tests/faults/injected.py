@@ -3,16 +3,23 @@
     python injected.py nan RANK STEP TIMES train mae_digits ...
 
 ``nan``: the loss of rank RANK is not a number at step STEP (from 0), the first TIMES times.
+``worker``: rank RANK kills the workers that read its data when it begins step STEP.
+``slow``: rank RANK takes STEP milliseconds longer to write a checkpoint.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
+from typing import Any
+
+import psutil
 
 from quadriga.cli.entry import run
 from quadriga.contracts import Batch, LossOutput
 from quadriga.engine.activity import Activity
+from quadriga.engine.checkpoint_writing import CheckpointWriter
 from quadriga.methods.mae import MAE
 
 
@@ -38,7 +45,33 @@ def inject_nan(rank: int, step: int, times: int) -> None:
     MAE.forward = poisoned  # type: ignore[method-assign, assignment]
 
 
+def kill_worker(rank: int, step: int, times: int) -> None:
+    """Kill the processes that read a rank's data, at the beginning of one step."""
+    begin = Activity.begin_step
+
+    def killing(activity: Activity, number: int) -> None:
+        if number == step and int(os.environ.get("RANK", "0")) == rank:
+            for child in psutil.Process().children():
+                child.kill()
+        begin(activity, number)
+
+    Activity.begin_step = killing  # type: ignore[method-assign]
+
+
+def slow_save(rank: int, milliseconds: int, times: int) -> None:
+    """Make a rank slow to write."""
+    write = CheckpointWriter.write
+
+    def slowly(writer: CheckpointWriter, *arguments: Any) -> Any:
+        if int(os.environ.get("RANK", "0")) == rank:
+            time.sleep(milliseconds / 1000)
+        return write(writer, *arguments)
+
+    CheckpointWriter.write = slowly  # type: ignore[method-assign, assignment]
+
+
 if __name__ == "__main__":
     fault, *numbers = sys.argv[1:5]
-    {"nan": inject_nan}[fault](*map(int, numbers))
+    faults = {"nan": inject_nan, "worker": kill_worker, "slow": slow_save}
+    faults[fault](*map(int, numbers))
     sys.exit(run(sys.argv[5:]))

@@ -20,6 +20,7 @@ VALUE_OPTIONS = (
     "--ranks",
     "--resume-from",
     "--max-restarts",
+    "--profile",
 )
 """Options of ``train`` that take the next word as their value."""
 

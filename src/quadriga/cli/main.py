@@ -1,4 +1,4 @@
-"""The ``quadriga`` command: train, eval, report, replay, checkpoint, recipes, doctor."""
+"""The ``quadriga`` command, with its subcommands."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from quadriga import __version__
+from quadriga.cli import options
 from quadriga.cli.checkpoint_app import checkpoint_app
 
 app = typer.Typer(
@@ -28,25 +29,12 @@ def _version(asked: bool) -> None:
 
 
 @app.callback()
-def options(
+def start(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Pre-train transformers: one engine from a laptop to a cluster."""
-
-
-Device = Annotated[
-    str | None, typer.Option(help="auto, cpu, cuda or cuda:N; short for train.device.")
-]
-ProfiledSteps = Annotated[
-    str | None,
-    typer.Option(
-        metavar="STEPS",
-        help="Profile 5 steps after 3 others (5), or steps 10 to 14 (10-14); short for "
-        "log.profile.",
-    ),
-]
 
 
 @app.command(
@@ -56,42 +44,19 @@ ProfiledSteps = Annotated[
 )
 def train(
     context: typer.Context,
-    recipe: Annotated[
-        str, typer.Argument(help="A recipe (see `quadriga recipes`), or a run's config.json.")
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Config values: `optim.lr=3e-4 model.depth=6 optim.betas=[0.9,0.99]`."),
-    ] = None,
-    work_dir: Annotated[
-        Path | None, typer.Option(help="Where the run lives; runs/NAME by default.")
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="JSON or TOML file of config values.")] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on with the newest whole checkpoint of the work dir; or with --resume PATH.",
-        ),
-    ] = False,
-    resume_from: Annotated[Path | None, typer.Option(hidden=True)] = None,
-    device: Device = None,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the resolved config and stop.")
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Build everything without memory or data, print, stop."),
-    ] = False,
-    ranks: Annotated[
-        int | None,
-        typer.Option(help="Processes to start on this machine; short for train.ranks.", min=1),
-    ] = None,
-    profile: ProfiledSteps = None,
-    max_restarts: Annotated[
-        int,
-        typer.Option(help="How often the ranks are started again when one has failed.", min=0),
-    ] = 0,
+    recipe: options.Recipe,
+    overrides: options.Overrides = None,
+    work_dir: options.WorkDir = None,
+    config: options.File = None,
+    resume: options.Resume = False,
+    resume_from: options.ResumeFrom = None,
+    device: options.Device = None,
+    amp: options.Amp = False,
+    ranks: options.Ranks = None,
+    max_restarts: options.MaxRestarts = 0,
+    profile: options.Profile = None,
+    print_config: options.PrintConfig = False,
+    dry_run: options.DryRun = False,
 ) -> int:
     """Train a recipe, evaluate it and write its report."""
     from quadriga.cli import training
@@ -109,8 +74,9 @@ def train(
             print_config=print_config,
             dry_run=dry_run,
             ranks=ranks,
-            profile=profile,
             max_restarts=max_restarts,
+            profile=profile,
+            amp=amp,
         )
     )
 
@@ -134,6 +100,51 @@ def evaluate(
     from quadriga.cli import judging
 
     judging.evaluate(run, tuple(protocols or ()), device)
+
+
+@app.command(
+    "verify-resume",
+    epilog="Examples: `quadriga verify-resume mae_digits` | "
+    "`quadriga verify-resume mae_vit_base data.root=/data/imagenet --layouts ddp:8,fsdp:8` | "
+    "`quadriga verify-resume mae_digits --launcher 'srun --ntasks={ranks}'`",
+)
+def verify_resume(
+    recipe: Annotated[str, typer.Argument(help="A recipe, or a run's config.json.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Config values, as for `quadriga train`.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of every run.")] = 12,
+    kills: Annotated[int, typer.Option(help="Interruptions of a run.", min=0)] = 4,
+    ranks: Annotated[str, typer.Option(help="Numbers of ranks under ddp.")] = "1,2",
+    layouts: Annotated[
+        str | None, typer.Option(help="Layouts instead of --ranks: `ddp:2,fsdp:2`.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides where the runs are interrupted.")] = 0,
+    launcher: Annotated[
+        str, typer.Option(help="Words before the command, with {ranks} for the number of ranks.")
+    ] = "",
+    work_dir: Annotated[
+        Path | None, typer.Option(help="Where the runs stay; a folder that is removed by default.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> int:
+    """Prove that killed runs, resumed, are the run that nobody stopped."""
+    from quadriga.cli import verify_resume as command
+
+    return command.verify(
+        command.VerifyRequest(
+            recipe=recipe,
+            overrides=tuple(overrides or ()),
+            steps=steps,
+            kills=kills,
+            ranks=ranks,
+            layouts=layouts,
+            seed=seed,
+            launcher=launcher,
+            work_dir=work_dir,
+            json=as_json,
+        )
+    )
 
 
 @app.command(epilog="Example: `quadriga report runs/mae_digits`")

@@ -41,9 +41,10 @@ class TrainRequest:
     print_config: bool
     dry_run: bool
     ranks: int | None
-    profile: str | None = None
     max_restarts: int = 0
     """How often the ranks that this command starts are started again."""
+    profile: str | None = None
+    amp: bool = False
 
 
 def train(request: TrainRequest) -> int:
@@ -64,6 +65,7 @@ def train(request: TrainRequest) -> int:
                 "train.device": request.device,
                 "train.ranks": request.ranks,
                 "log.profile": request.profile,
+                "train.precision": "bfloat16" if request.amp else None,
             },
         )
     except UserError as error:

@@ -19,6 +19,9 @@ from quadriga.errors import UserError
 
 Warn = Callable[[str], None]
 
+OnRead = Callable[[int, range, Batch], None]
+"""Told each micro-batch as it was read: its step, its places in the step's batch, and itself."""
+
 _PATIENCE = 20
 """So many unreadable samples are awaited before their share is judged, within the first epoch."""
 
@@ -44,6 +47,7 @@ class Loader:
         prefetch: int,
         max_unreadable_fraction: float,
         warn: Warn | None = None,
+        on_read: OnRead | None = None,
     ) -> None:
         """Check the arithmetic; nothing is read and no process is started yet.
 
@@ -58,6 +62,7 @@ class Loader:
             prefetch: Micro-batches that each worker reads ahead.
             max_unreadable_fraction: Above this share of unreadable samples the run stops.
             warn: Told one line per unreadable sample; the logger "quadriga" by default.
+            on_read: Told each micro-batch, still on the CPU.
 
         Raises:
             UserError: The batch has fewer samples than there are micro-batches.
@@ -69,6 +74,7 @@ class Loader:
         self._batch_size = batch_size
         self._env = env
         self._micro_batches_read = 0
+        self._on_read = on_read
         reader = BatchReader(dataset, transform, replace=True)
         self._pool = ReaderPool(reader, workers, prefetch, pin=env.device.type == "cuda")
         self._tally = _Tally(len(dataset), max_unreadable_fraction, _logger_or(warn))
@@ -93,10 +99,13 @@ class Loader:
         return on_device(self._read(steps), self._transform, self._env.device)
 
     def _read(self, steps: range) -> Iterator[Batch]:
-        for reply in self._pool.replies(self._requests(steps)):
+        for count, reply in enumerate(self._pool.replies(self._requests(steps))):
             self._micro_batches_read += 1
             samples = self._micro_batches_read // len(self._parts) * self._batch_size
             self._tally.add(reply, epoch_done=samples >= self._dataset_size)
+            if self._on_read is not None:
+                step, micro = divmod(count, len(self._parts))
+                self._on_read(steps.start + step, self._parts[micro], reply.batch)
             yield reply.batch
 
     def _requests(self, steps: range) -> Iterator[Request]:

@@ -154,7 +154,7 @@ class ReaderPool:
                 reply = next(iterator)
             except StopIteration:
                 return
-            except RuntimeError as error:
+            except (RuntimeError, ConnectionError, EOFError) as error:
                 raise _readable_death(error) from error
             yield reply
 
@@ -229,9 +229,12 @@ def _pinned(batch: Batch) -> Batch:
     return {name: tensor.pin_memory() for name, tensor in batch.items()}
 
 
-def _readable_death(error: RuntimeError) -> Exception:
+def _readable_death(error: Exception) -> Exception:
     text = str(error)
-    if not re.search(r"DataLoader worker \(pid.*(killed|exited)", text):
+    if isinstance(error, ConnectionError | EOFError):
+        # It died between announcing a batch and handing over its memory.
+        text = f"its connection broke ({error})"
+    elif not re.search(r"DataLoader worker \(pid.*(killed|exited)", text):
         return error
     reason = re.sub(r"\s+", " ", text).strip().rstrip(".")
     return UserError(

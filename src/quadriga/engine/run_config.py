@@ -87,6 +87,9 @@ class LogConfig(Config):
     loggers: tuple[LoggerConfig, ...] = (TensorboardConfig(),)
     """Where the numbers go beside metrics.jsonl: ``[{"kind": "tensorboard"}, {"kind": "csv"}]``;
     wandb and mlflow are others."""
+    samples: bool = False
+    """Whether each rank writes down the samples that it reads (``WORK_DIR/samples``): a proof that
+    two runs saw the same, and a file that grows with every sample."""
     profile: str | None = None
     """Steps to profile: ``5`` for five steps after three, ``10-14`` for those steps of the run."""
 

@@ -7,6 +7,8 @@ WORK_DIR/
     metrics.jsonl       one JSON object per logged step
     events.jsonl        one JSON object per event: a spike of the loss, a skipped step
     tensorboard/        the logged steps as event files
+    samples/            which samples each rank read, when log.samples
+    hang/               where each rank stood when the run stood still
     left_out.json       steps whose update is left out, after a rollback
     replay/             the weights before each bad step: quadriga replay FILE
     checkpoints/        step_00001000/ ...
@@ -58,6 +60,11 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        """What each rank read, when ``log.samples``."""
+        return self.path / "samples"
 
     @property
     def report(self) -> Path:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import final
 
 from quadriga.contracts import Dataset, EvaluationContext, LoggerContext, Objective
-from quadriga.data.loader import Loader
+from quadriga.data.loader import Loader, OnRead
 from quadriga.distributed.collectives import all_gather_values, from_main, on_all
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.activity import Activity
@@ -19,19 +19,19 @@ from quadriga.engine.compilation import check_compile
 from quadriga.engine.console import Console
 from quadriga.engine.data_parallel import DataParallelExecutor
 from quadriga.engine.evaluate import evaluate, make_context, missing_protocols
-from quadriga.engine.events import Events
 from quadriga.engine.hang import HangDetector, whereabouts
-from quadriga.engine.health import BadStep, Health, LeftOut, RollBack, stop_at
+from quadriga.engine.health import RollBack
 from quadriga.engine.journal import Journal
 from quadriga.engine.logger_set import LoggerSet
 from quadriga.engine.precision import check_precision
 from quadriga.engine.preemption import Preemption
 from quadriga.engine.profiling import Profiler
-from quadriga.engine.replay import write_replay
+from quadriga.engine.recovery import Recovery
 from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.engine.run_directory import RunDirectory
+from quadriga.engine.sample_log import SampleLog
 from quadriga.engine.start import Request, announce, check_start, choose, write_start
-from quadriga.engine.throughput import measure_work
+from quadriga.engine.throughput import Work, measure_work
 from quadriga.engine.train import train
 from quadriga.engine.warm_start import warm_start
 from quadriga.errors import UserError
@@ -97,7 +97,6 @@ class _Session:
         self._directory, self._dataset, self._plan = directory, dataset, plan
         self._env, self._console, self._preemption = env, console, preemption
         self._stack, self._activity = stack, Activity()
-        self._left_out = on_all(lambda: LeftOut(directory.path / "left_out.json"), env)
 
     def run(self, start_from: Path | None) -> None:
         """Build everything, then train from a checkpoint or from step 0."""
@@ -108,6 +107,9 @@ class _Session:
             report = warm_start(config.warm_start, self._objective, env, self._console.warn)
             if report is not None:
                 self._console.say(f"warm start: {report}")
+        self._recovery = Recovery(
+            self._resolved, self._directory, plan, env, self._console, self._objective
+        )
         self._executor = DataParallelExecutor(
             self._objective,
             config,
@@ -115,8 +117,8 @@ class _Session:
             env,
             activity=self._activity,
             asked_to_stop=lambda: self._preemption.asked,
-            on_bad_step=Health(config.health, self._left_out, self._record, self._tell),
-            left_out=self._left_out,
+            on_bad_step=self._recovery.health,
+            left_out=self._recovery.left_out,
         )
         self._store = self._stack.enter_context(
             CheckpointStore(
@@ -141,7 +143,6 @@ class _Session:
             lambda: write_start(self._resolved, self._directory, env, self._objective, start), env
         )
         announce(self._console, config, plan, self._objective, start, env)
-        self._work = measure_work(config, env, self._console.say) if env.is_main else None
         members = all_gather_values(whereabouts(), env)
         hangs = self._directory.path / "hang"
         self._stack.enter_context(HangDetector(self._activity, config.health, env, hangs, members))
@@ -149,12 +150,18 @@ class _Session:
 
     def _train(self, start: int) -> None:
         """Train to the end, going back to a checkpoint where a bad step asks for it."""
+        work = None
+        if self._env.is_main:
+            work = measure_work(self._config, self._env, self._console.say)
         while True:
             try:
                 with (
-                    self._loader() as loader,
-                    self._journal(start) as journal,
-                    self._profiler(start) as profiler,
+                    self._samples() as on_read,
+                    self._loader(on_read) as loader,
+                    self._journal(start, work) as journal,
+                    Profiler(
+                        self._config.log, self._directory, self._env, self._console, start
+                    ) as profiler,
                 ):
                     train(
                         self._executor,
@@ -170,53 +177,11 @@ class _Session:
                     )
                 break
             except RollBack as back:
-                start = self._go_back(back.bad)
+                start = self._recovery.go_back(back.bad, self._store, self._executor)
         if loader.unreadable:
             self._console.warn(
                 f"{loader.unreadable} of the samples could not be read and were replaced"
             )
-
-    def _go_back(self, bad: BadStep) -> int:
-        """Load the newest checkpoint before a bad step; return the step it is at.
-
-        The first time the steps since then are made again: a fault of the hardware does not come
-        back. A step that is bad again is a matter of the data or the weights: the updates from
-        the checkpoint to it are left out.
-        """
-        self._store.wait()
-        directory, left_out = self._directory, self._left_out
-        found = from_main(
-            lambda: newest_valid(directory.checkpoints, self._console.warn), self._env
-        )
-        if found is None:
-            stop_at(bad, "; there is no checkpoint to go back to (checkpoint.every_steps)")
-        start = self._store.load(found, self._executor)
-        if bad.step in left_out.tried:
-            left_out.ranges.append((start, bad.step))
-            what = f"leaving out the updates of steps {start + 1} to {bad.step + 1}"
-        else:
-            left_out.tried.append(bad.step)
-            what = "the steps since then are made again"
-
-        def note() -> None:
-            with directory.writing():
-                left_out.save()
-                events = Events(directory.events)
-                events.write("rollback", bad.step + 1, back_to=start, what=str(bad))
-            directory.rewind_metrics(start)
-            self._console.warn(f"{bad}: back to {found.name}, {what}")
-
-        from_main(note, self._env)
-        return start
-
-    def _record(self, bad: BadStep) -> str:
-        return write_replay(
-            self._directory.replay, self._resolved, self._plan, self._env, self._objective, bad
-        )
-
-    def _tell(self, bad: BadStep, text: str) -> None:
-        if self._env.is_main:
-            self._console.warn(text)
 
     def _check_protocols(self) -> None:
         """Check that the run's protocols can judge it."""
@@ -246,27 +211,34 @@ class _Session:
             for name, value in result.numbers.items()
         }
 
-    def _journal(self, start: int) -> Journal:
-        config, console = self._config, self._console
-        loggers = LoggerSet(console.warn)
-        context = LoggerContext(self._directory.path, config.name, config.as_dict(), start)
-        from_main(lambda: loggers.open(config.log.loggers, context, console.say), self._env)
+    def _journal(self, start: int, work: Work | None) -> Journal:
+        config, directory, env = self._config, self._directory, self._env
+        loggers = LoggerSet(self._console.warn)
+        context = LoggerContext(directory.path, config.name, config.as_dict(), start)
+        from_main(lambda: loggers.open(config.log.loggers, context, self._console.say), env)
         return Journal(
-            self._directory,
+            directory,
             config.log,
             self._plan,
-            self._env,
-            console,
+            env,
+            self._console,
             start,
-            self._work,
+            work,
             loggers,
             config.health,
         )
 
-    def _profiler(self, start: int) -> Profiler:
-        return Profiler(self._config.log, self._directory, self._env, self._console, start)
+    @contextlib.contextmanager
+    def _samples(self) -> Iterator[OnRead | None]:
+        if not self._config.log.samples:
+            yield None
+            return
+        with self._directory.writing():
+            log = SampleLog(self._directory.samples, self._env.rank)
+        with contextlib.closing(log):
+            yield log.add
 
-    def _loader(self) -> Loader:
+    def _loader(self, on_read: OnRead | None) -> Loader:
         config = self._config
         return Loader(
             self._dataset,
@@ -279,6 +251,7 @@ class _Session:
             prefetch=config.loader.prefetch,
             max_unreadable_fraction=config.loader.max_unreadable_fraction,
             warn=self._console.warn,
+            on_read=on_read,
         )
 
 

@@ -24,6 +24,7 @@ from quadriga.engine.logger_set import check_loggers
 from quadriga.engine.profiling import check_profile
 from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.engine.run_directory import RunDirectory
+from quadriga.engine.sample_log import rewind_samples
 from quadriga.engine.units import count
 from quadriga.engine.warm_start import check_warm_start
 from quadriga.errors import UserError
@@ -134,6 +135,8 @@ def write_start(
     parameters = sum(p.numel() for p in objective.parameters())
     directory.write_environment({**environment_facts(env), "parameters": parameters})
     directory.rewind_metrics(start)
+    with directory.writing():
+        rewind_samples(directory.samples, start)
 
 
 def announce(

@@ -65,6 +65,7 @@ def train(
                 checkpoints.save(done, executor)
                 journal.add_stall(checkpoints.take_stall())
                 checkpoints.report(done, {name: float(v) for name, v in output.metrics.items()})
+            journal.add_stall(checkpoints.take_stall())
         if output.stop:
             checkpoints.wait(final=True)
             raise preemption.preempted(done)

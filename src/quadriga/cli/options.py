@@ -1,0 +1,50 @@
+"""The options of ``quadriga train``, each with its help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Recipe = Annotated[
+    str, typer.Argument(help="A recipe (see `quadriga recipes`), or a run's config.json.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Config values: `optim.lr=3e-4 model.depth=6 optim.betas=[0.9,0.99]`."),
+]
+WorkDir = Annotated[Path | None, typer.Option(help="Where the run lives; runs/NAME by default.")]
+File = Annotated[Path | None, typer.Option(help="JSON or TOML file of config values.")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with the newest whole checkpoint of the work dir; or with --resume PATH.",
+    ),
+]
+ResumeFrom = Annotated[Path | None, typer.Option(hidden=True)]
+Device = Annotated[
+    str | None, typer.Option(help="auto, cpu, cuda or cuda:N; short for train.device.")
+]
+Amp = Annotated[
+    bool,
+    typer.Option("--amp", help="Compute in bfloat16; short for train.precision=bfloat16."),
+]
+Ranks = Annotated[
+    int | None,
+    typer.Option(help="Processes to start on this machine; short for train.ranks.", min=1),
+]
+MaxRestarts = Annotated[
+    int, typer.Option(help="How often the ranks are started again when one has failed.", min=0)
+]
+Profile = Annotated[
+    str | None,
+    typer.Option(metavar="STEPS", help="Profile steps: 5, or 10-14; short for log.profile."),
+]
+PrintConfig = Annotated[
+    bool, typer.Option("--print-config", help="Print the resolved config and stop.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Build everything without memory or data, print, stop.")
+]

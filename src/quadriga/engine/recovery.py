@@ -1,0 +1,99 @@
+"""What a run does about a bad step: record it, leave its update out, or go back."""
+
+from __future__ import annotations
+
+from typing import final
+
+from quadriga.contracts import Executor, Objective
+from quadriga.distributed.collectives import from_main, on_all
+from quadriga.distributed.environment import DistEnv
+from quadriga.engine.arithmetic import RunPlan
+from quadriga.engine.checkpoint import CheckpointStore, newest_valid
+from quadriga.engine.console import Console
+from quadriga.engine.events import Events
+from quadriga.engine.health import BadStep, Health, LeftOut, stop_at
+from quadriga.engine.replay import write_replay
+from quadriga.engine.run_config import RunConfig
+from quadriga.engine.run_directory import RunDirectory
+from quadriga.engine.sample_log import rewind_samples
+from quadriga.provenance import Resolved
+
+
+@final
+class Recovery:
+    """Applies ``health.non_finite`` in a run's directory."""
+
+    def __init__(
+        self,
+        resolved: Resolved[RunConfig],
+        directory: RunDirectory,
+        plan: RunPlan,
+        env: DistEnv,
+        console: Console,
+        objective: Objective,
+    ) -> None:
+        """Read which steps the run leaves out; every rank calls it.
+
+        Raises:
+            UserError: ``left_out.json`` is damaged.
+        """
+        self._resolved, self._directory, self._plan = resolved, directory, plan
+        self._env, self._console, self._objective = env, console, objective
+        self.left_out = on_all(lambda: LeftOut(directory.path / "left_out.json"), env)
+        health = resolved.config.health
+        self.health = Health(health, self.left_out, self._record, self._tell)
+
+    def go_back(self, bad: BadStep, store: CheckpointStore, executor: Executor) -> int:
+        """Load the newest checkpoint before a bad step; every rank calls it.
+
+        The first time the steps since then are made again: a fault of the hardware does not come
+        back. A step that is bad again is a matter of the data or the weights: the updates from
+        the checkpoint to it are left out.
+
+        Returns:
+            The step it is at.
+
+        Raises:
+            UserError: There is no checkpoint.
+        """
+        store.wait()
+        directory, left_out = self._directory, self.left_out
+        found = from_main(
+            lambda: newest_valid(directory.checkpoints, self._console.warn), self._env
+        )
+        if found is None:
+            stop_at(bad, "; there is no checkpoint to go back to (checkpoint.every_steps)")
+        start = store.load(found, executor)
+        if bad.step in left_out.tried:
+            left_out.ranges.append((start, bad.step))
+            what = f"leaving out the updates of steps {start + 1} to {bad.step + 1}"
+        else:
+            left_out.tried.append(bad.step)
+            what = "the steps since then are made again"
+
+        def note() -> None:
+            with directory.writing():
+                left_out.save()
+            directory.rewind_metrics(start)
+            with directory.writing():
+                rewind_samples(directory.samples, start)
+            self._event("rollback", bad, back_to=start)
+            self._console.warn(f"{bad}: back to {found.name}, {what}")
+
+        from_main(note, self._env)
+        return start
+
+    def _record(self, bad: BadStep) -> str:
+        return write_replay(
+            self._directory.replay, self._resolved, self._plan, self._env, self._objective, bad
+        )
+
+    def _tell(self, bad: BadStep, text: str) -> None:
+        if self._env.is_main:
+            self._console.warn(text)
+            self._event("update left out", bad)
+
+    def _event(self, event: str, bad: BadStep, **more: int) -> None:
+        with self._directory.writing():
+            events = Events(self._directory.events)
+            events.write(event, bad.step + 1, what=bad.what, value=str(bad.value), **more)

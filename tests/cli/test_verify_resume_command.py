@@ -1,0 +1,58 @@
+"""``quadriga verify-resume``: real runs, really killed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from quadriga.cli.entry import run
+from quadriga.engine.verify_resume_run import OWN, Layout, Runner
+from tiny import TINY
+
+WORDS = [word for word in TINY if word.partition("=")[0] not in OWN]
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_proved_to_be_the_straight_one(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--steps", "6", "--kills", "2", "--ranks", "1", "--json"]
+    place = ["--work-dir", str(tmp_path / "proof"), "loader.workers=0"]
+    assert run(["verify-resume", "mae_digits", *WORDS, *options, *place]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["passed"]
+    straight, killed = told["cases"]
+    assert straight["samples"] == "as planned"
+    parts = [killed[name] for name in ("parameters", "optimizer", "metrics", "samples")]
+    assert parts == ["equal"] * 4
+    assert killed["interruptions"].count("SIG") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["train.steps=3"], "error: train.steps is set by verify-resume itself; leave it out"),
+        (["--layouts", "ddp"], "error: --layouts must be a list such as ddp:1,ddp:2,fsdp:2, but"),
+        (["--steps", "2"], "error: --steps must be at least 4, but is 2"),
+        (["optim.lrr=1"], "error: unknown key optim.lrr"),
+        (["--ranks", "16"], "error: train.batch_size must be at least ranks x train.accumulate"),
+    ],
+)
+def test_mistakes_are_found_before_any_run(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["verify-resume", "mae_digits", *WORDS, *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(line)
+    assert captured.err.count("\n") == 1
+
+
+def test_a_launcher_starts_the_ranks_itself() -> None:
+    runner = Runner("mae_digits", ["a=1"], 12, ["srun", "--ntasks={ranks}"], print)
+    words = runner.command(Layout("fsdp", 8), Path("run"), resume=True)
+    assert words[:2] == ["srun", "--ntasks=8"]
+    assert words[3:7] == ["-m", "quadriga", "train", "mae_digits"]
+    assert {"train.ranks=1", "train.parallel=fsdp", "train.steps=12", "a=1"} <= set(words)
+    assert words[-1] == "--resume"

@@ -1,0 +1,97 @@
+"""Processes that die, overtake or meet each other: nothing is lost and the run stays the same."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from quadriga.cli.entry import run
+from quadriga.engine.checkpoint import list_checkpoints, newest_valid
+from ranks import run_ranks, start_ranks
+from tiny import assert_bit_equal, read_checkpoint, read_metrics, tiny_run
+
+STEPS = 24
+WORDS = ["checkpoint.every_steps=4", "loader.workers=1"]
+INJECTED = [sys.executable, str(Path(__file__).resolve().parent / "injected.py")]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that met no trouble."""
+    work_dir = tmp_path_factory.mktemp("straight") / "run"
+    assert run(tiny_run(work_dir, STEPS, *WORDS)) == 0
+    return work_dir
+
+
+def assert_goes_on(work_dir: Path, straight: Path) -> None:
+    assert run(tiny_run(work_dir, STEPS, *WORDS, "--resume")) == 0
+    assert_bit_equal(read_checkpoint(work_dir, STEPS), read_checkpoint(straight, STEPS))
+    assert read_metrics(work_dir) == read_metrics(straight)
+
+
+def wait_for_lines(work_dir: Path, lines: int, process: subprocess.Popen[str]) -> None:
+    metrics, deadline = work_dir / "metrics.jsonl", time.monotonic() + 120
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < lines:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "the run logged nothing in time"
+        time.sleep(0.005)
+
+
+def test_a_data_worker_that_dies(tmp_path: Path, straight: Path) -> None:
+    work_dir = tmp_path / "run"
+    words = tiny_run(work_dir, STEPS, *WORDS)
+    (rank,) = run_ranks([*INJECTED, "worker", "0", "10", "0", *words], 1)
+    assert rank.returncode == 2, rank.stderr
+    assert rank.stderr.count("\n") == 1, rank.stderr
+    assert rank.stderr.startswith("error: ")
+    found = newest_valid(work_dir / "checkpoints", pytest.fail)
+    assert found is not None
+    assert found.name == "step_00000008"
+    assert_goes_on(work_dir, straight)
+
+
+def test_a_signal_during_a_save(tmp_path: Path, straight: Path) -> None:
+    work_dir = tmp_path / "run"
+    slow = [*INJECTED, "slow", "0", "1500", "0", *tiny_run(work_dir, STEPS, *WORDS)]
+    (process,) = start_ranks(slow, 1)
+    wait_for_lines(work_dir, 5, process)  # step 5 is made while step 4 is written
+    assert list_checkpoints(work_dir / "checkpoints") == []
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    saved = [path.name for path in list_checkpoints(work_dir / "checkpoints")]
+    assert saved[-1] == "step_00000004", "the save under way was finished"
+    assert f"after step {int(saved[0].removeprefix('step_'))}, which is saved" in errors
+    assert_goes_on(work_dir, straight)
+
+
+def test_a_kill_while_training_goes_on_beside_a_save(tmp_path: Path, straight: Path) -> None:
+    work_dir = tmp_path / "run"
+    slow = [*INJECTED, "slow", "0", "700", "0", *tiny_run(work_dir, STEPS, *WORDS)]
+    (process,) = start_ranks(slow, 1)
+    wait_for_lines(work_dir, 9, process)  # step 8 is being written, step 4 is there
+    process.kill()
+    process.communicate(timeout=60)
+    saved = [path.name for path in list_checkpoints(work_dir / "checkpoints")]
+    assert saved == ["step_00000004"]
+    assert_goes_on(work_dir, straight)
+
+
+def test_two_runs_in_one_work_dir(
+    tmp_path: Path, straight: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work_dir = tmp_path / "run"
+    words = tiny_run(work_dir, STEPS, *WORDS)
+    (process,) = start_ranks([*INJECTED, "slow", "0", "1500", "0", *words], 1)
+    wait_for_lines(work_dir, 5, process)
+    assert run([*words, "--resume"]) == 2
+    assert "is in use: another process trains there" in capsys.readouterr().err
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert_bit_equal(read_checkpoint(work_dir, STEPS), read_checkpoint(straight, STEPS))
+    assert read_metrics(work_dir) == read_metrics(straight)
