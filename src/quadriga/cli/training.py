@@ -78,9 +78,7 @@ def train(request: TrainRequest) -> int:
         print("\n".join(config_lines(resolved)))
         return 0
     if request.dry_run:
-        ranks = max(launch.world_size, resolved.config.train.ranks)
-        local = launch.local_world_size if launch.launcher != "none" else None
-        rows = dry_run(resolved.config, ranks, local)
+        rows = dry_run(resolved.config, max(launch.world_size, resolved.config.train.ranks))
         width = max(len(name) for name, _ in rows)
         print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
         return 0

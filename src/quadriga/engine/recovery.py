@@ -72,12 +72,12 @@ class Recovery:
             what = "the steps since then are made again"
 
         def note() -> None:
-            with directory.writing():
-                left_out.save()
             directory.rewind_metrics(start)
             with directory.writing():
+                left_out.save()
                 rewind_samples(directory.samples, start)
-            self._event("rollback", bad, back_to=start)
+                events, value = Events(directory.events), str(bad.value)
+                events.write("rollback", bad.step + 1, back_to=start, what=bad.what, value=value)
             self._console.warn(f"{bad}: back to {found.name}, {what}")
 
         from_main(note, self._env)
@@ -91,9 +91,3 @@ class Recovery:
     def _tell(self, bad: BadStep, text: str) -> None:
         if self._env.is_main:
             self._console.warn(text)
-            self._event("update left out", bad)
-
-    def _event(self, event: str, bad: BadStep, **more: int) -> None:
-        with self._directory.writing():
-            events = Events(self._directory.events)
-            events.write(event, bad.step + 1, what=bad.what, value=str(bad.value), **more)
