@@ -132,16 +132,27 @@ def test_a_metric_that_nobody_reported_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_skipped_step_is_written_without_what_is_not_finite(tmp_path: Path, value: float) -> None:
+@pytest.mark.parametrize("name", ["loss", "norm"])
+def test_a_skipped_step_is_marked_and_what_is_not_finite_is_left_out(
+    tmp_path: Path, name: str, value: float
+) -> None:
+    bad = output(0, **{name: value})._replace(skipped=True)
+    write(tmp_path, [bad])
+    (record,) = read_metrics(tmp_path)
+    assert record["skipped"] is True
+    field = {"loss": "loss", "norm": "grad_norm"}[name]
+    other = {"loss": "grad_norm", "norm": "loss"}[name]
+    assert field not in record
+    assert math.isfinite(record[other])
+
+
+def test_a_skipped_step_is_an_event_also_between_two_records(tmp_path: Path) -> None:
     steps = [output(step) for step in range(3)]
-    bad = output(3, loss=value, norm=value)._replace(skipped=True)
-    write(tmp_path, [*steps, bad], loggers="csv")
-    first, second = read_metrics(tmp_path)
-    assert "skipped" not in first
-    assert second["skipped"] is True
-    assert not {"loss", "grad_norm"} & second.keys()
-    (event,) = map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())
-    assert (event["event"], event["step"]) == ("skipped step", 4)
+    bad = [output(step, loss=math.nan, norm=math.nan)._replace(skipped=True) for step in (3, 4)]
+    write(tmp_path, [*steps, *bad], loggers="csv")
+    lines = (tmp_path / "events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    assert [(e["event"], e["step"]) for e in events] == [("skipped step", 4), ("skipped step", 5)]
 
 
 def test_event_files_hold_what_the_records_hold(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def chart(curve: Curve, identity: str) -> str:
 <defs><linearGradient id="fade-{identity}" x1="0" y1="0" x2="0" y2="1">
 <stop class="fade-top" offset="0"/><stop class="fade-end" offset="1"/></linearGradient></defs>
 <path style="fill:url(#fade-{identity})" d="{area}"/>{faint}<path class="main" d="{line}"/></svg>
+{_marks(curve, position_x)}
 <i class="cursor" hidden></i><i class="dot" hidden></i><div class="tip" hidden></div>
 </div></figure>"""
 
@@ -108,6 +109,20 @@ def _labels(curve: Curve, x: Scale, y: Scale, low: float, high: float) -> str:
         if value == int(value) and 0.03 < x(value) < 0.97
     ]
     return "".join(rows + columns)
+
+
+def _marks(curve: Curve, x: Scale) -> str:
+    """Return a line at each event inside the axis, thinned to what can be told apart."""
+    first, last = step_range(curve)
+    at = {
+        round(100 * x(step), 1): f"{what}, step {step:,.0f}"
+        for step, what in curve.marks
+        if first <= step <= last
+    }
+    return "".join(
+        f'<i class="mark" style="left:{left}%" title="{escape(text)}"></i>'
+        for left, text in at.items()
+    )
 
 
 def _points(curve: Curve, x: Scale, y: Scale) -> str:

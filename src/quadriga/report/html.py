@@ -21,6 +21,7 @@ from quadriga.report.sections import (
     reproduce_section,
 )
 from quadriga.report.series import Curve, curves_of
+from quadriga.report.shares import shares_chart
 
 
 def write_report(run_dir: Path) -> Path:
@@ -36,7 +37,7 @@ def write_report(run_dir: Path) -> Path:
         UserError: No run has written there, or the report cannot be written.
     """
     run = read_run(run_dir)
-    curves = curves_of(run.metrics)
+    curves = curves_of(run.metrics, run.events)
     folder = run_dir / "report"
     try:
         folder.mkdir(exist_ok=True)
@@ -64,6 +65,7 @@ def render(run: RunFiles, curves: list[Curve]) -> str:
     style = package.joinpath("page.css").read_text(encoding="utf-8")
     script = package.joinpath("page.js").read_text(encoding="utf-8")
     drawn = "".join(chart(curve, str(i)) for i, curve in enumerate(curves))
+    drawn += shares_chart(run.metrics)
     sections = [
         ("Evaluation", evaluation_section(run)),
         ("Pictures", pictures_section(run)),

@@ -1,6 +1,6 @@
 "use strict";
 
-for (const chart of document.querySelectorAll(".chart")) {
+for (const chart of document.querySelectorAll(".chart[data-points]")) {
   const points = JSON.parse(chart.dataset.points);
   const plot = chart.querySelector(".plot");
   const [cursor, dot, tip] = [".cursor", ".dot", ".tip"].map((name) => plot.querySelector(name));

@@ -24,6 +24,8 @@ class RunFiles:
     metrics: list[Record]
     """One record per logged step, in the order of the steps."""
     evaluation: dict[str, Any]
+    events: list[Record] = field(default_factory=list)
+    """What happened beside the steps, each with an ``event`` and a ``step``."""
     notes: list[str] = field(default_factory=list)
     """Sentences on what is missing or damaged."""
 
@@ -87,6 +89,7 @@ def read_run(folder: Path) -> RunFiles:
         evaluation=_read_object(
             folder / "report" / "evaluation.json", notes, absent="no evaluation has been made yet"
         ),
+        events=_read_events(folder / "events.jsonl"),
         notes=notes,
     )
 
@@ -117,6 +120,23 @@ def _read_object(path: Path, notes: list[str], absent: str | None = None) -> dic
         notes.append(f"{path.name} must hold one JSON object, but holds {type(value).__name__}")
         return {}
     return value
+
+
+def _read_events(path: Path) -> list[Record]:
+    """Read the events; a damaged line is passed over."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            event = mapping_of(json.loads(line))
+        except ValueError:
+            continue
+        if isinstance(event.get("event"), str) and number_of(event.get("step")) is not None:
+            found.append(event)
+    return found
 
 
 def _read_metrics(path: Path, notes: list[str]) -> list[Record]:

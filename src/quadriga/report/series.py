@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,8 +24,15 @@ _BOOKKEEPING = (
     "grad_norm",
     "step_seconds",
     "data_wait_share",
+    "communication_share",
+    "checkpoint_stall_share",
     "samples_per_second",
+    "tokens_per_second",
+    "flops_per_second",
+    "mfu",
+    "skipped",
     "memory_gib",
+    "memory_peak_gib",
     "eta_seconds",
 )
 
@@ -44,6 +51,8 @@ class Curve:
     from_zero: bool = False
     left_out: int = 0
     """Values that were not finite."""
+    marks: tuple[tuple[float, str], ...] = ()
+    """(step, what happened there)."""
 
     @property
     def main(self) -> list[float]:
@@ -51,20 +60,23 @@ class Curve:
         return self.values if self.smoothed is None else self.smoothed
 
 
-def curves_of(metrics: Sequence[Record]) -> list[Curve]:
+def curves_of(metrics: Sequence[Record], events: Sequence[Record] = ()) -> list[Curve]:
     """Return the curves of a run: the loss, what the engine logs and every metric of the method.
 
     Args:
         metrics: Logged records in the order of the steps.
+        events: What else happened; marked on the loss.
     """
+    marks = tuple((float(e["step"]), str(e["event"])) for e in events)
     others = dict.fromkeys(name for record in metrics for name in record)
     named = [name for name in others if name not in (*_BOOKKEEPING, "loss")]
     found = [
-        curve_of(metrics, "loss", "loss"),
+        replace(curve_of(metrics, "loss", "loss"), marks=marks),
         *(curve_of(metrics, name, name.replace("_", " ")) for name in named),
         curve_of(metrics, "lr", "learning rate", smooth=False, from_zero=True),
         curve_of(metrics, "grad_norm", "gradient norm"),
         curve_of(metrics, "samples_per_second", "throughput", unit="samples/s", from_zero=True),
+        curve_of(metrics, "mfu", "model FLOP/s utilisation", unit="%", scale=100.0, from_zero=True),
         curve_of(
             metrics,
             "data_wait_share",
@@ -74,6 +86,9 @@ def curves_of(metrics: Sequence[Record]) -> list[Curve]:
             from_zero=True,
         ),
         curve_of(metrics, "memory_gib", "memory", unit="GiB", smooth=False, from_zero=True),
+        curve_of(
+            metrics, "memory_peak_gib", "memory, peak", unit="GiB", smooth=False, from_zero=True
+        ),
     ]
     return [curve for curve in found if curve.values]
 
