@@ -7,7 +7,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from quadriga.contracts import DatasetConfig
-from quadriga.data.digits import DigitsConfig
+from quadriga.data.digits import DigitsConfig, _load
 
 
 def position(name: str) -> int:
@@ -57,3 +57,10 @@ def test_kind_is_the_file_name():
     config = DigitsConfig(image_px=24)
     assert config.as_dict() == {"kind": "digits", "image_px": 24}
     assert DatasetConfig.from_dict(config.as_dict()) == config
+
+
+def test_what_is_read_is_what_scikit_learn_loads() -> None:
+    pixels, labels = _load()
+    expected = load_digits()
+    np.testing.assert_array_equal(pixels, expected.images)
+    np.testing.assert_array_equal(labels, expected.target)

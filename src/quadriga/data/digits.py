@@ -6,6 +6,8 @@ data, Alpaydin and Kaynak, 1998), enlarged once when the data set is opened.
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import final
 
 import numpy as np
@@ -45,16 +47,12 @@ class DigitsDataset(Dataset):
             split: Which part. The hold-out is the same in every run, whatever its seed.
             image_px: Side of the images in pixels.
         """
-        # Imported here: the package takes a second, and every kind of data set is imported to
-        # list the kinds.
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        self.classes = tuple(str(name) for name in digits.target_names)
-        self._originals = _split_positions(digits.target, split)
-        images = digits.images[self._originals] * (255 / _LARGEST_VALUE)
+        pixels, labels = _load()
+        self.classes = tuple(str(name) for name in np.unique(labels))
+        self._originals = _split_positions(labels, split)
+        images = pixels[self._originals] * (255 / _LARGEST_VALUE)
         self._images = _enlarge(np.rint(images).astype(np.uint8), image_px)
-        self._labels = [int(label) for label in digits.target[self._originals]]
+        self._labels = [int(label) for label in labels[self._originals]]
 
     def __len__(self) -> int:
         """Return the number of digits of the split."""
@@ -68,6 +66,24 @@ class DigitsDataset(Dataset):
     def name(self, index: int) -> str:
         """Return the digit's name, with its position in scikit-learn's order."""
         return f"digit {self._originals[index]}"
+
+
+def _load() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Return all digits: values of 0 to 16, (1797, 8, 8), and labels.
+
+    The file is read where the package keeps it: to import the package takes two seconds, in every
+    rank and every command. Where it keeps it elsewhere, it is asked.
+    """
+    package = importlib.util.find_spec("sklearn")
+    for folder in package.submodule_search_locations or () if package else ():
+        path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if path.is_file():
+            table = np.loadtxt(path, delimiter=",")
+            return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return digits.images, digits.target
 
 
 def _split_positions(labels: npt.NDArray[np.int64], split: Split) -> npt.NDArray[np.int64]:
