@@ -8,6 +8,7 @@ same sums in another order.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -94,3 +95,18 @@ def test_the_comparison_is_not_empty(results: dict[tuple[str, int], Result]) -> 
     moved = single["objective.encoder.norm.weight"] - 1
     averaged = single["ema.encoder.norm.weight"] - 1
     assert 0 < averaged.norm() < moved.norm()
+
+
+def test_gradients_travel_with_the_last_micro_batch_only(tmp_path: Path) -> None:
+    path = tmp_path / "counts.json"
+    command = [sys.executable, str(WORKER.with_name("collectives_counter.py")), str(path)]
+    for rank in run_ranks(command, 2):
+        assert rank.returncode == 0, rank.stderr
+    counts = json.loads(path.read_text())
+    assert counts["ddp/4"] == counts["ddp/1"]
+    assert counts["ddp/1"]["allreduce_"] == 2, "one bucket of gradients and the step's sums"
+    # Three blocks and what lies outside them; a block that is let go is gathered twice.
+    gathered = {"fsdp/1": 3 * 2 + 1, "fsdp/4": 4 * (3 * 2 + 1), "fsdp-keep/1": 4, "fsdp-keep/4": 4}
+    for name, gathers in gathered.items():
+        expected = {"_allgather_base_": gathers, "_reduce_scatter_base_": 4, "allreduce_": 2}
+        assert counts[name] == expected, name

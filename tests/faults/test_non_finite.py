@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from quadriga.cli.entry import run
+from quadriga.data.sampling import step_samples
 from quadriga.engine.checkpoint import list_checkpoints
+from quadriga.engine.run_directory import RunDirectory
 from ranks import run_ranks
 from tiny import assert_bit_equal, read_checkpoint, read_metrics, tiny_run
 
@@ -44,6 +46,12 @@ def test_stop_ends_every_rank_before_the_update(tmp_path: Path, straight: Path) 
     replay = work_dir / "replay" / "step_00000006.safetensors"
     assert f"quadriga replay {replay} makes this step alone" in errors
     assert replay.is_file()
+    (event,) = map(json.loads, (work_dir / "events.jsonl").read_text().splitlines())
+    assert (event["event"], event["step"], event["what"]) == ("bad step", BAD + 1, "loss")
+    config = RunDirectory(work_dir).read_config().config
+    size = len(config.data.build("train"))
+    index, _ = step_samples(config.seed, size, config.train.batch_size, BAD)
+    assert event["samples"] == index.tolist()
     assert [path.name for path in list_checkpoints(work_dir / "checkpoints")] == ["step_00000003"]
     assert poisoned(work_dir, 0, "--resume")[0] == 0
     assert_bit_equal(read_checkpoint(work_dir, STEPS), read_checkpoint(straight, STEPS))

@@ -21,7 +21,7 @@ class Events:
         """
         self._path, self._active = path, active
 
-    def write(self, event: str, step: int, **plain: str | float | bool | None) -> None:
+    def write(self, event: str, step: int, **plain: str | float | bool | list[int] | None) -> None:
         """Append an event.
 
         Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import final
 
 from quadriga.contracts import Executor, Objective
+from quadriga.data.sampling import step_samples
 from quadriga.distributed.collectives import from_main, on_all
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.arithmetic import RunPlan
@@ -84,9 +85,24 @@ class Recovery:
         return start
 
     def _record(self, bad: BadStep) -> str:
-        return write_replay(
+        where = write_replay(
             self._directory.replay, self._resolved, self._plan, self._env, self._objective, bad
         )
+        from_main(lambda: self._note(bad, where), self._env)
+        return where
+
+    def _note(self, bad: BadStep, where: str) -> None:
+        plan, seed = self._plan, self._resolved.config.seed
+        index, _ = step_samples(seed, plan.dataset_size, plan.batch_size, bad.step)
+        with self._directory.writing():
+            Events(self._directory.events).write(
+                "bad step",
+                bad.step + 1,
+                what=bad.what,
+                value=str(bad.value),
+                samples=index.tolist(),
+                replay=where,
+            )
 
     def _tell(self, bad: BadStep, text: str) -> None:
         if self._env.is_main:
