@@ -50,7 +50,9 @@ def test_killed_and_resumed_is_never_interrupted(tmp_path: Path, lines: int, wor
 
 
 def test_two_ranks_resume_bit_identically_and_one_rank_goes_on(tmp_path: Path) -> None:
-    common = ["checkpoint.every_steps=4", "loader.workers=0"]
+    """With shards of everything; replicas are what the test of verify-resume interrupts."""
+    common = ["checkpoint.every_steps=4", "loader.workers=0", "train.parallel=fsdp"]
+    common += ["ema.decay=0.99", "optim.clip_norm=0.5"]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     for rank in run_ranks(quadriga(*tiny_run(straight, STEPS, *common)), 2):
         assert rank.returncode == 0, rank.stderr
