@@ -173,7 +173,8 @@ class DataParallelExecutor(Executor):
             # Whoever goes on from here must not add to these.
             self._optimizer.zero_grad(set_to_none=True)
             updates = step - self._skipped
-            self._on_bad_step(BadStep(step, what, float(value), self._scale.value, updates))
+            with self._activity.during("save"):  # the weights go to a file
+                self._on_bad_step(BadStep(step, what, float(value), self._scale.value, updates))
         self._scale.update(overflowed=loss_is_finite and not finite)
         if good:
             clip = self._config.optim.clip_norm

@@ -177,7 +177,8 @@ class _Session:
                     )
                 break
             except RollBack as back:
-                start = self._recovery.go_back(back.bad, self._store, self._executor)
+                with self._activity.during("start"):
+                    start = self._recovery.go_back(back.bad, self._store, self._executor)
         if loader.unreadable:
             self._console.warn(
                 f"{loader.unreadable} of the samples could not be read and were replaced"
