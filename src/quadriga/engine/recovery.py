@@ -58,8 +58,9 @@ class Recovery:
         """
         store.wait()
         directory, left_out = self._directory, self.left_out
+        # Up to the bad step: one that was passed over at the start may be readable by now.
         found = from_main(
-            lambda: newest_valid(directory.checkpoints, self._console.warn), self._env
+            lambda: newest_valid(directory.checkpoints, self._console.warn, bad.step), self._env
         )
         if found is None:
             stop_at(bad, "; there is no checkpoint to go back to (checkpoint.every_steps)")
