@@ -133,7 +133,7 @@ def test_a_bad_step_is_made_again_alone(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_the_newest_replay_files_stay_whatever_their_steps(tmp_path: Path) -> None:
-    """A run that goes on from an earlier step makes its bad steps below those of the old history."""
+    """A run that goes on from an earlier step has bad steps before those of the old history."""
     config = tiny_config([])
     plan = make_plan(config, 1000, 1)
     objective = build_objective(config, SINGLE.device, config.seed)
