@@ -10,6 +10,7 @@ from quadriga.distributed.environment import DistEnv
 from quadriga.engine.arithmetic import RunPlan
 from quadriga.engine.checkpoint import CheckpointStore, newest_valid
 from quadriga.engine.console import Console
+from quadriga.engine.evaluate import forget_results_after
 from quadriga.engine.events import Events
 from quadriga.engine.health import BadStep, Health, LeftOut, stop_at
 from quadriga.engine.replay import write_replay
@@ -77,6 +78,7 @@ class Recovery:
             with directory.writing():
                 left_out.save()
                 rewind_samples(directory.samples, start)
+                forget_results_after(directory.report, start)
                 events, value = Events(directory.events), str(bad.value)
                 events.write("rollback", bad.step + 1, back_to=start, what=bad.what, value=value)
             self._console.warn(f"{bad}: back to {found.name}, {what}")
