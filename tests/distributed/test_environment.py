@@ -26,6 +26,14 @@ SRUN = {
     "SLURM_NTASKS_PER_NODE": "2",
 }
 
+SHARED = {
+    "SLURM_PROCID": "5",
+    "SLURM_NTASKS": "7",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "0",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2),2",
+}
+
 
 @pytest.mark.parametrize(
     ("environ", "expected"),
@@ -36,6 +44,10 @@ SRUN = {
         ({"RANK": "0", "WORLD_SIZE": "1"}, Launch(0, 1, 0, 1, "torchrun")),
         (SRUN, Launch(5, 6, 1, 2, "slurm")),
         ({**SRUN, **TORCHRUN}, Launch(3, 8, 1, 2, "torchrun")),
+        # srun --ntasks=7 without --ntasks-per-node
+        ({**SHARED, "SLURM_NODEID": "0"}, Launch(5, 7, 1, 4, "slurm")),
+        ({**SHARED, "SLURM_NODEID": "2"}, Launch(5, 7, 1, 2, "slurm")),
+        ({**SHARED, "SLURM_STEP_TASKS_PER_NODE": "7"}, Launch(5, 7, 1, 7, "slurm")),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, Launch()),
         ({"SLURM_PROCID": "0"}, Launch()),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 import warnings
@@ -118,6 +119,34 @@ def test_leftovers_of_a_killed_save_are_ignored_and_cleared(
     assert list_checkpoints(tmp_path / "checkpoints") == []
     store.save(6, Tensors(1.0))
     assert not stale.exists()
+
+
+def test_a_leftover_that_cannot_be_removed_is_no_reason_not_to_save(
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a network file system a folder stays as long as another process reads a file of it."""
+    folder = tmp_path / "checkpoints"
+    (folder / ".step_00000005.removed").mkdir(parents=True)
+    (folder / ".step_00000004.partial").mkdir()
+    rmtree = shutil.rmtree
+
+    def busy(path: Path, ignore_errors: bool = False) -> None:
+        if "step_00000006" in path.name:
+            rmtree(path, ignore_errors=ignore_errors)
+        elif not ignore_errors:
+            raise OSError(39, "Directory not empty")
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    (folder / ".step_00000006.partial").mkdir()
+    store.save(6, Tensors(1.0))
+    assert [path.name for path in list_checkpoints(folder)] == ["step_00000006"]
+
+
+def test_the_newest_before_a_step_is_found(store: CheckpointStore, tmp_path: Path) -> None:
+    older = store.save(3, Tensors(1.0))
+    store.save(6, Tensors(2.0))
+    for step, expected in ((2, None), (3, older), (5, older)):
+        assert newest_valid(tmp_path / "checkpoints", print, up_to=step) == expected
 
 
 def test_a_save_that_fails_leaves_the_previous_checkpoint(

@@ -93,6 +93,11 @@ def test_a_failing_protocol_leaves_the_training_mode(tmp_path: Path) -> None:
     assert not (tmp_path / "evaluation.json").exists()
 
 
+def test_results_that_cannot_be_written_are_one_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"evaluation\.json cannot be written: No such file"):
+        run(tmp_path / "gone")
+
+
 def test_other_ranks_write_no_results(tmp_path: Path) -> None:
     run(tmp_path, env=DistEnv(1, 2, 1, 2, torch.device("cpu")))
     assert not (tmp_path / "evaluation.json").exists()

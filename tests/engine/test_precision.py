@@ -13,7 +13,7 @@ import pytest
 import torch
 from parallel_worker import tiny_config
 
-from quadriga.contracts import Batch
+from quadriga.contracts import Batch, LossOutput
 from quadriga.data.loader import Loader
 from quadriga.distributed.environment import SINGLE
 from quadriga.engine import loss_scale
@@ -21,6 +21,7 @@ from quadriga.engine.arithmetic import make_plan
 from quadriga.engine.build import build_objective
 from quadriga.engine.data_parallel import DataParallelExecutor
 from quadriga.engine.loss_scale import LossScale
+from quadriga.methods.mae import MAE
 
 HERE = Path(__file__).resolve().parent
 
@@ -157,3 +158,43 @@ def test_compiled_blocks_compute_the_same_and_share_their_programs() -> None:
         assert told[side] == pytest.approx(told["eager"], rel=1e-5)
         # A block without drop path, those with it, and the decoder's: not one for each layer.
         assert told[f"{side} graphs"] == [3]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_step_without_targets_makes_no_update(
+    monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    trial = Trial(f"train.precision={precision}", "ema.decay=0.5")
+    trial.steps(range(2))
+    forward, before = MAE.forward, trial.state()
+
+    def without_targets(objective: MAE, batch: Batch) -> LossOutput:
+        output = forward(objective, batch)
+        return LossOutput(output.loss * 0, output.count * 0, {})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MAE, "forward", without_targets)
+        (output,) = trial.executor.run(trial.batches(range(2, 3)), range(2, 3))
+    assert output.skipped
+    after = trial.state()
+    assert int(after.pop("executor.skipped")) == int(before.pop("executor.skipped")) + 1
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor), name
+    assert all(torch.isfinite(torch.tensor(trial.steps(range(3, 5)))))
+
+
+def test_a_bad_loss_says_nothing_of_the_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = Trial("train.precision=float16")
+    trial.executor._on_bad_step = lambda bad: None
+    trial.steps(range(2))
+    before = trial.state()
+    forward = MAE.forward
+
+    def bad(objective: MAE, batch: Batch) -> LossOutput:
+        output = forward(objective, batch)
+        return output._replace(loss=output.loss * torch.nan)
+
+    monkeypatch.setattr(MAE, "forward", bad)
+    trial.steps(range(2, 3))
+    for name in ("executor.loss_scale", "executor.loss_scale_good_steps"):
+        assert torch.equal(trial.state()[name], before[name]), name

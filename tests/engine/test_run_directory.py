@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -99,6 +103,33 @@ def test_a_lock_is_held_until_its_file_is_closed(tmp_path: Path) -> None:
     with directory.lock(), pytest.raises(UserError, match="is in use: another process"):
         directory.lock()
     directory.lock().close()
+
+
+def test_a_killed_process_leaves_no_lock_to_those_it_forked(tmp_path: Path) -> None:
+    """A process that reads data may be stuck in a read when its parent is killed."""
+    code = (
+        "import os, signal, sys, time\n"
+        "from pathlib import Path\n"
+        "from quadriga.engine.run_directory import RunDirectory\n"
+        "lock = RunDirectory(Path(sys.argv[1])).lock()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    time.sleep(60)\n"
+        "time.sleep(1)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    directory = owned(tmp_path)
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        try:
+            assert parent.wait(60) == -signal.SIGKILL
+            directory.lock().close()
+        finally:
+            os.kill(child, signal.SIGKILL)
 
 
 def test_what_cannot_be_written_is_one_error(tmp_path: Path) -> None:

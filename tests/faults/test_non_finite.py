@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from parallel_worker import tiny_config
 
 from quadriga.cli.entry import run
 from quadriga.data.sampling import step_samples
+from quadriga.distributed.environment import SINGLE
+from quadriga.engine.arithmetic import make_plan
+from quadriga.engine.build import build_objective
 from quadriga.engine.checkpoint import list_checkpoints
+from quadriga.engine.health import BadStep
+from quadriga.engine.replay import write_replay
 from quadriga.engine.run_directory import RunDirectory
+from quadriga.provenance import Resolved
 from ranks import run_ranks
 from tiny import assert_bit_equal, read_checkpoint, read_metrics, tiny_run
 
@@ -128,6 +138,20 @@ def test_a_bad_step_is_made_again_alone(tmp_path: Path, capsys: pytest.CaptureFi
     (file,) = (work_dir / "replay").glob("*.safetensors")
     assert run(["replay", str(file)]) == 1
     assert "not reproduced" in capsys.readouterr().out
+
+
+def test_the_newest_replay_files_stay_whatever_their_steps(tmp_path: Path) -> None:
+    """A run that goes on from an earlier step has bad steps before those of the old history."""
+    config = tiny_config([])
+    plan = make_plan(config, 1000, 1)
+    objective = build_objective(config, SINGLE.device, config.seed)
+    resolved = Resolved.of(config, "test")
+    for age, step in ((30, 100), (20, 200), (10, 300), (0, 50)):
+        bad = BadStep(step - 1, "loss", math.nan, 1.0, 0)
+        written = Path(write_replay(tmp_path, resolved, plan, SINGLE, objective, bad))
+        assert written.is_file()
+        os.utime(written, (time.time() - age,) * 2)
+    assert sorted(int(path.stem[-8:]) for path in tmp_path.iterdir()) == [50, 200, 300]
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "other"])

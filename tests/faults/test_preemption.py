@@ -61,6 +61,20 @@ def test_a_second_sigterm_ends_the_process_at_once() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 143
 
 
+def test_the_sigterm_that_follows_a_warning_is_the_first() -> None:
+    """A scheduler may warn with SIGUSR1 long before; the run may be saving when SIGTERM comes."""
+    code = (
+        "import os, signal, time\n"
+        "from quadriga.engine import preemption\n"
+        "preemption.ECHO_SECONDS = 0.01\n"
+        "with preemption.Preemption():\n"
+        "    for number in (signal.SIGUSR1, signal.SIGTERM):\n"
+        "        os.kill(os.getpid(), number)\n"
+        "        time.sleep(0.05)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
 def test_what_is_saved_is_left_at_once_and_what_is_not_is_finished() -> None:
     with Preemption() as asked:
         with (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import re
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -73,8 +74,9 @@ def read_launch(environ: Mapping[str, str]) -> Launch:
         launcher = "slurm"
     else:
         return Launch()
+    local = _tasks_of_node(environ) if launcher == "slurm" else "1"
     values = []
-    for name, default in zip(names, ("0", "1", "0", "1"), strict=True):
+    for name, default in zip(names, ("0", "1", "0", local), strict=True):
         text = environ.get(name, default)
         if not text.isdecimal():
             raise UserError(f"{name} must be a number, but is {text!r}; start with torchrun")
@@ -83,6 +85,17 @@ def read_launch(environ: Mapping[str, str]) -> Launch:
     if rank >= world_size:
         raise UserError(f"{names[0]} must be below {names[1]} ({world_size}), but is {rank}")
     return Launch(rank, world_size, local_rank, local_world_size, launcher)
+
+
+def _tasks_of_node(environ: Mapping[str, str]) -> str:
+    """Return how many tasks run on this node, from a list such as ``4(x2),2``; "1" without one."""
+    text = environ.get("SLURM_STEP_TASKS_PER_NODE", environ.get("SLURM_TASKS_PER_NODE", ""))
+    nodes = []
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d+)(?:\(x(\d{1,6})\))?", part)
+        nodes += [found[1]] * int(found[2] or 1) if found is not None else []
+    node = environ.get("SLURM_NODEID", "0")
+    return nodes[int(node)] if node.isdecimal() and int(node) < len(nodes) else "1"
 
 
 def pick_device(name: str, local_rank: int) -> torch.device:

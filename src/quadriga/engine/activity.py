@@ -10,9 +10,10 @@ from typing import Literal, final
 Phase = Literal[
     "start", "data", "forward", "backward", "reduce", "update", "save", "evaluate", "log"
 ]
-"""start: before the first step; data: waiting for a batch; backward: with it the exchange of
-gradients; reduce: waiting for the other ranks' sums; update: clipping and the optimizer; save: the
-part of a checkpoint that training waits for."""
+"""start: before the first step, and on the way back from a bad one; data: waiting for a batch;
+backward: with it the exchange of gradients; reduce: waiting for the other ranks' sums; update:
+clipping and the optimizer; save: the part of a checkpoint, or of a replay file, that training
+waits for."""
 
 
 @final

@@ -180,9 +180,17 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [found[step] for step in sorted(found, reverse=True)]
 
 
-def newest_valid(folder: Path, say: Callable[[str], None]) -> Path | None:
-    """Return the newest checkpoint that verifies, and say which ones were passed over and why."""
+def newest_valid(folder: Path, say: Callable[[str], None], up_to: int | None = None) -> Path | None:
+    """Return the newest checkpoint that verifies, and say which ones were passed over and why.
+
+    Args:
+        folder: The folder of the checkpoints.
+        say: Told which checkpoints are passed over.
+        up_to: Checkpoints of later steps do not count.
+    """
     for path in list_checkpoints(folder):
+        if up_to is not None and step_of(path) > up_to:
+            continue
         try:
             verify(path)
         except InvalidCheckpoint as error:
@@ -245,17 +253,20 @@ def remove(path: Path) -> None:
 def clear_leftovers(folder: Path) -> None:
     """Remove what killed saves and removals have left.
 
+    What cannot be removed, since another process reads it on a network file system, is left: it
+    is in nobody's way.
+
     Raises:
-        OSError: Something could not be removed.
+        OSError: An old checkpoint could not be given its name back.
     """
     if not folder.is_dir():
         return
     for suffix in (".partial", ".removed"):
         for path in folder.glob(f".step_*{suffix}"):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(f"step_*{_REPLACED}"):
         final = path.with_name(path.name.removesuffix(_REPLACED))
         if final.exists():
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
         else:
             os.rename(path, final)

@@ -155,9 +155,10 @@ class DataParallelExecutor(Executor):
         factor = (ranks * batch / (reduced.targets * self._scale.value)).to(torch.float32)
         norm = self.layout.square_sum(gradients).sqrt() * factor
         # The one moment of a step in which the host waits for the device.
-        loss_is_finite, finite, stop = (
+        has_targets, loss_is_finite, finite, stop = (
             torch.stack(
                 [
+                    reduced.targets > 0,
                     reduced.metrics["loss"].isfinite(),
                     norm.isfinite(),
                     reduced.asked_to_stop > 0,
@@ -166,6 +167,8 @@ class DataParallelExecutor(Executor):
             .cpu()
             .tolist()
         )
+        if not has_targets:  # 0 / 0: nothing to learn from, and no fault
+            return False, stop, norm
         good = loss_is_finite and finite
         if not good and not self._scale.forgives(loss_is_finite):
             value = reduced.metrics["loss"] if not loss_is_finite else norm
@@ -173,8 +176,10 @@ class DataParallelExecutor(Executor):
             # Whoever goes on from here must not add to these.
             self._optimizer.zero_grad(set_to_none=True)
             updates = step - self._skipped
-            self._on_bad_step(BadStep(step, what, float(value), self._scale.value, updates))
-        self._scale.update(overflowed=loss_is_finite and not finite)
+            with self._activity.during("save"):  # the weights go to a file
+                self._on_bad_step(BadStep(step, what, float(value), self._scale.value, updates))
+        if loss_is_finite:
+            self._scale.update(overflowed=not finite)
         if good:
             clip = self._config.optim.clip_norm
             if clip is not None:

@@ -25,6 +25,7 @@ from quadriga.engine.build import build_objective
 from quadriga.engine.console import Console
 from quadriga.engine.files import write_text
 from quadriga.engine.run_config import RunConfig
+from quadriga.errors import UserError
 
 RESULTS = "evaluation.json"
 
@@ -73,7 +74,8 @@ def evaluate(
         One result per protocol, in order; the same on every rank.
 
     Raises:
-        UserError: A protocol cannot judge this objective or data.
+        UserError: A protocol cannot judge this objective or data, or the results cannot be
+            written.
     """
     objective = context.objective
     was_training = objective.training
@@ -86,16 +88,54 @@ def evaluate(
     finally:
         objective.train(was_training)
     if context.env.is_main:
-        merge_results(context.output / RESULTS, step, results, overrides)
+        path = context.output / RESULTS
+        try:
+            merge_results(path, step, results, overrides)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}; make room") from error
     return results
 
 
 def missing_protocols(config: RunConfig, folder: Path, step: int) -> list[EvaluatorConfig]:
     """Return the run's protocols that have no result for `step` yet."""
+    done = {result["protocol"] for result in _own_results(folder, step)}
+    return [protocol for protocol in config.evaluation.protocols if protocol.kind() not in done]
+
+
+def numbers_at(folder: Path, step: int) -> dict[str, float]:
+    """Return what is known of `step`: ``PROTOCOL.NAME`` and the value."""
+    return {
+        f"{result['protocol']}.{name}": float(value)
+        for result in _own_results(folder, step)
+        for name, value in result["numbers"].items()
+    }
+
+
+def owes_evaluation(folder: Path, step: int, every: int) -> bool:
+    """Return whether a run that goes on from `step` was stopped before that step was judged.
+
+    Args:
+        folder: Where ``evaluation.json`` is; it holds the results of the last step judged.
+        step: Finished steps.
+        every: Steps between evaluations.
+    """
+    return step > 0 and step % every == 0 and bool(read_results(folder / RESULTS)["step"] <= step)
+
+
+def forget_results_after(folder: Path, step: int) -> None:
+    """Drop results of a later step: it will be made again, and may be another one then.
+
+    Raises:
+        OSError: The file cannot be removed.
+    """
+    if read_results(folder / RESULTS)["step"] > step:
+        (folder / RESULTS).unlink()
+
+
+def _own_results(folder: Path, step: int) -> list[dict[str, Any]]:
     old = read_results(folder / RESULTS)
     own = old["step"] == step and not old.get("overrides")
-    done = {result["protocol"] for result in old["results"]} if own else set()
-    return [protocol for protocol in config.evaluation.protocols if protocol.kind() not in done]
+    return list(old["results"]) if own else []
 
 
 def _part(config: RunConfig, split: Split, count: int | None) -> Dataset:

@@ -54,7 +54,7 @@ class Preemption:
         self.signal_name = "a signal to another rank"
         """What asked this process, for the user."""
         self._before: dict[signal.Signals, Any] = {}
-        self._asked_at = 0.0
+        self._terminated_at: float | None = None
         self._saved_step: int | None = None
         self._leaving = False
 
@@ -105,11 +105,14 @@ class Preemption:
         now = time.monotonic()
         if self._leaving:
             return
-        if self.asked:
-            if number == signal.SIGTERM and now - self._asked_at > ECHO_SECONDS:
+        if number == signal.SIGTERM:
+            if self._terminated_at is None:
+                self._terminated_at = now
+            elif now - self._terminated_at > ECHO_SECONDS:
                 os._exit(_KILLED + number)
+        if self.asked:
             return
-        self.asked, self._asked_at = True, now
+        self.asked = True
         self.signal_name = signal.Signals(number).name
         if self._saved_step is not None:
             raise self.preempted(self._saved_step)

@@ -11,6 +11,7 @@ from quadriga.distributed.environment import DistEnv
 from quadriga.engine.arithmetic import RunPlan
 from quadriga.engine.checkpoint import CheckpointStore, newest_valid
 from quadriga.engine.console import Console
+from quadriga.engine.evaluate import forget_results_after
 from quadriga.engine.events import Events
 from quadriga.engine.health import BadStep, Health, LeftOut, stop_at
 from quadriga.engine.replay import write_replay
@@ -59,8 +60,9 @@ class Recovery:
         """
         store.wait()
         directory, left_out = self._directory, self.left_out
+        # Up to the bad step: one that was passed over at the start may be readable by now.
         found = from_main(
-            lambda: newest_valid(directory.checkpoints, self._console.warn), self._env
+            lambda: newest_valid(directory.checkpoints, self._console.warn, bad.step), self._env
         )
         if found is None:
             stop_at(bad, "; there is no checkpoint to go back to (checkpoint.every_steps)")
@@ -77,6 +79,7 @@ class Recovery:
             with directory.writing():
                 left_out.save()
                 rewind_samples(directory.samples, start)
+                forget_results_after(directory.report, start)
                 events, value = Events(directory.events), str(bad.value)
                 events.write("rollback", bad.step + 1, back_to=start, what=bad.what, value=value)
             self._console.warn(f"{bad}: back to {found.name}, {what}")

@@ -80,7 +80,9 @@ def write_replay(
         save_file(tensors, beside, metadata=header)
         fsync_file(beside)
         os.replace(beside, path)
-        for old in sorted(folder.glob("step_*.safetensors"))[:-KEPT]:
+        # By their age and not their steps: a run may have gone on from an earlier step.
+        files = sorted(folder.glob("step_*.safetensors"), key=lambda file: file.stat().st_mtime_ns)
+        for old in files[:-KEPT]:
             old.unlink()
     except (OSError, safetensors.SafetensorError) as error:
         beside.unlink(missing_ok=True)

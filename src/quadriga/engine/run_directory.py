@@ -21,6 +21,8 @@ import contextlib
 import errno
 import fcntl
 import json
+import os
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,11 @@ from quadriga.provenance import Resolved
 
 _OWN = (".lock", "log.txt", "report", ".config.json.partial")
 """What a run that was stopped before it wrote its config may have left."""
+
+
+def _close(stream: IO[str] | None) -> None:
+    if stream is not None:
+        stream.close()
 
 
 @dataclass(frozen=True)
@@ -159,6 +166,10 @@ class RunDirectory:
         """
         with self.writing():
             stream = (self.path / ".lock").open("w")
+        # A lock is held by all that share the open file. A process that reads data is a fork; it
+        # may outlive this one, stuck in a read, and must not keep the next run out.
+        held = weakref.ref(stream)
+        os.register_at_fork(after_in_child=lambda: _close(held()))
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -18,7 +18,13 @@ from quadriga.engine.checkpoint import CheckpointStore, newest_valid, read_objec
 from quadriga.engine.compilation import check_compile
 from quadriga.engine.console import Console
 from quadriga.engine.data_parallel import DataParallelExecutor
-from quadriga.engine.evaluate import evaluate, make_context, missing_protocols
+from quadriga.engine.evaluate import (
+    evaluate,
+    make_context,
+    missing_protocols,
+    numbers_at,
+    owes_evaluation,
+)
 from quadriga.engine.hang import HangDetector, whereabouts
 from quadriga.engine.health import RollBack
 from quadriga.engine.journal import Journal
@@ -136,9 +142,11 @@ class _Session:
             self._console.say(
                 f"finished: {self._directory.path} already holds all {plan.total_steps} steps"
             )
-            with self._preemption.leave_at_once(start):
-                self._judge(start)
+            self._make_up(start)
             return
+        owed = from_main(
+            lambda: owes_evaluation(self._directory.report, start, plan.evaluate_every), env
+        )
         from_main(
             lambda: write_start(self._resolved, self._directory, env, self._objective, start), env
         )
@@ -146,6 +154,8 @@ class _Session:
         members = all_gather_values(whereabouts(), env)
         hangs = self._directory.path / "hang"
         self._stack.enter_context(HangDetector(self._activity, config.health, env, hangs, members))
+        if owed:
+            self._make_up(start)
         self._train(start)
 
     def _train(self, start: int) -> None:
@@ -177,7 +187,8 @@ class _Session:
                     )
                 break
             except RollBack as back:
-                start = self._recovery.go_back(back.bad, self._store, self._executor)
+                with self._activity.during("start"):
+                    start = self._recovery.go_back(back.bad, self._store, self._executor)
         if loader.unreadable:
             self._console.warn(
                 f"{loader.unreadable} of the samples could not be read and were replaced"
@@ -201,15 +212,15 @@ class _Session:
         missing = from_main(
             lambda: missing_protocols(config, self._directory.report, step), self._env
         )
-        if not missing:
-            return {}
-        with self._executor.frozen(config.evaluation.weights) as objective:
-            results = evaluate(missing, self._context(objective), step, self._console)
-        return {
-            f"{result.protocol}.{name}": value
-            for result in results
-            for name, value in result.numbers.items()
-        }
+        if missing:
+            with self._executor.frozen(config.evaluation.weights) as objective:
+                evaluate(missing, self._context(objective), step, self._console)
+        return from_main(lambda: numbers_at(self._directory.report, step), self._env)
+
+    def _make_up(self, step: int) -> None:
+        """Judge the state that a checkpoint holds, where a stop has cut its evaluation off."""
+        with self._activity.during("evaluate"), self._preemption.leave_at_once(step):
+            self._store.report(step, self._judge(step))
 
     def _journal(self, start: int, work: Work | None) -> Journal:
         config, directory, env = self._config, self._directory, self._env

@@ -18,6 +18,7 @@ from quadriga.engine.checkpoint import (
     verify,
 )
 from quadriga.engine.console import Console
+from quadriga.engine.evaluate import forget_results_after
 from quadriga.engine.facts import environment_facts
 from quadriga.engine.layout import describe_layout, shard_ranks
 from quadriga.engine.logger_set import check_loggers
@@ -137,6 +138,7 @@ def write_start(
     directory.rewind_metrics(start)
     with directory.writing():
         rewind_samples(directory.samples, start)
+        forget_results_after(directory.report, start)
 
 
 def announce(

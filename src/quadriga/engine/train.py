@@ -31,8 +31,7 @@ def train(
     Steps run in segments, cut where something else happens: a checkpoint, an evaluation, the
     end. Inside a segment an executor may run ahead of what it has reported; at a segment's end
     it is quiet, so that what is saved and evaluated there is the state after exactly that step.
-    Nothing random is state: the batches of a step follow from the step's number, so a run that
-    starts in the middle goes on as if it had never stopped.
+    A step's batches follow from its number, so a run goes on as if it had never stopped.
 
     Args:
         executor: Makes optimizer steps; its state is that after `start` steps.
@@ -65,12 +64,13 @@ def train(
                 checkpoints.save(done, executor)
                 journal.add_stall(checkpoints.take_stall())
                 checkpoints.report(done, {name: float(v) for name, v in output.metrics.items()})
-            journal.add_stall(checkpoints.take_stall())
+                if output.stop:
+                    checkpoints.wait(final=True)
         if output.stop:
-            checkpoints.wait(final=True)
             raise preemption.preempted(done)
         if segment.evaluate:
             saved = done if segment.save else None
             with activity.during("evaluate"), preemption.leave_at_once(saved):
                 checkpoints.report(done, evaluate(done))
-    checkpoints.wait(final=True)
+    with activity.during("save"):
+        checkpoints.wait(final=True)

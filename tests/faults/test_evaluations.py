@@ -1,0 +1,99 @@
+"""Evaluations between steps: a stop or a way back loses none, and keeps none of another history."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from quadriga.cli.entry import run
+from quadriga.contracts import Batch, LossOutput
+from quadriga.engine import session
+from quadriga.engine.activity import Activity
+from quadriga.engine.preemption import Preempted
+from quadriga.methods.mae import MAE
+from tiny import assert_bit_equal, read_checkpoint, tiny_run
+
+STEPS = 6
+WORDS = (
+    "loader.workers=0",
+    'evaluation.protocols=[{"kind":"knn","neighbours":3}]',
+    "evaluation.train_samples=40",
+    "evaluation.test_samples=40",
+    "evaluation.workers=0",
+)
+EPOCH = 1437 / 8  # steps
+
+
+def words(folder: Path, save: int, judge: int, *more: str) -> list[str]:
+    cuts = (f"checkpoint.every_steps={save}", f"evaluation.every_epochs={judge / EPOCH}")
+    return tiny_run(folder / "run", STEPS, *WORDS, *cuts, *more)
+
+
+def values(folder: Path) -> Any:
+    return json.loads((folder / "run" / "checkpoints" / "best.json").read_text())
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps that are judged, in order."""
+    steps: list[int] = []
+    judge: Callable[..., Any] = session.evaluate
+
+    def watching(protocols: Any, context: Any, step: int, console: Any) -> Any:
+        steps.append(step)
+        if len(steps) == 2 and watching.stops:  # type: ignore[attr-defined]
+            raise Preempted(step, "SIGTERM")
+        return judge(protocols, context, step, console)
+
+    watching.stops = False  # type: ignore[attr-defined]
+    monkeypatch.setattr(session, "evaluate", watching)
+    return steps
+
+
+def test_an_evaluation_that_was_cut_off_is_made_up_for(tmp_path: Path, judged: list[int]) -> None:
+    best = ("checkpoint.keep_best=knn.top1", "checkpoint.best_is=highest", "checkpoint.keep=9")
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    assert run(words(straight, 2, 2, *best)) == 0
+    assert judged == [2, 4, 6]
+    judged.clear()
+    session.evaluate.stops = True  # type: ignore[attr-defined]
+    assert run(words(stopped, 2, 2, *best)) == 75
+    assert run([*words(stopped, 2, 2, *best), "--resume"]) == 0
+    assert judged == [2, 4, 4, 6]
+    assert values(stopped) == values(straight)
+    # What was judged is not judged again.
+    judged.clear()
+    checkpoint = stopped / "run" / "checkpoints" / "step_00000004"
+    assert run([*words(stopped, 2, 2, *best), "--resume", str(checkpoint)]) == 0
+    assert judged == [6]
+    assert values(stopped) == values(straight)
+    assert_bit_equal(
+        read_checkpoint(stopped / "run", STEPS), read_checkpoint(straight / "run", STEPS)
+    )
+
+
+def test_steps_that_are_made_again_are_judged_again(
+    tmp_path: Path, judged: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0]
+    begin, forward = Activity.begin_step, MAE.forward
+
+    def watched(activity: Activity, step: int) -> None:
+        now[0] = step
+        begin(activity, step)
+
+    def poisoned(objective: MAE, batch: Batch) -> LossOutput:
+        output = forward(objective, batch)
+        bad = objective.training and now[0] == 3
+        return output._replace(loss=output.loss * torch.nan) if bad else output
+
+    monkeypatch.setattr(Activity, "begin_step", watched)
+    monkeypatch.setattr(MAE, "forward", poisoned)
+    assert run(words(tmp_path, 2, 3, "health.non_finite=rollback")) == 0
+    # Step 4 is bad, bad again, and then left out, with step 3, which is judged before it.
+    assert judged == [3, 3, 3, 6]

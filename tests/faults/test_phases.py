@@ -1,0 +1,73 @@
+"""What takes long beside the steps is told to the hang detector as that, not as a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from quadriga.cli.entry import run
+from quadriga.contracts import Batch, LossOutput
+from quadriga.engine import recovery, session
+from quadriga.engine.activity import Activity
+from quadriga.engine.checkpoint import CheckpointStore
+from quadriga.methods.mae import MAE
+from tiny import tiny_run
+
+
+class Watched:
+    """The activity of the run in this process, and its phase at calls of some functions."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.activity = Activity()
+        self.phases: list[tuple[str, str]] = []
+        self._patch = monkeypatch
+        monkeypatch.setattr(session, "Activity", lambda: self.activity)
+
+    def watch(self, owner: Any, name: str) -> None:
+        """Note the phase whenever a function is called."""
+        function = getattr(owner, name)
+
+        def watching(*arguments: Any, **named: Any) -> Any:
+            self.phases.append((name, self.activity.phase))
+            return function(*arguments, **named)
+
+        self._patch.setattr(owner, name, watching)
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    return Watched(monkeypatch)
+
+
+def test_the_last_save_is_waited_for_as_a_save(tmp_path: Path, watched: Watched) -> None:
+    watched.watch(CheckpointStore, "wait")
+    assert run(tiny_run(tmp_path / "run", 2, "loader.workers=0")) == 0
+    assert watched.phases[0] == ("wait", "save")
+
+
+def test_the_way_back_is_no_step(
+    tmp_path: Path, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched.watch(recovery, "write_replay")
+    watched.watch(recovery, "newest_valid")
+    watched.watch(CheckpointStore, "load")
+    forward, once = MAE.forward, [True]
+
+    def poisoned(objective: MAE, batch: Batch) -> LossOutput:
+        output = forward(objective, batch)
+        if watched.activity.step == 3 and watched.activity.phase == "forward" and once:
+            once.clear()
+            return output._replace(loss=output.loss * torch.nan)
+        return output
+
+    monkeypatch.setattr(MAE, "forward", poisoned)
+    words = ("loader.workers=0", "checkpoint.every_steps=2", "health.non_finite=rollback")
+    assert run(tiny_run(tmp_path / "run", 4, *words)) == 0
+    assert watched.phases == [
+        ("write_replay", "save"),
+        ("newest_valid", "start"),
+        ("load", "start"),
+    ]
