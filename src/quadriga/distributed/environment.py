@@ -180,6 +180,8 @@ def process_group(
         gc.collect()
         dist.barrier()
     except BaseException as error:
+        if getattr(error, "on_every_rank", False):
+            _meet(launch.world_size)
         _let_go(error)
         raise
     finally:
@@ -217,6 +219,16 @@ def _store_of_attempt(launch: Launch, timeout: timedelta) -> dist.Store | None: 
     )
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"quadriga/attempt_{attempt}", store)  # type: ignore[attr-defined]
+
+
+def _meet(world_size: int) -> None:
+    """Wait for the other ranks, which end as this one does.
+
+    A launcher ends the others once one has left, and rank 0 may still have files to close and
+    the error to tell.
+    """
+    with contextlib.suppress(RuntimeError):  # one has ended otherwise: that is told by itself
+        dist.all_gather_object([None] * world_size, None)
 
 
 def _let_go(error: BaseException | None) -> None:
