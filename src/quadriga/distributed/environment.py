@@ -175,6 +175,7 @@ def process_group(
         timeout=timedelta(minutes=timeout_minutes),
         device_id=place if place.type == "cuda" else None,
     )
+    destroys = True
     try:
         yield env
         gc.collect()
@@ -182,6 +183,10 @@ def process_group(
     except BaseException as error:
         if getattr(error, "on_every_rank", False):
             _meet(launch.world_size)
+        else:
+            # NCCL's communicators are destroyed by all ranks together. One that leaves alone
+            # would wait for the others, which wait for it in a collective, and tell nobody why.
+            destroys = place.type != "cuda"
         _let_go(error)
         raise
     finally:
@@ -189,7 +194,8 @@ def process_group(
         # while they wait for the interpreter that waits for them: the process hangs, or aborts at
         # its end. So it is collected before the group goes.
         gc.collect()
-        dist.destroy_process_group()
+        if destroys:
+            dist.destroy_process_group()
 
 
 def _store_of_attempt(launch: Launch, timeout: timedelta) -> dist.Store | None:  # type: ignore[name-defined]
