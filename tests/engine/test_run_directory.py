@@ -162,6 +162,13 @@ def test_rewound_metrics_are_those_up_to_the_step(steps: list[int], cut: int, to
         assert directory.metrics.read_text() == "".join(kept)
 
 
+def test_bytes_that_a_power_cut_left_are_dropped(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.metrics.write_bytes(b'{"step": 1}\n\xff\x00\x00{"step": 2')
+    directory.rewind_metrics(5)
+    assert directory.metrics.read_text() == '{"step": 1}\n'
+
+
 def test_rewinding_nothing_makes_no_file(tmp_path: Path) -> None:
     RunDirectory(tmp_path).rewind_metrics(3)
     assert not (tmp_path / "metrics.jsonl").exists()

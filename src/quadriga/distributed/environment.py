@@ -175,11 +175,18 @@ def process_group(
         timeout=timedelta(minutes=timeout_minutes),
         device_id=place if place.type == "cuda" else None,
     )
+    destroys = True
     try:
         yield env
         gc.collect()
         dist.barrier()
     except BaseException as error:
+        if getattr(error, "on_every_rank", False):
+            _meet(launch.world_size)
+        else:
+            # NCCL's communicators are destroyed by all ranks together. One that leaves alone
+            # would wait for the others, which wait for it in a collective, and tell nobody why.
+            destroys = place.type != "cuda"
         _let_go(error)
         raise
     finally:
@@ -187,7 +194,8 @@ def process_group(
         # while they wait for the interpreter that waits for them: the process hangs, or aborts at
         # its end. So it is collected before the group goes.
         gc.collect()
-        dist.destroy_process_group()
+        if destroys:
+            dist.destroy_process_group()
 
 
 def _store_of_attempt(launch: Launch, timeout: timedelta) -> dist.Store | None:  # type: ignore[name-defined]
@@ -217,6 +225,16 @@ def _store_of_attempt(launch: Launch, timeout: timedelta) -> dist.Store | None: 
     )
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"quadriga/attempt_{attempt}", store)  # type: ignore[attr-defined]
+
+
+def _meet(world_size: int) -> None:
+    """Wait for the other ranks, which end as this one does.
+
+    A launcher ends the others once one has left, and rank 0 may still have files to close and
+    the error to tell.
+    """
+    with contextlib.suppress(RuntimeError):  # one has ended otherwise: that is told by itself
+        dist.all_gather_object([None] * world_size, None)
 
 
 def _let_go(error: BaseException | None) -> None:

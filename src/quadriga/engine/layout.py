@@ -115,11 +115,14 @@ class Sharded(Layout):
         yield
 
     def square_sum(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return the sum of the squares over the shards of one copy."""
+        """Return the sum of the squares over the shards of one copy.
+
+        It is the mean over the copies, in one reduction of all ranks: groups that reduced each for
+        itself might round differently, and their copies would drift apart with the clipping.
+        """
         total = super().square_sum(tensors)
-        group = self._mesh.get_group(self._mesh.ndim - 1)
-        dist.all_reduce(total, group=group)
-        return total
+        dist.all_reduce(total)
+        return total / (self._mesh.size() // self._mesh.size(self._mesh.ndim - 1))
 
 
 def make_layout(objective: Objective, train: TrainConfig, env: DistEnv) -> Layout:

@@ -33,6 +33,9 @@ _KILLED = 128
 class Preempted(BaseException):
     """The run has saved and ends because it was asked to; no error, so no `Exception`."""
 
+    on_every_rank = False
+    """Whether every rank ends so, after the same step."""
+
     def __init__(self, step: int, signal_name: str) -> None:
         """Say after which step (the number of finished ones), and who asked."""
         super().__init__(
@@ -76,10 +79,12 @@ class Preemption:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before = {}
 
-    def preempted(self, step: int) -> Preempted:
+    def preempted(self, step: int, on_every_rank: bool = True) -> Preempted:
         """Return the exception that ends the run after `step` finished and saved steps."""
         self._leaving = True  # a launcher that ends the other ranks now has nothing to add
-        return Preempted(step, self.signal_name)
+        stopped = Preempted(step, self.signal_name)
+        stopped.on_every_rank = on_every_rank
+        return stopped
 
     @contextlib.contextmanager
     def leave_at_once(self, saved_step: int | None) -> Iterator[None]:
@@ -96,7 +101,7 @@ class Preemption:
         self._saved_step = saved_step
         try:
             if saved_step is not None and self.asked:
-                raise self.preempted(saved_step)
+                raise self.preempted(saved_step, on_every_rank=False)
             yield
         finally:
             self._saved_step = None
@@ -115,4 +120,4 @@ class Preemption:
         self.asked = True
         self.signal_name = signal.Signals(number).name
         if self._saved_step is not None:
-            raise self.preempted(self._saved_step)
+            raise self.preempted(self._saved_step, on_every_rank=False)

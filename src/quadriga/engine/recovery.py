@@ -6,7 +6,7 @@ from typing import final
 
 from quadriga.contracts import Executor, Objective
 from quadriga.data.sampling import step_samples
-from quadriga.distributed.collectives import from_main, on_all
+from quadriga.distributed.collectives import from_main
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.arithmetic import RunPlan
 from quadriga.engine.checkpoint import CheckpointStore, newest_valid
@@ -41,7 +41,8 @@ class Recovery:
         """
         self._resolved, self._directory, self._plan = resolved, directory, plan
         self._env, self._console, self._objective = env, console, objective
-        self.left_out = on_all(lambda: LeftOut(directory.path / "left_out.json"), env)
+        # Read once: a rank whose network file system is behind would leave out other steps.
+        self.left_out = from_main(lambda: LeftOut(directory.path / "left_out.json"), env)
         health = resolved.config.health
         self.health = Health(health, self.left_out, self._record, self._tell)
 

@@ -23,6 +23,7 @@ from quadriga import randomness
 from quadriga.contracts import Batch, Dataset, Objective
 from quadriga.data.loader import Loader
 from quadriga.data.sampling import step_samples
+from quadriga.distributed.collectives import from_main
 from quadriga.distributed.environment import DistEnv
 from quadriga.distributed.shards import whole
 from quadriga.engine.arithmetic import RunPlan, make_plan
@@ -59,30 +60,38 @@ def write_replay(
 ) -> str:
     """Write the replay file of a step; every rank calls it, before the step's update.
 
+    No rank returns before the file is there: the run may end next, and a launcher ends the others
+    once one has left.
+
     Returns:
-        Where it is; on rank 0 a clause that says why it could not be written, if so.
+        Where it is; a clause that says why it could not be written, if so.
     """
-    path = folder / f"step_{bad.step + 1:08d}.safetensors"
     tensors = {}
     for name, tensor in objective.state_dict().items():
         gathered = whole(tensor.detach())  # a collective where it is sharded: on every rank
         if env.is_main:
             tensors[name] = gathered.to("cpu", copy=True).contiguous()
-    if not env.is_main:
-        return str(path)
-    config = resolved.config
-    index, _ = step_samples(config.seed, plan.dataset_size, plan.batch_size, bad.step)
-    recorded = Recorded(bad, plan.world_size, plan.dataset_size, index.tolist())
-    header = {"config": resolved.as_json(), "recorded": json.dumps(asdict(recorded))}
+
+    def write() -> str:
+        config = resolved.config
+        index, _ = step_samples(config.seed, plan.dataset_size, plan.batch_size, bad.step)
+        recorded = Recorded(bad, plan.world_size, plan.dataset_size, index.tolist())
+        header = {"config": resolved.as_json(), "recorded": json.dumps(asdict(recorded))}
+        return _write(folder / f"step_{bad.step + 1:08d}.safetensors", tensors, header)
+
+    return from_main(write, env)
+
+
+def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> str:
     beside = path.with_name(f".{path.name}.partial")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, beside, metadata=header)
         fsync_file(beside)
         os.replace(beside, path)
         # By their age and not their steps: a run may have gone on from an earlier step.
-        files = sorted(folder.glob("step_*.safetensors"), key=lambda file: file.stat().st_mtime_ns)
-        for old in files[:-KEPT]:
+        files = path.parent.glob("step_*.safetensors")
+        for old in sorted(files, key=lambda file: file.stat().st_mtime_ns)[:-KEPT]:
             old.unlink()
     except (OSError, safetensors.SafetensorError) as error:
         beside.unlink(missing_ok=True)

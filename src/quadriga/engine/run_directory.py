@@ -202,7 +202,9 @@ class RunDirectory:
         if not self.metrics.exists():
             return
         kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        with self.writing():
+            text = self.metrics.read_text(encoding="utf-8", errors="replace")
+        for line in text.splitlines():
             try:
                 record = json.loads(line)
             except ValueError:

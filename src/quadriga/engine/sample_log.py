@@ -86,7 +86,7 @@ def read_samples(folder: Path) -> list[SampleRead]:
 
 def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             found.append((line, json.loads(line)))
         except ValueError:
