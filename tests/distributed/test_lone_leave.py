@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from typing import Any
@@ -46,12 +47,10 @@ def test_who_leaves_alone_destroys_no_communicator(
         monkeypatch.setenv(name, value)
     error = UserError("its data cannot be read")
     error.on_every_rank = kind == "all"
-    try:
-        with process_group("auto", RANK):
-            if kind != "none":
-                raise error
-    except UserError as raised:
-        assert raised is error
+    expected = contextlib.nullcontext() if kind == "none" else pytest.raises(UserError)
+    with expected, process_group("auto", RANK):
+        if kind != "none":
+            raise error
     assert [call for call in group.calls if call != "init_process_group"] == calls
 
 

@@ -158,23 +158,7 @@ def process_group(
     if launch.world_size == 1:
         yield env
         return
-    absent = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if absent:
-        raise UserError(
-            f"{launch.world_size} processes meet at MASTER_ADDR and MASTER_PORT, but "
-            f"{' and '.join(absent)} is not set; start with torchrun or export it"
-        )
-    if launch.launcher == "slurm":
-        os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.world_size))
-    store = _store_of_attempt(launch, timedelta(minutes=timeout_minutes))
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo",
-        store=store,
-        rank=-1 if store is None else launch.rank,
-        world_size=-1 if store is None else launch.world_size,
-        timeout=timedelta(minutes=timeout_minutes),
-        device_id=place if place.type == "cuda" else None,
-    )
+    _join(launch, place, timedelta(minutes=timeout_minutes))
     destroys = True
     try:
         yield env
@@ -196,6 +180,31 @@ def process_group(
         gc.collect()
         if destroys:
             dist.destroy_process_group()
+
+
+def _join(launch: Launch, place: torch.device, timeout: timedelta) -> None:
+    """Meet the other ranks.
+
+    Raises:
+        UserError: A variable is missing.
+    """
+    absent = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if absent:
+        raise UserError(
+            f"{launch.world_size} processes meet at MASTER_ADDR and MASTER_PORT, but "
+            f"{' and '.join(absent)} is not set; start with torchrun or export it"
+        )
+    if launch.launcher == "slurm":
+        os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.world_size))
+    store = _store_of_attempt(launch, timeout)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo",
+        store=store,
+        rank=-1 if store is None else launch.rank,
+        world_size=-1 if store is None else launch.world_size,
+        timeout=timeout,
+        device_id=place if place.type == "cuda" else None,
+    )
 
 
 def _store_of_attempt(launch: Launch, timeout: timedelta) -> dist.Store | None:  # type: ignore[name-defined]
