@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
 import time
+import traceback
+from typing import NoReturn
 
 from quadriga.cli.arguments import split_resume
 from quadriga.engine.preemption import Preempted
@@ -22,8 +25,26 @@ def main() -> None:
     """Run the command line and exit with its code."""
     code = remembered(os.environ)
     if code is None:
-        code = run(sys.argv[1:])
+        try:
+            code = run(sys.argv[1:])
+        except Exception:
+            traceback.print_exc()
+            code = 1
         remember(code, os.environ)
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process: at once where a rank has left its group behind.
+
+    What ends the group's threads would wait for the other ranks.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if code != 0 and distributed is not None and distributed.is_initialized():
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
     sys.exit(code)
 
 

@@ -175,13 +175,13 @@ def process_group(
         timeout=timedelta(minutes=timeout_minutes),
         device_id=place if place.type == "cuda" else None,
     )
+    destroys = True
     try:
         yield env
         gc.collect()
         dist.barrier()
     except BaseException as error:
-        if getattr(error, "on_every_rank", False):
-            _meet(launch.world_size)
+        destroys = _leave_together(error, env)
         _let_go(error)
         raise
     finally:
@@ -189,7 +189,8 @@ def process_group(
         # while they wait for the interpreter that waits for them: the process hangs, or aborts at
         # its end. So it is collected before the group goes.
         gc.collect()
-        dist.destroy_process_group()
+        if destroys:
+            dist.destroy_process_group()
 
 
 def _store_of_attempt(launch: Launch, timeout: timedelta) -> dist.Store | None:  # type: ignore[name-defined]
@@ -221,14 +222,18 @@ def _store_of_attempt(launch: Launch, timeout: timedelta) -> dist.Store | None: 
     return dist.PrefixStore(f"quadriga/attempt_{attempt}", store)  # type: ignore[attr-defined]
 
 
-def _meet(world_size: int) -> None:
-    """Wait for the other ranks, which end as this one does.
+def _leave_together(error: BaseException, env: DistEnv) -> bool:
+    """Wait for the ranks that end with the same error; return whether to destroy the group.
 
     A launcher ends the others once one has left, and rank 0 may still have files to close and
-    the error to tell.
+    the error to tell. A rank that leaves alone must not destroy NCCL's communicators: it would
+    wait for the others, which wait for it in a collective, and tell nobody why.
     """
+    if not getattr(error, "on_every_rank", False):
+        return env.device.type != "cuda"
     with contextlib.suppress(RuntimeError):  # one has ended otherwise: that is told by itself
-        dist.all_gather_object([None] * world_size, None)
+        dist.all_gather_object([None] * env.world_size, None)
+    return True
 
 
 def _let_go(error: BaseException | None) -> None:
