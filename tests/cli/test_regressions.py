@@ -154,6 +154,18 @@ def test_going_on_from_an_older_checkpoint_sets_the_newer_ones_aside(tmp_path: P
     assert sorted(p.name for p in aside.iterdir()) == ["step_00000004", "step_00000006"]
 
 
+def test_newer_checkpoints_that_cannot_be_set_aside_are_one_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = tiny_run(tmp_path / "run", 2, "checkpoint.every_steps=1", "loader.workers=0")
+    assert run(words) == 0
+    capsys.readouterr()
+    checkpoints = tmp_path / "run" / "checkpoints"
+    (checkpoints / "superseded").write_text("in the way")
+    assert run([*words, "--resume", str(checkpoints / "step_00000001")]) == 2
+    assert "cannot be written: File exists" in one_line(capsys)
+
+
 def test_the_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     work_dir = tmp_path / "run"
     process = start_ranks(quadriga(*tiny_run(work_dir, 100_000)), 1)[0]

@@ -138,3 +138,10 @@ def test_ranks_share_the_cores(
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
     set_threads(ranks)
     assert threads[-1] == expected
+
+
+def test_several_ranks_cannot_share_one_named_device() -> None:
+    environ = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    with pytest.raises(UserError, match="must be auto, cpu or cuda for 2 ranks, but is cuda:1"):
+        with process_group("cuda:1", environ):
+            pass

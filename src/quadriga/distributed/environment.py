@@ -150,6 +150,11 @@ def process_group(
         UserError: The launcher's variables or the device are not right.
     """
     launch = read_launch(os.environ if environ is None else environ)
+    if launch.world_size > 1 and ":" in device:
+        raise UserError(
+            f"train.device must be auto, cpu or cuda for {launch.world_size} ranks, but is "
+            f"{device}: all of them would share it"
+        )
     place = pick_device(device, launch.local_rank)
     set_threads(launch.local_world_size)
     if place.type == "cuda":

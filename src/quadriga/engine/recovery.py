@@ -67,6 +67,9 @@ class Recovery:
         )
         if found is None:
             stop_at(bad, "; there is no checkpoint to go back to (checkpoint.every_steps)")
+        if len(left_out.tried) >= self._resolved.config.health.max_bad_steps:
+            steps = f"{len(left_out.tried)} steps have made the run go back already"
+            stop_at(bad, f"; {steps} (health.max_bad_steps)")
         start = store.load(found, executor)
         if bad.step in left_out.tried:
             left_out.ranges.append((start, bad.step))

@@ -68,7 +68,7 @@ def run(
             stack.enter_context(directory.lock())
             with directory.writing():
                 console.open_log(directory.path / "log.txt")
-            return choose(request, directory, config, plan, console)
+                return choose(request, directory, config, plan, console)
 
         start_from = from_main(claim, env)
         session = _Session(
