@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from quadriga.cli import main
 from quadriga.cli.arguments import find_recipes, flatten, read_overrides, split_resume
 from quadriga.cli.entry import run
 from quadriga.cli.resolve import resolve
@@ -90,3 +91,29 @@ def test_recipes_and_doctor_speak(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().out
     assert "torch" in told
     assert "missing" in told
+
+
+@pytest.mark.parametrize(
+    ("variables", "lines"),
+    [
+        ({}, 1),
+        ({"RANK": "0"}, 1),
+        ({"RANK": "1"}, 0),
+        ({"RANK": "0", "QUADRIGA_RESTARTS": "0"}, 0),
+    ],
+)
+def test_an_interrupt_is_told_once_for_all_ranks(
+    variables: dict[str, str],
+    lines: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(**_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "app", interrupted)
+    monkeypatch.delenv("RANK", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert run(["train", "mae_digits"]) == 130
+    assert capsys.readouterr().err.count("interrupted; run the same command with") == lines

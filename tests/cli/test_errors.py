@@ -50,6 +50,21 @@ def error_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--device", "cuda:99"], "cuda:99"),
         (["--config", "/no/such/file.json"], "/no/such/file.json cannot be read"),
         (["epochs=many"], "epochs must be a number, but is 'many'"),
+        (
+            ["--amp", "train.precision=float16"],
+            "train.precision is set twice: float16 and bfloat16",
+        ),
+        (["--ranks", "2", "train.ranks=1"], "train.ranks is set twice: 1 and 2"),
+        (["checkpoint.keep_best=lineer.top1"], "lineer is not among evaluation.protocols (knn, "),
+        (["checkpoint.keep_best=knn"], "must name a number of knn, such as knn.top1"),
+        (
+            ["train.ranks=1", "train.parallel=hsdp", "train.shard_ranks=2"],
+            "train.shard_ranks must divide the number of ranks (1), but is 2",
+        ),
+        (
+            ['log.loggers=[{"kind":"csv"},{"kind":"csv"}]'],
+            "log.loggers.1: csv is listed twice",
+        ),
     ],
 )
 def test_a_bad_value_is_refused_before_anything_starts(

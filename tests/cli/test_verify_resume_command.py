@@ -37,6 +37,12 @@ def test_a_killed_run_is_proved_to_be_the_straight_one(
         (["--layouts", "ddp"], "error: --layouts must be a list such as ddp:1,ddp:2,fsdp:2, but"),
         (["--steps", "2"], "error: --steps must be at least 4, but is 2"),
         (["optim.lrr=1"], "error: unknown key optim.lrr"),
+        (
+            ["--steps", "4", "--kills", "3"],
+            "error: --kills must be at most --steps - 2 (2), but is",
+        ),
+        (["--launcher", "/no/srun -n {ranks}"], "error: --launcher: /no/srun is no command"),
+        (["--launcher", "'srun"], "error: --launcher cannot be read: No closing quotation"),
         (["--ranks", "16"], "error: train.batch_size must be at least ranks x train.accumulate"),
     ],
 )

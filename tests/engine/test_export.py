@@ -230,7 +230,10 @@ def test_nothing_is_replaced_unasked(trained: Path, tmp_path: Path, capsys: Capt
             "--part must be one of encoder, all, but is 'head'",
         ),
         (["a.bin", "--to", "safetensors"], "OUTPUT must end in .safetensors for --to safetensors"),
-        (["a.safetensors", "--to", "timm", "--part", "all"], "hf and safetensors have: use --to"),
+        (
+            ["a.safetensors", "--to", "timm", "--part", "all"],
+            "no class with a decoder; use --to hf or",
+        ),
         (["a.onnx", "--to", "onnx", "--part", "all"], "hf and safetensors hold the rest"),
     ],
 )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from checkpoint_fakes import Tensors
 from quadriga.distributed.environment import SINGLE
 from quadriga.engine.checkpoint import CheckpointStore, list_checkpoints, step_of
-from quadriga.engine.retention import best_step, to_remove
+from quadriga.engine.retention import Retention, best_step, to_remove
 from quadriga.engine.run_config import CheckpointConfig
 
 STEPS = st.sets(st.integers(0, 500), max_size=20)
@@ -124,3 +124,36 @@ def test_values_of_a_history_that_is_left_are_forgotten(tmp_path: Path) -> None:
             store.save(step, Tensors(step))
             store.report(step, {"linear_probe.top1": value})
     assert steps_in(tmp_path) == [50, 40, 20]
+
+
+def test_the_value_of_a_first_checkpoint_that_is_still_being_written(tmp_path: Path) -> None:
+    """The folder comes with the first save, which may not have made it yet."""
+    warnings: list[str] = []
+    folder = tmp_path / "checkpoints"
+    retention = Retention(folder, CheckpointConfig(keep_best="loss"), warnings.append)
+    retention.report(2, {"loss": 1.0}, saving=2)
+    assert warnings == []
+    assert json.loads((folder / "best.json").read_text())["value"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "known"),
+    [
+        ("lost", {"loss": 1.0}, "loss"),
+        ("knn.top2", {"knn.top1": 9.0, "knn.top5": 20.0, "other.top2": 1.0}, "knn.top1, knn.top5"),
+    ],
+)
+def test_a_name_that_is_never_measured_is_told_at_once(
+    tmp_path: Path, name: str, numbers: dict[str, float], known: str
+) -> None:
+    warnings: list[str] = []
+    retention = Retention(tmp_path, CheckpointConfig(keep_best=name), warnings.append)
+    retention.report(2, {"unrelated.value": 1.0} if "." in name else {}, saving=None)
+    assert warnings == []
+    for step in (2, 4):
+        retention.report(step, numbers, saving=None)
+    (warning,) = warnings
+    assert warning == (
+        f"checkpoint.keep_best is {name}, but what is measured is called {known}: "
+        "no best checkpoint is kept"
+    )

@@ -121,6 +121,7 @@ def test_too_many_bad_steps_end_the_run(tmp_path: Path, capsys: pytest.CaptureFi
     errors = capsys.readouterr().err
     assert errors.count("its update is left out") == 2
     assert "it is bad step number 3 (health.max_bad_steps)" in errors
+    assert "or go on with health.non_finite" not in errors, "that is what it does already"
 
 
 def test_a_bad_step_is_made_again_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,6 +133,7 @@ def test_a_bad_step_is_made_again_alone(tmp_path: Path, capsys: pytest.CaptureFi
     said = capsys.readouterr().out
     assert "reproduced: " in said
     assert "encoder." in said, "the first module that is not finite is named"
+    assert "…" not in said, "and named whole, in a file too"
     # A fault that is neither in the data nor in the weights does not come again.
     work_dir = tmp_path / "poisoned"
     assert poisoned(work_dir, 1)[0] == 2
@@ -154,12 +156,22 @@ def test_the_newest_replay_files_stay_whatever_their_steps(tmp_path: Path) -> No
     assert sorted(int(path.stem[-8:]) for path in tmp_path.iterdir()) == [50, 200, 300]
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "other"])
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ("missing", "does not exist; see the folder replay of the run"),
+        ("folder", "must be a file, but is a folder; name one of the files in it"),
+        ("cut", "is not a whole replay file: Error while deserializing header"),
+        ("other", "is not a whole replay file: its header has no 'recorded'"),
+    ],
+)
 def test_a_file_that_is_no_replay(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str, told: str
 ) -> None:
     file = tmp_path / "x.safetensors"
-    if damage == "cut":
+    if damage == "folder":
+        file.mkdir()
+    elif damage == "cut":
         file.write_bytes(b"\x10\0\0\0\0\0\0\0{}")
     elif damage == "other":
         import torch
@@ -167,4 +179,6 @@ def test_a_file_that_is_no_replay(
 
         save_file({"a": torch.zeros(1)}, file)
     assert run(["replay", str(file)]) == 2
-    assert capsys.readouterr().err.startswith("error: ")
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert told in error

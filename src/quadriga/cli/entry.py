@@ -13,7 +13,7 @@ from typing import NoReturn
 from quadriga.cli.arguments import split_resume
 from quadriga.engine.preemption import Preempted
 from quadriga.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, UserError
-from quadriga.launch.attempts import remember, remembered
+from quadriga.launch.attempts import RESTARTS, remember, remembered
 
 INTERRUPTED = 130
 
@@ -93,7 +93,9 @@ def run(arguments: list[str]) -> int:
         code = INTERRUPTED
     if code == INTERRUPTED:  # some versions of typer turn the interrupt into a code themselves
         hint = "; run the same command with --resume to continue" if arguments[0] == "train" else ""
-        print(f"interrupted{hint}", file=sys.stderr)
+        # Once: by the launcher of this package, or by the first rank of another's.
+        if "RANK" not in os.environ or (os.environ["RANK"] == "0" and RESTARTS not in os.environ):
+            print(f"interrupted{hint}", file=sys.stderr, flush=True)
     return code if isinstance(code, int) else 0
 
 

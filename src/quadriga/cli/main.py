@@ -169,7 +169,7 @@ def replay(
     return make(file, device)
 
 
-@app.command()
+@app.command(epilog="Example: `quadriga recipes`")
 def recipes() -> None:
     """List the recipes with one line each."""
     from quadriga.cli import listing
@@ -177,7 +177,7 @@ def recipes() -> None:
     listing.recipes()
 
 
-@app.command()
+@app.command(epilog="Example: `quadriga doctor`")
 def doctor() -> None:
     """Print the environment for a bug report, and name what is missing."""
     from quadriga.cli import listing

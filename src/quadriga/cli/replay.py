@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from quadriga.distributed.environment import pick_device, set_threads
 from quadriga.engine.replay import Part, Replay
 
 SHOWN = 8
+_WIDTH = 160
 NOT_REPRODUCED = 1
 
 
@@ -32,12 +34,15 @@ def replay(file: Path, device: str) -> int:
     made = Replay(file, pick_device(device, 0))
     bad, ranks = made.recorded.bad, made.recorded.world_size
     print(f"{file}: {bad}, on {ranks} rank{'s' if ranks > 1 else ''}, {made.config.name}")
-    table = Table("rank", "micro-batch", "samples", "loss", "first not finite", "bad samples")
+    table = Table()
+    for name in ("rank", "micro-batch", "samples", "loss", "first not finite", "bad samples"):
+        table.add_column(name, overflow="fold")
     found_bad = False
     for part in made.parts():
         found_bad |= not math.isfinite(part.loss)
         table.add_row(*_row(part))
-    Console(soft_wrap=True).print(table)
+    # A file has no width; 80 columns would cut the names.
+    Console(width=None if sys.stdout.isatty() else _WIDTH).print(table)
     gradients = made.bad_gradients()
     if gradients:
         print(f"gradients that are not finite: {_listed(gradients)}")

@@ -38,12 +38,16 @@ def resolve(
         options: Values of the options that are short for a key, None where not given.
 
     Raises:
-        UserError: An unknown recipe, key or value, or an unreadable file.
+        UserError: An unknown recipe, key or value, an unreadable file, or an option and an
+            override that contradict each other.
     """
     values = read_overrides(words)
     for key, value in (options or {}).items():
-        if value is not None:
-            values.setdefault(key, str(value))
+        if value is not None and values.setdefault(key, str(value)) != str(value):
+            raise UserError(
+                f"{key} is set twice: {values[key]} and {value} on the {COMMAND_LINE}, of which "
+                "one is by the option that is short for it; keep one of the two"
+            )
     if recipe.endswith(".json") or Path(recipe).is_file():
         resolved = Resolved.from_json(RunConfig, _read_text(Path(recipe)))
     else:

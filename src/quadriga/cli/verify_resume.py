@@ -124,10 +124,25 @@ def _layouts(request: VerifyRequest) -> list[Layout]:
     return list(dict.fromkeys(read_layout(text) for text in texts))
 
 
+def _launcher(request: VerifyRequest) -> list[str]:
+    """Return the launcher's words."""
+    try:
+        words = shlex.split(request.launcher)
+    except ValueError as error:
+        raise UserError(f"--launcher cannot be read: {error}") from error
+    if words and shutil.which(words[0]) is None:
+        raise UserError(f"--launcher: {words[0]} is no command on this machine; give its full path")
+    return words
+
+
 def _check(request: VerifyRequest, layouts: Sequence[Layout]) -> None:
     """Find what is wrong before any process is started."""
     if request.steps < _FEWEST_STEPS:
         raise UserError(f"--steps must be at least {_FEWEST_STEPS}, but is {request.steps}")
+    most = request.steps - 2  # each after another step, none after the last two
+    if request.kills > most:
+        raise UserError(f"--kills must be at most --steps - 2 ({most}), but is {request.kills}")
+    _launcher(request)
     for key in read_overrides(request.overrides):
         if key in OWN:
             raise UserError(f"{key} is set by verify-resume itself; leave it out")
@@ -143,7 +158,7 @@ class _Verification:
     def __init__(self, request: VerifyRequest, layouts: Sequence[Layout], folder: Path) -> None:
         self._request, self._layouts, self._folder = request, layouts, folder
         self._began = time.monotonic()
-        launcher = shlex.split(request.launcher)
+        launcher = _launcher(request)
         self._runner = Runner(request.recipe, request.overrides, request.steps, launcher, self._say)
         self._straight: dict[Layout, RunRecord] = {}
         self.fingerprints: dict[str, dict[str, str]] = {}

@@ -150,7 +150,8 @@ class CheckpointStore:
             self._settle(final)
         finally:
             self._stalled += time.perf_counter() - began
-        if final and self._retention is not None and not self._retention.reported:
+        kept = self._retention
+        if final and kept is not None and not kept.reported and not kept.explained:
             if self._config.keep_best is not None:
                 self._warn(
                     f"checkpoint.keep_best is {self._config.keep_best}, but nothing of that name "

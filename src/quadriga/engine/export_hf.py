@@ -90,7 +90,7 @@ def _arguments(config: RunConfig, part: Part) -> dict[str, Any]:
     if method.kind() != "mae":
         raise UserError(
             f"--part must be encoder for --to hf and objective.kind={method.kind()}, but is all: "
-            "the layout has a decoder for mae only; safetensors can: use --to"
+            "the layout has a decoder for mae only; use --to safetensors"
         )
     return hf_arguments(model, method.as_dict())
 

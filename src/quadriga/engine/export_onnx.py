@@ -61,7 +61,7 @@ class OnnxFormat(Format):
         if part == "all":
             raise UserError(
                 "--part must be encoder for --to onnx, but is all: the export is the encoder's "
-                "features; hf and safetensors hold the rest: use --to"
+                "features; use --to hf or safetensors"
             )
         require_vit(config, "onnx")
         missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]

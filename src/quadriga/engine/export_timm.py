@@ -37,7 +37,7 @@ class TimmFormat(Format):
         if part == "all":
             raise UserError(
                 "--part must be encoder for --to timm, but is all: timm has no class with a "
-                "decoder; hf and safetensors have: use --to"
+                "decoder; use --to hf or safetensors"
             )
         timm_arguments(require_vit(config, "timm"))
 

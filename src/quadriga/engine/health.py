@@ -42,15 +42,20 @@ class RollBack(Exception):
         self.bad = bad
 
 
-def stop_at(bad: BadStep, more: str = "") -> NoReturn:
+def stop_at(bad: BadStep, more: str = "", others: str = "") -> NoReturn:
     """End the run at a bad step.
+
+    Args:
+        bad: The step.
+        more: What else is known, to follow the fact.
+        others: Remedies beside those of the learning rate and the norm.
 
     Raises:
         UserError: Always, on every rank.
     """
     error = UserError(
         f"{bad}; its update was not made and the checkpoints before it are untouched{more}: lower "
-        "optim.lr, set optim.clip_norm=1, or go on with health.non_finite=skip or rollback"
+        f"optim.lr or set optim.clip_norm=1 in a new work directory{others}"
     )
     error.on_every_rank = True
     raise error
@@ -120,9 +125,10 @@ class Health:
         more = f" (quadriga replay {where} makes this step alone)"
         self._bad = [s for s in self._bad if bad.step - s <= self._config.window] + [bad.step]
         if self._config.non_finite == "stop":
-            stop_at(bad, more)
+            stop_at(bad, more, ", or --resume with health.non_finite=skip or rollback")
         if len(self._bad) > self._config.max_bad_steps:
-            stop_at(bad, f"{more}; it is bad step number {len(self._bad)} (health.max_bad_steps)")
+            number = f"; it is bad step number {len(self._bad)} (health.max_bad_steps)"
+            stop_at(bad, more + number, ", or raise health.max_bad_steps")
         if self._config.non_finite == "rollback":
             raise RollBack(bad)
         self._tell(bad, f"{bad}: its update is left out{more}")

@@ -205,4 +205,5 @@ def memory_peak_gib(env: DistEnv) -> float:
     if env.device.type == "cuda":
         return torch.cuda.max_memory_reserved(env.device) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+    # The kernel brings the peak up to date now and then only, so what is held may be above it.
+    return max(peak / (2**30 if sys.platform == "darwin" else 2**20), memory_gib(env))

@@ -153,7 +153,7 @@ def shard_ranks(train: TrainConfig, world_size: int, local_world_size: int) -> i
     Raises:
         UserError: The ranks cannot be grouped as `train` says.
     """
-    if train.parallel == "ddp" or world_size == 1:
+    if train.parallel == "ddp":
         return 1
     if train.parallel == "fsdp":
         return world_size
@@ -169,7 +169,7 @@ def shard_ranks(train: TrainConfig, world_size: int, local_world_size: int) -> i
 def describe_layout(train: TrainConfig, env: DistEnv) -> str:
     """Return the line that says how the ranks hold the state."""
     if env.world_size == 1:
-        return "one rank holds the state"
+        return f"{train.parallel} with one rank: it holds the whole state"
     shards = shard_ranks(train, env.world_size, env.local_world_size)
     if shards == 1:
         return f"ddp: each of {env.world_size} ranks holds the state"

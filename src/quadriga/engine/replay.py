@@ -105,8 +105,10 @@ def read_replay(path: Path) -> tuple[Resolved[RunConfig], Recorded, dict[str, Te
     Raises:
         UserError: It is none, or damaged.
     """
+    if path.is_dir():
+        raise UserError(f"{path} must be a file, but is a folder; name one of the files in it")
     if not path.is_file():
-        raise UserError(f"a replay file must exist, but {path} does not; see RUN/replay")
+        raise UserError(f"{path} does not exist; see the folder replay of the run")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -114,7 +116,9 @@ def read_replay(path: Path) -> tuple[Resolved[RunConfig], Recorded, dict[str, Te
         recorded = json.loads(header["recorded"])
         bad = BadStep(**recorded.pop("bad"))
         resolved = Resolved.from_json(RunConfig, header["config"])
-    except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+    except KeyError as error:
+        raise UserError(f"{path} is not a whole replay file: its header has no {error}") from error
+    except (OSError, safetensors.SafetensorError, ValueError, TypeError) as error:
         raise UserError(f"{path} is not a whole replay file: {error}") from error
     return resolved, Recorded(bad=bad, **recorded), tensors
 

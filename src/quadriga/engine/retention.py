@@ -52,6 +52,8 @@ class Retention:
         self._lock = threading.Lock()  # a report may come while the writing thread prunes
         self.reported = bool(self._values)
         """Whether any checkpoint has a value of ``keep_best``."""
+        self.explained = False
+        """Whether the user was told that nothing of that name is measured."""
 
     def report(self, step: int, numbers: Mapping[str, float], saving: int | None) -> None:
         """Note what is known of the state after `step`.
@@ -61,8 +63,14 @@ class Retention:
             numbers: Names and values; only ``keep_best`` is looked at.
             saving: A step whose checkpoint is being written.
         """
-        value = numbers.get(self._config.keep_best or "")
-        if value is None or not math.isfinite(value):
+        name = self._config.keep_best
+        if name is None:
+            return
+        if name not in numbers:
+            self._explain(name, numbers)
+            return
+        value = numbers[name]
+        if not math.isfinite(value):
             return
         with self._lock:
             self.reported = True
@@ -76,6 +84,17 @@ class Retention:
                         f"{self._folder / BEST} cannot be written: {error}; if the run is stopped "
                         f"now, the value of step {step} is forgotten"
                     )
+
+    def _explain(self, name: str, numbers: Mapping[str, float]) -> None:
+        """Tell a name that does not exist: the others of its protocol, or of a step, are there."""
+        source = name.rpartition(".")[0]
+        known = sorted(other for other in numbers if other.rpartition(".")[0] == source)
+        if known and not self.explained:
+            self.explained = True
+            self._warn(
+                f"checkpoint.keep_best is {name}, but what is measured is called "
+                f"{', '.join(known)}: no best checkpoint is kept"
+            )
 
     def prune(self, newest: int) -> None:
         """Remove what is not to stay, `newest` being the step that was saved last.
@@ -118,6 +137,7 @@ class Retention:
                 "value": values[best],
                 "values": {str(step): value for step, value in values.items()},
             }
+            self._folder.mkdir(parents=True, exist_ok=True)  # the first save may not have made it
             write_text(self._folder / BEST, json.dumps(content, indent=2) + "\n")
 
     def _read(self) -> dict[int, float]:

@@ -66,9 +66,29 @@ def check_start(config: RunConfig, world_size: int) -> tuple[Dataset, RunPlan]:
             "evaluation.weights=ema needs a moving average, but ema.decay is none; set ema.decay, "
             "such as 0.9999"
         )
+    _check_keep_best(config)
     plan = make_plan(config, len(dataset), world_size)
     check_profile(config.log, plan.total_steps)
     return dataset, plan
+
+
+def _check_keep_best(config: RunConfig) -> None:
+    """Check that the run has the protocol whose number decides which checkpoint stays.
+
+    Which numbers a protocol or a method has is known when the first are there.
+    """
+    name = config.checkpoint.keep_best
+    if name is None:
+        return
+    protocols = [protocol.kind() for protocol in config.evaluation.protocols]
+    if name in protocols:
+        raise UserError(f"checkpoint.keep_best must name a number of {name}, such as {name}.top1")
+    protocol, dot, _ = name.rpartition(".")
+    if dot and protocol not in protocols:
+        raise UserError(
+            f"checkpoint.keep_best is {name}, but {protocol} is not among evaluation.protocols "
+            f"({', '.join(protocols) or 'none'}); add it there, or use another number, such as loss"
+        )
 
 
 def choose(
@@ -158,7 +178,7 @@ def announce(
         f"{plan.total_steps} steps = {epochs:.4g} epochs"
     )
     console.say(describe_batch(plan, config.optim))
-    if env.world_size > 1:
+    if env.world_size > 1 or config.train.parallel != "ddp":
         console.say(describe_layout(config.train, env))
     warmup = warmup_length(config.schedule, plan.progress(0))
     if warmup >= plan.total_steps:
