@@ -129,3 +129,29 @@ def test_every_drawn_point_is_inside_the_drawing(values):
     assert all(0 <= scale(value) <= 1 for value in values)
     path = path_of([(1.0, values[0])], lambda step: 0.5, scale)
     assert path.startswith("M494.0,")
+
+
+def test_what_the_engine_logs_is_named_and_stands_after_the_metrics() -> None:
+    record = {
+        "step": 1,
+        "loss": 1.0,
+        "flops_per_second": 2e12,
+        "mfu": 0.25,
+        "communication_share": 0.1,
+        "checkpoint_stall_share": 0.2,
+        "tokens_per_second": 5.0,
+        "memory_peak_gib": 3.0,
+        "skipped": True,
+        "target_norm": 4.0,
+    }
+    drawn = [(curve.title, curve.unit, curve.values[0]) for curve in curves_of([record])]
+    assert drawn == [
+        ("loss", "", 1.0),
+        ("target norm", "", 4.0),
+        ("token throughput", "tokens/s", 5.0),
+        ("model operations", "TFLOP/s", 2.0),
+        ("model FLOP/s utilisation", "%", 25.0),
+        ("time spent in communication", "%", 10.0),
+        ("time spent saving", "%", 20.0),
+        ("greatest memory", "GiB", 3.0),
+    ]

@@ -25,6 +25,7 @@ from quadriga.engine.build import build_objective
 from quadriga.engine.console import Console
 from quadriga.engine.files import write_text
 from quadriga.engine.run_config import RunConfig
+from quadriga.errors import UserError
 
 RESULTS = "evaluation.json"
 
@@ -88,6 +89,19 @@ def evaluate(
     if context.env.is_main:
         merge_results(context.output / RESULTS, step, results, overrides)
     return results
+
+
+def check_weights(config: RunConfig) -> None:
+    """Check that the weights to be judged are there.
+
+    Raises:
+        UserError: ``evaluation.weights`` is ema, and the run has no moving average.
+    """
+    if config.evaluation.weights == "ema" and config.ema.decay is None:
+        raise UserError(
+            "evaluation.weights=ema needs a moving average, but ema.decay is none; train with "
+            "ema.decay set, such as 0.9999, or use evaluation.weights=raw"
+        )
 
 
 def missing_protocols(config: RunConfig, folder: Path, step: int) -> list[EvaluatorConfig]:

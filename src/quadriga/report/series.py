@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -16,18 +16,34 @@ BUCKETS = 400
 LOG_RATIO = 30
 """Positive values that are further apart than this are drawn on a logarithmic axis."""
 
-_BOOKKEEPING = (
-    "step",
-    "epoch",
-    "samples",
-    "lr",
-    "grad_norm",
-    "step_seconds",
-    "data_wait_share",
-    "samples_per_second",
-    "memory_gib",
-    "eta_seconds",
-)
+
+@dataclass(frozen=True)
+class _Field:
+    """How the engine's own quantity is drawn; see `curve_of`."""
+
+    title: str
+    unit: str = ""
+    scale: float = 1.0
+    smooth: bool = True
+    from_zero: bool = False
+
+
+_ENGINE = {
+    "lr": _Field("learning rate", smooth=False, from_zero=True),
+    "grad_norm": _Field("gradient norm"),
+    "samples_per_second": _Field("throughput", "samples/s", from_zero=True),
+    "tokens_per_second": _Field("token throughput", "tokens/s", from_zero=True),
+    "flops_per_second": _Field("model operations", "TFLOP/s", 1e-12, from_zero=True),
+    "mfu": _Field("model FLOP/s utilisation", "%", 100.0, from_zero=True),
+    "data_wait_share": _Field("time spent waiting for data", "%", 100.0, from_zero=True),
+    "communication_share": _Field("time spent in communication", "%", 100.0, from_zero=True),
+    "checkpoint_stall_share": _Field("time spent saving", "%", 100.0, from_zero=True),
+    "memory_gib": _Field("memory", "GiB", smooth=False, from_zero=True),
+    "memory_peak_gib": _Field("greatest memory", "GiB", smooth=False, from_zero=True),
+}
+"""What the engine logs and the report draws, in this order after the method's metrics."""
+
+_BOOKKEEPING = ("step", "epoch", "samples", "step_seconds", "eta_seconds", "skipped")
 
 
 @dataclass(frozen=True)
@@ -58,22 +74,11 @@ def curves_of(metrics: Sequence[Record]) -> list[Curve]:
         metrics: Logged records in the order of the steps.
     """
     others = dict.fromkeys(name for record in metrics for name in record)
-    named = [name for name in others if name not in (*_BOOKKEEPING, "loss")]
+    named = [name for name in others if name not in (*_BOOKKEEPING, *_ENGINE, "loss")]
     found = [
         curve_of(metrics, "loss", "loss"),
         *(curve_of(metrics, name, name.replace("_", " ")) for name in named),
-        curve_of(metrics, "lr", "learning rate", smooth=False, from_zero=True),
-        curve_of(metrics, "grad_norm", "gradient norm"),
-        curve_of(metrics, "samples_per_second", "throughput", unit="samples/s", from_zero=True),
-        curve_of(
-            metrics,
-            "data_wait_share",
-            "time spent waiting for data",
-            unit="%",
-            scale=100.0,
-            from_zero=True,
-        ),
-        curve_of(metrics, "memory_gib", "memory", unit="GiB", smooth=False, from_zero=True),
+        *(curve_of(metrics, name, **asdict(field)) for name, field in _ENGINE.items()),
     ]
     return [curve for curve in found if curve.values]
 
