@@ -183,6 +183,14 @@ def test_resume_from_a_path_that_is_none(
     assert "cannot be resumed: it has no manifest.json" in line
 
 
+def test_eval_of_a_moving_average_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_run(tmp_path / "run", 1)) == 0
+    words = ["eval", str(tmp_path / "run"), "knn", "weights=ema"]
+    assert "but ema.decay is none" in error_of(words, capsys)
+
+
 def test_eval_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "holds no run" in error_of(["eval", str(tmp_path)], capsys)
     work_dir = tmp_path / "run"

@@ -41,6 +41,7 @@ def evaluate(run: Path, words: Sequence[str], device: str) -> None:
         if not config.evaluation.protocols:
             valid = ", ".join(kinds(EvaluatorConfig))
             raise UserError(f"{run} names no protocols; name some: {valid}")
+        engine.check_weights(config)
     except UserError as error:
         error.on_every_rank = True
         raise

@@ -96,6 +96,19 @@ def evaluate(
     return results
 
 
+def check_weights(config: RunConfig) -> None:
+    """Check that the weights to be judged are there.
+
+    Raises:
+        UserError: ``evaluation.weights`` is ema, and the run has no moving average.
+    """
+    if config.evaluation.weights == "ema" and config.ema.decay is None:
+        raise UserError(
+            "evaluation.weights=ema needs a moving average, but ema.decay is none; train with "
+            "ema.decay set, such as 0.9999, or use evaluation.weights=raw"
+        )
+
+
 def missing_protocols(config: RunConfig, folder: Path, step: int) -> list[EvaluatorConfig]:
     """Return the run's protocols that have no result for `step` yet."""
     done = {result["protocol"] for result in _own_results(folder, step)}

@@ -22,20 +22,27 @@ def check_loggers(loggers: Sequence[LoggerConfig]) -> None:
     """Check that the packages of all loggers are there; nothing is started.
 
     Raises:
-        UserError: One is missing, or a kind is listed twice: both would write the same files.
+        UserError: One is missing.
     """
-    kinds = [config.kind() for config in loggers]
     for position, config in enumerate(loggers):
-        if kinds[position] in kinds[:position]:
-            raise UserError(
-                f"log.loggers.{position}: {kinds[position]} is listed twice; keep one of the two"
-            )
         package = type(config).package
         if package is not None and find_spec(package) is None:
             raise UserError(
                 f"log.loggers.{position}: {package} is not installed; "
                 f"pip install 'quadriga[{type(config).extra}]'"
             )
+
+
+def check_kinds(loggers: Sequence[LoggerConfig]) -> None:
+    """Check that no kind is listed twice: both would write the same files.
+
+    Raises:
+        UserError: One is.
+    """
+    kinds = [config.kind() for config in loggers]
+    for position, kind in enumerate(kinds):
+        if kind in kinds[:position]:
+            raise UserError(f"log.loggers.{position}: {kind} is listed twice; keep one of the two")
 
 
 @final

@@ -18,10 +18,10 @@ from quadriga.engine.checkpoint import (
     verify,
 )
 from quadriga.engine.console import Console
-from quadriga.engine.evaluate import forget_results_after
+from quadriga.engine.evaluate import check_weights, forget_results_after
 from quadriga.engine.facts import environment_facts
 from quadriga.engine.layout import describe_layout, shard_ranks
-from quadriga.engine.logger_set import check_loggers
+from quadriga.engine.logger_set import check_kinds, check_loggers
 from quadriga.engine.profiling import check_profile
 from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.engine.run_directory import RunDirectory
@@ -57,15 +57,12 @@ def check_start(config: RunConfig, world_size: int) -> tuple[Dataset, RunPlan]:
     Raises:
         UserError: The run cannot start.
     """
+    check_kinds(config.log.loggers)
     check_loggers(config.log.loggers)
     dataset = config.data.build("train")
     check_shapes(config)
     shard_ranks(config.train, world_size, world_size)
-    if config.evaluation.weights == "ema" and config.ema.decay is None:
-        raise UserError(
-            "evaluation.weights=ema needs a moving average, but ema.decay is none; set ema.decay, "
-            "such as 0.9999"
-        )
+    check_weights(config)
     _check_keep_best(config)
     plan = make_plan(config, len(dataset), world_size)
     check_profile(config.log, plan.total_steps)
