@@ -234,7 +234,7 @@ def test_nothing_is_replaced_unasked(trained: Path, tmp_path: Path, capsys: Capt
             ["a.safetensors", "--to", "timm", "--part", "all"],
             "no class with a decoder; use --to hf or",
         ),
-        (["a.onnx", "--to", "onnx", "--part", "all"], "hf and safetensors hold the rest"),
+        (["a.onnx", "--to", "onnx", "--part", "all"], "use --to hf or safetensors"),
     ],
 )
 def test_wrong_words(
