@@ -37,7 +37,7 @@ from quadriga.data.loader import Loader
 from quadriga.data.sampling import step_samples
 from quadriga.distributed.environment import DistEnv, pick_device
 from quadriga.engine.arithmetic import RunPlan, make_plan
-from quadriga.engine.build import build_objective
+from quadriga.engine.build import EXACT, build_loader, build_objective
 from quadriga.engine.checkpoint import CheckpointStore
 from quadriga.engine.console import Console
 from quadriga.engine.data_parallel import DataParallelExecutor
@@ -89,17 +89,8 @@ class Setting:
 
     def loader(self) -> Loader:
         """Make the engine's loader, reading in this process."""
-        return Loader(
-            self.config.data.build("train"),
-            self.config.views.build("train"),
-            seed=self.config.seed,
-            batch_size=self.plan.batch_size,
-            accumulate=1,
-            env=self.env,
-            workers=0,
-            prefetch=1,
-            max_unreadable_fraction=0.0,
-        )
+        dataset = self.config.data.build("train")
+        return build_loader(self.config, dataset, self.plan, self.env, EXACT)
 
     def objective(self) -> Objective:
         """Make the objective: the same weights at each call."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 
@@ -85,3 +87,30 @@ def run_quadriga(
     first = results[0]
     errors = first.stderr if worst is first else first.stderr + worst.stderr
     return subprocess.CompletedProcess(first.args, worst.returncode, first.stdout, errors)
+
+
+def run_worker(worker: Path, *words: str, timeout: float = 150) -> tuple[Any, str]:
+    """Run a script that forks processes of its own, in a session that is killed as a whole.
+
+    Returns:
+        The JSON that its last line is, and what it wrote to standard error.
+    """
+    process = subprocess.Popen(
+        [sys.executable, str(worker), *words],
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # its forks as well
+    assert process.returncode == 0, err
+    return json.loads(out.splitlines()[-1]), err

@@ -20,10 +20,9 @@ import torch
 from parallel_worker import tiny_config
 
 from quadriga.contracts import Dataset
-from quadriga.data.loader import Loader
 from quadriga.distributed.environment import DistEnv, process_group
 from quadriga.engine.arithmetic import make_plan
-from quadriga.engine.build import build_objective, build_on_meta
+from quadriga.engine.build import EXACT, build_loader, build_objective, build_on_meta
 from quadriga.engine.checkpoint import CheckpointStore
 from quadriga.engine.data_parallel import DataParallelExecutor
 from quadriga.errors import UserError
@@ -38,17 +37,7 @@ def train(dataset: Dataset, env: DistEnv, folder: Path, fail: bool) -> None:
     plan = make_plan(CONFIG, len(dataset), env.world_size)
     objective = build_objective(CONFIG, env.device, CONFIG.seed)
     executor = DataParallelExecutor(objective, CONFIG, plan, env)
-    with Loader(
-        dataset,
-        CONFIG.views.build("train"),
-        seed=CONFIG.seed,
-        batch_size=plan.batch_size,
-        accumulate=plan.accumulate,
-        env=env,
-        workers=0,
-        prefetch=2,
-        max_unreadable_fraction=0.0,
-    ) as loader:
+    with build_loader(CONFIG, dataset, plan, env, EXACT) as loader:
         outputs = list(executor.run(loader.batches(range(2)), range(2)))
     with CheckpointStore(folder, env, CONFIG.checkpoint, "") as store:
         store.save(2, executor)

@@ -14,10 +14,9 @@ import torch
 from parallel_worker import tiny_config
 from torch._dynamo.utils import counters
 
-from quadriga.data.loader import Loader
 from quadriga.distributed.environment import SINGLE
 from quadriga.engine.arithmetic import make_plan
-from quadriga.engine.build import build_objective
+from quadriga.engine.build import EXACT, build_loader, build_objective
 from quadriga.engine.data_parallel import DataParallelExecutor
 
 
@@ -28,17 +27,7 @@ def losses(words: list[str]) -> list[float]:
     plan = make_plan(config, len(dataset), 1)
     objective = build_objective(config, SINGLE.device, config.seed)
     executor = DataParallelExecutor(objective, config, plan, SINGLE)
-    loader = Loader(
-        dataset,
-        config.views.build("train"),
-        seed=config.seed,
-        batch_size=plan.batch_size,
-        accumulate=plan.accumulate,
-        env=SINGLE,
-        workers=0,
-        prefetch=1,
-        max_unreadable_fraction=0.0,
-    )
+    loader = build_loader(config, dataset, plan, SINGLE, EXACT)
     outputs = executor.run(loader.batches(range(3)), range(3))
     found = [float(output.metrics["loss"]) for output in outputs]
     with executor.frozen() as frozen, torch.no_grad():

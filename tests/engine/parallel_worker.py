@@ -13,11 +13,10 @@ from pathlib import Path
 
 import torch
 
-from quadriga.data.loader import Loader
 from quadriga.distributed.environment import DistEnv, process_group
 from quadriga.distributed.shards import whole
 from quadriga.engine.arithmetic import make_plan
-from quadriga.engine.build import build_objective
+from quadriga.engine.build import EXACT, build_loader, build_objective
 from quadriga.engine.data_parallel import DataParallelExecutor
 from quadriga.engine.run_config import RunConfig
 from quadriga.recipes.mae import mae_digits
@@ -43,17 +42,7 @@ def train_in(env: DistEnv, path: Path, words: list[str]) -> None:
     plan = make_plan(config, len(dataset), env.world_size)
     objective = build_objective(config, env.device, config.seed)
     executor = DataParallelExecutor(objective, config, plan, env)
-    loader = Loader(
-        dataset,
-        config.views.build("train"),
-        seed=config.seed,
-        batch_size=plan.batch_size,
-        accumulate=plan.accumulate,
-        env=env,
-        workers=0,
-        prefetch=2,
-        max_unreadable_fraction=0.0,
-    )
+    loader = build_loader(config, dataset, plan, env, EXACT)
     steps = range(plan.total_steps)
     with loader:
         outputs = list(executor.run(loader.batches(steps), steps))

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,32 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quadriga.engine.checkpoint_staging import Chunk, assign, inventory
+from ranks import run_worker
 
 LAYOUTS = {"plain-1"} | {f"{form}-{n}" for form in ("plain", "fsdp", "hsdp") for n in (2, 4)}
 
 
 def test_every_layout_loads_what_every_other_saved(tmp_path: Path) -> None:
     """1, 2 and 4 ranks, plain, FSDP and HSDP: uneven and empty shards, all types, bit for bit."""
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).parent / "layout_worker.py"), str(tmp_path)],
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": f"{Path(__file__).parent.parent}{os.pathsep}"
-            f"{os.environ.get('PYTHONPATH', '')}",
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=150)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # its forks as well
-    assert process.returncode == 0, err
-    pairs = {tuple(pair) for pair in json.loads(out.splitlines()[-1])}
+    told, _ = run_worker(Path(__file__).parent / "layout_worker.py", str(tmp_path))
+    pairs = {tuple(pair) for pair in told}
     assert pairs == {(saved, loaded) for saved in LAYOUTS for loaded in LAYOUTS}
 
 

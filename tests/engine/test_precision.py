@@ -14,11 +14,10 @@ import torch
 from parallel_worker import tiny_config
 
 from quadriga.contracts import Batch, LossOutput
-from quadriga.data.loader import Loader
 from quadriga.distributed.environment import SINGLE
 from quadriga.engine import loss_scale
 from quadriga.engine.arithmetic import make_plan
-from quadriga.engine.build import build_objective
+from quadriga.engine.build import EXACT, build_loader, build_objective
 from quadriga.engine.data_parallel import DataParallelExecutor
 from quadriga.engine.loss_scale import LossScale
 from quadriga.methods.mae import MAE
@@ -37,17 +36,7 @@ class Trial:
         self.executor = DataParallelExecutor(objective, self.config, self.plan, SINGLE)
 
     def batches(self, steps: range) -> Iterator[Batch]:
-        return Loader(
-            self._dataset,
-            self.config.views.build("train"),
-            seed=self.config.seed,
-            batch_size=self.plan.batch_size,
-            accumulate=self.plan.accumulate,
-            env=SINGLE,
-            workers=0,
-            prefetch=1,
-            max_unreadable_fraction=0.0,
-        ).batches(steps)
+        return build_loader(self.config, self._dataset, self.plan, SINGLE, EXACT).batches(steps)
 
     def steps(self, steps: range) -> list[float]:
         return [float(o.metrics["loss"]) for o in self.executor.run(self.batches(steps), steps)]

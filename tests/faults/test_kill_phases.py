@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ranks import run_worker
 
 HERE = Path(__file__).resolve().parent
 
@@ -18,22 +16,7 @@ HERE = Path(__file__).resolve().parent
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What was found after each kill; all of them in the forks of one process."""
-    paths = [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
-    process = subprocess.Popen(
-        [sys.executable, str(HERE / "kill_worker.py"), str(tmp_path_factory.mktemp("killed"))],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=120)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # its forks as well
-    assert process.returncode == 0, err
-    told: dict[str, Any] = json.loads(out.splitlines()[-1])
+    told, err = run_worker(HERE / "kill_worker.py", str(tmp_path_factory.mktemp("killed")))
     return {**told, "errors": err.splitlines()}
 
 

@@ -1,12 +1,18 @@
-"""From a config to an initialised objective, and to one on the meta device."""
+"""From a config to an initialised objective, to one on the meta device, and to a loader."""
 
 from __future__ import annotations
 
 import torch
 
 from quadriga import randomness
-from quadriga.contracts import Objective
-from quadriga.engine.run_config import RunConfig
+from quadriga.contracts import Dataset, Objective
+from quadriga.data.loader import Loader, OnRead, Warn
+from quadriga.distributed.environment import DistEnv
+from quadriga.engine.arithmetic import RunPlan
+from quadriga.engine.run_config import LoaderConfig, RunConfig
+
+EXACT = LoaderConfig(workers=0, prefetch=1, max_unreadable_fraction=0.0)
+"""Reads in the calling process and forgives nothing."""
 
 
 def build_on_meta(config: RunConfig) -> Objective:
@@ -40,3 +46,38 @@ def check_shapes(config: RunConfig) -> None:
     example = config.views.build("train").example(1, torch.device("meta"))
     with randomness.micro_batch(config.seed, 0, 0, 0), torch.no_grad():
         objective(example)
+
+
+def build_loader(
+    config: RunConfig,
+    dataset: Dataset,
+    plan: RunPlan,
+    env: DistEnv,
+    settings: LoaderConfig,
+    warn: Warn | None = None,
+    on_read: OnRead | None = None,
+) -> Loader:
+    """Make the loader of a run's training micro-batches; it starts when it is first used.
+
+    Args:
+        config: The run.
+        dataset: Its training data.
+        plan: Its numbers.
+        env: The rank that reads.
+        settings: How it reads.
+        warn: Told of unreadable samples; see `Loader`.
+        on_read: Told each micro-batch; see `Loader`.
+    """
+    return Loader(
+        dataset,
+        config.views.build("train"),
+        seed=config.seed,
+        batch_size=plan.batch_size,
+        accumulate=plan.accumulate,
+        env=env,
+        workers=settings.workers,
+        prefetch=settings.prefetch,
+        max_unreadable_fraction=settings.max_unreadable_fraction,
+        warn=warn,
+        on_read=on_read,
+    )

@@ -143,6 +143,7 @@ class _OnThread(Logger):
             raise TimeoutError(f"{WAITING} records wait for it") from None
 
     def close(self) -> None:
+        """Write what still waits, and close the logger behind."""
         self._raise()
         try:
             self._waiting.put(None, timeout=PATIENCE_SECONDS)

@@ -20,20 +20,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from quadriga import randomness
-from quadriga.contracts import Batch, Dataset, Objective
-from quadriga.data.loader import Loader
+from quadriga.contracts import Batch, Objective
 from quadriga.data.sampling import step_samples
 from quadriga.distributed.collectives import from_main
 from quadriga.distributed.environment import DistEnv
 from quadriga.distributed.shards import whole
 from quadriga.engine.arithmetic import RunPlan, make_plan
-from quadriga.engine.build import build_objective
+from quadriga.engine.build import EXACT, build_loader, build_objective
 from quadriga.engine.files import fsync_file
 from quadriga.engine.health import BadStep
 from quadriga.engine.precision import reduced_precision
 from quadriga.engine.run_config import RunConfig
 from quadriga.errors import UserError
 from quadriga.provenance import Resolved
+
+_FORGIVING = EXACT.override({"max_unreadable_fraction": 1.0})
 
 KEPT = 3
 """Replay files of a run that stay: each is as large as the model."""
@@ -166,8 +167,8 @@ class Replay:
         self.objective.train()
         self.objective.before_step(self._plan.progress(bad.updates))
         for rank in range(self.recorded.world_size):
-            loader = _loader(self.config, self._dataset, self._plan, rank, self._device)
-            with loader:
+            env = DistEnv(rank, self._plan.world_size, 0, 1, self._device)
+            with build_loader(self.config, self._dataset, self._plan, env, _FORGIVING) as loader:
                 batches = loader.batches(range(bad.step, bad.step + 1))
                 for micro, batch in enumerate(batches):
                     yield self._part(batch, rank, micro)
@@ -202,22 +203,6 @@ class Replay:
             for name, parameter in self.objective.named_parameters()
             if parameter.grad is not None and not parameter.grad.isfinite().all()
         ]
-
-
-def _loader(
-    config: RunConfig, dataset: Dataset, plan: RunPlan, rank: int, device: torch.device
-) -> Loader:
-    return Loader(
-        dataset,
-        config.views.build("train"),
-        seed=config.seed,
-        batch_size=plan.batch_size,
-        accumulate=plan.accumulate,
-        env=DistEnv(rank, plan.world_size, 0, 1, device),
-        workers=0,
-        prefetch=1,
-        max_unreadable_fraction=1.0,
-    )
 
 
 class _FirstNonFinite:

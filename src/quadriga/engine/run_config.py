@@ -161,6 +161,12 @@ class EmaConfig(Config):
     """Whether the decay is at most (1 + t) / (10 + t) at step t, so that the average forgets the
     start sooner."""
 
+    @model_validator(mode="after")
+    def _warmup_of_something(self) -> EmaConfig:
+        if self.warmup and self.decay is None:
+            raise ValueError("decay must be set when warmup is true, but is none; such as 0.9999")
+        return self
+
 
 class WarmStartConfig(Config):
     """Weights to start from, instead of random ones."""

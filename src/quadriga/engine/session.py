@@ -13,7 +13,7 @@ from quadriga.distributed.collectives import all_gather_values, from_main, on_al
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.activity import Activity
 from quadriga.engine.arithmetic import RunPlan
-from quadriga.engine.build import build_objective
+from quadriga.engine.build import build_loader, build_objective
 from quadriga.engine.checkpoint import CheckpointStore, newest_valid, read_objective
 from quadriga.engine.compilation import check_compile
 from quadriga.engine.console import Console
@@ -250,19 +250,9 @@ class _Session:
             yield log.add
 
     def _loader(self, on_read: OnRead | None) -> Loader:
-        config = self._config
-        return Loader(
-            self._dataset,
-            config.views.build("train"),
-            seed=config.seed,
-            batch_size=self._plan.batch_size,
-            accumulate=self._plan.accumulate,
-            env=self._env,
-            workers=config.loader.workers,
-            prefetch=config.loader.prefetch,
-            max_unreadable_fraction=config.loader.max_unreadable_fraction,
-            warn=self._console.warn,
-            on_read=on_read,
+        config, warn = self._config, self._console.warn
+        return build_loader(
+            config, self._dataset, self._plan, self._env, config.loader, warn, on_read
         )
 
 

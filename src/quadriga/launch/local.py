@@ -50,6 +50,7 @@ class _HandOn:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
+        """Return the context; outside the main thread it changes nothing."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
