@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -142,3 +143,14 @@ def test_an_unreadable_record_counts_like_an_unreadable_image():
         batch = joined(loader.batches(range(2)))
         assert loader.unreadable == 1
     assert 1 not in batch["index"].tolist()
+
+
+def test_a_worker_that_dies_is_told_when_its_batch_is_asked_for():
+    with loader_of(Images(40), workers=1) as loader:
+        batches = loader.batches(range(200))
+        next(batches)
+        (worker,) = multiprocessing.active_children()
+        worker.kill()
+        time.sleep(0.5)  # the signal of its end arrives here, in the middle of anything
+        with pytest.raises(UserError, match="a process that reads data died"):
+            list(batches)

@@ -149,3 +149,21 @@ def test_a_run_that_goes_on_is_left_alone_and_old_reports_are_kept(tmp_path: Pat
             time.sleep(0.02)
             activity.end_step()
     assert [file.read_text() for file in tmp_path.iterdir()] == ["of a hang before"]
+
+
+def test_a_rank_whose_connection_breaks_ends_like_the_one_that_spoke(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[int] = []
+    monkeypatch.setattr("os._exit", left.append)
+    other = report(1, 4, "forward")
+    broken = RuntimeError("Connection closed by peer")
+    with pytest.raises(RuntimeError), HangDetector(Activity(), HealthConfig(), SINGLE, tmp_path):
+        raise broken
+    assert left == [], "without a hang an error is an error"
+    detector = HangDetector(Activity(), HealthConfig(), SINGLE, tmp_path)
+    detector.__enter__()
+    report_path(tmp_path, 0).write_text(f"{other.header()}\n\nthread MainThread\n")
+    detector.__exit__(RuntimeError, broken, None)
+    assert left == [70]
+    assert "Connection closed" in (tmp_path / "rank_00000.error.txt").read_text()

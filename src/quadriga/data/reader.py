@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import signal
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from multiprocessing import util
@@ -178,7 +181,8 @@ class ReaderPool:
                     # Its own generator, or the loader would draw from the process's global one.
                     generator=generator("data workers"),
                 )
-            iterator = iter(self._loader)
+            with _signals_of_children_as_they_were():
+                iterator = iter(self._loader)
         if self._at_exit is None:
             # Where the pool is never closed: what multiprocessing does at the process's end is to
             # terminate the workers, which do not heed it, and to wait for them for ever.
@@ -219,6 +223,20 @@ def evaluation_keys(index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         index: int64 (samples,).
     """
     return fold_numpy(fold(0, "evaluate"), index)
+
+
+@contextlib.contextmanager
+def _signals_of_children_as_they_were() -> Iterator[None]:
+    """Undo torch's handler of SIGCHLD: it raises a dead worker's error wherever the process is.
+
+    That may be in the middle of a step, or while another error ends the run. Without it the error
+    comes when the worker's batch is asked for.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    if is_main and signal.getsignal(signal.SIGCHLD) is not before:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def _unchanged(reply: Any) -> Any:
