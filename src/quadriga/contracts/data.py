@@ -27,6 +27,8 @@ class Dataset(ABC):
 
     classes: tuple[str, ...] = ()
     """Class names in the order of the labels; empty without labels."""
+    vocabulary_size: int | None = None
+    """Number of different tokens of a text; None for what is no text."""
 
     @abstractmethod
     def __len__(self) -> int:

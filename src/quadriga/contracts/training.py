@@ -13,7 +13,15 @@ from torch import Tensor, nn
 Batch = dict[str, Tensor]
 """Tensors of one micro-batch, each with the batch in dimension 0. Always there: ``index`` (int64,
 the samples' indices) and ``key`` (int64, the samples' random keys, folded from seed, epoch and
-index). Images are ``image`` (batch, 3, height, width), labels are ``label`` (int64)."""
+index). Images are ``image`` (batch, 3, height, width), labels are ``label`` (int64).
+
+Text is ``ids`` and ``segments`` (int64, (batch, length), padded with 0 at the end) and ``lengths``
+(int64, the real tokens of each sample). What `Transform.batch` adds on the device may have other
+dimensions; a host that needs a number of the batch reads it from a shape, without waiting for the
+device: ``tokens`` (int64, (real,)) are the places of the real tokens in the flattened ``ids``,
+ascending; ``masked`` (int64, (hidden,)) are the places among those of the tokens to predict, and
+``targets`` (int64, (hidden,)) what they were. ``is_random`` (int64, 0 or 1) says whether the
+second segment is a random one."""
 
 
 class LossOutput(NamedTuple):
@@ -117,21 +125,52 @@ class Encoder(Protocol):
 
 
 class Stage(nn.Module, ABC):
-    """A contiguous slice of a model: the unit of pipeline placement and of modular training."""
+    """A contiguous slice of a model: the unit of pipeline placement and of modular training.
+
+    Its parameters have the names that they have in the whole objective. A parameter that two stages
+    share (tied embeddings) has the same name in both.
+    """
 
     index: int
     """Position of the stage, from 0."""
 
     @abstractmethod
-    def forward(self, hidden: Tensor, batch: Batch) -> Tensor | LossOutput:
-        """Map the previous stage's output to the next one's input; the last returns the loss."""
+    def forward(self, hidden: Tensor | None, batch: Batch) -> Tensor | LossOutput:
+        """Map the previous stage's output to the next one's input.
+
+        Args:
+            hidden: What the stage before returned; None for the first.
+            batch: The whole micro-batch; every stage reads it by itself.
+
+        Returns:
+            The next stage's `hidden`, or from the last stage the loss.
+        """
+
+    @abstractmethod
+    def hidden_shape(self, batch: Batch) -> tuple[int, ...]:
+        """Return the shape of what goes from stage to stage, without waiting for the device."""
+
+    @abstractmethod
+    def initialise(self, seed: int) -> None:
+        """Fill every parameter and buffer in place, as `Objective.initialise` does."""
 
 
+@runtime_checkable
 class Splittable(Protocol):
-    """An objective that can be cut into stages."""
+    """An objective that can be cut into stages; run in turn they compute its `forward`."""
+
+    depth: int
+    """Number of blocks, the units of a cut."""
 
     def stages(self, depths: Sequence[int]) -> list[Stage]:
-        """Cut into ``len(depths)`` stages of so many blocks each, keeping the global names."""
+        """Cut into ``len(depths)`` stages of so many blocks each, keeping the global names.
+
+        The stages hold the objective's own modules, which may be on the meta device: what embeds
+        the input belongs to the first, what computes the loss to the last.
+
+        Args:
+            depths: Blocks of each stage, 0 allowed; they add up to `depth`.
+        """
         ...
 
 

@@ -20,6 +20,7 @@ from quadriga.contracts import (
 )
 from quadriga.contracts.logging import LoggerConfig
 from quadriga.engine.loggers.tensorboard import TensorboardConfig
+from quadriga.engine.pipeline_config import PipelineConfig
 from quadriga.engine.steps import profiled_steps
 
 
@@ -224,6 +225,8 @@ class RunConfig(Config):
     """The learning rate over time."""
     train: TrainConfig
     """How long, with which batch and where."""
+    pipeline: PipelineConfig = PipelineConfig()
+    """How the model is cut into stages."""
     warm_start: WarmStartConfig = WarmStartConfig()
     """Weights to start from."""
     ema: EmaConfig = EmaConfig()
@@ -251,6 +254,7 @@ NEUTRAL = (
     "train.parallel",
     "train.shard_ranks",
     "train.reshard_after_forward",
+    "pipeline",
     "health",
     "data.root",
     "data.files",
@@ -267,8 +271,15 @@ Identity = dict[str, Any]
 
 
 def identity(config: RunConfig) -> Identity:
-    """Return the leaves that decide what a run computes."""
-    return {
+    """Return the leaves that decide what a run computes.
+
+    Of a pipeline, that its gradients are late; where it is cut and in which order decides nothing.
+    """
+    delayed = {}
+    if config.pipeline.schedule == "2bw":
+        names = ("flushed_steps", "error_feedback")
+        delayed = {f"pipeline.{name}": getattr(config.pipeline, name) for name in names}
+    return delayed | {
         path: value
         for path, value in config.leaves()
         if not any(path == name or path.startswith(f"{name}.") for name in NEUTRAL)

@@ -1,0 +1,1 @@
+"""Pipelined execution: actions, schedules, topology, the executor and the planner."""
