@@ -6,6 +6,7 @@ over classes, or for a number the squared error.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, final
 
 from jaxtyping import Float
@@ -14,11 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quadriga import randomness
-from quadriga.contracts import Batch, LossOutput, ModelConfig, Objective, ObjectiveConfig
+from quadriga.contracts import Batch, LossOutput, ModelConfig, Objective, ObjectiveConfig, Stage
 from quadriga.errors import UserError
-from quadriga.models.bert import BertConfig, first_tokens
+from quadriga.models.bert import BertConfig, BertSlice, Pooler
 from quadriga.models.initialise import initialise
-from quadriga.models.pooler import Pooler
 from quadriga.models.transformer import Dropout
 
 
@@ -56,29 +56,29 @@ class SequenceClassificationConfig(ObjectiveConfig):
 
 @final
 class SequenceClassification(Objective):
-    """BERT with a classifier on its first token."""
+    """BERT with a classifier on its first token.
+
+    Encoder and pooler have the names that they have in `quadriga.methods.masked_lm`.
+    """
 
     new_parts: ClassVar[tuple[str, ...]] = ("classifier.",)
-    """A warm start leaves the classifier as it is: whatever a file has for one is of another
-    task."""
     optional_parts: ClassVar[tuple[str, ...]] = ("pooler.",)
-    """Not trained by every pre-training: begins anew where a file has none of it."""
-    unused_parts: ClassVar[tuple[str, ...]] = ("masked_lm.", "next_sentence.")
-    """What pre-training alone needs."""
+    unused_parts: ClassVar[tuple[str, ...]] = ("head.", "next_sentence.")
 
     def __init__(self, config: SequenceClassificationConfig, model: BertConfig) -> None:
         """Make encoder, pooler and classifier with undefined values."""
         super().__init__()
         self.outputs, self.regression = config.outputs, config.regression
         self.metric_names = () if config.regression else ("accuracy",)
+        self.depth = model.depth
         self.encoder = model.build()
         self.pooler = Pooler(model.width)
         self.drop = Dropout(config.dropout, randomness.fold("dropout", "classifier"))
         self.classifier = nn.Linear(model.width, config.outputs)
 
     def initialise(self, seed: int) -> None:
-        """Fill every tensor: linear maps and embeddings N(0, 0.02^2), norms 1 and 0."""
-        initialise(self, seed, linear="normal")
+        """Fill every tensor: N(0, 0.02^2) for linear maps and tables, norms 1 and 0, biases 0."""
+        initialise(self, seed, "normal")
 
     def forward(self, batch: Batch) -> LossOutput:
         """Sum the cross-entropy, or the squared error, over the samples.
@@ -86,19 +86,70 @@ class SequenceClassification(Objective):
         Args:
             batch: Text with ``label``: int64 classes, or float32 numbers.
         """
-        scores = self.scores(batch).float()
-        labels = batch["label"]
-        count = scores.new_full((), scores.shape[0])
-        if self.regression:
-            loss = functional.mse_loss(scores[:, 0], labels.float(), reduction="sum")
-            return LossOutput(loss, count, {})
-        loss = functional.cross_entropy(scores, labels, reduction="sum")
-        hits = (scores.argmax(dim=1) == labels).sum().to(scores.dtype)
-        return LossOutput(loss, count, {"accuracy": (hits, count)})
+        return _output(self.scores(batch), batch["label"], self.regression)
 
     def scores(self, batch: Batch) -> Float[Tensor, "batch outputs"]:
         """Return one score per class, or the number, of each sample."""
-        hidden = self.encoder(batch)
-        pooled = self.drop(self.pooler(hidden[first_tokens(batch)]))
-        scores: Tensor = self.classifier(pooled)
+        pooled = self.pooler(self.encoder(batch), batch)
+        scores: Tensor = self.classifier(self.drop(pooled))
         return scores
+
+    def stages(self, depths: Sequence[int]) -> list[Stage]:
+        """Cut into stages of so many blocks each; see `quadriga.contracts.Splittable`.
+
+        Raises:
+            UserError: The depths do not add up to the model's.
+        """
+        if not depths or min(depths) < 0 or sum(depths) != self.depth:
+            raise UserError(
+                f"the stages' depths must be 0 or more and add up to model.depth={self.depth}, "
+                f"but are {list(depths)}; change pipeline.depths"
+            )
+        return [ClassificationStage(self, index, depths) for index in range(len(depths))]
+
+
+@final
+class ClassificationStage(Stage):
+    """Some consecutive blocks of a BERT, the last ones with the classifier."""
+
+    def __init__(self, whole: SequenceClassification, index: int, depths: Sequence[int]) -> None:
+        """Take the modules of stage `index` from the objective."""
+        super().__init__()
+        self.index, self.regression = index, whole.regression
+        start = sum(depths[:index])
+        blocks = range(start, start + depths[index])
+        self.is_last = index == len(depths) - 1
+        # Nothing shares the table of words: it is in the first stage alone.
+        self.encoder = BertSlice(whole.encoder, blocks, is_first=index == 0, is_last=False)
+        if self.is_last:
+            self.pooler, self.drop, self.classifier = whole.pooler, whole.drop, whole.classifier
+
+    def initialise(self, seed: int) -> None:
+        """Fill every tensor with what it has in the whole objective."""
+        initialise(self, seed, "normal")
+
+    def hidden_shape(self, batch: Batch) -> tuple[int, ...]:
+        """Return (tokens, width): the real tokens of the micro-batch, all flat."""
+        return (batch["tokens"].shape[0], self.encoder.width)
+
+    def forward(
+        self, hidden: Float[Tensor, "tokens width"] | None, batch: Batch
+    ) -> Tensor | LossOutput:
+        """Map the previous stage's output to the next one's input, or to the loss."""
+        hidden = self.encoder(hidden, batch)
+        if not self.is_last:
+            return hidden
+        scores = self.classifier(self.drop(self.pooler(hidden, batch)))
+        return _output(scores, batch["label"], self.regression)
+
+
+def _output(scores: Tensor, labels: Tensor, regression: bool) -> LossOutput:
+    """Return the summed loss, the number of samples, and of classes the hits."""
+    scores = scores.float()
+    count = scores.new_full((), scores.shape[0])
+    if regression:
+        loss = functional.mse_loss(scores[:, 0], labels.float(), reduction="sum")
+        return LossOutput(loss, count, {})
+    loss = functional.cross_entropy(scores, labels, reduction="sum")
+    hits = (scores.argmax(dim=1) == labels).sum().to(scores.dtype)
+    return LossOutput(loss, count, {"accuracy": (hits, count)})
