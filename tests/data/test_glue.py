@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from glue_files import mnli, put, write_official, write_vocabulary
 from quadriga.config import construct
@@ -16,7 +14,7 @@ from quadriga.data.glue import GlueConfig
 from quadriga.data.glue_tasks import TASKS, task_called, tasks_in
 from quadriga.data.loader import sequential
 from quadriga.data.subset import Subset
-from quadriga.data.text_pairs import TextPairsConfig, kept_lengths
+from quadriga.data.text_pairs import TextPairsConfig
 from quadriga.distributed.environment import SINGLE
 from quadriga.errors import UserError
 
@@ -170,14 +168,6 @@ def test_batches_hold_the_places_of_the_real_tokens(root: Path, padding: str) ->
     example = views.example(2, torch.device("meta"))
     assert example.keys() == batch.keys()
     assert example["tokens"].shape == (24,)
-
-
-@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 30))
-def test_the_longer_text_loses_its_last_token_until_both_fit(a: int, b: int, room: int) -> None:
-    first, second = list(range(a)), list(range(b))
-    while len(first) + len(second) > room:
-        (first if len(first) > len(second) else second).pop()
-    assert kept_lengths(a, b, room) == (len(first), len(second))
 
 
 def test_a_dataset_goes_to_workers_and_has_parts(root: Path) -> None:

@@ -14,7 +14,7 @@ from quadriga.contracts import Dataset, DatasetConfig, Split
 from quadriga.data.glue_rows import GlueRows, Row, Skipped
 from quadriga.data.glue_tasks import TASKS, GlueTask, task_called, task_folder
 from quadriga.data.subset import Subset
-from quadriga.data.text_pairs import TextRecord
+from quadriga.data.text_pairs import LabelledText
 from quadriga.data.wordpiece import Vocabulary, read_vocabulary
 from quadriga.errors import UserError
 
@@ -143,14 +143,14 @@ class GlueDataset(Dataset):
         """Return row `index` as text."""
         return self._rows.read(index)
 
-    def read(self, index: int) -> TextRecord:
+    def read(self, index: int) -> LabelledText:
         """Return row `index` as tokens; the label is an integer class, or a float number."""
         row = self._rows.read(index)
         tokens = [self._source.encode(text) for text in row.texts]
         label: int | float | None = None
         if self.split != "test":
             label = row.label if self.task.regression else int(row.label)
-        return TextRecord(
+        return LabelledText(
             first=tokens[0],
             second=tokens[1] if len(tokens) > 1 else None,
             label=label,

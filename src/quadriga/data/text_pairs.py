@@ -11,13 +11,14 @@ import torch
 from pydantic import Field
 
 from quadriga.contracts import Batch, Sample, Split, Transform, ViewsConfig
+from quadriga.data.sentence_pairs import longest_first
 
 LONGEST_FRAME = 3
 """Special tokens of a pair: one at its start, one after each text."""
 
 
 @dataclass(frozen=True)
-class TextRecord:
+class LabelledText:
     """One or two texts as tokens, and their label."""
 
     first: Sequence[int]
@@ -53,7 +54,7 @@ class TextPairs(Transform):
         """Take the view's parameters from `config`."""
         self.config = config
 
-    def sample(self, record: TextRecord, key: int) -> Sample:
+    def sample(self, record: LabelledText, key: int) -> Sample:
         """Frame the texts; `key` is not used.
 
         Returns:
@@ -66,7 +67,7 @@ class TextPairs(Transform):
             tokens = [record.start, *first[: limit - 2], record.end]
             border = len(tokens)
         else:
-            kept = kept_lengths(len(first), len(second), limit - LONGEST_FRAME)
+            kept = longest_first(len(first), len(second), limit - LONGEST_FRAME)
             head = [record.start, *first[: kept[0]], record.end]
             tokens, border = [*head, *second[: kept[1]], record.end], len(head)
         ids = np.zeros(limit, np.int64)
@@ -112,22 +113,3 @@ class TextPairs(Transform):
             "key": places.clone(),
         }
 
-
-def kept_lengths(first: int, second: int, room: int) -> tuple[int, int]:
-    """Return how much of two texts stays when the longer loses its last token until both fit.
-
-    Of two that are equally long the second loses it.
-
-    Args:
-        first: Tokens of the first text.
-        second: Tokens of the second.
-        room: Tokens that fit.
-    """
-    if first + second <= room:
-        return first, second
-    half = room // 2
-    if first <= half:
-        return first, room - first
-    if second <= half:
-        return room - second, second
-    return room - half, half
