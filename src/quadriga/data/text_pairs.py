@@ -112,4 +112,3 @@ class TextPairs(Transform):
             "index": places,
             "key": places.clone(),
         }
-
