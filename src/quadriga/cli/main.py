@@ -10,6 +10,7 @@ import typer
 from quadriga import __version__
 from quadriga.cli import glue_command, options
 from quadriga.cli.checkpoint_app import checkpoint_app
+from quadriga.cli.tokenizer_app import tokenizer_app
 
 app = typer.Typer(
     name="quadriga",
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.add_typer(checkpoint_app)
 app.command(epilog=glue_command.EPILOG)(glue_command.glue)
+app.add_typer(tokenizer_app)
 
 
 def _version(asked: bool) -> None:
