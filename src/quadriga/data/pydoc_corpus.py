@@ -54,7 +54,7 @@ class PydocCorpusConfig(DatasetConfig):
         vocabulary = self._vocabulary(documents, text.hexdigest(), folders)
 
         def make(folder: Path) -> None:
-            tokenise(folder, [Source("pydoc", 0, lambda: _flat(documents))], vocabulary)
+            tokenise(folder, [Source("pydoc", 0, "pydoc", lambda: _flat(documents))], vocabulary)
 
         name = store_name(vocabulary, "pydoc", text.hexdigest())
         store = find_or_make(folders, name, open_store, make)
