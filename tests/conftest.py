@@ -20,7 +20,7 @@ os.environ["QUADRIGA_CACHE"] = CACHE = tempfile.mkdtemp(prefix="quadriga-tests-"
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
 # The shapes in the signatures of tensor functions are checked while testing.
-CHECKED = ["quadriga.models", "quadriga.methods", "quadriga.randomness"]
+CHECKED = ["quadriga.models", "quadriga.losses", "quadriga.methods", "quadriga.randomness"]
 install_import_hook(CHECKED, "beartype.beartype")
 
 # A loaded machine is no reason to fail; where a failure must repeat, so must the examples.
