@@ -24,7 +24,7 @@ _CORPUS = Path("data/corpus")
 _VOCABULARY = Path("data/vocab.txt")
 
 
-def bert_tiny_pydoc(steps: int = 600) -> RunConfig:
+def bert_tiny_pydoc(steps: int = 1200) -> RunConfig:
     """BERT-tiny over two pipeline stages with 2BW, on Python's own documentation: the demo.
 
     Command: ``quadriga train bert_tiny_pydoc``, TIME on 2 cores. Expected: masked-LM accuracy
@@ -32,26 +32,27 @@ def bert_tiny_pydoc(steps: int = 600) -> RunConfig:
     """
     return RunConfig(
         name="bert_tiny_pydoc",
-        model=BertConfig.tiny(vocabulary_size=4096).override(
+        model=BertConfig.tiny(vocabulary_size=1024).override(
             {"dropout": 0.0, "attention_dropout": 0.0}
         ),
         objective=MaskedLMConfig(),
-        data=PydocCorpusConfig(vocabulary_size=4096),
-        views=SentencePairsConfig(max_length=96),
-        optim=_adamw(lr=2e-3),
+        data=PydocCorpusConfig(vocabulary_size=1024),
+        views=SentencePairsConfig(max_length=64),
+        optim=_adamw(lr=1e-3, batch=32),
         schedule=LinearConfig(warmup_steps=60),
-        train=TrainConfig(steps=steps, batch_size=64, accumulate=4, ranks=2, dataset_size=2_700),
+        train=TrainConfig(steps=steps, batch_size=32, accumulate=4, ranks=2, dataset_size=3_024),
         loader=LoaderConfig(workers=0),
         log=LogConfig(every_steps=20),
-        checkpoint=CheckpointConfig(every_steps=200),
+        checkpoint=CheckpointConfig(every_steps=400),
         pipeline=PipelineConfig(schedule="2bw", stages=2),
     )
 
 
-def _adamw(lr: float) -> AdamWConfig:
+def _adamw(lr: float, batch: int) -> AdamWConfig:
     """Return the paper's optimizer: all decays but norms and biases, tables of positions too."""
     return AdamWConfig(
         lr=lr,
+        lr_batch=batch,
         lr_scaling="none",
         betas=(0.9, 0.999),
         eps=1e-6,
@@ -69,7 +70,7 @@ def _pretraining(name: str, model: BertConfig, root: Path, vocabulary: Path) -> 
         objective=MaskedLMConfig(),
         data=TextCorpusConfig(root=root, vocabulary=vocabulary),
         views=SentencePairsConfig(max_length=128, pairing="segments", max_predictions=20),
-        optim=_adamw(lr=1e-4),
+        optim=_adamw(lr=1e-4, batch=256),
         schedule=LinearConfig(warmup_steps=10_000, start_factor=0.0),
         train=TrainConfig(
             steps=1_000_000, batch_size=256, precision="bfloat16", dataset_size=100_000_000
@@ -126,6 +127,7 @@ def bert_large_2bw_8x8(root: Path = _CORPUS, vocabulary: Path = _VOCABULARY) -> 
     """
     config = _pretraining("bert_large_2bw_8x8", BertConfig.large(), root, vocabulary)
     changes = {
+        "optim.lr_batch": 1024,
         "train.batch_size": 1024,
         "train.accumulate": 8,
         "train.ranks": 64,
