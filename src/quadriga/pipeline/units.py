@@ -1,0 +1,128 @@
+"""A run's objective as the planner sees it: the input part, one block and the heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from quadriga.contracts import Batch, LossOutput, OptimizerConfig, Stage
+from quadriga.contracts.training import Splittable
+from quadriga.engine.build import build_on_meta
+from quadriga.engine.meters import LiveStorages
+from quadriga.engine.recompute import apply_recompute
+from quadriga.engine.run_config import RunConfig
+from quadriga.errors import UserError
+from quadriga.optim.groups import materialise_state
+from quadriga.pipeline.profile import Recompute, UnitSize
+
+
+class Units(NamedTuple):
+    """Three stages of one objective; between the block and the heads others are left out."""
+
+    input: Stage
+    block: Stage
+    head: Stage
+
+
+def splittable(config: RunConfig) -> Splittable:
+    """Make the objective of a run on the meta device and check that it can be cut.
+
+    Raises:
+        UserError: It has no stages.
+    """
+    objective = build_on_meta(config)
+    if not isinstance(objective, Splittable):
+        raise UserError(
+            f"the recipe must be one that can be cut into stages, but {config.objective.kind()} "
+            "has no stages; plan another recipe"
+        )
+    return objective
+
+
+def cut(objective: Splittable) -> Units:
+    """Cut an objective into the parts."""
+    rest = objective.depth - 1
+    stages = objective.stages([0, 1, rest, 0] if rest else [0, 1, 0])
+    return Units(stages[0], stages[1], stages[-1])
+
+
+def make_units(config: RunConfig, device: torch.device, recompute: Recompute) -> Units:
+    """Make the parts of a run's objective with their initial values.
+
+    Only what they hold takes memory: one block, however many there are.
+
+    Raises:
+        UserError: The objective has no stages.
+    """
+    objective = splittable(config)
+    assert isinstance(objective, nn.Module)
+    apply_recompute(objective, recompute)
+    units = cut(objective)
+    for unit in units:
+        unit.to_empty(device=device)
+    for unit in units:  # afterwards, since two parts may hold the same parameter
+        unit.initialise(config.seed)
+        unit.train()
+    return units
+
+
+def forward(unit: Stage, hidden: Tensor | None, batch: Batch) -> tuple[Tensor, int]:
+    """Compute a part's forward pass, and count what it keeps for the backward pass.
+
+    Returns:
+        What it sends on, or its loss; and the bytes: its output is among them, but not its
+        input, its parameters and the batch.
+    """
+    with LiveStorages() as made:
+        result = unit(hidden, batch)
+    output: Tensor = result.loss if isinstance(result, LossOutput) else result
+    known = [*unit.parameters(), *unit.buffers(), *batch.values()]
+    return output, made.total(known)
+
+
+def sizes(units: Units, optim: OptimizerConfig) -> tuple[list[UnitSize], int]:
+    """Return what the parts hold, and the trainable bytes that input and heads share.
+
+    The optimizer's state is counted on stand-ins with the parameters' names and few elements.
+    """
+    found = []
+    for unit in units:
+        named = {name: p for name, p in unit.named_parameters() if p.requires_grad}
+        found.append(
+            UnitSize(
+                parameter_bytes=_bytes([*unit.parameters(), *unit.buffers()]),
+                trainable_bytes=_bytes(named.values()),
+                state_bytes=_state_bytes(named, optim),
+            )
+        )
+    first, last = (
+        {name: p for name, p in unit.named_parameters() if p.requires_grad}
+        for unit in (units.input, units.head)
+    )
+    return found, _bytes(first[name] for name in first.keys() & last.keys())
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _state_bytes(named: dict[str, nn.Parameter], optim: OptimizerConfig) -> int:
+    if not named:
+        return 0
+    # Layer-wise decay counts layers by name, which a part alone cannot: it has no state.
+    rules = optim.override({"layer_decay": 1.0, "lr_scales": "{}"})
+    small = {
+        name: nn.Parameter(torch.zeros([min(size, 2) for size in p.shape]))
+        for name, p in named.items()
+    }
+    optimizer = rules.build(list(small.items()))
+    materialise_state(optimizer)
+    total = 0
+    for name, parameter in small.items():
+        for value in optimizer.state[parameter].values():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.dim():
+                total += named[name].numel() * value.element_size()
+    return total
