@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -69,14 +70,26 @@ def make_units(config: RunConfig, device: torch.device, recompute: Recompute) ->
     return units
 
 
-def forward(unit: Stage, hidden: Tensor | None, batch: Batch) -> tuple[Tensor, int]:
+def forward(
+    unit: Stage,
+    hidden: Tensor | None,
+    batch: Batch,
+    reduced: contextlib.AbstractContextManager[object],
+) -> tuple[Tensor, int]:
     """Compute a part's forward pass, and count what it keeps for the backward pass.
+
+    Args:
+        unit: The part.
+        hidden: Its input.
+        batch: The micro-batch.
+        reduced: The context of a reduced precision. It is left before anything is counted: its
+            copies of the weights count only where they are kept.
 
     Returns:
         What it sends on, or its loss; and the bytes: its output is among them, but not its
         input, its parameters and the batch.
     """
-    with LiveStorages() as made:
+    with LiveStorages() as made, reduced:
         result = unit(hidden, batch)
     output: Tensor = result.loss if isinstance(result, LossOutput) else result
     known = [*unit.parameters(), *unit.buffers(), *batch.values()]
