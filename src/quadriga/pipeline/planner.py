@@ -79,6 +79,7 @@ class Planner:
         memory: int,
         *,
         is_deferred: bool = True,
+        whole_only: str | None = None,
     ) -> None:
         """Plan for a profile.
 
@@ -88,7 +89,9 @@ class Planner:
             batch_size: Samples of a step over all ranks.
             memory: Bytes of a rank.
             is_deferred: Whether 2bw makes its updates beside (`pipeline.deferred_update`).
+            whole_only: Why the run's model cannot be cut, if it cannot.
         """
+        self._whole_only = whole_only
         self._profile, self._ranks, self._batch_size = profile, ranks, batch_size
         self._memory, self._is_deferred = memory, is_deferred
 
@@ -152,6 +155,8 @@ class Planner:
         self, width: int, depth: int, schedule: str, recompute: Recompute
     ) -> tuple[list[tuple[float, Candidate, Costs, tuple[int, ...]]], Refusal | None]:
         """Return the candidates of a class that can run, or why none can."""
+        if depth > 1 and self._whole_only is not None:
+            return [], Refusal(width, depth, schedule, recompute, self._whole_only, None)
         reasons: list[tuple[int | None, str]] = []
         found = []
         for size in self._profile.sizes:
