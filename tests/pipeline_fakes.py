@@ -76,7 +76,8 @@ class WordsHead(nn.Module):
     def fill(self, filler: Filler) -> None:
         filler.constant("bias", 0.0)
 
-    def forward(self, hidden: Tensor, table: Tensor, targets: Tensor) -> LossOutput:
+    def loss(self, hidden: Tensor, table: Tensor, targets: Tensor) -> LossOutput:
+        # No `forward`: what counts operations by module takes no parameter as a module's input.
         logits = functional.linear(self.norm(hidden), table, self.bias).flatten(0, 1).float()
         loss = functional.cross_entropy(logits, targets.flatten(), reduction="sum")
         known = targets.flatten() != IGNORED
@@ -112,7 +113,7 @@ class Words(Objective):
         hidden = self.embeddings(batch["ids"])
         for block in self.blocks:
             hidden = block(hidden)
-        return self.head(hidden, self.embeddings.weight, batch["targets"])
+        return self.head.loss(hidden, self.embeddings.weight, batch["targets"])
 
     def stages(self, depths: Sequence[int]) -> list[Stage]:
         assert sum(depths) == self.depth
@@ -147,7 +148,7 @@ class WordsStage(Stage):
         for block in self.blocks.values():
             hidden = block(hidden)
         if self.is_last:
-            return self.head(hidden, self.embeddings.weight, batch["targets"])
+            return self.head.loss(hidden, self.embeddings.weight, batch["targets"])
         return hidden
 
 

@@ -86,7 +86,7 @@ def _panel(axis: Any, title: str, timeline: Timeline, longest: float) -> None:
                     stage, length, left=event.start, height=0.74, color=colour, edgecolor="white",
                     linewidth=0.4,
                 )  # fmt: skip
-                if numbered and length > 0.007 * longest:
+                if numbered and length > 0.006 * longest:
                     ink = "white" if parity == 0 else "#10324f"
                     axis.text(
                         event.start + length / 2, stage, str(event.action.micro), color=ink,

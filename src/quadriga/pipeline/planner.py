@@ -20,6 +20,9 @@ RECOMPUTES: tuple[Recompute, ...] = ("none", "full")
 STEPS = 6
 """Steps that are simulated: the pipeline is in its steady state in the middle of them."""
 
+ROUNDING = 1e-7
+"""Relative difference of seconds that means nothing."""
+
 
 @final
 @dataclass(frozen=True)
@@ -114,10 +117,10 @@ class Planner:
         bounded.sort(key=lambda entry: (entry[0], entry[1]))
         plans: list[Plan] = []
         for bound, candidate, costs, depths in bounded:
-            if len(plans) >= top and bound > plans[top - 1].step_seconds:
+            if len(plans) >= top and bound > plans[top - 1].step_seconds * (1 + ROUNDING):
                 break
             plans.append(self._predict(candidate, costs, depths))
-            plans.sort(key=lambda plan: (plan.step_seconds, plan.most_memory, plan.candidate))
+            plans.sort(key=_order)
         return Ranking(tuple(plans[:top]), tuple(refusals), len(bounded))
 
     def predict(self, candidate: Candidate, depths: tuple[int, ...] | None = None) -> Plan:
@@ -244,6 +247,11 @@ class Planner:
             f"{best.schedule}, recompute {best.recompute}), but is {bytes_(self._memory)}; raise "
             "it, use more ranks, or a smaller model"
         )
+
+
+def _order(plan: Plan) -> tuple[float, int, Candidate]:
+    # What differs by rounding is alike, and the one that needs less memory comes first.
+    return float(f"{plan.step_seconds:.8e}"), plan.most_memory, plan.candidate
 
 
 def steady_state(costs: Costs, times: Times, micro_batches: int) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -101,31 +101,30 @@ def sizes(units: Units, optim: OptimizerConfig) -> tuple[list[UnitSize], int]:
 
     The optimizer's state is counted on stand-ins with the parameters' names and few elements.
     """
-    found = []
-    for unit in units:
-        named = {name: p for name, p in unit.named_parameters() if p.requires_grad}
-        found.append(
-            UnitSize(
-                parameter_bytes=_bytes([*unit.parameters(), *unit.buffers()]),
-                trainable_bytes=_bytes(named.values()),
-                state_bytes=_state_bytes(named, optim),
-            )
+    trained = [
+        {name: p for name, p in unit.named_parameters() if p.requires_grad} for unit in units
+    ]
+    # Together: an optimizer's rules may ask for names that one part alone does not have.
+    states = _state_rates({name: p for named in trained for name, p in named.items()}, optim)
+    found = [
+        UnitSize(
+            parameter_bytes=_bytes([*unit.parameters(), *unit.buffers()]),
+            trainable_bytes=_bytes(named.values()),
+            state_bytes=sum(p.numel() * states[name] for name, p in named.items()),
         )
-    first, last = (
-        {name: p for name, p in unit.named_parameters() if p.requires_grad}
-        for unit in (units.input, units.head)
-    )
-    return found, _bytes(first[name] for name in first.keys() & last.keys())
+        for unit, named in zip(units, trained, strict=True)
+    ]
+    shared = trained[0].keys() & trained[-1].keys()
+    return found, _bytes(trained[0][name] for name in shared)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _state_bytes(named: dict[str, nn.Parameter], optim: OptimizerConfig) -> int:
-    if not named:
-        return 0
-    # Layer-wise decay counts layers by name, which a part alone cannot: it has no state.
+def _state_rates(named: Mapping[str, nn.Parameter], optim: OptimizerConfig) -> dict[str, int]:
+    """Return the bytes of optimizer state per element of each parameter."""
+    # Layer-wise decay counts the layers of the whole model, and has no state.
     rules = optim.override({"layer_decay": 1.0, "lr_scales": "{}"})
     small = {
         name: nn.Parameter(torch.zeros([min(size, 2) for size in p.shape]))
@@ -133,9 +132,11 @@ def _state_bytes(named: dict[str, nn.Parameter], optim: OptimizerConfig) -> int:
     }
     optimizer = rules.build(list(small.items()))
     materialise_state(optimizer)
-    total = 0
-    for name, parameter in small.items():
-        for value in optimizer.state[parameter].values():
-            if isinstance(value, Tensor) and value.shape == parameter.shape and value.dim():
-                total += named[name].numel() * value.element_size()
-    return total
+    return {
+        name: sum(
+            value.element_size()
+            for value in optimizer.state[parameter].values()
+            if isinstance(value, Tensor) and value.dim() and value.shape == parameter.shape
+        )
+        for name, parameter in small.items()
+    }
