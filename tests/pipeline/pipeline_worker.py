@@ -23,12 +23,12 @@ from cases import config_of, plan_of
 from toy import make_toy, toy_batch
 
 from quadriga.distributed.environment import DistEnv
-from quadriga.pipeline.executor import PipelineExecutor
+from quadriga.pipeline.choice import make_executor
 
 
 def run_case(case: dict[str, Any], env: DistEnv, folder: Path) -> None:
     """Run one case on this rank."""
-    executor = PipelineExecutor(make_toy(case), config_of(case), plan_of(case), env)
+    executor = make_executor(make_toy(case), config_of(case), plan_of(case), env)
     first, last = case.get("range", [0, case["steps"]])
     if "load_from" in case:
         executor.load_state_dict(stored(folder / case["load_from"], executor.state_dict()))
@@ -54,7 +54,7 @@ def run_case(case: dict[str, Any], env: DistEnv, folder: Path) -> None:
         },
         path,
     )
-    executor.updates.close()
+    executor.close()
 
 
 def stored(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
