@@ -40,7 +40,7 @@ from quadriga.optim.adamw import AdamWConfig
 from quadriga.optim.schedules.warmup_cosine import WarmupCosineConfig
 from quadriga.pipeline.choice import make_executor
 from quadriga.pipeline.cost import Candidate
-from quadriga.pipeline.measure import measure_profile, micro_batch_sizes
+from quadriga.pipeline.measure import measure_profile
 from quadriga.pipeline.network import measure_network
 from quadriga.pipeline.planner import Plan, Planner
 from quadriga.pipeline.profile import read_profile, save_profile
@@ -74,9 +74,10 @@ def main() -> None:
     device = torch.device("cpu")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "profile.json"
-        sizes = micro_batch_sizes(options.batch_size)
+        sizes = sorted({candidate.micro_batch for candidate in candidates(options.batch_size)})
         network = measure_network(device)
-        save_profile(measure_profile(config, device, network, sizes, threads=1), path)
+        profile = measure_profile(config, device, network, sizes, threads=1, patience=float("inf"))
+        save_profile(profile, path)
         os.environ[PROFILE] = str(path)
         launch = ["--standalone", f"--nproc-per-node={RANKS}", __file__, *sys.argv[1:]]
         torchrun.main(launch)

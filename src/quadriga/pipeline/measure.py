@@ -35,7 +35,7 @@ BATCHES = 3
 REPEATS = 3
 """Passes per micro-batch; the median counts."""
 PATIENCE = 20.0
-"""Seconds after which no larger micro-batches are measured."""
+"""Default of `measure_profile`."""
 LARGEST = 128
 
 Say = Callable[[str], None]
@@ -63,6 +63,7 @@ def measure_profile(
     *,
     memory: int | None = None,
     threads: int | None = None,
+    patience: float = PATIENCE,
     say: Say = lambda _: None,
 ) -> Profile:
     """Time the parts of a run's objective on a device.
@@ -74,6 +75,7 @@ def measure_profile(
         micro_sizes: Micro-batch sizes, ascending.
         memory: Bytes of a rank.
         threads: Threads of a rank on a CPU; by default as many as there are now.
+        patience: Seconds after which no larger micro-batches are measured.
         say: Told what is being measured.
 
     Raises:
@@ -82,7 +84,7 @@ def measure_profile(
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        found, origin = _measurements(config, device, micro_sizes, say)
+        found, origin = _measurements(config, device, micro_sizes, patience, say)
         units = make_units(config, device, "none")
         parts, shared = sizes(units, config.optim)
         return Profile(
@@ -128,7 +130,11 @@ def threads_per_rank(ranks: int) -> int:
 
 
 def _measurements(
-    config: RunConfig, device: torch.device, micro_sizes: Sequence[int], say: Say
+    config: RunConfig,
+    device: torch.device,
+    micro_sizes: Sequence[int],
+    patience: float,
+    say: Say,
 ) -> tuple[list[Measurement], str]:
     found: list[Measurement] = []
     origin = ""
@@ -136,7 +142,7 @@ def _measurements(
     kinds: tuple[Recompute, ...] = ("none", "full")
     made = {kind: make_units(config, device, kind) for kind in kinds}
     for size in micro_sizes:
-        if found and time.perf_counter() - began > PATIENCE:
+        if found and time.perf_counter() - began > patience:
             say(f"micro-batches above {found[-1].micro_batch} are not measured: that takes long")
             break
         say(f"measuring micro-batches of {size}")
