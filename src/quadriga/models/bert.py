@@ -1,0 +1,219 @@
+"""BERT (Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers", NAACL 2019)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field, ValidationError, model_validator
+from torch import Tensor, nn
+
+from quadriga import randomness
+from quadriga.contracts import Batch, ModelConfig
+from quadriga.errors import UserError
+from quadriga.models.bert_blocks import BertBlock, BertShape, Places
+from quadriga.models.transformer import Dropout
+
+_GOOGLE_KEYS = {
+    "vocab_size": "vocabulary_size",
+    "hidden_size": "width",
+    "num_hidden_layers": "depth",
+    "num_attention_heads": "heads",
+    "intermediate_size": "mlp_width",
+    "max_position_embeddings": "max_positions",
+    "type_vocab_size": "segment_types",
+    "layer_norm_eps": "norm_eps",
+    "hidden_dropout_prob": "dropout",
+    "attention_probs_dropout_prob": "attention_dropout",
+}
+"""Field of a bert_config.json -> ours."""
+_GOOGLE_OPTIONAL = frozenset({"layer_norm_eps"})
+
+
+@final
+class BertConfig(ModelConfig):
+    """BERT of any size."""
+
+    vocabulary_size: int = Field(30522, ge=1)
+    """Rows of the table of words."""
+    width: int = Field(768, ge=1)
+    """Features of a token."""
+    depth: int = Field(12, ge=0)
+    """Number of blocks."""
+    heads: int = Field(12, ge=1)
+    """Attention heads."""
+    mlp_width: int = Field(3072, ge=1)
+    """Hidden features of the MLP."""
+    max_positions: int = Field(512, ge=1)
+    """Longest sequence, in tokens."""
+    segment_types: int = Field(2, ge=1)
+    """Kinds of segments: the first and the second sentence."""
+    norm_eps: float = Field(1e-12, gt=0)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Probability that a feature of an embedding or of a residual branch is dropped."""
+    attention_dropout: float = Field(0.1, ge=0, lt=1)
+    """Probability that a query's weight on a key is dropped."""
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> BertConfig:
+        if self.width % self.heads:
+            raise ValueError(f"heads must divide width ({self.width}), but is {self.heads}")
+        return self
+
+    def block_shape(self) -> BertShape:
+        """Return what the blocks share."""
+        return BertShape(
+            width=self.width,
+            heads=self.heads,
+            mlp_width=self.mlp_width,
+            norm_eps=self.norm_eps,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+        )
+
+    def build(self) -> Bert:
+        """Make the module on the current default device; its values come from `initialise`."""
+        return Bert(self)
+
+    @classmethod
+    def tiny(cls, vocabulary_size: int = 30522) -> BertConfig:
+        """Return BERT-tiny: 2 blocks of width 128 (Turc et al., arXiv:1908.08962)."""
+        return cls(vocabulary_size=vocabulary_size, width=128, depth=2, heads=2, mlp_width=512)
+
+    @classmethod
+    def mini(cls, vocabulary_size: int = 30522) -> BertConfig:
+        """Return BERT-mini: 4 blocks of width 256 (Turc et al., arXiv:1908.08962)."""
+        return cls(vocabulary_size=vocabulary_size, width=256, depth=4, heads=4, mlp_width=1024)
+
+    @classmethod
+    def base(cls, vocabulary_size: int = 30522) -> BertConfig:
+        """Return BERT-base: 12 blocks of width 768 (Devlin et al., 2019, section 3)."""
+        return cls(vocabulary_size=vocabulary_size)
+
+    @classmethod
+    def large(cls, vocabulary_size: int = 30522) -> BertConfig:
+        """Return BERT-large: 24 blocks of width 1024 (Devlin et al., 2019, section 3)."""
+        return cls(vocabulary_size=vocabulary_size, width=1024, depth=24, heads=16, mlp_width=4096)
+
+    @classmethod
+    def from_bert_config(cls, path: Path | str) -> BertConfig:
+        """Read a ``bert_config.json``, as the published BERT models come with.
+
+        Args:
+            path: The file; what it says beside the sizes must be BERT's own.
+
+        Raises:
+            UserError: It is missing or no such file, lacks a size, or describes another model.
+        """
+        path = Path(path)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, ValueError) as error:
+            raise UserError(f"{path} must be a bert_config.json: {error}") from error
+        if not isinstance(content, dict):
+            raise UserError(
+                f"{path} must hold one JSON object, but holds a {type(content).__name__}"
+            )
+        lacking = sorted(_GOOGLE_KEYS.keys() - content.keys() - _GOOGLE_OPTIONAL)
+        if lacking:
+            raise UserError(f"{path} must give {', '.join(lacking)}, but does not; add them")
+        activation = content.get("hidden_act", "gelu")
+        if activation != "gelu":
+            raise UserError(f"{path}: hidden_act must be gelu, but is {activation!r}")
+        try:
+            return cls(
+                **{ours: content[key] for key, ours in _GOOGLE_KEYS.items() if key in content}
+            )
+        except ValidationError as error:
+            problem = error.errors()[0]
+            field = ".".join(map(str, problem["loc"]))
+            raise UserError(f"{path}: {field} {problem['msg']}") from error
+
+
+def token_places(batch: Batch) -> Places:
+    """Return where the real tokens lie; what is decided here is decided by shapes.
+
+    Where `tokens` covers the whole grid there may still be padding (views of a fixed shape), so
+    the lengths always make the mask of keys.
+    """
+    size, length = batch["ids"].shape
+    tokens = batch["tokens"]
+    columns = torch.arange(length, device=tokens.device)
+    keys = columns < batch["lengths"][:, None]
+    covering = tokens.shape[0] == size * length
+    return Places(size, length, None if covering else tokens, keys[:, None, None, :])
+
+
+def first_tokens(batch: Batch) -> Int[Tensor, " batch"]:
+    """Return the row of each sequence's first token in the flat (tokens, width) matrix, int64."""
+    size, length = batch["ids"].shape
+    if batch["tokens"].shape[0] == size * length:
+        return torch.arange(0, size * length, length, device=batch["ids"].device)
+    lengths = batch["lengths"]
+    return lengths.cumsum(0) - lengths
+
+
+@final
+class BertEmbeddings(nn.Module):
+    """The sum of a word's, a position's and a segment's vector, normalised."""
+
+    def __init__(self, config: BertConfig) -> None:
+        """Make the tables with undefined values."""
+        super().__init__()
+        self.max_positions = config.max_positions
+        self.word = nn.Embedding(config.vocabulary_size, config.width)
+        self.position = nn.Embedding(config.max_positions, config.width)
+        self.segment = nn.Embedding(config.segment_types, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.drop = Dropout(config.dropout, randomness.fold("dropout", "embeddings"))
+
+    def forward(self, batch: Batch) -> Float[Tensor, "tokens width"]:
+        """Embed the real tokens of a micro-batch.
+
+        Raises:
+            UserError: The sequences are longer than the table of positions.
+        """
+        length = batch["ids"].shape[1]
+        if length > self.max_positions:
+            raise UserError(
+                f"sequences must have at most model.max_positions={self.max_positions} tokens, "
+                f"but have {length}; raise it, or lower views.length"
+            )
+        tokens = batch["tokens"]
+        embedded = self.word(batch["ids"].view(-1)[tokens])
+        embedded = embedded + self.position(tokens % length)
+        embedded = embedded + self.segment(batch["segments"].view(-1)[tokens])
+        output: Tensor = self.drop(self.norm(embedded))
+        return output
+
+
+@final
+class Bert(nn.Module):
+    """Embeds the real tokens of a micro-batch and passes them through post-norm blocks.
+
+    The parameters of block ``i`` are called ``blocks.<i>...`` with the global number ``i``, so
+    that a slice of the model keeps their names.
+    """
+
+    def __init__(self, config: BertConfig) -> None:
+        """Make the module of `config` with undefined values."""
+        super().__init__()
+        self.config = config
+        self.embeddings = BertEmbeddings(config)
+        shape = config.block_shape()
+        self.blocks = nn.ModuleList(BertBlock(shape, layer) for layer in range(config.depth))
+
+    def forward(self, batch: Batch) -> Float[Tensor, "tokens width"]:
+        """Return one vector per real token: the rows are those of ``batch["tokens"]``.
+
+        Args:
+            batch: Text as `quadriga.contracts.Batch` describes it.
+        """
+        hidden: Tensor = self.embeddings(batch)
+        places = token_places(batch)
+        for block in self.blocks:
+            hidden = block(hidden, places)
+        return hidden
