@@ -13,7 +13,7 @@ from jaxtyping import install_import_hook
 os.environ["OMP_NUM_THREADS"] = "1"
 
 # The shapes in the signatures of tensor functions are checked while testing.
-CHECKED = ["quadriga.models", "quadriga.methods", "quadriga.randomness"]
+CHECKED = ["quadriga.models", "quadriga.losses", "quadriga.methods", "quadriga.randomness"]
 install_import_hook(CHECKED, "beartype.beartype")
 
 # A loaded machine is no reason to fail; where a failure must repeat, so must the examples.

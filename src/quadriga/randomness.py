@@ -90,6 +90,12 @@ class Stream:
         return items[self.integer(len(items))]
 
 
+def bits_numpy(key: int, count: int) -> npt.NDArray[np.uint64]:
+    """Return uint64 (count,): what the first `count` draws of ``Stream(key)`` are made from."""
+    counters = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GAMMA)
+    return _mix_numpy(counters + np.uint64(key & _MASK))
+
+
 def shuffled(positions: npt.NDArray[np.int64], size: int, key: int) -> npt.NDArray[np.int64]:
     """Map positions to a keyed permutation of ``range(size)`` without building it.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from quadriga import randomness
 from quadriga.contracts import Batch, ModelConfig
 from quadriga.errors import UserError
-from quadriga.models.bert_blocks import BertBlock, BertShape, Places
+from quadriga.models.bert_blocks import BertBlock, BertShape, Places, collect_rows
 from quadriga.models.transformer import Dropout
 
 _GOOGLE_KEYS = {
@@ -215,5 +215,76 @@ class Bert(nn.Module):
         hidden: Tensor = self.embeddings(batch)
         places = token_places(batch)
         for block in self.blocks:
+            hidden = block(hidden, places)
+        return hidden
+
+
+@final
+class Pooler(nn.Module):
+    """What a sequence is to a classifier: its first token, mapped once more."""
+
+    def __init__(self, width: int) -> None:
+        """Make the map of `width` features."""
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+
+    def forward(
+        self, hidden: Float[Tensor, "tokens width"], batch: Batch
+    ) -> Float[Tensor, "batch width"]:
+        """Return one vector per sequence, of what `Bert` returned for `batch`."""
+        pooled: Tensor = self.dense(collect_rows(hidden, first_tokens(batch))).tanh()
+        return pooled
+
+
+@final
+class WordTable(nn.Module):
+    """The table of words where there are no other embeddings, under the name that it has there."""
+
+    def __init__(self, word: nn.Embedding) -> None:
+        """Hold the table of a model's embeddings."""
+        super().__init__()
+        self.word = word
+
+
+@final
+class BertSlice(nn.Module):
+    """Consecutive blocks of a `Bert`, which it shares with it, under the names they have there."""
+
+    def __init__(self, whole: Bert, blocks: range, is_first: bool, is_last: bool) -> None:
+        """Take some blocks of `whole`.
+
+        Args:
+            whole: The model.
+            blocks: Their global numbers.
+            is_first: Whether the embeddings belong to the slice.
+            is_last: Whether the table of words does in any case.
+        """
+        super().__init__()
+        self.width = whole.config.width
+        self.embeddings: BertEmbeddings | WordTable | None = None
+        if is_first:
+            self.embeddings = whole.embeddings
+        elif is_last:
+            self.embeddings = WordTable(whole.embeddings.word)
+        # The names of a ModuleDict are those of the ModuleList that it is a part of.
+        self.blocks = nn.ModuleDict({str(number): whole.blocks[number] for number in blocks})
+
+    @property
+    def word(self) -> nn.Embedding:
+        """The table of words, of the first and the last slice."""
+        if self.embeddings is None:
+            raise AttributeError("a slice from the middle has no table of words")
+        return self.embeddings.word
+
+    def forward(
+        self, hidden: Float[Tensor, "tokens width"] | None, batch: Batch
+    ) -> Float[Tensor, "tokens width"]:
+        """Pass the blocks; what the slice before returned is None for the first."""
+        if isinstance(self.embeddings, BertEmbeddings):
+            hidden = self.embeddings(batch)
+        if hidden is None:
+            raise ValueError("a slice after the first needs what the one before it returned")
+        places = token_places(batch)
+        for block in self.blocks.values():
             hidden = block(hidden, places)
         return hidden

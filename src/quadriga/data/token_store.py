@@ -1,0 +1,217 @@
+"""Tokens of a corpus on disk: three flat arrays that are mapped into memory, and a header.
+
+``tokens.bin`` (uint16, or uint32 for more than 65,536 ids), ``sentences.bin`` (int64, where each
+sentence starts in the tokens, and the end), ``documents.bin`` (int64, where each document starts in
+the sentences, and the end), ``keys.bin`` (uint64, a hash of each document's text) and
+``header.json`` with their lengths and checksums. A store is written beside its place and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import mmap
+import os
+import shutil
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any, final
+
+import numpy as np
+import numpy.typing as npt
+
+VERSION = 1
+
+_DTYPES = {"sentences": "<i8", "documents": "<i8", "keys": "<u8"}
+_BLOCK = 1 << 16
+_BLOCKS = 64
+
+
+class DamagedStore(Exception):
+    """A store is not what was written; the message says why."""
+
+
+@final
+class TokenStore:
+    """The arrays of a store, mapped into memory: no copy, shared by all processes of a machine.
+
+    A copy in another process (a data worker) opens the files anew.
+    """
+
+    tokens: npt.NDArray[Any]
+    """uint16 or uint32 (tokens,)."""
+    sentences: npt.NDArray[np.int64]
+    """int64 (sentences + 1,): the first token of each sentence, and the number of tokens."""
+    documents: npt.NDArray[np.int64]
+    """int64 (documents + 1,): the first sentence of each document, and the number of sentences."""
+    keys: npt.NDArray[np.uint64]
+    """uint64 (documents,): a hash of each document's text."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open a store.
+
+        Raises:
+            DamagedStore: Something is missing or has another size; see `verify` for contents.
+        """
+        self.folder = folder
+        try:
+            self.header = json.loads((folder / "header.json").read_text(encoding="utf-8"))
+            if self.header["version"] != VERSION:
+                raise DamagedStore(f"it is of version {self.header['version']}")
+            for name, description in self.header["arrays"].items():
+                setattr(self, name, _map(folder / f"{name}.bin", description))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DamagedStore(str(error)) from error
+
+    def __reduce__(self) -> tuple[type[TokenStore], tuple[Path]]:
+        """Travel as the folder's name."""
+        return TokenStore, (self.folder,)
+
+    @property
+    def files(self) -> list[tuple[str, int]]:
+        """Name of each file that the text came from, and its first document."""
+        return [(str(name), int(first)) for name, first in self.header["files"]]
+
+    def verify(self) -> None:
+        """Compare samples of every file with their checksum: at most 4 MiB of each.
+
+        Raises:
+            DamagedStore: One differs.
+        """
+        for name, description in self.header["arrays"].items():
+            if _checksum(self.folder / f"{name}.bin") != description["checksum"]:
+                raise DamagedStore(f"{name}.bin has another checksum")
+
+
+def _map(path: Path, description: dict[str, Any]) -> npt.NDArray[Any]:
+    count, dtype = int(description["count"]), np.dtype(str(description["dtype"]))
+    if dtype.hasobject or dtype.kind not in "iu":
+        raise DamagedStore(f"{path.name} holds {dtype}")
+    if path.stat().st_size != count * dtype.itemsize:
+        raise DamagedStore(f"{path.name} has {path.stat().st_size} bytes")
+    if not count:
+        return np.empty(0, dtype)
+    with path.open("rb") as file:
+        # Not np.memmap: its slices are of a class of its own, and each costs microseconds.
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(mapped, dtype)
+
+
+def _checksum(path: Path) -> str:
+    """Hash a file's size and up to 64 blocks of 64 KiB, the first and the last among them."""
+    size = path.stat().st_size
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    last = max(0, size - _BLOCK)
+    step = max(_BLOCK, -(-last // (_BLOCKS - 1)))
+    with path.open("rb") as file:
+        for start in [*range(0, last, step), last]:
+            file.seek(start)
+            digest.update(file.read(_BLOCK))
+    return digest.hexdigest()
+
+
+@final
+class StoreWriter:
+    """Writes a store; memory is that of one chunk. Use it as a context manager.
+
+    What is not finished when the context ends is removed.
+    """
+
+    def __init__(self, folder: Path, vocabulary_size: int) -> None:
+        """Write to a new folder beside `folder`.
+
+        Raises:
+            OSError: There is no place for it.
+        """
+        self._folder = folder
+        self._dtypes = {"tokens": "<u2" if vocabulary_size <= 1 << 16 else "<u4", **_DTYPES}
+        self._partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        self._stack = ExitStack()
+        self._files: dict[str, IO[bytes]] = {
+            name: self._stack.enter_context((self._partial / f"{name}.bin").open("wb"))
+            for name in self._dtypes
+        }
+        self._counts = dict.fromkeys(self._dtypes, 0)
+        self._sources: list[tuple[str, int]] = []
+        self._last = 0
+        self._put("sentences", np.zeros(1, np.int64))
+        self._put("documents", np.zeros(1, np.int64))
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+    @property
+    def documents(self) -> int:
+        """Number of documents so far."""
+        return self._counts["keys"]
+
+    def source(self, name: str) -> None:
+        """Say that the following documents are those of the file `name`."""
+        self._sources.append((name, self.documents))
+
+    def sentences(self, ids: list[list[int]]) -> None:
+        """Add sentences, none of them empty."""
+        if not ids:
+            return
+        ends = np.cumsum([len(sentence) for sentence in ids])
+        self._put("sentences", ends + self._counts["tokens"])
+        tokens = np.fromiter(itertools.chain.from_iterable(ids), np.int64, int(ends[-1]))
+        self._put("tokens", tokens)
+
+    def end_document(self, after: int, key: int) -> None:
+        """End a document; one without sentences is left out.
+
+        Args:
+            after: How many of the sentences so far are after its end.
+            key: A hash of its text.
+        """
+        end = self._counts["sentences"] - 1 - after
+        if end > self._last:
+            self._last = end
+            self._put("documents", np.array([end]))
+            self._put("keys", np.array([key], np.uint64))
+
+    def _put(self, name: str, values: npt.NDArray[Any]) -> None:
+        self._files[name].write(values.astype(self._dtypes[name]).tobytes())
+        self._counts[name] += len(values)
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Write the header, flush everything and move the store to its place.
+
+        Args:
+            facts: JSON values about where the text came from, for a person.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        arrays = {
+            name: {
+                "count": self._counts[name],
+                "dtype": dtype,
+                "checksum": _checksum(self._partial / f"{name}.bin"),
+            }
+            for name, dtype in self._dtypes.items()
+        }
+        header = {"version": VERSION, "arrays": arrays, "files": self._sources, **facts}
+        with (self._partial / "header.json").open("wb") as header_file:
+            header_file.write(json.dumps(header, indent=1).encode())
+            header_file.flush()
+            os.fsync(header_file.fileno())
+        os.chmod(self._partial, 0o755)
+        if self._folder.exists():  # a damaged one
+            shutil.rmtree(self._folder)
+        os.replace(self._partial, self._folder)
+        descriptor = os.open(self._folder.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

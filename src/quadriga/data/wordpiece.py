@@ -1,0 +1,153 @@
+"""BERT's WordPiece: Google's ``vocab.txt`` and the `tokenizers` library.
+
+Text is cleaned (control characters out, white space to spaces), Chinese characters stand alone,
+letters are lower-cased and lose their accents (NFD), punctuation is split off; each word is then
+cut greedily into the longest pieces of the vocabulary, those after the first marked ``##``. A word
+of more than 100 characters, or one that cannot be cut, is ``[UNK]`` (Devlin et al., "BERT", 2019).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+import numpy.typing as npt
+
+from quadriga.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+PAD, UNKNOWN, CLASS, SEPARATOR, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+SPECIAL_TOKENS = (PAD, UNKNOWN, CLASS, SEPARATOR, MASK)
+"""The tokens that are no text, in the order that a new vocabulary starts with."""
+
+MAX_WORD = 100
+"""Characters of the longest word that is cut into pieces."""
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the tokens that a sample is put together with, and of those that hide others."""
+
+    size: int
+    """Number of ids of the vocabulary."""
+    unknown: int
+    class_: int
+    separator: int
+    mask: int
+
+
+@final
+class Vocabulary:
+    """A vocabulary: one token per line of a file, its id the number of the line from 0."""
+
+    def __init__(self, tokens: Sequence[str], lowercase: bool, where: str) -> None:
+        """Take the tokens in the order of their ids.
+
+        Args:
+            tokens: One per id. Of equal ones the last counts, as in Google's own reader.
+            lowercase: Whether text is lower-cased and its accents removed before it is cut.
+            where: What errors call the vocabulary.
+
+        Raises:
+            UserError: A special token is missing.
+        """
+        self.tokens = tuple(tokens)
+        self.lowercase = lowercase
+        self.ids = {token: number for number, token in enumerate(self.tokens)}
+        missing = [name for name in SPECIAL_TOKENS[1:] if name not in self.ids]
+        if missing:
+            raise UserError(
+                f"{where} must have the tokens {', '.join(SPECIAL_TOKENS[1:])}, one token per "
+                f"line, but has no {', '.join(missing)}; make one with: quadriga tokenizer train"
+            )
+
+    def __len__(self) -> int:
+        """Return the number of ids."""
+        return len(self.tokens)
+
+    @property
+    def special(self) -> SpecialTokens:
+        """The ids of the special tokens."""
+        names = (UNKNOWN, CLASS, SEPARATOR, MASK)
+        return SpecialTokens(len(self.tokens), *(self.ids[name] for name in names))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the tokens and of what is done to text before it is cut."""
+        text = "\n".join((str(self.lowercase), *self.tokens))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def continuations(self) -> npt.NDArray[np.bool_]:
+        """Return bool (ids,): whether a token goes on with the word of the token before it."""
+        return np.fromiter((t.startswith("##") for t in self.tokens), bool, len(self.tokens))
+
+    def tokenizer(self) -> Tokenizer:
+        """Make the tokenizer. Of special tokens it knows ``[UNK]`` only.
+
+        The others, written in a text, are text: ``[SEP]`` in a corpus ends no sentence.
+        """
+        from tokenizers import AddedToken, Tokenizer, models
+
+        model = models.WordPiece(
+            self.ids,
+            unk_token=UNKNOWN,
+            max_input_chars_per_word=MAX_WORD,
+            continuing_subword_prefix="##",
+        )
+        made = Tokenizer(model)
+        prepare(made, self.lowercase)
+        made.add_special_tokens([AddedToken(UNKNOWN, normalized=False, special=True)])
+        return made
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text, without special tokens around them."""
+        encodings = self._shared.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    @functools.cached_property
+    def _shared(self) -> Tokenizer:
+        return self.tokenizer()
+
+
+def prepare(tokenizer: Tokenizer, lowercase: bool) -> None:
+    """Give a tokenizer BERT's cleaning and its splitting into words."""
+    from tokenizers import normalizers, pre_tokenizers
+
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=True, strip_accents=lowercase, lowercase=lowercase
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+
+
+def read_vocabulary(path: Path, lowercase: bool, key: str = "data.vocabulary") -> Vocabulary:
+    """Read a ``vocab.txt``.
+
+    Args:
+        path: The file: UTF-8, a token per line.
+        lowercase: See `Vocabulary`.
+        key: The config path that named it, for the sentences.
+
+    Raises:
+        UserError: It is missing, no text, or has no special tokens.
+    """
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{key} must be a text file, one token per line, but {path} is not") from (
+            error
+        )
+    except OSError as error:
+        raise UserError(
+            f"{key} {path} cannot be read: {error.strerror or error}; "
+            "make one with: quadriga tokenizer train FILES... --output vocab.txt"
+        ) from error
+    # Not splitlines: it cuts at characters that may be tokens (U+2028).
+    lines = text.removesuffix("\n").split("\n")
+    return Vocabulary([line.removesuffix("\r") for line in lines], lowercase, f"{key} {path}")

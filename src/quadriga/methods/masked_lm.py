@@ -1,0 +1,215 @@
+"""Masked language modelling with next-sentence prediction (Devlin et al., BERT, NAACL 2019).
+
+Some tokens are hidden; the model predicts them from both sides. It also says whether the second
+segment follows the first in its document, or was drawn from another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, final
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from quadriga.contracts import Batch, LossOutput, ModelConfig, Objective, ObjectiveConfig, Stage
+from quadriga.errors import UserError
+from quadriga.losses.cross_entropy import CHUNK_ELEMENTS, linear_cross_entropy
+from quadriga.models.bert import BertConfig, BertSlice, Pooler
+from quadriga.models.bert_blocks import collect_rows
+from quadriga.models.initialise import Filler, initialise
+
+METRICS = ("masked_lm_loss", "masked_lm_accuracy")
+SENTENCE_METRICS = ("next_sentence_loss", "next_sentence_accuracy")
+
+
+@final
+class MaskedLMConfig(ObjectiveConfig):
+    """Masked words, and whether a sentence follows another."""
+
+    next_sentence: bool = True
+    """Whether the second loss is part of the objective."""
+    reduction: Literal["micro_batch", "token"] = "micro_batch"
+    """micro_batch: each weighs the same, and its loss is the sum of two means, over its hidden
+    words and over its sentences. token: each hidden word of a step weighs the same."""
+    chunk_elements: int = Field(CHUNK_ELEMENTS, ge=1)
+    """Logits over the vocabulary that exist at once."""
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> MaskedLMConfig:
+        if self.reduction == "token" and self.next_sentence:
+            raise ValueError(
+                "reduction must be micro_batch for next_sentence=true, since its two losses have "
+                "two denominators, but is token; set next_sentence=false to weigh words alike"
+            )
+        return self
+
+    def build(self, model: ModelConfig) -> MaskedLM:
+        """Make the objective for a BERT.
+
+        Raises:
+            UserError: `model` is of another kind.
+        """
+        if not isinstance(model, BertConfig):
+            raise UserError(f"masked_lm needs model.kind=bert, but model.kind is {model.kind()}")
+        return MaskedLM(self, model)
+
+
+@final
+class MaskedLMHead(nn.Module):
+    """Scores all words for a hidden one, with the table of words as its last linear map."""
+
+    def __init__(self, model: BertConfig) -> None:
+        """Make the head with undefined values."""
+        super().__init__()
+        self.transform = nn.Linear(model.width, model.width)
+        self.norm = nn.LayerNorm(model.width, eps=model.norm_eps)
+        self.bias = nn.Parameter(torch.empty(model.vocabulary_size))
+
+    def fill(self, filler: Filler) -> None:
+        """Set the biases of the words to 0."""
+        filler.constant("bias", 0.0)
+
+    def forward(self, hidden: Float[Tensor, "masked width"]) -> Float[Tensor, "masked width"]:
+        """Return what is multiplied with the table of words."""
+        output: Tensor = self.norm(functional.gelu(self.transform(hidden)))
+        return output
+
+    def losses(
+        self,
+        hidden: Float[Tensor, "tokens width"],
+        table: Float[Tensor, "words width"],
+        batch: Batch,
+        chunk_elements: int,
+    ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+        """Return the summed loss of the hidden words, and how many are predicted right."""
+        rows = self(collect_rows(hidden, batch["masked"]))
+        return linear_cross_entropy(rows, table, self.bias, batch["targets"], chunk_elements)
+
+
+class Heads(NamedTuple):
+    """What computes the losses from the encoded tokens."""
+
+    masked_lm: MaskedLMHead
+    table: nn.Embedding
+    """The table of words, which the head shares with the embeddings."""
+    pooler: Pooler | None
+    next_sentence: nn.Linear | None
+    """(width -> 2): logits that the second segment follows, and that it is a random one."""
+
+
+@final
+class MaskedLM(Objective):
+    """A BERT that learns to fill in hidden words."""
+
+    def __init__(self, config: MaskedLMConfig, model: BertConfig) -> None:
+        """Make encoder and heads with undefined values."""
+        super().__init__()
+        self.config = config
+        self.metric_names = METRICS + (SENTENCE_METRICS if config.next_sentence else ())
+        self.depth = model.depth
+        self.encoder = model.build()
+        self.head = MaskedLMHead(model)
+        self.pooler = Pooler(model.width) if config.next_sentence else None
+        self.next_sentence = nn.Linear(model.width, 2) if config.next_sentence else None
+
+    def initialise(self, seed: int) -> None:
+        """Fill every tensor: N(0, 0.02^2) for linear maps and tables, norms 1 and 0, biases 0."""
+        initialise(self, seed, "normal")
+
+    def forward(self, batch: Batch) -> LossOutput:
+        """Predict the hidden words and, where configured, whether the sentences belong together.
+
+        Args:
+            batch: Text as `quadriga.contracts.Batch` describes it, with `masked`, `targets` and
+                `is_random`.
+        """
+        return _output(self.config, self.heads(), self.encoder(batch), batch)
+
+    def heads(self) -> Heads:
+        """Return what computes the losses."""
+        return Heads(self.head, self.encoder.embeddings.word, self.pooler, self.next_sentence)
+
+    def stages(self, depths: Sequence[int]) -> list[Stage]:
+        """Cut into stages of so many blocks each; see `quadriga.contracts.Splittable`.
+
+        Raises:
+            UserError: The depths do not add up to the model's.
+        """
+        if not depths or min(depths) < 0 or sum(depths) != self.depth:
+            raise UserError(
+                f"the stages' depths must be 0 or more and add up to model.depth={self.depth}, "
+                f"but are {list(depths)}; change pipeline.depths"
+            )
+        return [MaskedLMStage(self, index, depths) for index in range(len(depths))]
+
+
+@final
+class MaskedLMStage(Stage):
+    """Some consecutive blocks of a BERT, the first with its embeddings, the last with its heads.
+
+    The table of words is in the first and in the last stage, under one name.
+    """
+
+    def __init__(self, whole: MaskedLM, index: int, depths: Sequence[int]) -> None:
+        """Take the modules of stage `index` from the objective."""
+        super().__init__()
+        self.index = index
+        self.config = whole.config
+        start = sum(depths[:index])
+        is_last = index == len(depths) - 1
+        blocks = range(start, start + depths[index])
+        self.encoder = BertSlice(whole.encoder, blocks, is_first=index == 0, is_last=is_last)
+        self.head = whole.head if is_last else None
+        self.pooler = whole.pooler if is_last else None
+        self.next_sentence = whole.next_sentence if is_last else None
+
+    def initialise(self, seed: int) -> None:
+        """Fill every tensor with what it has in the whole objective."""
+        initialise(self, seed, "normal")
+
+    def hidden_shape(self, batch: Batch) -> tuple[int, ...]:
+        """Return (tokens, width): the real tokens of the micro-batch, all flat."""
+        return (batch["tokens"].shape[0], self.encoder.width)
+
+    def forward(
+        self, hidden: Float[Tensor, "tokens width"] | None, batch: Batch
+    ) -> Tensor | LossOutput:
+        """Map the previous stage's output to the next one's input, or to the loss."""
+        hidden = self.encoder(hidden, batch)
+        if self.head is None:
+            return hidden
+        heads = Heads(self.head, self.encoder.word, self.pooler, self.next_sentence)
+        return _output(self.config, heads, hidden, batch)
+
+
+def _output(config: MaskedLMConfig, heads: Heads, hidden: Tensor, batch: Batch) -> LossOutput:
+    """Compute the loss and the metrics from the encoded tokens.
+
+    A micro-batch without a hidden word has a loss of 0 for them, and gradients of 0.
+    """
+    words = batch["masked"].shape[0]
+    total, hits = heads.masked_lm.losses(hidden, heads.table.weight, batch, config.chunk_elements)
+    count = total.new_full((), words)
+    metrics = dict(zip(METRICS, ((total.detach(), count), (hits.float(), count)), strict=True))
+    if config.reduction == "token":
+        return LossOutput(total, count, metrics)
+    loss = total / max(1, words)
+    if heads.pooler is not None and heads.next_sentence is not None:
+        if "is_random" not in batch:
+            raise UserError(
+                "objective.next_sentence must be false for views that do not say which second "
+                "segments are random, but is true; set objective.next_sentence=false"
+            )
+        labels = batch["is_random"]
+        logits = heads.next_sentence(heads.pooler(hidden, batch)).float()
+        mean = functional.cross_entropy(logits, labels)
+        loss = loss + mean
+        pairs = total.new_full((), labels.shape[0])
+        right = (logits.argmax(dim=1) == labels).sum().float()
+        values = ((mean.detach() * pairs, pairs), (right, pairs))
+        metrics.update(zip(SENTENCE_METRICS, values, strict=True))
+    return LossOutput(loss, None, metrics)
