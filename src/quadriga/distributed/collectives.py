@@ -14,10 +14,10 @@ from quadriga.errors import UserError
 Value = TypeVar("Value")
 
 
-def all_reduce_sum(tensor: Tensor, env: DistEnv) -> Tensor:
-    """Sum `tensor` over all ranks in place and return it."""
+def all_reduce_sum(tensor: Tensor, env: DistEnv, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Sum `tensor` over all ranks in place, on a group of all of them, and return it."""
     if env.world_size > 1:
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, group=group)
     return tensor
 
 

@@ -8,12 +8,21 @@ from collections.abc import Iterator
 from typing import Literal, final
 
 Phase = Literal[
-    "start", "data", "forward", "backward", "reduce", "update", "save", "evaluate", "log"
+    "start",
+    "data",
+    "pipeline",
+    "forward",
+    "backward",
+    "reduce",
+    "update",
+    "save",
+    "evaluate",
+    "log",
 ]
 """start: before the first step, and on the way back from a bad one; data: waiting for a batch;
-backward: with it the exchange of gradients; reduce: waiting for the other ranks' sums; update:
-clipping and the optimizer; save: the part of a checkpoint, or of a replay file, that training
-waits for."""
+pipeline: waiting for another stage; backward: with it the exchange of gradients; reduce: waiting
+for the other ranks' sums; update: clipping and the optimizer; save: the part of a checkpoint, or
+of a replay file, that training waits for."""
 
 
 @final

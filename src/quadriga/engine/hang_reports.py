@@ -10,6 +10,7 @@ from pathlib import Path
 ORDER = (
     "start",
     "data",
+    "pipeline",
     "forward",
     "backward",
     "reduce",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, final
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from quadriga.contracts import LossOutput
@@ -21,6 +23,8 @@ class Reduced(NamedTuple):
     """Number of targets of the step: float64 scalar."""
     asked_to_stop: Tensor
     """Number of ranks that were asked to stop: float64 scalar."""
+    more: tuple[Tensor, ...] = ()
+    """Sums over all ranks of what else was handed in: float64 scalars."""
 
 
 @final
@@ -45,7 +49,13 @@ class Totals:
         self._sums[name].append(total.detach().to(torch.float64))
         self._counts[name].append(count.detach().to(torch.float64))
 
-    def reduce(self, env: DistEnv, asked_to_stop: bool) -> Reduced:
+    def reduce(
+        self,
+        env: DistEnv,
+        asked_to_stop: bool,
+        more: Sequence[Tensor] = (),
+        group: dist.ProcessGroup | None = None,
+    ) -> Reduced:
         """Sum over all ranks and divide; every rank calls it.
 
         A metric that no micro-batch reported is 0 / 0: not a number, and so not logged.
@@ -54,6 +64,8 @@ class Totals:
             env: This process among the run's.
             asked_to_stop: Whether this rank was asked to stop; it travels in the same table, so
                 that all ranks stop after the same step.
+            more: Further scalars to sum over the ranks.
+            group: The group of all ranks to do it on; the common one by default.
         """
         zero = torch.zeros((), dtype=torch.float64, device=self._device)
         flag = torch.full((), float(asked_to_stop), dtype=torch.float64, device=self._device)
@@ -64,7 +76,9 @@ class Totals:
                 for part in (self._sums, self._counts)
             ]
         )
-        sums, counts = all_reduce_sum(table, env)
+        further = [value.detach().to(torch.float64).reshape(1) for value in more]
+        reduced = all_reduce_sum(torch.cat([table.flatten(), *further]), env, group)
+        sums, counts = reduced[: table.numel()].view_as(table)
         means = sums[:-1] / counts[:-1]
         metrics = dict(zip(self._names, means.unbind(), strict=True))
-        return Reduced(metrics, counts[0], sums[-1])
+        return Reduced(metrics, counts[0], sums[-1], reduced[table.numel() :].unbind())

@@ -1,0 +1,134 @@
+"""One stage's forward and backward passes, and what lies between them."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from quadriga import randomness
+from quadriga.contracts import Batch, LossOutput, Stage
+from quadriga.distributed.environment import DistEnv
+from quadriga.engine.activity import Activity
+from quadriga.engine.precision import reduced_precision
+from quadriga.engine.run_config import RunConfig
+from quadriga.pipeline.groups import Groups
+from quadriga.pipeline.links import Receiver, Sender
+
+
+@dataclass
+class _Stashed:
+    """A micro-batch between its forward and its backward pass."""
+
+    module: Stage
+    batch: Batch
+    hidden: Tensor | None
+    output: Tensor | None
+    """With its graph; None where the forward pass is computed again."""
+
+
+@final
+class StageRunner:
+    """Carries out forward and backward passes of this rank's stage.
+
+    Randomness is keyed by (seed, step, micro-batch, replica, layer), so a forward pass that is
+    computed again for its backward pass draws the same dropout without any state.
+    """
+
+    def __init__(
+        self, config: RunConfig, groups: Groups, env: DistEnv, activity: Activity, stages: int
+    ) -> None:
+        """Connect to the neighbours.
+
+        Args:
+            config: The run.
+            groups: This rank's groups.
+            env: This rank.
+            activity: Told what the rank is doing.
+            stages: Number of stages.
+        """
+        self._config, self._groups, self._env, self._activity = config, groups, env, activity
+        self.is_first, self.is_last = groups.stage == 0, groups.stage == stages - 1
+        # The last stage's backward pass follows its forward pass at once: nothing is kept long.
+        self._recomputes = config.train.recompute == "full" and not self.is_last
+        self._stash: dict[tuple[int, int], _Stashed] = {}
+        before, behind, device = groups.previous, groups.following, env.device
+        if before is not None:
+            self._hidden_in = Receiver(groups.activations_in, before, device)
+            self._gradient_out = Sender(groups.gradients_out, before)
+        if behind is not None:
+            self._hidden_out = Sender(groups.activations_out, behind)
+            self._gradient_in = Receiver(groups.gradients_in, behind, device)
+
+    @property
+    def in_flight(self) -> int:
+        """Number of micro-batches between their forward and their backward pass."""
+        return len(self._stash)
+
+    def expect(self, module: Stage, batch: Batch) -> None:
+        """Start to receive the input of a micro-batch, in the order of the forward passes."""
+        if not self.is_first:
+            self._hidden_in.expect(module.hidden_shape(batch))
+
+    def forward(self, module: Stage, batch: Batch, step: int, micro: int) -> LossOutput | None:
+        """Compute a forward pass and send its output on; the last stage returns the loss."""
+        hidden = None
+        if not self.is_first:
+            self._activity.enter("pipeline")
+            hidden = self._hidden_in.take()
+            hidden.requires_grad_(hidden.is_floating_point())
+        self._activity.enter("forward")
+        with torch.no_grad() if self._recomputes else contextlib.nullcontext():
+            output = self._compute(module, hidden, batch, step, micro)
+        stashed = _Stashed(module, batch, hidden, None)
+        self._stash[step, micro] = stashed
+        if isinstance(output, LossOutput):
+            stashed.output = output.loss / self._config.train.accumulate
+            return output
+        if not self._recomputes:
+            stashed.output = output
+        self._hidden_out.send(output.detach(), says_type=True)
+        self._gradient_in.expect(tuple(output.shape), output.dtype)
+        return None
+
+    def backward(self, step: int, micro: int) -> None:
+        """Compute a backward pass and send the gradient of the input back."""
+        stashed = self._stash.pop((step, micro))
+        gradient = None
+        if not self.is_last:
+            self._activity.enter("pipeline")
+            gradient = self._gradient_in.take()
+        self._activity.enter("backward")
+        output = stashed.output
+        if output is None:
+            again = self._compute(stashed.module, stashed.hidden, stashed.batch, step, micro)
+            assert isinstance(again, Tensor)
+            output = again
+        torch.autograd.backward(output, gradient)
+        if stashed.hidden is not None:
+            if stashed.hidden.grad is None:
+                raise RuntimeError("a stage does not use its input")
+            self._gradient_out.send(stashed.hidden.grad)
+
+    def _compute(
+        self, module: Stage, hidden: Tensor | None, batch: Batch, step: int, micro: int
+    ) -> Tensor | LossOutput:
+        config = self._config
+        with (
+            randomness.micro_batch(config.seed, step, micro, self._groups.replica),
+            reduced_precision(self._env.device, config.train),
+        ):
+            output: Tensor | LossOutput = module(hidden, batch)
+        return output
+
+    def finish(self) -> None:
+        """Wait until all that was sent has left; nothing is in flight afterwards."""
+        if self._stash:
+            raise RuntimeError(f"{len(self._stash)} micro-batches are still in flight")
+        if not self.is_first:
+            self._gradient_out.finish()
+        if not self.is_last:
+            self._hidden_out.finish()

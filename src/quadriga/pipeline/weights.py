@@ -1,0 +1,126 @@
+"""The versions of a stage's weights: one, or the two of PipeDream-2BW.
+
+Version v lives in bank v mod 2. A bank is a whole copy of the stage, so that a graph of one bank
+never sees the other; the next version is written into the bank that nothing in flight uses, which
+autograd checks once more: it counts the writes to a tensor, and refuses a backward pass through
+one that was overwritten.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from quadriga.contracts import OptimizerConfig, Stage
+
+
+@final
+class Banks:
+    """One or two copies of a stage, and the parameters that the optimizer steps on.
+
+    The optimizer's parameters have the memory of the newest version. They are in no graph, so
+    their memory may be exchanged.
+    """
+
+    def __init__(self, stage: Stage, count: int) -> None:
+        """Take an initialised stage on its device; the second copy starts equal.
+
+        Args:
+            stage: The stage.
+            count: 1 or 2.
+        """
+        self.modules = [stage, *(copy.deepcopy(stage) for _ in range(count - 1))]
+        self._own = [
+            {name: p for name, p in module.named_parameters() if p.requires_grad}
+            for module in self.modules
+        ]
+        self.parameters: dict[str, nn.Parameter] = (
+            self._own[0]
+            if count == 1
+            # .data and not detach(), which would share the count of writes with the bank's tensor.
+            else {name: nn.Parameter(p.data) for name, p in self._own[0].items()}
+        )
+        """What the optimizer steps on, by global name."""
+        self._newest, self._offset = 0, 0
+
+    @property
+    def count(self) -> int:
+        """Number of copies."""
+        return len(self.modules)
+
+    def _number(self, version: int) -> int:
+        return (version + self._offset) % self.count
+
+    def module(self, version: int) -> Stage:
+        """Return the copy that holds a version."""
+        return self.modules[self._number(version)]
+
+    def tensors(self, version: int) -> dict[str, nn.Parameter]:
+        """Return the trainable parameters of a version by global name."""
+        return self._own[self._number(version)]
+
+    def begin_at(self, version: int) -> None:
+        """Say which version the newest weights are: the number of steps before a segment."""
+        self._offset = (self._newest - version) % self.count
+
+    @torch.no_grad()
+    def advance(self, version: int) -> None:
+        """Make the next version a copy of `version`, and let the optimizer step on it.
+
+        Args:
+            version: The newest one.
+        """
+        if self.count == 1:
+            return
+        source, target = self.tensors(version), self.tensors(version + 1)
+        if target:
+            torch._foreach_copy_(list(target.values()), list(source.values()))
+        for name, parameter in self.parameters.items():
+            parameter.data = target[name].data
+        self._newest = self._number(version + 1)
+
+    @property
+    def newest(self) -> Stage:
+        """The copy with the newest weights."""
+        return self.modules[self._newest]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return ``objective.NAME`` of the newest version, ``previous.NAME`` of the one before."""
+        state = {f"objective.{name}": t for name, t in self.newest.state_dict().items()}
+        if self.count == 2:
+            before = self._own[1 - self._newest]
+            state |= {f"previous.{name}": p.detach() for name, p in before.items()}
+        return state
+
+
+def stage_optimizer(
+    config: OptimizerConfig,
+    everything: Mapping[str, nn.Parameter],
+    own: Mapping[str, nn.Parameter],
+) -> torch.optim.Optimizer:
+    """Make the optimizer of a stage by rules that count the layers of the whole model.
+
+    Args:
+        config: The rules.
+        everything: All trainable parameters of the objective by global name, on any device.
+        own: Those of this stage.
+    """
+    device = next(iter(own.values())).device if own else torch.device("cpu")
+    named = []
+    for name, parameter in everything.items():
+        if name not in own:
+            # Of the right shape and without memory: rules look at names and dimensions.
+            blank = torch.zeros((), device=device).expand(parameter.shape)
+            named.append((name, nn.Parameter(blank)))
+        else:
+            named.append((name, own[name]))
+    optimizer = config.build(named)
+    kept = {id(parameter) for parameter in own.values()}
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if id(p) in kept]
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+    return optimizer

@@ -1,0 +1,118 @@
+"""Run cases on forked ranks: one import for all of them.
+
+    python pipeline_worker.py CASES.json FOLDER
+
+Each case leaves ``FOLDER/NAME/rank_R.pt`` with this rank's state and what the steps reported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections import defaultdict
+from datetime import timedelta
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from cases import config_of, plan_of
+from quadriga.distributed.environment import DistEnv
+from quadriga.pipeline.executor import PipelineExecutor
+from toy import make_toy, toy_batch
+
+
+def run_case(case: dict[str, Any], env: DistEnv, folder: Path) -> None:
+    """Run one case on this rank."""
+    executor = PipelineExecutor(make_toy(case), config_of(case), plan_of(case), env)
+    first, last = case.get("range", [0, case["steps"]])
+    if "load_from" in case:
+        executor.load_state_dict(stored(folder / case["load_from"], executor.state_dict()))
+    cuts = [first, *(cut for cut in case.get("cuts", []) if first < cut < last), last]
+    outputs = []
+    for start, stop in zip(cuts, cuts[1:], strict=False):
+        batches = (
+            toy_batch(step, executor.groups.replica, micro)
+            for step in range(start, stop)
+            for micro in range(case["m"])
+        )
+        outputs += list(executor.run(batches, range(start, stop)))
+        assert next(batches, None) is None
+    assert [output.step for output in outputs] == list(range(first, last))
+    path = folder / case["name"] / f"rank_{env.rank}.pt"
+    path.parent.mkdir(exist_ok=True)
+    torch.save(
+        {
+            "state": {name: t.detach().clone() for name, t in executor.state_dict().items()},
+            "losses": [float(output.metrics["loss"]) for output in outputs],
+            "hits": [float(output.metrics["hits"]) for output in outputs],
+            "norms": [float(output.grad_norm) for output in outputs],
+        },
+        path,
+    )
+    executor.updates.close()
+
+
+def stored(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Return what all ranks of another case have left, as far as it is wanted."""
+    merged: dict[str, Any] = {}
+    for path in sorted(folder.glob("rank_*.pt")):
+        for name, tensor in torch.load(path, weights_only=True)["state"].items():
+            assert name not in merged or torch.equal(merged[name], tensor), name
+            merged[name] = tensor
+    return {name: merged[name] for name in wanted}
+
+
+def run_rank(rank: int, world_size: int, cases: list[dict[str, Any]], folder: Path, tag: str):
+    """Join the group, run the cases, and leave."""
+    store = dist.FileStore(str(folder / f"store_{tag}"), world_size)
+    if world_size > 1:
+        dist.init_process_group(
+            "gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
+        )
+    env = DistEnv(rank, world_size, rank, world_size, torch.device("cpu"))
+    for case in cases:
+        run_case(case, env, folder)
+    if world_size > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def main(cases: list[dict[str, Any]], folder: Path) -> int:
+    """Fork the ranks of each world size in turn; return how many failed."""
+    torch.set_num_threads(1)
+    failed = 0
+    ordered = sorted(cases, key=lambda case: case.get("phase", 0))
+    batches: list[list[dict[str, Any]]] = []
+    for _, phase in groupby(ordered, key=lambda case: case.get("phase", 0)):
+        by_size = defaultdict(list)
+        for case in phase:
+            by_size[case["d"] * case["w"]].append(case)
+        batches += list(by_size.values())
+    for number, batch in enumerate(batches):
+        size = batch[0]["d"] * batch[0]["w"]
+        children = []
+        for rank in range(size):
+            child = os.fork()
+            if child == 0:
+                code = 1
+                try:
+                    run_rank(rank, size, batch, folder, str(number))
+                    code = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    sys.stderr.flush()
+                    os._exit(code)
+            children.append(child)
+        failed += sum(os.waitpid(child, 0)[1] != 0 for child in children)
+    return failed
+
+
+if __name__ == "__main__":
+    given, where = Path(sys.argv[1]), Path(sys.argv[2])
+    sys.exit(main(json.loads(given.read_text()), where))
