@@ -31,6 +31,15 @@ class Cut:
         """Number of stages."""
         return self.stage_of[-1] + 1
 
+    def blocks_by_stage(self) -> list[list[int]]:
+        """Return the layers of each module, by stage."""
+        spread = [
+            self.layers * (m + 1) // self.modules - self.layers * m // self.modules
+            for m in range(self.modules)
+        ]
+        places = list(zip(self.stage_of[:-1], spread, strict=True))
+        return [[n for at, n in places if at == stage] for stage in range(self.stages)]
+
     @property
     def ranks(self) -> int:
         """Processes of the run."""

@@ -60,15 +60,18 @@ def config_tree(flags: argparse.Namespace, cut: Cut) -> dict[str, Any]:
     }
 
 
-def with_length(tree: dict[str, Any], flags: argparse.Namespace, samples: int) -> dict[str, Any]:
+def with_length(
+    tree: dict[str, Any], flags: argparse.Namespace, cut: Cut, samples: int
+) -> dict[str, Any]:
     """Return the tree with its length, warm-up and checkpoints in updates.
 
-    An epoch is as many whole updates as are nearest to the samples; the learning rate counts
+    An epoch is as many whole updates as the samples are enough for; the learning rate counts
     updates too, whatever the number of stages.
 
     Args:
         tree: What `config_tree` returned.
         flags: The command line.
+        cut: The stages.
         samples: Samples of the corpus.
 
     Raises:
@@ -77,26 +80,35 @@ def with_length(tree: dict[str, Any], flags: argparse.Namespace, samples: int) -
     train = dict(tree["train"])
     batch = train["batch_size"]
     epochs = train.pop("epochs", None)
-    saving: dict[str, Any] = {}
-    if epochs is not None:
+    if epochs is None:
+        every = train["steps"]
+    else:
         if samples < batch:
             raise UserError(
                 f"--train_path must have at least the {batch} samples of one update "
                 f"(--train_batch_size {flags.train_batch_size} x {train['accumulate']} "
-                f"micro-batches x {batch // flags.train_batch_size // train['accumulate']} "
-                f"pipelines), but has {samples}; lower --train_batch_size"
+                f"micro-batches x {cut.replicas} pipelines), but has {samples}; lower "
+                "--train_batch_size"
             )
         every = samples // batch
         train["steps"] = max(1, round(epochs * every))
-        saving = {"every_steps": min(every, train["steps"])}
+    saving: dict[str, Any] = {"every_steps": min(every, train["steps"])}
+    if flags.checkpoint_dir is not None:
+        saving["stage_files"] = {
+            "folder": str(flags.checkpoint_dir),
+            "epoch_steps": every,
+            "total_steps": train["steps"],
+            "modules": cut.blocks_by_stage(),
+        }
     warmup = round(flags.warmup_proportion * train["steps"])
     schedule = {**tree["schedule"], "warmup_steps": warmup}
     return {**tree, "train": train, "schedule": schedule, "checkpoint": saving}
 
 
 def _every_steps(flags: argparse.Namespace, updates: int) -> int:
-    if flags.verbose_frequency:
-        return max(1, round(flags.verbose_frequency / updates))
+    asked: int = flags.verbose_frequency
+    if asked:
+        return max(1, round(asked / updates))
     return 1 if flags.num_minibatches is not None else 20
 
 
@@ -105,7 +117,7 @@ def _under(folder: Path | None, path: Path) -> Path:
 
 
 def _data(flags: argparse.Namespace) -> dict[str, Any]:
-    """Return the corpus: a file, or the files of a folder that are not its vocabulary."""
+    """Return the corpus: a file, or a folder of files and perhaps the vocabulary."""
     text, vocabulary = (_under(flags.data_dir, p) for p in (flags.train_path, flags.vocab_path))
     if not text.exists():
         raise UserError(f"--train_path: {text} does not exist")
@@ -115,15 +127,10 @@ def _data(flags: argparse.Namespace) -> dict[str, Any]:
         raise UserError(
             f"--train_path must be a folder with --partitioned_dataset, but {text} is a file"
         )
-    files = [text]
-    if text.is_dir():
-        files = sorted(p for p in text.iterdir() if p.is_file() and not p.name.startswith("."))
-        files = [path for path in files if path.resolve() != vocabulary.resolve()]
-        if not files:
-            raise UserError(f"--train_path: the folder {text} holds no file of text")
     return {
         "kind": "text_corpus",
-        "files": [str(path) for path in files],
+        "root": str(text),
+        "format": "sentences",
         "vocabulary": str(vocabulary),
         "lowercase": flags.do_lower_case,
         "test_fraction": 0.0,

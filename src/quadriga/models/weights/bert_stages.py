@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from quadriga.errors import UserError
@@ -34,6 +35,31 @@ _STEMS = (
     (rf"(?P<part>dense)(?:_act)?{_LEAF}", "bert.pooler."),
 )
 """Pattern of the end of a name outside the layers -> what stands before its part."""
+
+WORDS = "encoder.embeddings.word.weight"
+"""The table of words, by this project's name."""
+TIED = "cls.predictions.decoder.weight"
+"""Hugging Face's name for its second use."""
+
+_OURS = {
+    "encoder.embeddings.word": "bert.embeddings.word_embeddings",
+    "encoder.embeddings.position": "bert.embeddings.position_embeddings",
+    "encoder.embeddings.segment": "bert.embeddings.token_type_embeddings",
+    "encoder.embeddings.norm": "bert.embeddings.LayerNorm",
+    "pooler.dense": "bert.pooler.dense",
+    "head.transform": "cls.predictions.transform.dense",
+    "head.norm": "cls.predictions.transform.LayerNorm",
+    "head": "cls.predictions",
+    "next_sentence": "cls.seq_relationship",
+}
+_PARTS = {
+    "attention.output": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "mlp.hidden": "intermediate.dense",
+    "mlp.output": "output.dense",
+    "mlp_norm": "output.LayerNorm",
+}
+_QKV = ("query", "key", "value")
 
 _MODERN = {"gamma": "weight", "beta": "bias"}
 
@@ -90,3 +116,58 @@ def _translated(name: str, module: int, layers: dict[tuple[int, str], int]) -> s
 
 def _leaf(found: re.Match[str]) -> str:
     return _MODERN.get(found["leaf"], found["leaf"])
+
+
+def foreign_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename tensors of a BERT objective of this project to Hugging Face's names.
+
+    Args:
+        tensors: Any of them; the fused query, key and value come apart.
+
+    Raises:
+        KeyError: A tensor is none of a BERT's.
+    """
+    named = {}
+    for name, tensor in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        if not module.startswith("encoder.blocks."):
+            named[f"{_OURS[module]}.{leaf}"] = tensor
+            continue
+        number, _, part = module.removeprefix("encoder.blocks.").partition(".")
+        before = f"bert.encoder.layer.{number}"
+        if part != "attention.qkv":
+            named[f"{before}.{_PARTS[part]}.{leaf}"] = tensor
+            continue
+        for role, piece in zip(_QKV, tensor.chunk(3), strict=True):
+            named[f"{before}.attention.self.{role}.{leaf}"] = piece.clone()
+    return named
+
+
+def own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename tensors of ``BertForPreTraining`` to this project's names, the inverse.
+
+    The shared table is taken from the embeddings; layers are fused and complete.
+
+    Args:
+        tensors: What `assemble` returned.
+    """
+    modules = {foreign: ours for ours, foreign in _OURS.items()}
+    parts = {foreign: ours for ours, foreign in _PARTS.items()}
+    named = {}
+    for name, tensor in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        if module == "cls.predictions.decoder":
+            if leaf == "bias":
+                named["head.bias"] = tensor
+            continue
+        if not module.startswith("bert.encoder.layer."):
+            named[f"{modules[module]}.{leaf}"] = tensor
+            continue
+        number, _, part = module.removeprefix("bert.encoder.layer.").partition(".")
+        before = f"encoder.blocks.{number}"
+        if part in parts:
+            named[f"{before}.{parts[part]}.{leaf}"] = tensor
+        elif part == "attention.self.query":
+            pieces = [tensors[name.replace(".query.", f".{role}.")] for role in _QKV]
+            named[f"{before}.attention.qkv.{leaf}"] = torch.cat(pieces)
+    return named
