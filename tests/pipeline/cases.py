@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch.func import functional_call
+from toy import make_toy, toy_batch
 
 from quadriga import randomness
 from quadriga.engine.arithmetic import RunPlan
 from quadriga.engine.run_config import RunConfig
 from quadriga.recipes.mae import mae_digits
-from toy import make_toy, toy_batch
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"optim.kind": "sgd", "optim.momentum": 0.0, "optim.weight_decay": 0.0},

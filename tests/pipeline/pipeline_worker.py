@@ -13,17 +13,17 @@ import sys
 import traceback
 from collections import defaultdict
 from datetime import timedelta
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-
 from cases import config_of, plan_of
+from toy import make_toy, toy_batch
+
 from quadriga.distributed.environment import DistEnv
 from quadriga.pipeline.executor import PipelineExecutor
-from toy import make_toy, toy_batch
 
 
 def run_case(case: dict[str, Any], env: DistEnv, folder: Path) -> None:
@@ -34,7 +34,7 @@ def run_case(case: dict[str, Any], env: DistEnv, folder: Path) -> None:
         executor.load_state_dict(stored(folder / case["load_from"], executor.state_dict()))
     cuts = [first, *(cut for cut in case.get("cuts", []) if first < cut < last), last]
     outputs = []
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in pairwise(cuts):
         batches = (
             toy_batch(step, executor.groups.replica, micro)
             for step in range(start, stop)

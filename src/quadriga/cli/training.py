@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quadriga.cli.resolve import resolve
-from quadriga.distributed.collectives import all_gather_values
+from quadriga.distributed.collectives import all_gather_values, on_all
 from quadriga.distributed.environment import pick_device, process_group, read_launch
 from quadriga.engine.checkpoint import list_checkpoints
 from quadriga.engine.console import Console
@@ -21,6 +21,7 @@ from quadriga.engine.warm_start import check_warm_start
 from quadriga.errors import UserError
 from quadriga.launch.attempts import restarts
 from quadriga.launch.local import run_ranks
+from quadriga.pipeline.choice import check_schedule, make_executor
 from quadriga.provenance import Resolved
 from quadriga.report.html import write_report
 
@@ -87,6 +88,7 @@ def train(request: TrainRequest) -> int:
         ranks = resolved.config.train.ranks
         for local_rank in range(ranks):
             pick_device(resolved.config.train.device, local_rank)
+        check_schedule(resolved.config, ranks)
         check_start(resolved.config, ranks)
         if not list_checkpoints(RunDirectory(work_dir).checkpoints):
             check_warm_start(resolved.config.warm_start)
@@ -99,7 +101,9 @@ def train(request: TrainRequest) -> int:
     ):
         # The largest: a host's torchrun counts the failures of its own ranks only.
         again = max(all_gather_values(restarts(os.environ), env)) > 0
-        run(resolved, start_of(request, work_dir, again), env, console, preemption)
+        on_all(lambda: check_schedule(resolved.config, env.world_size), env)
+        start = start_of(request, work_dir, again)
+        run(resolved, start, env, console, preemption, make_executor)
         if env.is_main:
             console.say(f"report: {write_report(work_dir)}")
     return 0

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from quadriga.distributed.collectives import on_all
+from quadriga.distributed.collectives import all_gather_values, on_all
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.checkpoint_files import read_manifest
 from quadriga.errors import UserError
@@ -36,7 +36,10 @@ def read_state(path: Path, state: dict[str, Any], env: DistEnv, complete: bool) 
     Raises:
         UserError: The tensors are not those of the checkpoint, or a file cannot be read.
     """
-    on_all(lambda: _read(path, state, complete), env)
+    known = None
+    if complete:  # stages hold different tensors: all of them together are the run's
+        known = set[str]().union(*all_gather_values(list(state), env))
+    on_all(lambda: _read(path, state, known), env)
 
 
 def read_objective(
@@ -66,11 +69,11 @@ def read_objective(
     return read_manifest(path).step
 
 
-def _read(path: Path, state: dict[str, Any], complete: bool) -> None:
+def _read(path: Path, state: dict[str, Any], known: set[str] | None) -> None:
     try:
         reader = HuggingFaceStorageReader(str(path))
         stored = reader.read_metadata().state_dict_metadata
-        _check(path, state, stored, complete)
+        _check(path, state, stored, known)
         with _quiet():
             load(state, storage_reader=reader, no_dist=True)
     except (OSError, SafetensorError, CheckpointException) as error:
@@ -80,8 +83,11 @@ def _read(path: Path, state: dict[str, Any], complete: bool) -> None:
         ) from error
 
 
-def _check(path: Path, state: dict[str, Any], stored: dict[str, Any], complete: bool) -> None:
-    for name in sorted(stored.keys() ^ state.keys() if complete else state.keys() - stored):
+def _check(
+    path: Path, state: dict[str, Any], stored: dict[str, Any], known: set[str] | None
+) -> None:
+    """Check names and shapes; `known`: all that the checkpoint may hold, None for anything."""
+    for name in sorted(state.keys() - stored if known is None else stored.keys() ^ known):
         where = "the run does not have it" if name in stored else "the checkpoint lacks it"
         raise UserError(f"checkpoint {path} is of another model: tensor {name}: {where}")
     for name, tensor in state.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Container, Iterator
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor
@@ -32,6 +32,25 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.engine.totals import Reduced, Totals
 from quadriga.models.ema import WeightAverage
 from quadriga.optim.groups import materialise_state
+
+
+class MakeExecutor(Protocol):
+    """What makes the executor of a run; see `DataParallelExecutor` for the arguments."""
+
+    def __call__(
+        self,
+        objective: Objective,
+        config: RunConfig,
+        plan: RunPlan,
+        env: DistEnv,
+        *,
+        activity: Activity | None = None,
+        asked_to_stop: Callable[[], bool] = ...,
+        on_bad_step: Callable[[BadStep], None] = ...,
+        left_out: Container[int] = (),
+    ) -> Executor:
+        """Make it; every rank calls it."""
+        ...
 
 
 @final

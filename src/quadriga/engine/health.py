@@ -122,7 +122,7 @@ class Health:
             RollBack: The run goes back.
         """
         where = self._record(bad)
-        more = f" (quadriga replay {where} makes this step alone)"
+        more = f" (quadriga replay {where} makes this step alone)" if where else ""
         self._bad = [s for s in self._bad if bad.step - s <= self._config.window] + [bad.step]
         if self._config.non_finite == "stop":
             stop_at(bad, more, ", or --resume with health.non_finite=skip or rollback")

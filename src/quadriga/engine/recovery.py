@@ -32,9 +32,11 @@ class Recovery:
         plan: RunPlan,
         env: DistEnv,
         console: Console,
-        objective: Objective,
+        objective: Objective | None,
     ) -> None:
         """Read which steps the run leaves out; every rank calls it.
+
+        Without an objective, where no rank has the whole model, bad steps get no replay file.
 
         Raises:
             UserError: ``left_out.json`` is damaged.
@@ -92,9 +94,11 @@ class Recovery:
         return start
 
     def _record(self, bad: BadStep) -> str:
-        where = write_replay(
-            self._directory.replay, self._resolved, self._plan, self._env, self._objective, bad
-        )
+        where = ""
+        if self._objective is not None:
+            where = write_replay(
+                self._directory.replay, self._resolved, self._plan, self._env, self._objective, bad
+            )
         from_main(lambda: self._note(bad, where), self._env)
         return where
 

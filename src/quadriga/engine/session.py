@@ -13,11 +13,11 @@ from quadriga.distributed.collectives import all_gather_values, from_main, on_al
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.activity import Activity
 from quadriga.engine.arithmetic import RunPlan
-from quadriga.engine.build import build_loader, build_objective
+from quadriga.engine.build import build_loader, build_objective, build_on_meta
 from quadriga.engine.checkpoint import CheckpointStore, newest_valid, read_objective
 from quadriga.engine.compilation import check_compile
 from quadriga.engine.console import Console
-from quadriga.engine.data_parallel import DataParallelExecutor
+from quadriga.engine.data_parallel import DataParallelExecutor, MakeExecutor
 from quadriga.engine.evaluate import (
     evaluate,
     make_context,
@@ -38,6 +38,7 @@ from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.sample_log import SampleLog
 from quadriga.engine.start import Request, announce, check_start, choose, write_start
 from quadriga.engine.throughput import Work, measure_work
+from quadriga.engine.topology import reads_for_others, replica_env
 from quadriga.engine.train import train
 from quadriga.engine.warm_start import warm_start
 from quadriga.errors import UserError
@@ -50,8 +51,17 @@ def run(
     env: DistEnv,
     console: Console,
     preemption: Preemption | None = None,
+    make_executor: MakeExecutor = DataParallelExecutor,
 ) -> None:
     """Train, evaluate and write everything into the work directory; every rank calls it.
+
+    Args:
+        resolved: The run.
+        request: What the user asked for beside it.
+        env: This process among the run's.
+        console: Where the run talks.
+        preemption: Whether a signal asked it to stop.
+        make_executor: Makes what the config asks for; data-parallel executors by default.
 
     Raises:
         UserError: Anything the user can mend; found before the first step where that is possible.
@@ -74,6 +84,7 @@ def run(
         session = _Session(
             resolved, directory, dataset, plan, env, console, preemption or Preemption(), stack
         )
+        session.make_executor = make_executor
         session.run(start_from)
 
 
@@ -103,20 +114,26 @@ class _Session:
         self._directory, self._dataset, self._plan = directory, dataset, plan
         self._env, self._console, self._preemption = env, console, preemption
         self._stack, self._activity = stack, Activity()
+        self.make_executor: MakeExecutor = DataParallelExecutor
 
     def run(self, start_from: Path | None) -> None:
         """Build everything, then train from a checkpoint or from step 0."""
         config, env, plan = self._config, self._env, self._plan
-        self._objective = build_objective(config, env.device, config.seed)
+        self._objective = self._make_objective(is_cut := config.pipeline.schedule != "none")
         on_all(self._check_protocols, env)
         if start_from is None:
             report = warm_start(config.warm_start, self._objective, env, self._console.warn)
             if report is not None:
                 self._console.say(f"warm start: {report}")
         self._recovery = Recovery(
-            self._resolved, self._directory, plan, env, self._console, self._objective
+            self._resolved,
+            self._directory,
+            plan,
+            env,
+            self._console,
+            None if is_cut else self._objective,
         )
-        self._executor = DataParallelExecutor(
+        self._executor = self.make_executor(
             self._objective,
             config,
             plan,
@@ -157,6 +174,12 @@ class _Session:
         if owed:
             self._make_up(start)
         self._train(start)
+
+    def _make_objective(self, is_cut: bool) -> Objective:
+        config, env = self._config, self._env
+        if is_cut and config.warm_start.path is None:
+            return build_on_meta(config)  # each rank gives its own stage memory and values
+        return build_objective(config, env.device, config.seed)
 
     def _train(self, start: int) -> None:
         """Train to the end, going back to a checkpoint where a bad step asks for it."""
@@ -244,16 +267,19 @@ class _Session:
         if not self._config.log.samples:
             yield None
             return
+        reader = replica_env(self._config, self._env)
+        if reads_for_others(self._config, self._env):
+            yield None
+            return
         with self._directory.writing():
-            log = SampleLog(self._directory.samples, self._env.rank)
+            log = SampleLog(self._directory.samples, reader.rank)
         with contextlib.closing(log):
             yield log.add
 
     def _loader(self, on_read: OnRead | None) -> Loader:
         config, warn = self._config, self._console.warn
-        return build_loader(
-            config, self._dataset, self._plan, self._env, config.loader, warn, on_read
-        )
+        reader = replica_env(config, self._env)
+        return build_loader(config, self._dataset, self._plan, reader, config.loader, warn, on_read)
 
 
 def load_objective(

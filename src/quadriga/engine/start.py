@@ -8,7 +8,7 @@ from pathlib import Path
 from quadriga.contracts import Dataset, Objective
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.arithmetic import RunPlan, describe_batch, make_plan
-from quadriga.engine.build import check_shapes
+from quadriga.engine.build import build_on_meta, check_shapes
 from quadriga.engine.checkpoint import (
     InvalidCheckpoint,
     list_checkpoints,
@@ -26,6 +26,7 @@ from quadriga.engine.profiling import check_profile
 from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.sample_log import rewind_samples
+from quadriga.engine.topology import check_pipeline, describe_pipeline, replicas_of
 from quadriga.engine.units import count
 from quadriga.engine.warm_start import check_warm_start
 from quadriga.errors import UserError
@@ -62,9 +63,10 @@ def check_start(config: RunConfig, world_size: int) -> tuple[Dataset, RunPlan]:
     dataset = config.data.build("train")
     check_shapes(config)
     shard_ranks(config.train, world_size, world_size)
+    check_pipeline(config, build_on_meta(config), world_size)
     check_weights(config)
     _check_keep_best(config)
-    plan = make_plan(config, len(dataset), world_size)
+    plan = make_plan(config, len(dataset), replicas_of(config, world_size))
     check_profile(config.log, plan.total_steps)
     return dataset, plan
 
@@ -175,7 +177,9 @@ def announce(
         f"{plan.total_steps} steps = {epochs:.4g} epochs"
     )
     console.say(describe_batch(plan, config.optim))
-    if env.world_size > 1 or config.train.parallel != "ddp":
+    if config.pipeline.schedule != "none":
+        console.say(describe_pipeline(config, objective, env.world_size))
+    elif env.world_size > 1 or config.train.parallel != "ddp":
         console.say(describe_layout(config.train, env))
     warmup = warmup_length(config.schedule, plan.progress(0))
     if warmup >= plan.total_steps:

@@ -74,6 +74,7 @@ class Interval:
         self._began, self._steps, self._samples = now, 0, 0
         self._waited = self._stalled = 0.0
         self._exchanged: float | None = None
+        self._idle: float | None = None
 
     def add(self, samples: int, seconds: Mapping[str, float]) -> None:
         """Take a step: its samples over all ranks and this rank's seconds by phase."""
@@ -82,6 +83,8 @@ class Interval:
         self._waited += seconds.get("data", 0.0)
         if "communication" in seconds:
             self._exchanged = (self._exchanged or 0.0) + seconds["communication"]
+        if "pipeline" in seconds:
+            self._idle = (self._idle or 0.0) + seconds["pipeline"]
 
     def add_stall(self, seconds: float) -> None:
         """Take the time that training stood still for a checkpoint."""
@@ -103,6 +106,8 @@ class Interval:
         }
         if self._exchanged is not None:
             fields["communication_share"] = share(self._exchanged)
+        if self._idle is not None:
+            fields["pipeline_wait_share"] = share(self._idle)
         if self._work.tokens_per_sample is not None:
             fields["tokens_per_second"] = rate * self._work.tokens_per_sample
         if self._work.flops_per_sample is not None:

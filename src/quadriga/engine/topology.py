@@ -194,17 +194,26 @@ def _whole(value: Any) -> int:
     return value
 
 
+def place_of(config: RunConfig, env: DistEnv) -> tuple[int, int]:
+    """Return the stage and the copy of a rank."""
+    pipeline = config.pipeline
+    if pipeline.schedule == "none":
+        return 0, env.rank
+    if pipeline.conf is None:
+        return divmod(env.rank, replicas_of(config, env.world_size))
+    ranks = _rank_map(pipeline.conf, read_conf(pipeline.conf), env.world_size)
+    return Topology(ranks, ()).place_of(env.rank)
+
+
 def replica_env(config: RunConfig, env: DistEnv) -> DistEnv:
     """Return the environment of whoever reads data: a rank's copy among the copies."""
-    if config.pipeline.schedule == "none":
-        return env
     replicas = replicas_of(config, env.world_size)
-    if config.pipeline.conf is None:
-        replica = env.rank % replicas
-    else:
-        ranks = _rank_map(config.pipeline.conf, read_conf(config.pipeline.conf), env.world_size)
-        replica = Topology(ranks, ()).place_of(env.rank)[1]
-    return dataclasses.replace(env, rank=replica, world_size=replicas)
+    return dataclasses.replace(env, rank=place_of(config, env)[1], world_size=replicas)
+
+
+def reads_for_others(config: RunConfig, env: DistEnv) -> bool:
+    """Return whether another rank reads the same samples and speaks for both."""
+    return place_of(config, env)[0] > 0
 
 
 def check_pipeline(config: RunConfig, objective: Objective, world_size: int) -> None:
@@ -242,3 +251,16 @@ def check_pipeline(config: RunConfig, objective: Objective, world_size: int) -> 
                 f"but is {value}"
             )
     make_topology(config, objective.depth, world_size)
+
+
+def describe_pipeline(config: RunConfig, objective: Objective, world_size: int) -> str:
+    """Return the line that says how the model is cut."""
+    assert isinstance(objective, Splittable)
+    topology = make_topology(config, objective.depth, world_size)
+    depths = "+".join(str(depth) for depth in topology.depths)
+    copies = "one copy" if topology.replicas == 1 else f"{topology.replicas} copies"
+    return (
+        f"{config.pipeline.schedule}: {copies} of the model over {topology.stages} "
+        f"{'stage' if topology.stages == 1 else 'stages'} of {depths} blocks, "
+        f"{config.train.accumulate} micro-batches per step"
+    )

@@ -1,0 +1,43 @@
+"""From a config to its executor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quadriga.contracts import Executor, Objective
+from quadriga.distributed.environment import DistEnv
+from quadriga.engine.arithmetic import RunPlan
+from quadriga.engine.data_parallel import DataParallelExecutor
+from quadriga.engine.run_config import RunConfig
+from quadriga.engine.topology import replicas_of
+from quadriga.pipeline.executor import PipelineExecutor
+from quadriga.pipeline.schedules import SCHEDULES, make_schedule
+
+
+def make_executor(
+    objective: Objective, config: RunConfig, plan: RunPlan, env: DistEnv, **options: Any
+) -> Executor:
+    """Make the executor that ``pipeline.schedule`` names; every rank calls it.
+
+    Args:
+        objective: The objective, as the executor wants it.
+        config: The run.
+        plan: Its numbers.
+        env: This process among the run's.
+        **options: Those of `DataParallelExecutor`.
+    """
+    if config.pipeline.schedule == "none":
+        return DataParallelExecutor(objective, config, plan, env, **options)
+    return PipelineExecutor(objective, config, plan, env, **options)
+
+
+def check_schedule(config: RunConfig, world_size: int) -> None:
+    """Check the schedule against the stages and micro-batches, before any process starts.
+
+    Raises:
+        UserError: It cannot run; the same on every rank.
+    """
+    pipeline = config.pipeline
+    if pipeline.schedule in SCHEDULES:
+        stages = world_size // replicas_of(config, world_size)
+        make_schedule(pipeline.schedule).check(stages, config.train.accumulate)
