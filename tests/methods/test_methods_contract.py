@@ -8,11 +8,16 @@ import torch
 
 from quadriga import randomness
 from quadriga.config import construct, kinds
-from quadriga.contracts import Batch, Encoder, Objective, ObjectiveConfig
+from quadriga.contracts import Batch, Encoder, ModelConfig, Objective, ObjectiveConfig
 from quadriga.errors import UserError
+from quadriga.models.bert import BertConfig
 from quadriga.models.vit import ViTConfig
+from text_batches import text_batch
 
-MODEL = ViTConfig(image_px=16, patch_px=4, width=16, depth=2, heads=2)
+IMAGES = ViTConfig(image_px=16, patch_px=4, width=16, depth=2, heads=2)
+TEXT = BertConfig(vocabulary_size=60, width=16, depth=2, heads=2, mlp_width=32, max_positions=16)
+OF_TEXT = ("masked_lm", "sequence_classification")
+"""Methods whose model is a BERT; all others see images."""
 
 KINDS = kinds(ObjectiveConfig)  # type: ignore[type-abstract]
 
@@ -23,8 +28,12 @@ def config_of(kind: str) -> ObjectiveConfig:
     return construct(ObjectiveConfig, {"kind": kind})  # type: ignore[type-abstract]
 
 
+def model_of(kind: str) -> ModelConfig:
+    return TEXT if kind in OF_TEXT else IMAGES
+
+
 def made(kind: str) -> Objective:
-    objective = config_of(kind).build(MODEL)
+    objective = config_of(kind).build(model_of(kind))
     with torch.no_grad():
         for tensor in objective.state_dict().values():
             tensor.fill_(math.nan if tensor.is_floating_point() else -1)
@@ -32,7 +41,9 @@ def made(kind: str) -> Objective:
     return objective
 
 
-def batch(size: int = 4) -> Batch:
+def batch(kind: str, size: int = 4) -> Batch:
+    if kind in OF_TEXT:
+        return {**text_batch([9, 16, 5, 12][:size]), "label": torch.arange(size) % 2}
     source = randomness.generator(0, "contract")
     image = torch.empty(size, 3, 16, 16).normal_(generator=source)
     key = torch.arange(size)
@@ -55,7 +66,7 @@ def test_nothing_is_left_as_it_was(kind: str) -> None:
 def test_loss_is_finite_and_a_gradient_reaches_what_is_trained(kind: str) -> None:
     objective = made(kind)
     with randomness.micro_batch(seed=1, step=0, index=0, replica=0):
-        output = objective(batch())
+        output = objective(batch(kind))
     assert output.loss.shape == ()
     assert output.loss.isfinite()
     assert output.count is None or output.count > 0
@@ -72,25 +83,26 @@ def test_loss_is_finite_and_a_gradient_reaches_what_is_trained(kind: str) -> Non
 def test_same_scope_same_loss(kind: str) -> None:
     def loss() -> torch.Tensor:
         with randomness.micro_batch(seed=1, step=0, index=0, replica=0):
-            return made(kind)(batch()).loss
+            return made(kind)(batch(kind)).loss
 
     assert torch.equal(loss(), loss())
 
 
 def test_dry_run_on_the_meta_device(kind: str) -> None:
     with torch.device("meta"):
-        objective = config_of(kind).build(MODEL)
+        objective = config_of(kind).build(model_of(kind))
     objective.initialise(seed=1)
-    output = objective({name: tensor.to("meta") for name, tensor in batch().items()})
+    with randomness.micro_batch(seed=1, step=0, index=0, replica=0):
+        output = objective({name: tensor.to("meta") for name, tensor in batch(kind).items()})
     assert output.loss.is_meta
 
 
 def test_features_are_one_vector_per_image(kind: str) -> None:
     objective = made(kind).eval()
     if isinstance(objective, Encoder):
-        features = objective.features(batch()["image"])
+        features = objective.features(batch(kind)["image"])
         assert features.shape == (4, 16)
-        torch.testing.assert_close(features[:1], objective.features(batch()["image"][:1]))
+        torch.testing.assert_close(features[:1], objective.features(batch(kind)["image"][:1]))
 
 
 def test_unknown_keys_are_refused(kind: str) -> None:

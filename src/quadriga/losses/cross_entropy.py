@@ -7,6 +7,7 @@ exists at a time, and becomes its own gradient in place.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -42,10 +43,11 @@ def linear_cross_entropy(
         float32 sum over the rows in nats, and the int64 number of rows whose target has the
         greatest logit (of equal ones, the first).
     """
-    kind = hidden.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    kind, dtype = hidden.device.type, hidden.dtype
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
     rows = max(1, chunk_elements // weight.shape[0])
-    with torch.autocast(kind, enabled=False):
+    with _types_as_written(kind):
         if not torch.is_grad_enabled():
             return _without_gradient(hidden, weight, bias, targets, rows, dtype)
         form = _InOnePiece if hidden.shape[0] <= rows else _InChunks
@@ -77,7 +79,7 @@ class _InOnePiece(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, gradient = ctx.saved_tensors
         dtype = gradient.dtype
-        with torch.autocast(hidden.device.type, enabled=False):
+        with _types_as_written(hidden.device.type):
             # The scale comes last: a loss scale would overflow a narrow type before.
             of_hidden = (gradient @ weight.to(dtype)).to(hidden.dtype).mul_(scale)
             of_weight = (gradient.t() @ hidden.to(dtype)).to(weight.dtype).mul_(scale)
@@ -123,6 +125,13 @@ class _InChunks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         return (*(gradient * scale for gradient in ctx.saved_tensors), None, None, None)
+
+
+def _types_as_written(kind: str) -> contextlib.AbstractContextManager[object]:
+    """Return a context without autocast, which some kinds of devices do not know at all."""
+    if not torch.amp.is_autocast_available(kind):
+        return contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def _without_gradient(
