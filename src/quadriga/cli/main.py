@@ -10,6 +10,7 @@ import typer
 from quadriga import __version__
 from quadriga.cli import options
 from quadriga.cli.checkpoint_app import checkpoint_app
+from quadriga.cli.tokenizer_app import tokenizer_app
 
 app = typer.Typer(
     name="quadriga",
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(checkpoint_app)
+app.add_typer(tokenizer_app)
 
 
 def _version(asked: bool) -> None:

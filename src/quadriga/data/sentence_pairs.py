@@ -50,6 +50,19 @@ class SentencePairsConfig(ViewsConfig):
     """longest: a micro-batch is as long as its longest sample, and padding is no token. fixed: it
     has `max_length` columns, all of them tokens: for schedules that need equal shapes."""
 
+    def check(self, corpus: TextCorpus) -> None:
+        """Check that a corpus has what the samples are made of.
+
+        Raises:
+            UserError: A random second segment needs another document, and there is none.
+        """
+        if self.next_sentence and len(corpus.documents) < 2:
+            raise UserError(
+                "a random second segment is from another document, but the data has one only; add "
+                "text, cut long documents with data.document_sentences, or set "
+                "views.next_sentence=false"
+            )
+
     def build(self, split: Split) -> Transform:
         """Make the samples' transform; evaluation draws from keys that are always the same."""
         return SentencePairs(self)
@@ -62,6 +75,7 @@ class SentencePairs(Transform):
     def __init__(self, config: SentencePairsConfig) -> None:
         """Take the parameters from `config`."""
         self.config = config
+        self._checked: TextCorpus | None = None
 
     def sample(self, record: TextRecord, key: int) -> Sample:
         """Put one sample together.
@@ -72,9 +86,12 @@ class SentencePairs(Transform):
             ``lengths`` and, with `next_sentence`, ``is_random``.
 
         Raises:
-            UserError: A second segment needs another document, and there is none.
+            UserError: See `SentencePairsConfig.check`.
         """
         config, corpus = self.config, record.corpus
+        if corpus is not self._checked:
+            config.check(corpus)
+            self._checked = corpus
         first, second, is_random = self._segments(corpus, record.number, key)
         a, count = len(first), len(first) + len(second)
         pieces = np.concatenate((first, second))
@@ -209,12 +226,6 @@ def _sentences(corpus: TextCorpus, first: int, count: int) -> Ids:
 def _other_document(corpus: TextCorpus, document: int, stream: Stream) -> tuple[int, int]:
     """Draw a document other than `document` of the same split; return its sentences."""
     others = len(corpus.documents) - 1
-    if others < 1:
-        raise UserError(
-            "a random second segment is from another document, but the data has one only; add "
-            "text, cut long documents with data.document_sentences, or set "
-            "views.next_sentence=false"
-        )
     drawn = stream.integer(others)
     return corpus.document(drawn + (drawn >= document))
 

@@ -10,6 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
+RULES = 1
+"""Counts up when sentences come out otherwise than before: tokenised text is then made anew."""
+
 LONGEST = 1 << 16
 """Characters after which a paragraph or a sentence without an end is cut all the same."""
 

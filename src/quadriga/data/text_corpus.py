@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from quadriga.contracts import Dataset, DatasetConfig, Split
+from quadriga.data.sentences import RULES
 from quadriga.data.text_cache import cache_folders, digest_of, digest_of_files, find_or_make
 from quadriga.data.text_files import find_text
 from quadriga.data.token_store import VERSION, DamagedStore, TokenStore
@@ -171,8 +172,8 @@ class TextCorpusConfig(DatasetConfig):
             texts = sources(files, forced, self.column, base)
             tokenise(folder, texts, vocabulary, self.document_sentences)
 
-        options = (VERSION, self.format, self.column, self.document_sentences, vocabulary.digest)
-        name = digest_of(digest_of_files(files, base), *options)
+        options = (self.format, self.column, self.document_sentences)
+        name = store_name(vocabulary, digest_of_files(files, base), *options)
         return find_or_make(cache_folders(base), name, open_store, make)
 
 
@@ -180,6 +181,11 @@ def _common_folder(files: Sequence[Path], root: Path | None) -> Path:
     if root is not None:
         return root.parent if root.is_file() else root
     return Path(os.path.commonpath([path.resolve().parent for path in files]))
+
+
+def store_name(vocabulary: Vocabulary, *parts: object) -> str:
+    """Return the name of a token store: a hash of all that decides what is in it."""
+    return digest_of(VERSION, RULES, vocabulary.digest, *parts)
 
 
 def open_store(folder: Path) -> TokenStore | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self, final
 
@@ -91,6 +91,26 @@ def tokenise(
             builder.flush()
             telling.done(text)
         writer.finish({"vocabulary": vocabulary.digest})
+
+
+def sentences_of(texts: Sequence[Source], what: str) -> Iterator[str]:
+    """Yield all sentences of a corpus and tell how far it is read.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
+    with Telling(what, texts) as telling:
+        for text in texts:
+            unsaid = 0
+            for sentence in text.read():
+                if sentence is None:
+                    continue
+                yield sentence
+                unsaid += len(sentence)
+                if unsaid > _CHARACTERS:
+                    telling.advance(unsaid)
+                    unsaid = 0
+            telling.done(text)
 
 
 class _Builder:

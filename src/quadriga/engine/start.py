@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quadriga.contracts import Dataset, Objective
+from quadriga.data.sentence_pairs import SentencePairsConfig
+from quadriga.data.text_corpus import TextCorpus
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.arithmetic import RunPlan, describe_batch, make_plan
 from quadriga.engine.build import build_on_meta, check_shapes
@@ -61,6 +63,7 @@ def check_start(config: RunConfig, world_size: int) -> tuple[Dataset, RunPlan]:
     check_kinds(config.log.loggers)
     check_loggers(config.log.loggers)
     dataset = config.data.build("train")
+    check_text(config, dataset)
     check_shapes(config)
     shard_ranks(config.train, world_size, world_size)
     check_pipeline(config, build_on_meta(config), world_size)
@@ -69,6 +72,36 @@ def check_start(config: RunConfig, world_size: int) -> tuple[Dataset, RunPlan]:
     plan = make_plan(config, len(dataset), replicas_of(config, world_size))
     check_profile(config.log, plan.total_steps)
     return dataset, plan
+
+
+def check_text(config: RunConfig, dataset: Dataset) -> None:
+    """Check that the views are for the data, and that the model is large enough for both.
+
+    Raises:
+        UserError: It is not so.
+    """
+    views, is_corpus = config.views, isinstance(dataset, TextCorpus)
+    if is_corpus != isinstance(views, SentencePairsConfig) and (
+        is_corpus or dataset.vocabulary_size is None
+    ):
+        wanted = "views.kind=sentence_pairs" if is_corpus else "data.kind=text_corpus"
+        raise UserError(
+            f"data.kind={config.data.kind()} and views.kind={views.kind()} do not go together: one "
+            f"is of text; set {wanted}"
+        )
+    size, room = dataset.vocabulary_size, getattr(config.model, "vocabulary_size", None)
+    if size is not None and room is not None and room < size:
+        raise UserError(
+            f"model.vocabulary_size must be at least {size} (the tokens of data.vocabulary), but "
+            f"is {room}"
+        )
+    length, positions = getattr(views, "max_length", 0), getattr(config.model, "max_positions", 0)
+    if positions and length > positions:
+        raise UserError(
+            f"views.max_length must be at most {positions} (model.max_positions), but is {length}"
+        )
+    if isinstance(dataset, TextCorpus) and isinstance(views, SentencePairsConfig):
+        views.check(dataset)
 
 
 def _check_keep_best(config: RunConfig) -> None:
