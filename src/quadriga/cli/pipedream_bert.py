@@ -22,7 +22,7 @@ from quadriga.distributed.collectives import from_main, on_all
 from quadriga.distributed.environment import process_group, read_launch
 from quadriga.engine.checkpoint import InvalidCheckpoint, list_checkpoints
 from quadriga.engine.console import Console
-from quadriga.engine.files import write_whole
+from quadriga.engine.files import write_text
 from quadriga.engine.preemption import Preemption
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_directory import RunDirectory
@@ -105,7 +105,8 @@ def pretrain(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
         resolved = command.resolved
         if start.warm_start is not None:
             resolved = resolved.override({"warm_start.path": start.warm_start}, COMMAND_LINE)
-        request = Request(work_dir, resume=True, resume_from=start.resume_from)
+        going_on = bool(list_checkpoints(RunDirectory(work_dir).checkpoints))
+        request = Request(work_dir, resume=going_on, resume_from=start.resume_from)
         run(resolved, request, env, console, preemption, make_executor)
         if env.is_main:
             console.say(f"report: {write_report(work_dir)}")
@@ -159,16 +160,16 @@ def _remember_vocabulary(folder: Path, vocabulary: Path, lowercase: bool) -> Non
         UserError: There is another vocabulary already, or it cannot be written.
     """
     beside = folder / "vocab.txt"
-    content = vocabulary.read_bytes()
-    if beside.is_file() and beside.read_bytes() != content:
+    content = vocabulary.read_text(encoding="utf-8")
+    if beside.is_file() and beside.read_text(encoding="utf-8") != content:
         raise UserError(
             f"--checkpoint_dir {folder} holds checkpoints of another vocabulary than --vocab_path "
             f"{vocabulary}; choose another folder"
         )
     settings = json.dumps({"do_lower_case": lowercase}) + "\n"
     try:
-        write_whole(beside, content)
-        write_whole(folder / "tokenizer_config.json", settings.encode())
+        write_text(beside, content)
+        write_text(folder / "tokenizer_config.json", settings)
     except OSError as error:
         raise UserError(f"--checkpoint_dir {folder} cannot be written: {error.strerror}") from error
 

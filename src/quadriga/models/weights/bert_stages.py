@@ -38,6 +38,8 @@ _STEMS = (
 
 WORDS = "encoder.embeddings.word.weight"
 """The table of words, by this project's name."""
+FOREIGN_WORDS = "bert.embeddings.word_embeddings.weight"
+"""The same by Hugging Face's name."""
 TIED = "cls.predictions.decoder.weight"
 """Hugging Face's name for its second use."""
 
