@@ -14,7 +14,7 @@ from pathlib import Path
 from quadriga.cli.arguments import read_overrides
 from quadriga.cli.pipedream_bert_cut import Cut, process_environ, read_cut
 from quadriga.cli.pipedream_bert_flags import read_flags
-from quadriga.cli.pipedream_bert_load import Start, find_start
+from quadriga.cli.pipedream_bert_load import Start, find_start, merged_file
 from quadriga.cli.pipedream_bert_plan import config_tree, notes, with_length
 from quadriga.cli.pipedream_bert_words import run_command
 from quadriga.cli.resolve import COMMAND_LINE, release
@@ -112,6 +112,7 @@ def pretrain(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
             console.say(f"report: {write_report(work_dir)}")
             if flags.checkpoint_dir is None and flags.log_dir is None:
                 shutil.rmtree(RunDirectory(work_dir).checkpoints, ignore_errors=True)
+                merged_file(work_dir).unlink(missing_ok=True)
                 console.say("nothing is kept of the weights: --checkpoint_dir is not given")
     return 0
 

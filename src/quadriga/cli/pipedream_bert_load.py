@@ -16,8 +16,6 @@ from quadriga.errors import UserError
 from quadriga.models.weights.bert_stages import FOREIGN_WORDS, TIED, own_names
 from quadriga.models.weights.files import write_tensors
 
-MERGED = "stages.safetensors"
-
 
 class Start(NamedTuple):
     """Where a run starts: at step 0 with neither."""
@@ -26,6 +24,11 @@ class Start(NamedTuple):
     """A run whose checkpoint is gone on with."""
     warm_start: str | None
     """Weights alone."""
+
+
+def merged_file(work_dir: Path) -> Path:
+    """Return where the weights of stages lie, put together for the run that starts from them."""
+    return work_dir.parent / f"{work_dir.name}.start.safetensors"
 
 
 def find_start(folder: Path | None, work_dir: Path, config: RunConfig, console: Console) -> Start:
@@ -65,7 +68,7 @@ def find_start(folder: Path | None, work_dir: Path, config: RunConfig, console: 
             "nor checkpoint.0.pth.tar.epoch.0"
         )
     files = choose_files(folder, -1, -1)
-    merged = work_dir.parent / f"{work_dir.name}.{MERGED}"
+    merged = merged_file(work_dir)
     tensors = read_stages(files)
     if TIED in tensors and not torch.equal(tensors[TIED], tensors[FOREIGN_WORDS]):
         console.warn(

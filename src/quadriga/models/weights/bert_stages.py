@@ -82,10 +82,9 @@ def assemble(modules: Sequence[Mapping[str, Tensor]], source: str) -> dict[str, 
     whole: dict[str, Tensor] = {}
     layers: dict[tuple[int, str], int] = {}
     for position, module in enumerate(modules):
-        for name, tensor in module.items():
-            plain = re.sub(r"^(module\.)+", "", name)
-            if "mask" in plain:
-                continue
+        named = {re.sub(r"^(module\.)+", "", name): name for name in module if "mask" not in name}
+        for plain in sorted(named, key=_numbers):
+            name, tensor = named[plain], module[named[plain]]
             target = _translated(plain, position, layers)
             if target is None or target in whole:
                 what = "comes twice" if target else "is none of BERT's"
@@ -99,6 +98,11 @@ def assemble(modules: Sequence[Mapping[str, Tensor]], source: str) -> dict[str, 
                 f"layer {number}"
             )
     return whole
+
+
+def _numbers(name: str) -> list[int]:
+    """Return the numbers in a name: layer 10 comes after layer 9."""
+    return [int(number) for number in re.findall(r"\d+", name)]
 
 
 def _translated(name: str, module: int, layers: dict[tuple[int, str], int]) -> str | None:
