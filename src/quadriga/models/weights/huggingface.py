@@ -46,7 +46,7 @@ _TABLE = NameTable(
 )
 
 
-def _fuse(tensors: Tensors) -> Tensors:
+def fuse_qkv(tensors: Tensors) -> Tensors:
     """Join query, key and value."""
     fused = {}
     for name, tensor in tensors.items():
@@ -62,7 +62,7 @@ def _fuse(tensors: Tensors) -> Tensors:
     return fused
 
 
-def _split(tensors: Tensors) -> Tensors:
+def split_qkv(tensors: Tensors) -> Tensors:
     """Take query, key and value apart."""
     split = {}
     for name, tensor in tensors.items():
@@ -79,7 +79,7 @@ LAYOUT = ForeignLayout(
     table=_TABLE,
     marker="embeddings.patch_embeddings.projection.weight",
     prefix="vit.",
-    fuse=_fuse,
-    split=_split,
+    fuse=fuse_qkv,
+    split=split_qkv,
 )
 """ViTModel, models with it inside, and ViTMAEForPreTraining; written as the published files are."""

@@ -50,10 +50,18 @@ class ForeignLayout:
     """From the file's tensors, under names of ours, to tensors of ours."""
     split: Callable[[Tensors], Tensors]
     """The inverse of `fuse`."""
+    prefixed: tuple[str, ...] = ("encoder.",)
+    """What names of ours start with whose foreign ones get `prefix` in a larger model."""
+    spelling: Callable[[str], str] = str
+    """From a name in a file to the one that `table` knows."""
 
     def holds(self, names: Mapping[str, Tensor]) -> bool:
         """Return whether a file with these names is in this layout."""
         return self.marker in names or self.prefix + self.marker in names
+
+    def plain(self, name: str) -> str:
+        """Return the name that `table` knows for one in a file."""
+        return self.spelling(name).removeprefix(self.prefix)
 
 
 def _swapped(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -10,17 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from quadriga.errors import UserError
+from quadriga.models.bert import Bert
 from quadriga.models.vit import ViT, ViTConfig
-from quadriga.models.weights import huggingface, timm
+from quadriga.models.weights import huggingface, huggingface_bert, timm
 from quadriga.models.weights.files import read_tensors, write_tensors
-from quadriga.models.weights.fit import ENCODER, Content, fit_all, vit_in
+from quadriga.models.weights.fit import ENCODER, Content, bert_in, fit_all, vit_in
 from quadriga.models.weights.names import ForeignLayout, Tensors
 from quadriga.models.weights.report import IN_PYTHON, Remedies, WeightReport, listed
 
 Layout = Literal["quadriga", "timm", "hf"]
 
-_FOREIGN: Mapping[str, ForeignLayout] = {"timm": timm.LAYOUT, "hf": huggingface.LAYOUT}
+_OF_VIT: Mapping[str, ForeignLayout] = {"timm": timm.LAYOUT, "hf": huggingface.LAYOUT}
+_OF_BERT: Mapping[str, ForeignLayout] = {"hf": huggingface_bert.LAYOUT}
 _DECODER = "decoder."
+_HEADS = ("head.", "pooler.", "next_sentence.", "classifier.")
+"""Parts beside a BERT, of which an objective has some."""
 
 
 def load_weights(
@@ -33,8 +37,8 @@ def load_weights(
     """Fill a module from a file of weights; it is filled whole or, on an error, not at all.
 
     Args:
-        module: A vision transformer, an objective with one as its ``encoder``, or, for this
-            project's own names, any module.
+        module: A vision transformer or a BERT, an objective with one as its ``encoder``, or, for
+            this project's own names, any module.
         path: The file, as for `read_tensors`.
         layout: Whose names the file uses; "auto" tells by them.
         strict: Whether missing and unexpected tensors, and those of other shapes, are an error;
@@ -115,10 +119,13 @@ def export_weights(module: nn.Module, path: Path | str, layout: Layout = "quadri
     if layout == "quadriga":
         write_tensors(state, Path(path))
         return
-    foreign, encoder = _FOREIGN[layout], _encoder_of(module, layout)
-    whole = not isinstance(module, ViT)
+    foreign, encoder = _foreign_layout(module, layout), vit_in(module)
+    whole = not isinstance(module, ViT | Bert)
     tensors = {name if whole else ENCODER + name: value for name, value in state.items()}
-    shaped = {name: _foreign_shape(name, value, encoder) for name, value in tensors.items()}
+    if encoder is None:
+        shaped = tensors
+    else:
+        shaped = {name: _foreign_shape(name, value, encoder) for name, value in tensors.items()}
     named = {}
     for name, tensor in foreign.split(shaped).items():
         target = foreign.table.foreign(name)
@@ -126,7 +133,7 @@ def export_weights(module: nn.Module, path: Path | str, layout: Layout = "quadri
             raise UserError(
                 f"the layout {layout} has no name for {name}; export with the layout quadriga"
             )
-        before = foreign.prefix if whole and name.startswith(ENCODER) else ""
+        before = foreign.prefix if whole and name.startswith(foreign.prefixed) else ""
         named[before + target] = tensor
     write_tensors(named, Path(path))
 
@@ -135,7 +142,7 @@ def _layout_of(raw: Mapping[str, Tensor], path: Path, module: nn.Module) -> Layo
     """Tell whose names a file uses."""
     if timm.LAYOUT.holds(raw):
         return "timm"
-    if huggingface.LAYOUT.holds(raw):
+    if huggingface.LAYOUT.holds(raw) or huggingface_bert.LAYOUT.holds(raw):
         return "hf"
     stems = {name.removeprefix(ENCODER) for name in raw}
     if stems & {name.removeprefix(ENCODER) for name in module.state_dict()}:
@@ -148,20 +155,18 @@ def _layout_of(raw: Mapping[str, Tensor], path: Path, module: nn.Module) -> Layo
 def _under_module_names(raw: Mapping[str, Tensor], layout: Layout, module: nn.Module) -> Content:
     """Translate a file's names to the module's, and fuse what the module holds fused."""
     content = Content()
-    foreign = _FOREIGN.get(layout)
-    if foreign is not None:
-        _encoder_of(module, layout)
-    elif vit_in(module) is None:
+    foreign = None if layout == "quadriga" else _foreign_layout(module, layout)
+    if foreign is None and vit_in(module) is None and bert_in(module) is None:
         return Content(dict(raw), {name: name for name in raw})
-    bare = isinstance(module, ViT)
+    absent = _absent_parts(module)
     # A file of ours may hold an encoder alone, without the prefix it has in an objective.
     prefix = "" if any(name.startswith(ENCODER) for name in raw) else ENCODER
     ours: Tensors = {}
     for source, tensor in raw.items():
-        plain = source.removeprefix(foreign.prefix) if foreign else source
+        plain = foreign.plain(source) if foreign else source
         name = foreign.table.ours(plain) if foreign else prefix + plain
         head = foreign is not None and plain.startswith(tuple(foreign.table.left_out))
-        if head or (bare and name is not None and name.startswith(_DECODER)):
+        if head or (name is not None and name.startswith(absent)):
             content.left_out.append(source)
         elif name is None:
             content.unexpected.append(source)
@@ -170,7 +175,7 @@ def _under_module_names(raw: Mapping[str, Tensor], layout: Layout, module: nn.Mo
             content.sources[name] = source
     fused = foreign.fuse(ours) if foreign else ours
     for name, tensor in fused.items():
-        target = name.removeprefix(ENCODER) if bare else name
+        target = name.removeprefix(ENCODER) if isinstance(module, ViT | Bert) else name
         content.tensors[target] = tensor
         content.sources[target] = content.sources.get(name, name)
     return content
@@ -184,14 +189,30 @@ def _foreign_shape(name: str, tensor: Tensor, encoder: ViT) -> Tensor:
     return tensor[None] if name.endswith("positions") else tensor
 
 
-def _encoder_of(module: nn.Module, layout: str) -> ViT:
-    encoder = vit_in(module)
-    if encoder is None:
+def _absent_parts(module: nn.Module) -> tuple[str, ...]:
+    """Return what the names of parts start with that a file may have and the module lacks."""
+    if isinstance(module, ViT):
+        return (_DECODER,)
+    if bert_in(module) is None:
+        return ()
+    names = module.state_dict()
+    return tuple(part for part in _HEADS if not any(name.startswith(part) for name in names))
+
+
+def _foreign_layout(module: nn.Module, layout: str) -> ForeignLayout:
+    """Return a layout for the kind of model that the module is.
+
+    Raises:
+        UserError: It has no names for that kind.
+    """
+    of_module = _OF_VIT if vit_in(module) else _OF_BERT if bert_in(module) else {}
+    if layout not in of_module:
+        needed = "a vision transformer or a BERT" if layout in _OF_BERT else "a vision transformer"
         raise UserError(
-            f"the layout {layout} needs a vision transformer, but the module is a "
+            f"the layout {layout} needs {needed}, but the module is a "
             f"{type(module).__name__}; use the layout quadriga"
         )
-    return encoder
+    return of_module[layout]
 
 
 def _check(report: WeightReport, strict: bool, remedies: Remedies) -> None:
