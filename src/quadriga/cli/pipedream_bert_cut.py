@@ -109,21 +109,31 @@ def _cut_by_conf(path: Path, layers: int, modules: int, world_size: int | None) 
     return Cut(layers, modules, tuple(stage_of), len(flat) // len(ranks))
 
 
-def _layers_and_modules(flags: argparse.Namespace) -> tuple[int, int]:
-    found = _MODULE.fullmatch(flags.module)
+def module_sizes(module: str) -> tuple[int, int]:
+    """Return how many layers and modules a name such as ``models.bert24.depth=8`` stands for.
+
+    Raises:
+        UserError: It has another form, or a module would have no layer.
+    """
+    found = _MODULE.fullmatch(module)
     if found is None:
         raise UserError(
             f"--module must look like models.bert24.depth=8 (24 layers in 8 modules), but is "
-            f"{flags.module!r}"
+            f"{module!r}"
         )
-    if flags.configurable_model:
-        return flags.num_stages * flags.num_layers_per_stage, flags.num_stages
     layers, modules = int(found["layers"]), int(found["modules"])
     if not 1 <= modules <= layers:
         raise UserError(
-            f"--module must have at least one layer in each module, but {flags.module} has "
-            f"{layers} layers in {modules} modules"
+            f"--module must have at least one layer in each module, but {module} has {layers} "
+            f"layers in {modules} modules"
         )
+    return layers, modules
+
+
+def _layers_and_modules(flags: argparse.Namespace) -> tuple[int, int]:
+    layers, modules = module_sizes(flags.module)
+    if flags.configurable_model:
+        return flags.num_stages * flags.num_layers_per_stage, flags.num_stages
     return layers, modules
 
 
