@@ -58,7 +58,7 @@ class TextPairs(Transform):
         """Frame the texts; `key` is not used.
 
         Returns:
-            ``ids`` and ``segments`` int64 (max_length,), padded with 0; ``lengths`` int64 ();
+            ``ids`` and ``segments`` int32 (max_length,), padded with 0; ``lengths`` int64 ();
             ``label`` int64 or float32 () where there is one.
         """
         limit = self.config.max_length
@@ -70,9 +70,9 @@ class TextPairs(Transform):
             kept = longest_first(len(first), len(second), limit - LONGEST_FRAME)
             head = [record.start, *first[: kept[0]], record.end]
             tokens, border = [*head, *second[: kept[1]], record.end], len(head)
-        ids = np.zeros(limit, np.int64)
+        ids = np.zeros(limit, np.int32)
         ids[: len(tokens)] = tokens
-        segments = np.zeros(limit, np.int64)
+        segments = np.zeros(limit, np.int32)
         segments[border : len(tokens)] = 1
         sample: Sample = {"ids": ids, "segments": segments, "lengths": np.array(len(tokens))}
         if record.label is not None:
@@ -86,17 +86,16 @@ class TextPairs(Transform):
         ``tokens`` are the places of the real tokens in the flattened ids, int64; with fixed
         padding all places.
         """
-        ids, segments, lengths = batch["ids"], batch["segments"], batch["lengths"]
-        if self.config.padding == "fixed":
-            return {**batch, "tokens": torch.arange(ids.numel(), device=ids.device)}
-        longest = int(lengths.max())
-        real = torch.arange(longest, device=ids.device) < lengths[:, None]
-        return {
-            **batch,
-            "ids": ids[:, :longest],
-            "segments": segments[:, :longest],
-            "tokens": real.flatten().nonzero()[:, 0],
-        }
+        lengths = batch["lengths"]
+        is_fixed = self.config.padding == "fixed"
+        length = batch["ids"].shape[1] if is_fixed else int(lengths.max())
+        rows = {name: batch[name][:, :length].long().contiguous() for name in ("ids", "segments")}
+        if is_fixed:
+            tokens = torch.arange(rows["ids"].numel(), device=lengths.device)
+        else:
+            real = torch.arange(length, device=lengths.device) < lengths[:, None]
+            tokens = real.flatten().nonzero()[:, 0]
+        return {**batch, **rows, "tokens": tokens}
 
     def example(self, size: int, device: torch.device) -> Batch:
         """Return full samples with arbitrary values and labels of class 0."""
