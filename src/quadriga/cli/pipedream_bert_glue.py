@@ -23,7 +23,7 @@ from quadriga.cli.resolve import COMMAND_LINE, release
 from quadriga.data.glue_tasks import TASKS, task_called
 from quadriga.distributed.collectives import from_main
 from quadriga.distributed.environment import DistEnv, process_group, read_launch
-from quadriga.engine.checkpoint import list_checkpoints
+from quadriga.engine.checkpoint import list_checkpoints, step_of
 from quadriga.engine.console import Console
 from quadriga.engine.evaluate import numbers_at
 from quadriga.engine.preemption import Preemption
@@ -52,6 +52,8 @@ def config_tree(flags: argparse.Namespace, processes: int) -> dict[str, Any]:
         UserError: A file is missing, or a name is unknown.
     """
     task = TASKS[task_called(flags.task_name).name]
+    if flags.checkpoint_path is None and not flags.random:
+        _hugging_face_file(flags)
     vocabulary, remembered = _vocabulary(flags)
     bert = BertConfig.from_bert_config(flags.bert_config_path)
     if flags.module is not None:
@@ -178,12 +180,7 @@ def compute(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     try:
         flags = read_flags(arguments)
         if not flags.do_train:
-            judging.evaluate(
-                flags.output_dir,
-                ("glue", f"glue.batch_size={flags.eval_batch_size}"),
-                "cpu" if flags.no_cuda else "auto",
-            )
-            return 0
+            return _judge(flags, environ)
         tree = config_tree(flags, read_launch(environ).world_size)
         resolved = Resolved.of(RunConfig.from_dict(tree), COMMAND_LINE)
         words = release(read_overrides(flags.override))
@@ -225,17 +222,31 @@ def _prepare(flags: argparse.Namespace, work_dir: Path, config: RunConfig) -> bo
     return False
 
 
+def _judge(flags: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Judge what was fine-tuned before."""
+    words = ("glue", f"glue.batch_size={flags.eval_batch_size}")
+    judging.evaluate(flags.output_dir, words, "cpu" if flags.no_cuda else "auto")
+    if read_launch(environ).rank == 0:
+        print("\n".join(_scores(RunDirectory(flags.output_dir))), flush=True)
+    return 0
+
+
+def _scores(directory: RunDirectory) -> list[str]:
+    """Return a line for each score of the newest checkpoint."""
+    steps = [step_of(folder) for folder in list_checkpoints(directory.checkpoints)]
+    numbers = numbers_at(directory.report, max(steps, default=0))
+    scores = {name: value for name, value in numbers.items() if name.startswith("glue.")}
+    return [f"{name.removeprefix('glue.')} = {scores[name]:.2f}" for name in sorted(scores)]
+
+
 def _tell(flags: argparse.Namespace, work_dir: Path, env: DistEnv, console: Console) -> None:
     """Print the scores, and let go what nobody asked to keep."""
     if not env.is_main:
         return
     directory = RunDirectory(work_dir)
-    steps = [
-        int(folder.name.rpartition("_")[2]) for folder in list_checkpoints(directory.checkpoints)
-    ]
-    if flags.do_eval and steps:
-        for name, value in sorted(numbers_at(directory.report, max(steps)).items()):
-            console.say(f"{name.removeprefix('glue.')} = {value:.2f}")
+    if flags.do_eval:
+        for line in _scores(directory):
+            console.say(line)
     if flags.output_dir is None:
         shutil.rmtree(directory.checkpoints, ignore_errors=True)
         merged_file(work_dir).unlink(missing_ok=True)
