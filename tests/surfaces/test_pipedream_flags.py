@@ -123,8 +123,9 @@ def test_the_folders_of_the_user(files: Files, tmp_path: Path) -> None:
     assert (stage_files.folder, stage_files.modules) == (tmp_path, ((2,), (2,)))
     assert (stage_files.epoch_steps, stage_files.total_steps) == (6, 18)
     relative = {str(files.text): ".", str(files.vocabulary): "vocab.txt"}
-    words = [relative.get(word, word) for word in files.words("--data_dir", str(files.text))]
-    found = leaves_of([*words, "--checkpoint_dir", ""])
+    words = [relative.get(word, word) for word in files.words()]
+    words += ["--data_dir", str(files.text), "--checkpoint_dir", ""]
+    found = leaves_of(words)
     assert (found["data.root"], found["checkpoint.stage_files"]) == (str(files.text), None)
     assert found["data.vocabulary"] == str(files.vocabulary)
 

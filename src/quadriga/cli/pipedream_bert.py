@@ -109,7 +109,8 @@ def pretrain(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
         request = Request(work_dir, resume=going_on, resume_from=start.resume_from)
         run(resolved, request, env, console, preemption, make_executor)
         if env.is_main:
-            console.say(f"report: {write_report(work_dir)}")
+            if RunDirectory(work_dir).config.is_file():  # not: --load of a finished run
+                console.say(f"report: {write_report(work_dir)}")
             if flags.checkpoint_dir is None and flags.log_dir is None:
                 shutil.rmtree(RunDirectory(work_dir).checkpoints, ignore_errors=True)
                 merged_file(work_dir).unlink(missing_ok=True)

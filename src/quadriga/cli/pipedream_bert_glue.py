@@ -23,9 +23,9 @@ from quadriga.cli.resolve import COMMAND_LINE, release
 from quadriga.data.glue_tasks import TASKS, task_called
 from quadriga.distributed.collectives import from_main
 from quadriga.distributed.environment import DistEnv, process_group, read_launch
-from quadriga.engine.checkpoint import list_checkpoints, step_of
+from quadriga.engine.checkpoint import list_checkpoints
 from quadriga.engine.console import Console
-from quadriga.engine.evaluate import numbers_at
+from quadriga.engine.evaluate import RESULTS, read_results
 from quadriga.engine.preemption import Preemption
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_directory import RunDirectory
@@ -232,11 +232,10 @@ def _judge(flags: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def _scores(directory: RunDirectory) -> list[str]:
-    """Return a line for each score of the newest checkpoint."""
-    steps = [step_of(folder) for folder in list_checkpoints(directory.checkpoints)]
-    numbers = numbers_at(directory.report, max(steps, default=0))
-    scores = {name: value for name, value in numbers.items() if name.startswith("glue.")}
-    return [f"{name.removeprefix('glue.')} = {scores[name]:.2f}" for name in sorted(scores)]
+    """Return a line for each score of the last evaluation."""
+    results = read_results(directory.report / RESULTS)["results"]
+    found = next((r["numbers"] for r in results if r["protocol"] == "glue"), {})
+    return [f"{name} = {found[name]:.2f}" for name in sorted(found)]
 
 
 def _tell(flags: argparse.Namespace, work_dir: Path, env: DistEnv, console: Console) -> None:
