@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,10 @@ from jaxtyping import install_import_hook
 
 # Before torch is imported: a second thread on a shared core makes a tiny step take a second.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Corpora that no folder holds are kept here, and not in the user's own cache.
+os.environ["QUADRIGA_CACHE"] = CACHE = tempfile.mkdtemp(prefix="quadriga-tests-")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
 # The shapes in the signatures of tensor functions are checked while testing.
 CHECKED = ["quadriga.models", "quadriga.losses", "quadriga.methods", "quadriga.randomness"]

@@ -33,6 +33,7 @@ def config_of(case: dict[str, Any]) -> RunConfig:
         "train.precision": case.get("precision", "float32"),
         "pipeline.schedule": case.get("schedule", "2bw"),
         "pipeline.stages": d,
+        "pipeline.stages_per_rank": case.get("per_rank", 1),
         "pipeline.deferred_update": case.get("deferred", True),
         "pipeline.flushed_steps": case.get("flushed", 0),
         "pipeline.error_feedback": case.get("feedback", 0.0),
@@ -65,7 +66,7 @@ def reference(case: dict[str, Any]) -> tuple[list[dict[str, torch.Tensor]], list
     d, w, m, steps = case["d"], case["w"], case["m"], case["steps"]
     delay = case.get("delay", 1 if case.get("schedule", "2bw") == "2bw" else 0)
     flushed = case.get("flushed", 0)
-    stages = toy.stages(case.get("depths") or even(toy.depth, d))
+    stages = toy.stages(case.get("depths") or even(toy.depth, d * case.get("per_rank", 1)))
     leaves = {n: torch.nn.Parameter(p.detach().clone()) for n, p in toy.named_parameters()}
     optimizer = config.optim.build(list(leaves.items()))
     versions = [{n: p.detach().clone() for n, p in leaves.items()}]

@@ -55,6 +55,19 @@ def others() -> list[dict[str, Any]]:
         for d, w, m in ((2, 1, 4), (2, 2, 2), (3, 1, 4), (4, 1, 4), (4, 2, 5)):
             common = {"schedule": schedule, "optimizer": "adamw", "d": d, "w": w, "m": m}
             found.append({**common, "dropout": 0.2, "tied": d == 4, "recompute": d == 3})
+    for schedule, per_rank in (
+        ("torch_gpipe", 1),
+        ("torch_1f1b", 1),
+        ("interleaved", 2),
+        ("zero_bubble", 2),
+        ("zbv", 2),
+        ("dualpipev", 2),
+    ):
+        # V-shaped, both ends are on one rank: autograd adds a tied gradient up in another order.
+        tied = {"tied": True, "close": schedule in ("zbv", "dualpipev")}
+        common = {"schedule": schedule, "optimizer": "adamw", "per_rank": per_rank, "m": 4}
+        found.append({**common, "d": 2, "w": 1, "dropout": 0.2, **tied})
+        found.append({**common, "d": 2, "w": 2})
     two = {"d": 2, "w": 2, "m": 3, "optimizer": "adamw"}
     return [
         *found,

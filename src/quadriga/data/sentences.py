@@ -34,7 +34,7 @@ _CLOSE = f"[{re.escape(CLOSING)}]"
 _FULL_WIDTH = "[\u3002\uff01\uff1f]+[\u201d\u2019\u300d\u300f\uff09]*"
 _END = re.compile(rf"(?:[.!?…]+{_CLOSE}*(?:\s{_CLOSE}+(?=\s))?)(\s+)|({_FULL_WIDTH})")
 _LAST_WORD = re.compile(r"""(\S+)$""")
-_INITIALS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]$")
+_LETTERS = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]$")
 _OPENING = "\"'\u201c\u2018\u00ab([\u00bf\u00a1`*_-"
 
 
@@ -74,7 +74,8 @@ def _ends(text: str, start: int, match: re.Match[str]) -> bool:
     known = last.lower() in _ABBREVIATIONS or (
         following.isdigit() and last.lower() in _BEFORE_NUMBERS
     )
-    return not known and (last == "I" or not _INITIALS.match(last))
+    is_initial = len(last) == 1 and last.isupper() and last != "I"
+    return not (known or is_initial or _LETTERS.match(last))
 
 
 def _cut(sentence: str) -> Iterator[str]:

@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -26,6 +27,9 @@ from quadriga.errors import UserError
 Made = TypeVar("Made")
 
 _LOOK = 1 << 16
+_NOT_HERE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+"""What is wrong with a folder, not with the disk: another folder may do."""
+
 _PATIENCE = 2.0
 _AGAIN = 0.2
 
@@ -99,14 +103,16 @@ def find_or_make(
             folder.mkdir(parents=True, exist_ok=True, mode=0o755)
             if not _is_safe(folder):
                 continue
-            with _lock(folder / f".{name}.lock"):
+            with _lock(folder / f".{name}.lock") as alone:
                 found = load(folder / name)  # another may have made it meanwhile
                 if found is None:
+                    if alone:
+                        _sweep(folder, name)
                     make(folder / name)
                     found = load(folder / name)
         except OSError as error:
             reason = f"{folder}: {error.strerror or error}"
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            if error.errno not in _NOT_HERE:
                 break
             continue
         if found is not None:
@@ -127,9 +133,21 @@ def _is_safe(folder: Path) -> bool:
     return status.st_uid == os.getuid() and not folder.is_symlink()
 
 
+def _sweep(folder: Path, name: str) -> None:
+    """Remove what processes that were killed have left half made."""
+    for path in folder.glob(f".{name}.*"):
+        if path.name != f".{name}.lock":
+            shutil.rmtree(path, ignore_errors=True)
+
+
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold a lock; wait for whoever holds it, with a message after two seconds."""
+def _lock(path: Path) -> Iterator[bool]:
+    """Hold a lock; wait for whoever holds it, with a message after two seconds.
+
+    Yields whether nobody else can hold it: not so on a file system without locks, where all make
+    the same, and what the last one made stays.
+    """
+    alone = True
     with path.open("a") as file:
         start, told = time.monotonic(), False
         while True:
@@ -147,6 +165,6 @@ def _lock(path: Path) -> Iterator[None]:
                         )
                 time.sleep(_AGAIN)
             except OSError:
-                # A file system without locks: all make it, and the last one's stays; all are equal.
+                alone = False
                 break
-        yield
+        yield alone

@@ -18,7 +18,7 @@ from quadriga.data.text_cache import cache_folders, digest_of, digest_of_files, 
 from quadriga.data.text_files import find_text
 from quadriga.data.token_store import VERSION, DamagedStore, TokenStore
 from quadriga.data.tokenise import sources, tokenise
-from quadriga.data.wordpiece import SpecialTokens, Vocabulary, read_vocabulary
+from quadriga.data.wordpiece import Vocabulary, read_vocabulary
 from quadriga.errors import UserError
 from quadriga.randomness import fold, fold_numpy
 
@@ -53,21 +53,21 @@ class TextCorpus(Dataset):
         self,
         store: TokenStore,
         documents: npt.NDArray[np.int64],
-        special: SpecialTokens,
-        continuations: npt.NDArray[np.bool_],
+        vocabulary: Vocabulary,
     ) -> None:
         """Take the documents of one split.
 
         Args:
             store: The tokenised text.
             documents: int64, ascending: the documents of the split by their numbers in the store.
-            special: Ids of the special tokens.
-            continuations: bool (ids,): see `Vocabulary.continuations`.
+            vocabulary: What its ids mean.
         """
         self.store = store
-        self.special = special
-        self.continuations = continuations
-        self.vocabulary_size = special.size
+        self.special = vocabulary.special
+        self.continuations = vocabulary.continuations()
+        self.identity = vocabulary.digest
+        """What of the data decides a run beside its size: a hash of the vocabulary."""
+        self.vocabulary_size = vocabulary.special.size
         self.documents = documents
         sizes = store.documents[documents + 1] - store.documents[documents] - 1
         self._ends = np.cumsum(sizes)
@@ -122,8 +122,9 @@ class TextCorpusConfig(DatasetConfig):
     """Paths or patterns (``part-*.txt,**/*.parquet``), relative to `root`; none for all below."""
     test_files: tuple[str, ...] = ()
     """Files of the test split; without them `test_fraction` of the documents are held out."""
-    vocabulary: Path
-    """The ``vocab.txt``: a WordPiece per line, its id the number of the line."""
+    vocabulary: Path | None = None
+    """The ``vocab.txt``: a WordPiece per line, its id the number of the line; none for the one in
+    `root`."""
     lowercase: bool = True
     """Whether text is lower-cased and loses its accents (an uncased vocabulary)."""
     format: Literal["auto", "sentences", "raw"] = "auto"
@@ -150,10 +151,11 @@ class TextCorpusConfig(DatasetConfig):
             UserError: The text or the vocabulary is missing or not as it must be, or the split
                 has no sentence with a successor.
         """
-        vocabulary = read_vocabulary(self.vocabulary, self.lowercase)
+        vocabulary_path = self._vocabulary_path()
+        vocabulary = read_vocabulary(vocabulary_path, self.lowercase)
         own = self.test_files if split == "test" and self.test_files else self.files
         key = "data.test_files" if own is self.test_files and own else "data.files"
-        files = find_text(self.root, own, key, leave_out=(self.vocabulary,))
+        files = find_text(self.root, own, key, leave_out=(vocabulary_path,))
         if self.test_files and split == "train" and not self.files:
             tested = find_text(self.root, self.test_files, "data.test_files")
             files = [path for path in files if path not in tested]
@@ -163,6 +165,13 @@ class TextCorpusConfig(DatasetConfig):
             np.arange(len(store.keys)) if self.test_files else in_split(store.keys, split, fraction)
         )
         return corpus_of(store, documents, vocabulary, split)
+
+    def _vocabulary_path(self) -> Path:
+        if self.vocabulary is not None:
+            return self.vocabulary
+        if self.root is None:
+            raise UserError("data.vocabulary must be set where data.root is not, but is none")
+        return (self.root.parent if self.root.is_file() else self.root) / "vocab.txt"
 
     def _store(self, files: Sequence[Path], vocabulary: Vocabulary) -> TokenStore:
         base = _common_folder(files, self.root)
@@ -180,7 +189,7 @@ class TextCorpusConfig(DatasetConfig):
 def _common_folder(files: Sequence[Path], root: Path | None) -> Path:
     if root is not None:
         return root.parent if root.is_file() else root
-    return Path(os.path.commonpath([path.resolve().parent for path in files]))
+    return Path(os.path.commonpath([os.path.abspath(path.parent) for path in files]))
 
 
 def store_name(vocabulary: Vocabulary, *parts: object) -> str:
@@ -226,7 +235,7 @@ def corpus_of(
     Raises:
         UserError: It has no sentence with a successor.
     """
-    corpus = TextCorpus(store, documents, vocabulary.special, vocabulary.continuations())
+    corpus = TextCorpus(store, documents, vocabulary)
     if not len(corpus):
         raise UserError(
             f"the {split} split must have a document of two sentences, but of {len(store.keys)} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -53,8 +54,9 @@ def sources(files: Sequence[Path], forced: Format | None, column: str, base: Pat
         looked = format_of(path)
         is_table = looked in ("jsonl", "parquet")
         file_format = looked if forced is None or is_table else forced
-        name = str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
-        found.append(Source(name, path.stat().st_size, reader(path, file_format)))
+        found.append(
+            Source(os.path.relpath(path, base), path.stat().st_size, reader(path, file_format))
+        )
     return found
 
 

@@ -20,7 +20,8 @@ from quadriga.engine.checkpoint_contents import (
     read_model,
     whole_checkpoint,
 )
-from quadriga.engine.export_hf import CONFIG, WEIGHTS, HuggingFaceFormat
+from quadriga.engine.export_hf import CONFIG, HuggingFaceFormat
+from quadriga.engine.export_hf_loading import WEIGHTS
 from quadriga.engine.export_onnx import OnnxFormat
 from quadriga.engine.export_safetensors import SafetensorsFormat
 from quadriga.engine.export_subject import Check, Format, Part, Subject

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from quadriga import randomness
+from quadriga.engine.export_hf_bert import bert_architecture, bert_pairs, bert_read_back
+from quadriga.engine.export_hf_loading import WEIGHTS, load_with_transformers, quiet_transformers
 from quadriga.engine.export_subject import (
     FOREIGN_TOLERANCE,
     Check,
     Format,
+    Pairs,
     Part,
     Subject,
     greatest_difference,
@@ -26,10 +27,10 @@ from quadriga.engine.export_subject import (
 )
 from quadriga.engine.run_config import RunConfig
 from quadriga.errors import UserError
+from quadriga.models.bert import BertConfig
 from quadriga.models.weights import export_weights, load_weights
-from quadriga.models.weights.arguments import hf_arguments
+from quadriga.models.weights.arguments import hf_arguments, hf_bert_arguments
 
-WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
 _FEATURES = {
@@ -38,16 +39,17 @@ _FEATURES = {
 }
 """Pooling -> how it is done with ViTModel's output."""
 
-Pairs = list[tuple[Tensor, Tensor]]
-
 
 class HuggingFaceFormat(Format):
-    """A folder with config.json and model.safetensors: ViTModel, or ViTMAEForPreTraining."""
+    """A folder with config.json and model.safetensors, of a vision transformer or a BERT.
+
+    ViTModel or ViTMAEForPreTraining; BertModel, BertForPreTraining or BertForMaskedLM.
+    """
 
     suffix = ""
 
     def check(self, config: RunConfig, part: Part) -> None:
-        """Refuse what the two classes cannot express."""
+        """Refuse what the classes cannot express."""
         _arguments(config, part)
 
     def write(self, subject: Subject, target: Path) -> None:
@@ -58,7 +60,9 @@ class HuggingFaceFormat(Format):
         (target / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
 
     def remark(self, subject: Subject) -> str | None:
-        """Say where the feature vector is, which ViTModel leaves to its users."""
+        """Say what the classes leave to their users."""
+        if isinstance(subject.config.model, BertConfig):
+            return "the folder has no tokenizer: copy the run's vocab.txt into it"
         if subject.part == "all":
             return None
         return f"an image's feature vector is {_FEATURES[subject.vit.config.pool]} of ViTModel"
@@ -69,13 +73,24 @@ class HuggingFaceFormat(Format):
             import transformers
         except ImportError:
             against = "by reading it back (transformers is not installed)"
-            compare = _encoder_read_back if subject.part == "encoder" else _objective_read_back
+            installed = False
         else:
             against = f"with transformers {transformers.__version__}"
-            compare = _encoder_pairs if subject.part == "encoder" else _objective_pairs
-        with torch.no_grad(), _quiet():
+            installed = True
+        compare = _comparison(subject, installed)
+        with torch.no_grad(), quiet_transformers():
             difference = greatest_difference(compare(subject, target))
         return Check(against=against, difference=difference, tolerance=FOREIGN_TOLERANCE)
+
+
+def _comparison(subject: Subject, installed: bool) -> Callable[[Subject, Path], Pairs]:
+    """Return what runs model and export, with transformers or without it."""
+    encoder = subject.part == "encoder"
+    if isinstance(subject.config.model, BertConfig):
+        return bert_pairs if installed else bert_read_back
+    if installed:
+        return _encoder_pairs if encoder else _objective_pairs
+    return _encoder_read_back if encoder else _objective_read_back
 
 
 def _arguments(config: RunConfig, part: Part) -> dict[str, Any]:
@@ -84,6 +99,8 @@ def _arguments(config: RunConfig, part: Part) -> dict[str, Any]:
     Raises:
         UserError: The classes cannot express the model.
     """
+    if isinstance(config.model, BertConfig):
+        return hf_bert_arguments(config.model, bert_architecture(config, part))
     model, method = require_vit(config, "hf"), config.objective
     if part == "encoder":
         return hf_arguments(model)
@@ -99,7 +116,7 @@ def _encoder_pairs(subject: Subject, folder: Path) -> Pairs:
     from transformers import ViTModel
 
     images = keyed_images(subject.vit.config)
-    theirs = _loaded(ViTModel, folder, add_pooling_layer=False)
+    theirs = load_with_transformers(ViTModel, folder, add_pooling_layer=False)
     tokens = theirs(images).last_hidden_state
     pooled = tokens[:, 0] if subject.vit.config.pool == "class" else tokens[:, 1:].mean(1)
     return [(tokens, subject.vit(images)), (pooled, subject.vit.features(images))]
@@ -114,7 +131,7 @@ def _objective_pairs(subject: Subject, folder: Path) -> Pairs:
     """Compare the loss, and the prediction of every pixel of every patch."""
     from transformers import ViTMAEForPreTraining
 
-    theirs = _loaded(ViTMAEForPreTraining, folder)
+    theirs = load_with_transformers(ViTMAEForPreTraining, folder)
     batch, noise = _masked(subject)
     output = theirs(batch["image"], noise=noise)
     loss, pixels = _loss(subject.objective, batch, noise), _pixels(subject, batch, noise)
@@ -151,35 +168,3 @@ def _pixels(subject: Subject, batch: dict[str, Tensor], noise: Tensor) -> Tensor
     objective.load_state_dict(subject.objective.state_dict())
     pixels: Tensor = objective.reconstruct(batch, noise).reconstruction
     return pixels
-
-
-def _loaded(cls: Any, folder: Path, **options: bool) -> Any:
-    """Load a folder as its users do; nothing may be missing and nothing left over."""
-    model, info = cls.from_pretrained(
-        folder, output_loading_info=True, local_files_only=True, **options
-    )
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info.get(kind):
-            raise UserError(f"transformers reports {kind}: {', '.join(map(str, info[kind]))}")
-    return model.eval()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out the bars and advice that transformers prints while loading."""
-    try:
-        from transformers.utils import logging
-    except ImportError:
-        yield
-        return
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()

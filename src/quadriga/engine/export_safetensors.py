@@ -23,6 +23,7 @@ from quadriga.engine.export_subject import (
 )
 from quadriga.engine.run_config import RunConfig
 from quadriga.errors import UserError
+from quadriga.models.bert import Bert
 from quadriga.models.vit import ViT
 from quadriga.models.weights import load_weights
 from quadriga.models.weights.files import write_tensors
@@ -101,7 +102,7 @@ def _outputs(subject: Subject, module: nn.Module) -> list[Tensor]:
         return [module(images), module.features(images)]
     batch = keyed_batch(subject.config)
     if subject.part == "encoder":
-        tokens: Tensor = module(batch["image"])
+        tokens: Tensor = module(batch if isinstance(module, Bert) else batch["image"])
         return [tokens]
     with randomness.micro_batch(0, 0, 0, 0):
         output = module(batch)

@@ -16,11 +16,15 @@ from quadriga import __version__, randomness
 from quadriga.contracts import Batch, Objective
 from quadriga.engine.run_config import RunConfig
 from quadriga.errors import UserError
+from quadriga.models.bert import Bert, BertConfig
 from quadriga.models.vit import ViT, ViTConfig
 from quadriga.models.weights import load_weights
 
 Part = Literal["encoder", "all"]
 """The encoder alone, or the whole objective: with the decoder and all else it learned."""
+
+Pairs = list[tuple[Tensor, Tensor]]
+"""(actual, expected)."""
 
 BATCH = 2
 """Images that both models are run on."""
@@ -55,6 +59,18 @@ class Subject:
         encoder = encoder_of(self.objective)
         if not isinstance(encoder, ViT):
             raise UserError(f"the encoder must be a vision transformer, but is {type(encoder)}")
+        return encoder
+
+    @property
+    def bert(self) -> Bert:
+        """The encoder, of a text model.
+
+        Raises:
+            UserError: It is another one.
+        """
+        encoder = encoder_of(self.objective)
+        if not isinstance(encoder, Bert):
+            raise UserError(f"the encoder must be a BERT, but is {type(encoder)}")
         return encoder
 
     def notes(self) -> dict[str, Any]:
@@ -171,8 +187,36 @@ def keyed_images(config: ViTConfig, batch: int = BATCH) -> Tensor:
     return torch.empty(shape).normal_(generator=randomness.generator("export", "images"))
 
 
+def keyed_text(config: BertConfig) -> Batch:
+    """Return the sequences that both models are run on: of two lengths, some words hidden."""
+    longest = min(32, config.max_positions)
+    lengths = torch.tensor([longest, max(1, 3 * longest // 4)])
+    columns = torch.arange(longest)
+    real = columns < lengths[:, None]
+    source = randomness.generator("export", "text")
+    ids = torch.empty(real.shape, dtype=torch.int64)
+    ids = ids.random_(0, config.vocabulary_size, generator=source) * real
+    tokens = real.flatten().nonzero().squeeze(1)
+    masked = torch.arange(0, tokens.shape[0], 5)
+    segments = (real & (columns >= longest // 2)).long() % config.segment_types
+    index = torch.arange(lengths.shape[0])
+    return {
+        "ids": ids,
+        "segments": segments,
+        "lengths": lengths,
+        "tokens": tokens,
+        "masked": masked,
+        "targets": ids.flatten()[tokens[masked]].flip(0),
+        "is_random": index,
+        "index": index,
+        "key": index,
+    }
+
+
 def keyed_batch(config: RunConfig) -> Batch:
     """Return a batch of the run's views, its floating tensors drawn from N(0, 1)."""
+    if isinstance(config.model, BertConfig):
+        return keyed_text(config.model)
     batch = config.views.build("train").example(BATCH, torch.device("cpu"))
     for name, tensor in batch.items():
         if tensor.is_floating_point():

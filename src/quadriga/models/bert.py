@@ -180,7 +180,7 @@ class BertEmbeddings(nn.Module):
         if length > self.max_positions:
             raise UserError(
                 f"sequences must have at most model.max_positions={self.max_positions} tokens, "
-                f"but have {length}; raise it, or lower views.length"
+                f"but have {length}; raise it, or lower views.max_length"
             )
         tokens = batch["tokens"]
         embedded = self.word(batch["ids"].view(-1)[tokens])

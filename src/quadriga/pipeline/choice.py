@@ -11,7 +11,12 @@ from quadriga.engine.data_parallel import DataParallelExecutor
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.topology import replicas_of
 from quadriga.pipeline.executor import PipelineExecutor
-from quadriga.pipeline.schedules import SCHEDULES, make_schedule
+from quadriga.pipeline.schedules import make_schedule
+from quadriga.pipeline.torch_schedules import (
+    TORCH_SCHEDULES,
+    TorchScheduleExecutor,
+    check_torch_schedule,
+)
 
 
 def make_executor(
@@ -28,6 +33,8 @@ def make_executor(
     """
     if config.pipeline.schedule == "none":
         return DataParallelExecutor(objective, config, plan, env, **options)
+    if config.pipeline.schedule in TORCH_SCHEDULES:
+        return TorchScheduleExecutor(objective, config, plan, env, **options)
     return PipelineExecutor(objective, config, plan, env, **options)
 
 
@@ -38,6 +45,8 @@ def check_schedule(config: RunConfig, world_size: int) -> None:
         UserError: It cannot run; the same on every rank.
     """
     pipeline = config.pipeline
-    if pipeline.schedule in SCHEDULES:
-        stages = world_size // replicas_of(config, world_size)
+    stages = world_size // replicas_of(config, world_size)
+    if pipeline.schedule in TORCH_SCHEDULES:
+        check_torch_schedule(config, stages)
+    elif pipeline.schedule != "none":
         make_schedule(pipeline.schedule).check(stages, config.train.accumulate)

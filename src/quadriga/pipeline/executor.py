@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Container, Iterator
-from typing import Any, cast, final
+from collections.abc import Iterator
+from typing import Any, final
 
-import torch
-import torch.distributed as dist
-
-from quadriga.contracts import Batch, Executor, Objective, Splittable, StepOutput
+from quadriga.contracts import Batch, Objective, StepOutput
 from quadriga.distributed.environment import DistEnv
-from quadriga.engine.activity import Activity
 from quadriga.engine.arithmetic import RunPlan
-from quadriga.engine.build import build_objective
-from quadriga.engine.compilation import compile_blocks
-from quadriga.engine.health import BadStep, stop_at
-from quadriga.engine.recompute import apply_recompute
 from quadriga.engine.run_config import RunConfig
-from quadriga.engine.topology import make_topology
 from quadriga.pipeline.actions import Place, Schedule
-from quadriga.pipeline.cut import materialise, shared_parameters
-from quadriga.pipeline.groups import make_groups
 from quadriga.pipeline.schedules import make_schedule
 from quadriga.pipeline.segment import Segment
 from quadriga.pipeline.stage_runner import StageRunner
-from quadriga.pipeline.updates import Outcome, Updates
-from quadriga.pipeline.weights import Banks
+from quadriga.pipeline.staged import StagedExecutor
 
 
 @final
-class PipelineExecutor(Executor):
+class PipelineExecutor(StagedExecutor):
     """One stage on each rank, under a schedule of this package.
 
     2bw equals the delayed gradient method ``W(t+1) = W(t) - lr * grad f(W(t-1))`` whatever the
@@ -43,60 +30,34 @@ class PipelineExecutor(Executor):
         config: RunConfig,
         plan: RunPlan,
         env: DistEnv,
-        *,
-        activity: Activity | None = None,
-        asked_to_stop: Callable[[], bool] = lambda: False,
-        on_bad_step: Callable[[BadStep], None] = stop_at,
-        left_out: Container[int] = (),
+        **options: Any,
     ) -> None:
-        """Cut an objective and take this rank's stage of it; every rank calls it.
+        """Take this rank's stage and connect to its neighbours; every rank calls it.
 
         Args:
-            objective: Initialised and on the device, or on the meta device: then this stage alone
-                gets memory, and its values from ``config.seed``.
+            objective: As for `StagedExecutor`.
             config: The run.
             plan: Its numbers.
             env: This process among the run's.
-            activity: Told what this rank is doing.
-            asked_to_stop: Whether a signal asked this rank to stop.
-            on_bad_step: Called on every rank when a loss or gradient is not finite; it raises, or
-                returns to have the update left out.
-            left_out: Steps that make no update.
+            **options: Those of `StagedExecutor`.
 
         Raises:
             UserError: The stages, ranks and micro-batches do not fit each other.
         """
-        self._config, self._plan, self._env = config, plan, env
-        self._activity = activity or Activity()
-        self._asked_to_stop, self._on_bad_step = asked_to_stop, on_bad_step
         pipeline = config.pipeline
         self.schedule: Schedule = make_schedule(pipeline.schedule, pipeline.flushed_steps)
-        self.topology = make_topology(config, cast(Splittable, objective).depth, env.world_size)
-        self.schedule.check(self.topology.stages, plan.accumulate)
-        everything = {n: p for n, p in objective.named_parameters() if p.requires_grad}
-        stages = cast(Splittable, objective).stages(self.topology.depths)
-        ties = shared_parameters(stages)
-        self.groups = make_groups(self.topology, env, sorted(set(ties.values())))
-        self.place = Place(self.groups.stage, self.topology.stages, plan.accumulate)
-        stage = materialise(stages[self.groups.stage], config.seed, env.device)
-        if config.train.recompute == "selective":
-            apply_recompute(stage, "selective")
-        self.banks = Banks(stage, 1 + self.schedule.delay)
-        if config.train.compile:
-            for module in self.banks.modules:
-                compile_blocks(module)
-        self.runner = StageRunner(config, self.groups, env, self._activity, self.topology.stages)
-        names = objective.metric_names
-        self.updates = Updates(
-            self.banks, everything, ties, config, plan, self.groups, env, names, left_out
-        )
+        super().__init__(objective, config, plan, env, versions=1 + self.schedule.delay, **options)
+        stages = self.topology.stages
+        self.schedule.check(stages, plan.accumulate)
+        self.place = Place(self.groups.stage, stages, plan.accumulate)
+        self.runner = StageRunner(config, self.groups, env, self.activity, stages)
 
     def run(self, batches: Iterator[Batch], steps: range) -> Iterator[StepOutput]:
         """Make the steps, one output each; see `Executor.run`."""
-        for module in self.banks.modules:
-            module.train()
+        for bank in self.banks.modules:
+            bank.train()
         self.banks.begin_at(steps.start)
-        self._activity.begin_step(steps.start)
+        self.activity.begin_step(steps.start)
         following = steps.start
         while following < steps.stop:
             for output in Segment(self, batches, range(following, steps.stop)).outputs():
@@ -104,96 +65,3 @@ class PipelineExecutor(Executor):
                 if output.stop:
                     return
                 following = output.step + 1
-
-    def next_batch(self, batches: Iterator[Batch]) -> Batch:
-        """Take the next micro-batch."""
-        self._activity.enter("data")
-        return next(batches)
-
-    def begin_update(self, step: int, totals: Any) -> None:
-        """Have a step's update made."""
-        self._activity.enter("update")
-        self.updates.begin(step, totals, self._asked_to_stop())
-
-    def finish_update(self, step: int) -> Outcome:
-        """Return what became of a step, when it is known."""
-        self._activity.enter("reduce")
-        return self.updates.wait(step)
-
-    def report(self, outcome: Outcome, stop: bool) -> StepOutput:
-        """Return the output of a step and start the clock of the next."""
-        seconds = self._activity.end_step()
-        self._activity.begin_step(outcome.step + 1)
-        self._activity.enter("log")
-        return StepOutput(
-            outcome.step,
-            outcome.metrics,
-            outcome.norm,
-            outcome.lr,
-            self._plan.batch_size,
-            seconds,
-            not outcome.updated,
-            stop,
-        )
-
-    def handle_bad_step(self, bad: BadStep) -> None:
-        """Have the policy applied: it raises, or returns when the run goes on."""
-        with self._activity.during("save"):
-            self._on_bad_step(bad)
-
-    @contextlib.contextmanager
-    def frozen(self, weights: str = "raw") -> Iterator[Objective]:
-        """Return a context that gives the whole objective for evaluation; see `Executor.frozen`."""
-        average = self.updates.average if weights == "ema" else None
-        with contextlib.ExitStack() as stack:
-            if average is not None:
-                stack.enter_context(average.swapped_in())
-            yield self._gathered()
-
-    @torch.no_grad()
-    def _gathered(self) -> Objective:
-        """Return the whole objective: each stage's first copy tells the others its tensors."""
-        whole = build_objective(self._config, self._env.device, self._config.seed)
-        own, targets = self.banks.newest.state_dict(), whole.state_dict()
-        stages = cast(Splittable, whole).stages(self.topology.depths)
-        for number, stage in enumerate(stages):
-            source = self.topology.ranks[number][0]
-            for name in sorted(stage.state_dict()):
-                if number == self.groups.stage:
-                    targets[name].copy_(own[name])
-                if self._env.world_size > 1:
-                    dist.broadcast(targets[name], src=source)
-        return whole
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return this stage's live tensors by global name.
-
-        ``objective.NAME``, ``previous.NAME`` (2bw), ``optimizer.PARAMETER.KEY``,
-        ``ema.PARAMETER``, ``feedback.PARAMETER`` and ``executor.NAME``.
-        """
-        state: dict[str, Any] = dict(self.banks.state_dict())
-        updates = self.updates
-        for name, parameter in self.banks.parameters.items():
-            for key, value in updates.optimizer.state[parameter].items():
-                state[f"optimizer.{name}.{key}"] = value
-        if updates.average is not None:
-            state |= {f"ema.{name}": t for name, t in updates.average.tensors.items()}
-        state |= {f"feedback.{name}": tensor for name, tensor in updates.feedback.items()}
-        state["executor.skipped"] = torch.tensor(updates.skipped)
-        if updates.feedback or self._config.pipeline.error_feedback:
-            state["executor.has_feedback"] = torch.tensor(int(updates.has_feedback))
-        return state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Copy `state` into the live tensors; the names must be the same on both sides."""
-        own = self.state_dict()
-        if own.keys() != state.keys():
-            names = sorted(own.keys() ^ state.keys())
-            raise ValueError(f"the states differ in {len(names)} names, the first is {names[0]}")
-        with torch.no_grad():
-            for name, value in state.items():
-                if own[name] is not value:
-                    own[name].copy_(value)
-        self.updates.skipped = int(state["executor.skipped"])
-        if "executor.has_feedback" in state:
-            self.updates.has_feedback = bool(int(state["executor.has_feedback"]))

@@ -39,6 +39,8 @@ class Groups:
     """The ranks that hold copies of this stage."""
     tied: dict[tuple[int, ...], Group]
     """Stages that share parameters -> the ranks of those stages in this copy."""
+    pipeline: Group | None
+    """All ranks of this copy, for torch's schedules."""
     world: Group | None
     """All ranks, for the sums of an update."""
 
@@ -74,6 +76,9 @@ def make_groups(topology: Topology, env: DistEnv, ties: Sequence[tuple[int, ...]
             if copy == replica and stage in stages:
                 tied[stages] = made
     replicas = [group(of_stage) for of_stage in topology.ranks]
+    pipelines = [
+        group([of_stage[c] for of_stage in topology.ranks]) for c in range(topology.replicas)
+    ]
     world = group(range(env.world_size))
     own = [of_stage[replica] for of_stage in topology.ranks]
     return Groups(
@@ -87,5 +92,6 @@ def make_groups(topology: Topology, env: DistEnv, ties: Sequence[tuple[int, ...]
         gradients_out=gradients.get(stage - 1),
         replicas=replicas[stage],
         tied=tied,
+        pipeline=pipelines[replica],
         world=world,
     )

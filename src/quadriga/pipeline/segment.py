@@ -73,7 +73,7 @@ class Segment:
 
     def _forward(self, step: int, micro: int) -> None:
         executor, runner = self._executor, self._executor.runner
-        module = executor.banks.module(executor.schedule.version(step))
+        module = executor.banks.module(executor.schedule.version(step)).only
         # One batch ahead within the step: its input may arrive during this pass.
         for wanted in range(micro, min(micro + 2, executor.place.micro_batches)):
             if wanted not in self._read:

@@ -15,7 +15,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from quadriga.contracts import OptimizerConfig, Stage
+from quadriga.contracts import OptimizerConfig
+from quadriga.pipeline.cut import Part
 
 
 @final
@@ -26,11 +27,11 @@ class Banks:
     their memory may be exchanged.
     """
 
-    def __init__(self, stage: Stage, count: int) -> None:
-        """Take an initialised stage on its device; the second copy starts equal.
+    def __init__(self, stage: Part, count: int) -> None:
+        """Take an initialised part on its device; the second copy starts equal.
 
         Args:
-            stage: The stage.
+            stage: The stages of this rank.
             count: 1 or 2.
         """
         self.modules = [stage, *(copy.deepcopy(stage) for _ in range(count - 1))]
@@ -55,7 +56,7 @@ class Banks:
     def _number(self, version: int) -> int:
         return (version + self._offset) % self.count
 
-    def module(self, version: int) -> Stage:
+    def module(self, version: int) -> Part:
         """Return the copy that holds a version."""
         return self.modules[self._number(version)]
 
@@ -84,7 +85,7 @@ class Banks:
         self._newest = self._number(version + 1)
 
     @property
-    def newest(self) -> Stage:
+    def newest(self) -> Part:
         """The copy with the newest weights."""
         return self.modules[self._newest]
 

@@ -1,4 +1,4 @@
-"""What a vision transformer is called in other libraries: the arguments their classes take.
+"""What a model is called in other libraries: the arguments their classes take.
 
 What a library cannot express is refused here, with the layouts that can.
 """
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quadriga.errors import UserError
+from quadriga.models.bert import BertConfig
 from quadriga.models.vit import ViTConfig
 
 _TIMM_NORM_EPS = 1e-6
@@ -92,6 +93,28 @@ def hf_arguments(model: ViTConfig, method: Mapping[str, Any] | None = None) -> d
     }
     head = {"architectures": ["ViTMAEForPreTraining"], "model_type": "vit_mae"}
     return {**head, **arguments, **decoder}
+
+
+def hf_bert_arguments(model: BertConfig, architecture: str) -> dict[str, Any]:
+    """Return the config.json of one of Hugging Face's BERT classes, called `architecture`."""
+    return {
+        "architectures": [architecture],
+        "model_type": "bert",
+        "vocab_size": model.vocabulary_size,
+        "hidden_size": model.width,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.heads,
+        "intermediate_size": model.mlp_width,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": model.dropout,
+        "attention_probs_dropout_prob": model.attention_dropout,
+        "max_position_embeddings": model.max_positions,
+        "type_vocab_size": model.segment_types,
+        "layer_norm_eps": model.norm_eps,
+        "initializer_range": 0.02,
+        "pad_token_id": 0,
+        "dtype": "float32",
+    }
 
 
 def _refuse(layout: str, problems: Sequence[tuple[str, str]]) -> None:
