@@ -8,6 +8,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+import torch
 
 from glue_files import SPECIAL, put
 from quadriga.cli.entry import run
@@ -20,6 +21,7 @@ from quadriga.data.text_corpus import TextCorpusConfig
 from quadriga.engine.run_config import LoaderConfig, LogConfig, RunConfig, TrainConfig
 from quadriga.methods.masked_lm import MaskedLMConfig
 from quadriga.models.bert import BertConfig
+from quadriga.models.weights import export_weights
 from quadriga.optim.adamw import AdamWConfig
 from quadriga.optim.schedules.linear import LinearConfig
 from quadriga.provenance import Resolved
@@ -78,8 +80,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words_of(place: Path, source: str, work_dir: Path, *words: str) -> list[str]:
+    set_here = {word.partition("=")[0] for word in words}
+    quick = [word for word in QUICK if word.partition("=")[0] not in set_here]
+    where = source if source == "scratch" else str(place / source)
     given = ["--data", str(place / "data"), "--work-dir", str(work_dir)]
-    return ["glue", str(place / source) if source != "scratch" else source, *given, *QUICK, *words]
+    return ["glue", where, *given, *quick, *words]
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +154,36 @@ def test_a_checkpoint_and_random_weights(place: Path, tmp_path: Path) -> None:
     assert started["config"]["warm_start"]["path"] is None
     assert started["config"]["model"]["depth"] == 2
     assert list(json.loads((tmp_path / "b" / "glue.json").read_text())["tasks"]) == ["cola"]
+
+
+def test_the_folder_of_a_published_model(place: Path, tmp_path: Path) -> None:
+    config = Resolved.from_json(RunConfig, (place / "pretraining.json").read_text()).config
+    objective = config.objective.build(config.model)
+    objective.initialise(5)
+    folder = place / "published"
+    folder.mkdir()
+    export_weights(objective, folder / "model.safetensors", "hf")
+    described = {
+        "vocab_size": 16,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 16,
+        "type_vocab_size": 2,
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+    }
+    (folder / "config.json").write_text(json.dumps(described))
+    shutil.copy(place / "vocab.txt", folder)
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    more = ("--tasks", "cola", "--seeds", "1", "optim.lr=0")
+    assert run(words_of(place, "published", tmp_path, *more)) == 0
+    found = read_checkpoint(tmp_path / "cola" / "seed_0", 12)
+    for name, tensor in objective.encoder.state_dict().items():
+        assert torch.equal(found[f"objective.encoder.{name}"], tensor), name
+    made = json.loads((tmp_path / "cola" / "seed_0" / "config.json").read_text())["config"]
+    assert made["data"]["lowercase"] is False
 
 
 def error_of(words: list[str], capsys: Capture) -> str:

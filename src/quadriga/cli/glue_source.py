@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quadriga.data.pydoc_corpus import PydocCorpusConfig
 from quadriga.engine.checkpoint_contents import is_checkpoint
 from quadriga.engine.run_directory import RunDirectory
 from quadriga.errors import UserError
@@ -85,6 +86,8 @@ def _of_run(weights: Path, folder: Path) -> Source:
     if not isinstance(config.model, BertConfig):
         raise UserError(f"glue needs a BERT, but model.kind of {folder} is {config.model.kind()}")
     vocabulary = getattr(config.data, "vocabulary", None)
+    if isinstance(config.data, PydocCorpusConfig):
+        vocabulary = config.data.vocabulary_file()
     lowercase = getattr(config.data, "lowercase", None)
     return Source(
         name=folder.name if weights == folder else f"{folder.name}_{weights.name}",

@@ -63,7 +63,6 @@ class SequenceClassification(Objective):
 
     new_parts: ClassVar[tuple[str, ...]] = ("classifier.",)
     optional_parts: ClassVar[tuple[str, ...]] = ("pooler.",)
-    unused_parts: ClassVar[tuple[str, ...]] = ("head.", "next_sentence.")
 
     def __init__(self, config: SequenceClassificationConfig, model: BertConfig) -> None:
         """Make encoder, pooler and classifier with undefined values."""

@@ -12,7 +12,7 @@ from quadriga.models.weights.fit import Content
 
 @runtime_checkable
 class StartsFromOther(Protocol):
-    """A module whose weights may come from one that has other parts beside the common ones.
+    """A module whose weights may come from one that was trained for something else.
 
     Each part is a beginning of names, such as ``classifier.``.
     """
@@ -22,16 +22,13 @@ class StartsFromOther(Protocol):
     another task."""
     optional_parts: tuple[str, ...]
     """Parts of the module that keep their values where a file has nothing of them at all."""
-    unused_parts: tuple[str, ...]
-    """Parts of the other module that this one has no use for."""
 
 
 def drop_parts(content: Content, module: nn.Module) -> None:
-    """Take what a module does not want out of a file's content; it counts as left out."""
+    """Take what is never filled out of a file's content; it counts as left out."""
     if not isinstance(module, StartsFromOther):
         return
-    unwanted = (*module.new_parts, *module.unused_parts)
-    for name in [name for name in content.tensors if name.startswith(unwanted)]:
+    for name in [name for name in content.tensors if name.startswith(module.new_parts)]:
         content.left_out.append(content.sources[name])
         del content.tensors[name]
 
