@@ -155,6 +155,8 @@ def test_every_documented_flag_is_there() -> None:
         """
     for names, made in ((documented, flags_parser()), (of_glue, glue_parser())):
         assert {f"--{name}" for name in names.split()} - set(made._option_string_actions) == set()
+    for made in (flags_parser(), glue_parser(), launch_parser()):
+        assert "examples:" in made.format_help()
 
 
 def test_layers_that_do_not_divide_are_spread(files: Files, tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ def _judge(flags: argparse.Namespace, environ: Mapping[str, str]) -> int:
 def _scores(directory: RunDirectory) -> list[str]:
     """Return a line for each score of the last evaluation."""
     results = read_results(directory.report / RESULTS)["results"]
-    found = next((r["numbers"] for r in results if r["protocol"] == "glue"), {})
+    found: dict[str, float] = next((r["numbers"] for r in results if r["protocol"] == "glue"), {})
     return [f"{name} = {found[name]:.2f}" for name in sorted(found)]
 
 

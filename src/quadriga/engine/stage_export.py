@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from quadriga.engine.checkpoint_files import list_checkpoints, step_of, verify
 from quadriga.engine.stage_files import epochs_in, write_stage
 from quadriga.engine.stage_files_config import StageFilesConfig
-from quadriga.models.weights.bert_stages import TIED, WORDS, foreign_names
+from quadriga.models.weights.bert_stages import FOREIGN_WORDS, TIED, WORDS, foreign_names
 
 _OBJECTIVE = "objective."
 _BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
@@ -109,9 +109,10 @@ def _belongs(name: str, blocks: range, is_first: bool, is_last: bool) -> bool:
 
 def _module(names: list[str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return one module under Hugging Face's names; the last has the table that it shares."""
-    own = foreign_names({name: tensors[name] for name in names if name != WORDS})
-    if WORDS in names and "encoder.embeddings.norm.weight" in names:
-        own = foreign_names({WORDS: tensors[WORDS]}) | own
+    ordered = sorted(names, key=lambda name: [int(n) for n in re.findall(r"\d+", name)])
+    own = foreign_names({name: tensors[name] for name in ordered})
     if WORDS in names and "head.bias" in names:
         own[TIED] = tensors[WORDS]
+        if "encoder.embeddings.norm.weight" not in names:
+            del own[FOREIGN_WORDS]
     return own

@@ -11,10 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from quadriga.errors import UserError
+from quadriga.models.weights.huggingface import fuse_qkv
+from quadriga.models.weights.huggingface_bert import LAYOUT
 
 _LEAF = r"\.(?P<leaf>weight|bias|gamma|beta)"
 _LAYER = re.compile(
@@ -43,26 +44,7 @@ FOREIGN_WORDS = "bert.embeddings.word_embeddings.weight"
 TIED = "cls.predictions.decoder.weight"
 """Hugging Face's name for its second use."""
 
-_OURS = {
-    "encoder.embeddings.word": "bert.embeddings.word_embeddings",
-    "encoder.embeddings.position": "bert.embeddings.position_embeddings",
-    "encoder.embeddings.segment": "bert.embeddings.token_type_embeddings",
-    "encoder.embeddings.norm": "bert.embeddings.LayerNorm",
-    "pooler.dense": "bert.pooler.dense",
-    "head.transform": "cls.predictions.transform.dense",
-    "head.norm": "cls.predictions.transform.LayerNorm",
-    "head": "cls.predictions",
-    "next_sentence": "cls.seq_relationship",
-}
-_PARTS = {
-    "attention.output": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "mlp.hidden": "intermediate.dense",
-    "mlp.output": "output.dense",
-    "mlp_norm": "output.LayerNorm",
-}
-_QKV = ("query", "key", "value")
-
+_DECODER = "head.decoder."
 _MODERN = {"gamma": "weight", "beta": "bias"}
 
 
@@ -131,49 +113,27 @@ def foreign_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tensors: Any of them; the fused query, key and value come apart.
 
     Raises:
-        KeyError: A tensor is none of a BERT's.
+        ValueError: A tensor is none of a BERT's.
     """
     named = {}
-    for name, tensor in tensors.items():
-        module, _, leaf = name.rpartition(".")
-        if not module.startswith("encoder.blocks."):
-            named[f"{_OURS[module]}.{leaf}"] = tensor
-            continue
-        number, _, part = module.removeprefix("encoder.blocks.").partition(".")
-        before = f"bert.encoder.layer.{number}"
-        if part != "attention.qkv":
-            named[f"{before}.{_PARTS[part]}.{leaf}"] = tensor
-            continue
-        for role, piece in zip(_QKV, tensor.chunk(3), strict=True):
-            named[f"{before}.attention.self.{role}.{leaf}"] = piece.clone()
+    for name, tensor in LAYOUT.split(dict(tensors)).items():
+        target = LAYOUT.table.foreign(name)
+        if target is None:
+            raise ValueError(f"{name} is no tensor of a BERT")
+        before = LAYOUT.prefix if name.startswith(LAYOUT.prefixed) else ""
+        named[before + target] = tensor
     return named
 
 
 def own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename tensors of ``BertForPreTraining`` to this project's names, the inverse.
+    """Rename what `assemble` returned to this project's names.
 
-    The shared table is taken from the embeddings; layers are fused and complete.
-
-    Args:
-        tensors: What `assemble` returned.
+    Of a table of words that the output layer has for itself nothing is taken.
     """
-    modules = {foreign: ours for ours, foreign in _OURS.items()}
-    parts = {foreign: ours for ours, foreign in _PARTS.items()}
     named = {}
     for name, tensor in tensors.items():
-        module, _, leaf = name.rpartition(".")
-        if module == "cls.predictions.decoder":
-            if leaf == "bias":
-                named["head.bias"] = tensor
-            continue
-        if not module.startswith("bert.encoder.layer."):
-            named[f"{modules[module]}.{leaf}"] = tensor
-            continue
-        number, _, part = module.removeprefix("bert.encoder.layer.").partition(".")
-        before = f"encoder.blocks.{number}"
-        if part in parts:
-            named[f"{before}.{parts[part]}.{leaf}"] = tensor
-        elif part == "attention.self.query":
-            pieces = [tensors[name.replace(".query.", f".{role}.")] for role in _QKV]
-            named[f"{before}.attention.qkv.{leaf}"] = torch.cat(pieces)
-    return named
+        target = LAYOUT.table.ours(name.removeprefix(LAYOUT.prefix))
+        assert target is not None, name  # `assemble` knows no others
+        if target != _DECODER + "weight":
+            named[target.replace(_DECODER, "head.")] = tensor
+    return fuse_qkv(named)
