@@ -51,7 +51,7 @@ class PydocCorpusConfig(DatasetConfig):
         vocabulary = self._vocabulary(documents, text, folders)
 
         def make(folder: Path) -> None:
-            tokenise(folder, [Source("pydoc", 0, lambda: _flat(documents))], vocabulary)
+            tokenise(folder, [Source("pydoc", 0, "pydoc", lambda: _flat(documents))], vocabulary)
 
         name = store_name(vocabulary, "pydoc", text)
         store = find_or_make(folders, name, open_store, make)
