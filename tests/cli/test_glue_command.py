@@ -141,6 +141,8 @@ def test_finished_runs_stay_and_a_stopped_one_goes_on(
     assert (folder / "sst2" / "seed_0" / "metrics.jsonl").stat().st_mtime_ns == kept
     assert_bit_equal(read_checkpoint(stopped, 12), before)
     assert json.loads((folder / "glue.json").read_text()) == table
+    assert run([word.replace("lr=3e-3", "lr=1") for word in words]) == 2
+    assert "seed_0 belongs to another run: optim.lr is 0.003 there" in capsys.readouterr().err
 
 
 def test_a_checkpoint_and_random_weights(place: Path, tmp_path: Path) -> None:

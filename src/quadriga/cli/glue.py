@@ -26,7 +26,7 @@ from quadriga.cli.resolve import resolve
 from quadriga.data.glue_tasks import GlueTask, task_called, tasks_in
 from quadriga.distributed.environment import read_launch
 from quadriga.engine.checkpoint import list_checkpoints
-from quadriga.engine.run_config import RunConfig, WarmStartConfig, identity
+from quadriga.engine.run_config import RunConfig, WarmStartConfig
 from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.start import check_start
 from quadriga.engine.warm_start import check_warm_start
@@ -71,12 +71,7 @@ class _Run:
         return f"{self.task.name} seed {self.seed}"
 
     def numbers(self) -> dict[str, float]:
-        """Return what it found; nothing before it is finished, or when it is another run."""
-        directory = RunDirectory(self.folder)
-        if not directory.config.exists():
-            return {}
-        if identity(directory.read_config().config) != identity(self.config):
-            return {}
+        """Return what it found; nothing before it is finished."""
         return numbers_of(self.folder, self.steps)
 
     def state(self) -> str:
@@ -222,7 +217,9 @@ def _values(request: GlueRequest, source: Source) -> dict[str, str]:
 
 
 def _check(runs: Sequence[_Run], seeds: int) -> None:
-    """Check one run of each task, and count the steps of all."""
+    """Check that no folder is another run's, and one run of each task; count the steps of all."""
+    for run in runs:
+        RunDirectory(run.folder).check_owner(run.config)
     check_warm_start(WarmStartConfig(path=runs[0].config.warm_start.path))
     for first in range(0, len(runs), seeds):
         config = runs[first].config

@@ -46,6 +46,9 @@ def glue(
     ranks: Annotated[
         int | None, typer.Option(help="Processes of each run on this machine.", min=1)
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", hidden=True, help="It goes on in any case.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, list the runs, stop.")
     ] = False,

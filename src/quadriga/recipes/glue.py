@@ -14,6 +14,7 @@ from quadriga.data.text_pairs import TextPairsConfig
 from quadriga.engine.run_config import (
     CheckpointConfig,
     EvaluationConfig,
+    HealthConfig,
     LogConfig,
     RunConfig,
     TrainConfig,
@@ -49,6 +50,8 @@ def _glue(name: str, root: Path, epochs: float, lr: float) -> RunConfig:
         train=TrainConfig(epochs=epochs, batch_size=32, dataset_size=task.train_size),
         log=LogConfig(every_steps=50),
         checkpoint=CheckpointConfig(every_epochs=1, keep=1),
+        # The mean over so few labels jumps by itself: no step of it is news.
+        health=HealthConfig(spike_factor=None),
         evaluation=EvaluationConfig(protocols=(GlueProtocol(),)),
     )
 
