@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from quadriga import __version__
-from quadriga.cli import options
+from quadriga.cli import glue_command, options
 from quadriga.cli.checkpoint_app import checkpoint_app
 from quadriga.cli.tokenizer_app import tokenizer_app
 
@@ -21,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(checkpoint_app)
+app.command(epilog=glue_command.EPILOG)(glue_command.glue)
 app.add_typer(tokenizer_app)
 
 

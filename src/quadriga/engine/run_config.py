@@ -173,7 +173,8 @@ class WarmStartConfig(Config):
     """Weights to start from, instead of random ones."""
 
     path: str | None = None
-    """A file of weights (this project's, timm's or Hugging Face's names), a checkpoint or a run."""
+    """A file of weights (this project's, timm's or Hugging Face's names), the folder of a published
+    model, a checkpoint or a run."""
     weights: Literal["raw", "ema"] = "raw"
     """What of a checkpoint is taken: the weights of its step, or their moving average."""
     strict: bool = True
