@@ -108,7 +108,7 @@ def main() -> None:
         corpus = build(folder)
         tokens = len(corpus.store.tokens)
         print(f"{size / 1e6:.1f} MB, {tokens} tokens, {len(corpus)} pairs of sentences; one core")
-        print(f"{'work':<30}{'per CPU s':>14}{'slowest':>12}{'fastest':>12}")
+        print(f"{'work':<36}{'per CPU s':>12}{'slowest':>12}{'fastest':>12}")
         _row("tokenising, tokens", tokens, tokenising)
         _row("tokenising, bytes", size, tokenising)
         opening = seconds(

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from corpora import TOKENS, corpus
+from corpora import TOKENS, corpus, vocabulary
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loading import loader_of
 
 from quadriga.data.loader import sequential
 from quadriga.data.sentence_pairs import SentencePairsConfig, cut, longest_first
-from quadriga.data.text_corpus import TextCorpus
+from quadriga.data.text_corpus import TextCorpus, TextCorpusConfig
 from quadriga.distributed.environment import SINGLE, DistEnv
 from quadriga.errors import UserError
 from quadriga.randomness import fold
@@ -144,6 +144,32 @@ def test_half_of_the_pairs_are_random_from_all_other_documents(
     counts = {letter: letters.count(letter) for letter in set(letters)}
     assert sorted(counts) == ["a", "b", "d", "e", "f", "g"]  # every document but "c"
     assert all(60 < count < 180 for count in counts.values())
+
+
+@pytest.mark.parametrize("pairing", ["adjacent", "segments"])
+def test_whole_words_end_with_their_segment(tmp_path: Path, pairing: str) -> None:
+    vocabulary(tmp_path)
+    word = "abcdefghij"  # ten pieces, so that most cuts go through a word
+    lines = [f"{word} " * 3, word, f"{word} {word}", "a"]
+    text = "\n\n".join("\n".join(lines) for _ in range(3))
+    (tmp_path / "text.txt").write_text(text)
+    config = TextCorpusConfig(root=tmp_path, format="sentences", test_fraction=0)
+    found = config.build("train")
+    view = SentencePairsConfig(max_length=24, pairing=pairing, whole_word=True).build("train")
+    partial = apart = 0
+    for index, k in itertools.product(range(len(found)), range(30)):
+        sample = view.sample(found.read(index), fold(k, index))
+        hidden, border = sample["labels"] >= 0, int(sample["border"])
+        for segment, first in zip(parts(sample), (1, border), strict=True):
+            starts = [not TOKENS[i].startswith("##") for i in segment]
+            partial += not starts[0]
+            word_of = np.cumsum([True, *starts[1:]])
+            chosen = hidden[first : first + len(segment)]
+            assert np.array_equal(np.isin(word_of, word_of[chosen]), chosen)
+        # The rest of a word that B begins with is no part of A's last word.
+        apart += not starts[0] and hidden[border] != hidden[border - 2]
+    assert (apart > 10) == (pairing == "segments")
+    assert (partial > 100) == (pairing == "segments")
 
 
 def test_segments_are_filled_and_sometimes_short(text: TextCorpus) -> None:

@@ -243,6 +243,23 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [p.suffix for p in (tmp_path / ".quadriga").iterdir()] == [".lock"]
 
 
+def test_another_process_was_faster_on_a_disk_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    def busy(source: Path, target: Path) -> None:
+        rename(source, target)
+        raise OSError(39, "Directory not empty")
+
+    rename = os.replace
+    monkeypatch.setattr(text_cache.fcntl, "flock", no_locks)
+    assert len(corpus(tmp_path / "a")) == 10
+    monkeypatch.setattr(os, "replace", busy)
+    assert len(corpus(tmp_path / "b")) == 10
+
+
 def test_what_was_left_half_made_is_removed(tmp_path: Path) -> None:
     corpus(tmp_path)
     store = stores(tmp_path)[0]

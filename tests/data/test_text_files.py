@@ -109,6 +109,9 @@ def test_pickles_are_refused_and_not_loaded(tmp_path: Path, protocol: int) -> No
     path = write(tmp_path / "0.txt", pickle.dumps(Creator(), protocol))
     with pytest.raises(UserError, match=r"is a pickle.*none is read; name the folder of the text"):
         format_of(path)
+    path.rename(tmp_path / "0")  # in a folder of such files, none of which is called text
+    with pytest.raises(UserError, match=r"/0 is a pickle"):
+        find_text(tmp_path, (), "data.files")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from optim_modules import (
 )
 
 from quadriga.errors import UserError
+from quadriga.optim.bert_adam import BertAdamConfig
 from quadriga.optim.groups import decay_groups, groups_of, materialise_state
 from quadriga.optim.lamb import LAMBConfig
 from quadriga.optim.lars import LARSConfig
@@ -250,3 +251,19 @@ def test_groups_of_reads_every_rule_of_the_config() -> None:
         (g["weight_decay"], g["lr_scale"]) for g in expected
     ]
     materialise_state(config.build(named))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_bert_adam_is_the_published_update(decay: float) -> None:
+    expected = start()
+    for name, weight in expected.items():
+        first, second = torch.zeros_like(weight), torch.zeros_like(weight)
+        for step in range(STEPS):
+            slope = gradient(name, weight, step)
+            first = 0.9 * first + 0.1 * slope
+            second = 0.999 * second + 0.001 * slope * slope
+            update = first / (second.sqrt() + 1e-6)
+            decays = weight.ndim > 1 and not any(part in name for part in ("norm", "bias"))
+            update = update + (decay if decays else 0.0) * weight
+            weight -= lr_at(step) * update
+    assert_same(trained(BertAdamConfig(weight_decay=decay), STEPS), expected, EXACT)

@@ -23,6 +23,7 @@ from cases import config_of, plan_of
 from toy import make_toy, toy_batch
 
 from quadriga.distributed.environment import DistEnv
+from quadriga.pipeline import staged
 from quadriga.pipeline.choice import make_executor
 
 
@@ -74,6 +75,17 @@ def run_rank(rank: int, world_size: int, cases: list[dict[str, Any]], folder: Pa
         dist.init_process_group(
             "gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
         )
+    # The same groups for all cases of a topology: to make them takes longer than to use them.
+    made: dict[Any, Any] = {}
+    make = staged.make_groups
+
+    def make_once(topology, env, ties):
+        key = (topology.ranks, tuple(ties))
+        if key not in made:
+            made[key] = make(topology, env, ties)
+        return made[key]
+
+    staged.make_groups = make_once
     env = DistEnv(rank, world_size, rank, world_size, torch.device("cpu"))
     for case in cases:
         run_case(case, env, folder)

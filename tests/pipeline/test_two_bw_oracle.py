@@ -64,7 +64,7 @@ def others() -> list[dict[str, Any]]:
         ("dualpipev", 2),
     ):
         # V-shaped, both ends are on one rank: autograd adds a tied gradient up in another order.
-        tied = {"tied": True, "close": schedule == "zbv"}
+        tied = {"tied": True, "close": schedule in ("zbv", "dualpipev")}
         common = {"schedule": schedule, "optimizer": "adamw", "per_rank": per_rank, "m": 4}
         found.append({**common, "d": 2, "w": 1, "dropout": 0.2, **tied})
         found.append({**common, "d": 2, "w": 2})

@@ -221,3 +221,14 @@ def test_unwritable_report_is_told(tmp_path):
     (folder / "report" / "index.html").mkdir()
     with pytest.raises(UserError, match=r"report folder .* must be writable"):
         write_report(folder)
+
+
+def test_numbers_of_glue(tmp_path):
+    numbers = {"mcc": 52.125, "score": 52.125}
+    glue = {"protocol": "glue", "numbers": numbers, "pictures": {}, "details": {"task": "cola"}}
+    fakes.write_run(tmp_path / "run", results=[glue])
+    _, page = report_of(tmp_path / "run")
+    assert "GLUE score 52.12 cola" in page.words
+    assert "GLUE Matthews x 100 52.12 \N{EN DASH} \N{EN DASH}" in page.words
+    assert "52.12 %" not in page.words
+    assert ("style", "width:52.12%") in page.attributes

@@ -17,6 +17,7 @@ from quadriga.engine.units import bytes_
 OPTIONAL = {
     "transformers": "checking exports to Hugging Face (pip install 'quadriga[hf]')",
     "onnxruntime": "exports to ONNX (pip install 'quadriga[onnx]')",
+    "pyarrow": "text in parquet files (pip install 'quadriga[parquet]')",
 }
 """Packages a run can do without, and what they are for."""
 

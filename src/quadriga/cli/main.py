@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from quadriga import __version__
-from quadriga.cli import options
+from quadriga.cli import glue_command, options
 from quadriga.cli.checkpoint_app import checkpoint_app
 from quadriga.cli.tokenizer_app import tokenizer_app
 
@@ -21,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(checkpoint_app)
+app.command(epilog=glue_command.EPILOG)(glue_command.glue)
 app.add_typer(tokenizer_app)
 
 
@@ -145,6 +146,59 @@ def verify_resume(
             launcher=launcher,
             work_dir=work_dir,
             json=as_json,
+        )
+    )
+
+
+@app.command(
+    epilog="Examples: `quadriga plan bert_large --ranks 64 --memory 16GiB --device-spec v100-16gb "
+    "--output conf.json --picture plan.png` | `quadriga plan bert_mini --ranks 2 --memory 4GiB "
+    "--save-profile profile.json` | `quadriga plan bert_mini --ranks 4 --profile profile.json`"
+)
+def plan(
+    recipe: options.Recipe,
+    overrides: options.Overrides = None,
+    ranks: Annotated[int, typer.Option(help="Ranks to spread the model over.")] = 1,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Memory of a rank, such as 16GiB; that of the device by default."),
+    ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="A profile to read instead of measuring.")
+    ] = None,
+    save_profile: Annotated[Path | None, typer.Option(help="Where to keep the profile.")] = None,
+    device_spec: Annotated[
+        str | None,
+        typer.Option(
+            help="A device to plan for without having it: v100-16gb, a100-80gb, h100, or a JSON "
+            "file."
+        ),
+    ] = None,
+    device: options.Device = None,
+    top: Annotated[int, typer.Option(help="Plans to show.", min=1)] = 10,
+    output: Annotated[
+        Path | None, typer.Option(help="Where to write the best plan's conf.json.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Where to draw the best plan's schedule (PNG).")
+    ] = None,
+) -> None:
+    """Find the fastest way to cut a recipe's model into stages on so many ranks."""
+    from quadriga.cli import plan as command
+
+    command.plan(
+        command.PlanRequest(
+            recipe=recipe,
+            overrides=tuple(overrides or ()),
+            ranks=ranks,
+            memory=memory,
+            profile=profile,
+            save_profile=save_profile,
+            device_spec=device_spec,
+            device=device,
+            top=top,
+            output=output,
+            picture=picture,
         )
     )
 

@@ -45,9 +45,7 @@ from quadriga.engine.verify_resume_run import (
 )
 from quadriga.errors import UserError
 
-_FEWEST_STEPS = 4
-_WIDTH = 160
-
+_FEWEST_STEPS, _WIDTH = 4, 160
 Tensors = Mapping[str, Tensor]
 
 
@@ -118,7 +116,9 @@ def verify(request: VerifyRequest) -> int:
 
 
 def _layouts(request: VerifyRequest) -> list[Layout]:
-    texts = [f"ddp:{ranks.strip()}" for ranks in request.ranks.split(",")]
+    pipeline = resolve(request.recipe, None, request.overrides).config.pipeline
+    kind = "ddp" if pipeline.schedule == "none" else "pp"
+    texts = [f"{kind}:{ranks.strip()}" for ranks in request.ranks.split(",")]
     if request.layouts is not None:
         texts = request.layouts.split(",")
     return list(dict.fromkeys(read_layout(text) for text in texts))
@@ -175,7 +175,7 @@ class _Verification:
         return cases
 
     def _place(self, name: str, layout: Layout) -> Path:
-        return self._folder / f"{name}_{layout.parallel}_{layout.ranks}"
+        return self._folder / f"{name}_{layout}".replace(":", "_")
 
     def _straight_case(self, layout: Layout) -> Case:
         """Run straight; what was read must be what the seed and the step numbers say."""

@@ -47,16 +47,13 @@ class PydocCorpusConfig(DatasetConfig):
             UserError: This Python lacks the text, or the vocabulary is not as it must be.
         """
         documents = pydoc_documents()
-        text = hashlib.blake2b(digest_size=16)
-        for sentences in documents:
-            text.update("\n".join((*sentences, "")).encode())
-        folders = cache_folders(None)
-        vocabulary = self._vocabulary(documents, text.hexdigest(), folders)
+        text, folders = _digest(documents), cache_folders(None)
+        vocabulary = self._vocabulary(documents, text, folders)
 
         def make(folder: Path) -> None:
-            tokenise(folder, [Source("pydoc", 0, lambda: _flat(documents))], vocabulary)
+            tokenise(folder, [Source("pydoc", 0, "pydoc", lambda: _flat(documents))], vocabulary)
 
-        name = store_name(vocabulary, "pydoc", text.hexdigest())
+        name = store_name(vocabulary, "pydoc", text)
         store = find_or_make(folders, name, open_store, make)
         return corpus_of(store, in_split(store.keys, split, self.test_fraction), vocabulary, split)
 
@@ -80,8 +77,32 @@ class PydocCorpusConfig(DatasetConfig):
             )
             write_vocabulary(learned, path)
 
+        return find_or_make(folders, self._vocabulary_name(text), load, make)
+
+    def _vocabulary_name(self, text: str) -> str:
         name = digest_of("pydoc", RULES, text, self.vocabulary_size, self.lowercase)
-        return find_or_make(folders, f"{name}.vocab.txt", load, make)
+        return f"{name}.vocab.txt"
+
+    def vocabulary_file(self) -> Path:
+        """Return the path of the vocabulary, which is learned first where there is none yet.
+
+        Raises:
+            UserError: As `build`.
+        """
+        if self.vocabulary is not None:
+            return self.vocabulary
+        documents = pydoc_documents()
+        text, folders = _digest(documents), cache_folders(None)
+        self._vocabulary(documents, text, folders)
+        name = self._vocabulary_name(text)
+        return next(folder / name for folder in folders if (folder / name).is_file())
+
+
+def _digest(documents: list[list[str]]) -> str:
+    text = hashlib.blake2b(digest_size=16)
+    for sentences in documents:
+        text.update("\n".join((*sentences, "")).encode())
+    return text.hexdigest()
 
 
 def pydoc_documents() -> list[list[str]]:

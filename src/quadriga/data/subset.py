@@ -16,19 +16,19 @@ class Subset(Dataset):
 
     def __init__(self, dataset: Dataset, count: int, seed: int) -> None:
         """Choose the samples; the same for equal arguments, all of them if there are no more."""
-        self._dataset = dataset
+        self.whole = dataset
         self.classes = dataset.classes
         count = min(count, len(dataset))
         chosen = shuffled(np.arange(count), max(1, len(dataset)), fold(seed, "subset"))
-        self._indices = np.sort(chosen)
+        self.indices = np.sort(chosen)
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.indices)
 
     def read(self, index: int) -> Any:
         """Return record `index` of the part; see `Dataset.read`."""
-        return self._dataset.read(int(self._indices[index]))
+        return self.whole.read(int(self.indices[index]))
 
     def name(self, index: int) -> str:
         """Return the name that the whole data set gives the record."""
-        return self._dataset.name(int(self._indices[index]))
+        return self.whole.name(int(self.indices[index]))

@@ -111,6 +111,9 @@ def find_or_make(
                     make(folder / name)
                     found = load(folder / name)
         except OSError as error:
+            found = load(folder / name)  # without a lock, another may have been faster
+            if found is not None:
+                return found
             reason = f"{folder}: {error.strerror or error}"
             if error.errno not in _NOT_HERE:
                 break

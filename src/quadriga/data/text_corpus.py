@@ -134,7 +134,7 @@ class TextCorpusConfig(DatasetConfig):
     column: str = "text"
     """Name of the text in JSONL and parquet."""
     document_sentences: int | None = Field(None, ge=2)
-    """Documents of running text are cut after so many sentences (a book is one document)."""
+    """Documents are cut after so many sentences; none for no cut (a book is one document)."""
     test_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the documents that is held out for testing where there are no `test_files`."""
 
@@ -151,7 +151,7 @@ class TextCorpusConfig(DatasetConfig):
             UserError: The text or the vocabulary is missing or not as it must be, or the split
                 has no sentence with a successor.
         """
-        vocabulary_path = self._vocabulary_path()
+        vocabulary_path = self.vocabulary_file()
         vocabulary = read_vocabulary(vocabulary_path, self.lowercase)
         own = self.test_files if split == "test" and self.test_files else self.files
         key = "data.test_files" if own is self.test_files and own else "data.files"
@@ -160,17 +160,24 @@ class TextCorpusConfig(DatasetConfig):
             tested = find_text(self.root, self.test_files, "data.test_files")
             files = [path for path in files if path not in tested]
         store = self._store(files, vocabulary)
-        fraction = 0.0 if self.test_files else self.test_fraction
-        documents = (
-            np.arange(len(store.keys)) if self.test_files else in_split(store.keys, split, fraction)
-        )
+        documents = np.arange(len(store.keys))
+        if not self.test_files:
+            documents = in_split(store.keys, split, self.test_fraction)
         return corpus_of(store, documents, vocabulary, split)
 
-    def _vocabulary_path(self) -> Path:
+    def vocabulary_file(self) -> Path:
+        """Return the path of the vocabulary.
+
+        Raises:
+            UserError: Neither it nor a folder that it may be in is given.
+        """
         if self.vocabulary is not None:
             return self.vocabulary
         if self.root is None:
-            raise UserError("data.vocabulary must be set where data.root is not, but is none")
+            raise UserError(
+                "data.vocabulary must be set where data.root is not, but is none; "
+                "name a vocab.txt, or make one with: quadriga tokenizer train"
+            )
         return (self.root.parent if self.root.is_file() else self.root) / "vocab.txt"
 
     def _store(self, files: Sequence[Path], vocabulary: Vocabulary) -> TokenStore:

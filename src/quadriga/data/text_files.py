@@ -23,6 +23,7 @@ Sentences = Iterator[str | None]
 """Sentences in order; None ends a document."""
 
 _LOOK = 1 << 16
+_TRIED = 8
 _HEADING = re.compile(r"^ ?= [^=].*[^=] = ?$|^ ?= [^=] = ?$")
 _SUBHEADING = re.compile(r"^ ?= =.*= = ?$")
 _JOINED = re.compile(r" @([-,.])@ ")
@@ -62,6 +63,8 @@ def find_text(
     else:
         found = [path for path in sorted(_below(root)) if path.resolve() not in left_out]
         if not found:
+            for name in sorted(path for path in root.iterdir() if path.is_file())[:_TRIED]:
+                format_of(name)  # says so where it is of a kind that is never read
             raise UserError(
                 f"data.root must hold text ({', '.join(sorted(TEXT_SUFFIXES))}), but there is none "
                 f"in {root}; name other files with {key}"

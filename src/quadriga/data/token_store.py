@@ -151,6 +151,11 @@ class StoreWriter:
         """Number of documents so far."""
         return self._counts["keys"]
 
+    @property
+    def sentence_count(self) -> int:
+        """Number of sentences so far."""
+        return self._counts["sentences"] - 1
+
     def source(self, name: str) -> None:
         """Say that the following documents are those of the file `name`."""
         self._sources.append((name, self.documents))

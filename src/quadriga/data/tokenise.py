@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self, final
@@ -35,7 +36,8 @@ class Source(NamedTuple):
 
     name: str
     size: int
-    """Bytes, for the progress bar."""
+    """Bytes, for the progress bar; 0 for what no file holds."""
+    format: str
     read: Callable[[], Sentences]
 
 
@@ -55,7 +57,12 @@ def sources(files: Sequence[Path], forced: Format | None, column: str, base: Pat
         is_table = looked in ("jsonl", "parquet")
         file_format = looked if forced is None or is_table else forced
         found.append(
-            Source(os.path.relpath(path, base), path.stat().st_size, reader(path, file_format))
+            Source(
+                os.path.relpath(path, base),
+                path.stat().st_size,
+                file_format,
+                reader(path, file_format),
+            )
         )
     return found
 
@@ -92,7 +99,11 @@ def tokenise(
             builder.add(None)
             builder.flush()
             telling.done(text)
-        writer.finish({"vocabulary": vocabulary.digest})
+        formats = Counter(text.format for text in texts)
+        writer.finish({"vocabulary": vocabulary.digest, "formats": formats})
+        files = ", ".join(count(number, f"{name} file") for name, number in formats.items())
+        documents, sentences = writer.documents, writer.sentence_count
+        telling.found = f"{files}, {count(documents, 'document')}, {count(sentences, 'sentence')}"
 
 
 def sentences_of(texts: Sequence[Source], what: str) -> Iterator[str]:
@@ -165,7 +176,7 @@ class _Builder:
 
 @final
 class Telling:
-    """Tells how far a reading is: a bar on a terminal, two lines elsewhere if there is much."""
+    """Tells how far a reading is, with a bar on a terminal, and what was found."""
 
     def __init__(self, what: str, texts: Sequence[Source]) -> None:
         """Take what is done, and what is read in all."""
@@ -175,6 +186,8 @@ class Telling:
         self._finished = 0
         console = Console(stderr=True, highlight=False)
         columns = (TextColumn(what), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        self.found = ""
+        """What there was, said at the end."""
         self._bar = (
             Progress(*columns, console=console, transient=True) if console.is_terminal else None
         )
@@ -191,8 +204,8 @@ class Telling:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self._total >= _QUIET and kind is None:
-            self._say(f"done in {time.monotonic() - self._start:.0f} s")
+        if self._total and kind is None and self.found:
+            self._say(f"{self.found}, {time.monotonic() - self._start:.0f} s")
 
     def _say(self, text: str) -> None:
         print(f"{self._what}: {text}", file=sys.stderr, flush=True)

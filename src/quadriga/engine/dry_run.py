@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from quadriga.contracts import Objective, Splittable
 from quadriga.engine.arithmetic import RunPlan, describe_batch, make_plan
 from quadriga.engine.blocks import blocks_of
 from quadriga.engine.build import build_on_meta
@@ -18,6 +20,12 @@ from quadriga.engine.meters import Cost, activation_bytes, measure, memory_estim
 from quadriga.engine.profiling import check_profile
 from quadriga.engine.recompute import apply_recompute
 from quadriga.engine.run_config import RunConfig
+from quadriga.engine.topology import (
+    check_pipeline,
+    describe_pipeline,
+    make_topology,
+    replicas_of,
+)
 from quadriga.engine.units import bytes_, count, duration, flops
 from quadriga.errors import UserError
 
@@ -47,9 +55,11 @@ def dry_run(config: RunConfig, world_size: int, local_world_size: int | None = N
     """
     check_loggers(config.log.loggers)
     size, origin = _dataset_size(config)
-    plan = make_plan(config, size, world_size)
+    objective = build_on_meta(config)
+    check_pipeline(config, objective, world_size)
+    plan = make_plan(config, size, replicas_of(config, world_size))
     check_profile(config.log, plan.total_steps)
-    micro = math.ceil(plan.batch_size / (world_size * plan.accumulate))
+    micro = math.ceil(plan.batch_size / (plan.world_size * plan.accumulate))
     meta = torch.device("meta")
     cost = measure(build_on_meta(config), config.views.build("train").example(micro, meta))
     shards = shard_ranks(config.train, world_size, local_world_size or min(8, world_size))
@@ -57,8 +67,12 @@ def dry_run(config: RunConfig, world_size: int, local_world_size: int | None = N
         ("model", f"{config.objective.kind()} of {config.model.kind()}"),
         ("parameters", f"{count(cost.parameters)}, {count(cost.trainable_parameters)} trainable"),
         *_work(cost, plan),
-        *_time(config, cost, plan),
-        *_memory(config, _as_executed(config, cost, micro), shards),
+        *_time(config, cost, plan, world_size),
+        *(
+            _memory(config, _as_executed(config, cost, micro), shards)
+            if config.pipeline.schedule == "none"
+            else _stages(config, objective, world_size)
+        ),
         ("data", f"{size} samples per epoch ({origin})"),
         ("length", _length(plan)),
         ("batch and lr", describe_batch(plan, config.optim)),
@@ -103,7 +117,25 @@ def _work(cost: Cost, plan: RunPlan) -> list[Row]:
     ]
 
 
-def _time(config: RunConfig, cost: Cost, plan: RunPlan) -> list[Row]:
+def _stages(config: RunConfig, objective: Objective, world_size: int) -> list[Row]:
+    """Return what the stages of a pipeline hold; what lies between them is the planner's work."""
+    topology = make_topology(config, cast(Splittable, objective).depth, world_size)
+    stages = cast(Splittable, objective).stages(topology.depths)
+    sizes = [4 * sum(p.numel() for p in stage.parameters()) for stage in stages]
+    copies = 2 if config.pipeline.schedule == "2bw" else 1
+    held = max(sizes) * (2 * copies + 2)
+    return [
+        ("pipeline", describe_pipeline(config, objective, world_size)),
+        ("parameters per stage", ", ".join(bytes_(size) for size in sizes)),
+        (
+            "memory per rank",
+            f"at most {bytes_(held)} of {copies} x parameters, {copies} x gradients and two "
+            "moments; activations: quadriga plan",
+        ),
+    ]
+
+
+def _time(config: RunConfig, cost: Cost, plan: RunPlan, world_size: int) -> list[Row]:
     """Return how long the run would take, on this machine's device if it is known, or an A100."""
     dtype, name, tf32 = getattr(torch, config.train.precision), YARDSTICK, False
     if config.train.device != "cpu" and torch.cuda.is_available():
@@ -112,10 +144,10 @@ def _time(config: RunConfig, cost: Cost, plan: RunPlan) -> list[Row]:
             name, tf32 = own, uses_tf32()
     peak = peak_flops(name, dtype, tf32)
     work = cost.model_flops / cost.samples * plan.batch_size * plan.total_steps
-    seconds = work / (UTILISATION * plan.world_size * peak) if peak is not None else 0.0
+    seconds = work / (UTILISATION * world_size * peak) if peak is not None else 0.0
     if seconds < SHORT:
         return []
-    devices = f"{plan.world_size} x {name}" if plan.world_size > 1 else f"one {name}"
+    devices = f"{world_size} x {name}" if world_size > 1 else f"one {name}"
     text = f"{duration(seconds)} at {UTILISATION:.0%} of the {config.train.precision} peak of "
     return [("time", f"about {text}{devices}")]
 

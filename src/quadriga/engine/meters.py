@@ -88,7 +88,7 @@ def measure(objective: Objective, example: Batch) -> Cost:
         randomness.own_tensors(),
         randomness.micro_batch(0, 0, 0, 0),
         FlopCounterMode(display=False) as counter,
-        _FusedAttention(),
+        FusedAttention(),
     ):
         loss, kept = _forward(objective, example, torch.float32)
         forward_flops = counter.get_total_flops()
@@ -120,7 +120,7 @@ def activation_bytes(
             meta device has no autocast. Their copies of the weights are kept as well.
     """
     objective.train()
-    with randomness.own_tensors(), randomness.micro_batch(0, 0, 0, 0), _FusedAttention():
+    with randomness.own_tensors(), randomness.micro_batch(0, 0, 0, 0), FusedAttention():
         return _forward(objective, example, precision)[1]
 
 
@@ -130,7 +130,7 @@ def _forward(objective: Objective, example: Batch, precision: torch.dtype) -> tu
     reduced: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if precision != torch.float32:
         reduced = torch.autocast(device.type, precision)
-    with _LiveStorages() as made, reduced:
+    with LiveStorages() as made, reduced:
         output = objective(example)
         outputs = [t for t in tree_leaves(tuple(output)) if isinstance(t, Tensor)]
     known = [*objective.parameters(), *objective.buffers(), *example.values(), *outputs]
@@ -196,7 +196,7 @@ def _identity(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-class _LiveStorages(TorchDispatchMode):
+class LiveStorages(TorchDispatchMode):
     """Notes every storage that an operation makes, and adds up those that are still there.
 
     What autograd keeps counts, and so does what activation checkpointing keeps beside it.
@@ -232,7 +232,7 @@ class _LiveStorages(TorchDispatchMode):
         return alive
 
 
-class _FusedAttention(TorchFunctionMode):
+class FusedAttention(TorchFunctionMode):
     """Has attention on meta tensors take the fused kernel, as it does on a real device.
 
     Left alone, meta tensors take the fallback made of matrix products, which keeps every score.

@@ -21,6 +21,7 @@ from quadriga.contracts import (
 from quadriga.contracts.logging import LoggerConfig
 from quadriga.engine.loggers.tensorboard import TensorboardConfig
 from quadriga.engine.pipeline_config import PipelineConfig
+from quadriga.engine.stage_files_config import StageFilesConfig
 from quadriga.engine.steps import profiled_steps
 
 
@@ -124,6 +125,8 @@ class CheckpointConfig(Config):
     to host memory."""
     on_failure: Literal["stop", "continue"] = "stop"
     """What happens when a checkpoint cannot be written (a full disk). The ones before it stay."""
+    stage_files: StageFilesConfig | None = None
+    """Files of the weights that are written beside checkpoints, one per pipeline stage."""
 
     @model_validator(mode="after")
     def _one_unit(self) -> CheckpointConfig:
@@ -173,7 +176,8 @@ class WarmStartConfig(Config):
     """Weights to start from, instead of random ones."""
 
     path: str | None = None
-    """A file of weights (this project's, timm's or Hugging Face's names), a checkpoint or a run."""
+    """A file of weights (this project's, timm's or Hugging Face's names), the folder of a published
+    model, a checkpoint or a run."""
     weights: Literal["raw", "ema"] = "raw"
     """What of a checkpoint is taken: the weights of its step, or their moving average."""
     strict: bool = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from quadriga.engine.verify_resume import Kill
 from quadriga.engine.verify_resume_kill import end, family_of, interrupt
 from quadriga.errors import EXIT_PREEMPTED, UserError
 
-PARALLEL = ("ddp", "fsdp", "hsdp")
+PARALLEL = ("ddp", "fsdp", "hsdp", "pp")
 
 STALL_SECONDS = 1800.0
 """A child that logs nothing for so long is ended, and the verification with it."""
@@ -56,9 +57,13 @@ class Layout:
 
     parallel: str
     ranks: int
+    stages: int = 1
+    """Stages of a pipeline; the ranks hold ``ranks / stages`` copies."""
 
     def __str__(self) -> str:
-        """Return it as it is given: ``ddp:2``."""
+        """Return it as it is given: ``ddp:2``, or ``pp:4x2`` for two copies of four stages."""
+        if self.parallel == "pp" and self.ranks > self.stages:
+            return f"pp:{self.stages}x{self.ranks // self.stages}"
         return f"{self.parallel}:{self.ranks}"
 
 
@@ -66,13 +71,17 @@ def read_layout(text: str) -> Layout:
     """Read a layout.
 
     Raises:
-        UserError: It does not look like ``ddp:2``.
+        UserError: It does not look like ``ddp:2`` or ``pp:4x2``.
     """
     parallel, _, ranks = text.strip().partition(":")
+    if parallel == "pp" and (found := re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", ranks)):
+        stages, copies = int(found[1]), int(found[2] or 1)
+        return Layout(parallel, stages * copies, stages)
     if parallel not in PARALLEL or not ranks.isdecimal() or int(ranks) < 1:
         raise UserError(
             f"--layouts must be a list such as ddp:1,ddp:2,fsdp:2, but has {text.strip()!r}; "
-            f"valid are {', '.join(PARALLEL)}, a colon and the number of ranks"
+            f"valid are {', '.join(PARALLEL)}, a colon and the number of ranks (pp:4x2: two copies "
+            "of a pipeline of four)"
         )
     return Layout(parallel, int(ranks))
 
@@ -83,7 +92,8 @@ def own_words(steps: int, layout: Layout) -> list[str]:
         f"train.steps={steps}",
         "train.epochs=none",
         f"train.ranks={layout.ranks}",
-        f"train.parallel={layout.parallel}",
+        f"train.parallel={'ddp' if layout.parallel == 'pp' else layout.parallel}",
+        *_pipeline_words(layout),
         f"checkpoint.every_steps={max(1, steps // 4)}",
         "checkpoint.every_epochs=none",
         "checkpoint.keep_best=none",
@@ -94,6 +104,12 @@ def own_words(steps: int, layout: Layout) -> list[str]:
         "evaluation.protocols=[]",
         "evaluation.every_epochs=none",
     ]
+
+
+def _pipeline_words(layout: Layout) -> list[str]:
+    if layout.parallel != "pp":
+        return []
+    return [f"pipeline.stages={layout.stages}", "pipeline.depths=none", "pipeline.conf=none"]
 
 
 @final

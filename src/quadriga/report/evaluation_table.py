@@ -21,6 +21,18 @@ _IMAGE_TYPES = {
 }
 
 
+_NAMES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "knn": "k-NN",
+    "glue": "GLUE",
+    "mcc": "Matthews x 100",
+    "f1": "F1",
+    "pearson": "Pearson x 100",
+    "spearman": "Spearman x 100",
+}
+
+
 @dataclass(frozen=True)
 class Row:
     """One number of one protocol."""
@@ -34,8 +46,13 @@ class Row:
 
     @property
     def is_percent(self) -> bool:
-        """Whether the value is an accuracy in percent (top1, top5)."""
-        return self.name.startswith("top")
+        """Whether the value is a share in percent (top1, top5, accuracy)."""
+        return self.name.startswith(("top", "accuracy", "f1"))
+
+    @property
+    def is_of_hundred(self) -> bool:
+        """Whether the value ends at 100: a share in percent, or a correlation times 100."""
+        return self.is_percent or self.protocol == "glue"
 
 
 def rows_of(run: RunFiles) -> list[Row]:
@@ -97,7 +114,7 @@ def _table_row(row: Row) -> str:
 
 
 def _bar(row: Row) -> str:
-    if not row.is_percent:
+    if not row.is_of_hundred:
         return ""
     width = min(100.0, max(0.0, row.value))
     mark = ""
@@ -108,12 +125,12 @@ def _bar(row: Row) -> str:
 
 
 def _shown(row: Row, value: float) -> str:
-    return f"{value:.2f}" if row.is_percent else escape(short(value))
+    return f"{value:.2f}" if row.is_of_hundred else escape(short(value))
 
 
 def _words(name: str) -> str:
     words = name.replace("_", " ")
-    return {"top1": "top-1", "top5": "top-5", "knn": "k-NN"}.get(words, words)
+    return _NAMES.get(words, words)
 
 
 def _details(result: dict[str, Any]) -> str:

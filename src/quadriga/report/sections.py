@@ -117,6 +117,9 @@ def _tiles(run: RunFiles) -> Iterable[tuple[str, str, str, bool]]:
         note = "" if row.random is None else f"random encoder {row.random:.2f} %"
         name = {"knn": "k-NN"}.get(row.protocol, row.protocol.replace("_", " "))
         yield f"{name} top-1", f"{row.value:.2f} %", note, row.protocol == "linear_probe"
+    for row in rows_of(run):
+        if (row.protocol, row.name) == ("glue", "score"):
+            yield "GLUE score", f"{row.value:.2f}", str(row.details.get("task", "")), True
     if run.metrics:
         yield from _training_tiles(run)
     parameters = number_of(run.environment.get("parameters"))

@@ -38,6 +38,8 @@ class WeightReport:
     left_out: tuple[str, ...] = ()
     """The file's tensors of parts that the module deliberately lacks: a classification head, a
     decoder beside an encoder; by the file's names."""
+    fresh: tuple[str, ...] = ()
+    """The module's tensors that are to keep their values whatever the file has: a new head."""
     reshaped: Mapping[str, str] = field(default_factory=dict)
     """The module's tensor -> how the file's was resampled to fit; they are also in `matched`."""
     kept: Mapping[str, str] = field(default_factory=dict)
@@ -59,6 +61,7 @@ class WeightReport:
             ("missing", self.missing),
             ("unexpected", self.unexpected),
             ("left out", self.left_out),
+            ("begin anew", self.fresh),
             ("reshaped", [f"{name} {how}" for name, how in self.reshaped.items()]),
             ("kept as they were", [f"{name} {why}" for name, why in self.kept.items()]),
         ):

@@ -16,6 +16,7 @@ from quadriga.models.weights import huggingface, huggingface_bert, timm
 from quadriga.models.weights.files import read_tensors, write_tensors
 from quadriga.models.weights.fit import ENCODER, Content, bert_in, fit_all, vit_in
 from quadriga.models.weights.names import ForeignLayout, Tensors
+from quadriga.models.weights.parts import drop_parts, fresh_names
 from quadriga.models.weights.report import IN_PYTHON, Remedies, WeightReport, listed
 
 Layout = Literal["quadriga", "timm", "hf"]
@@ -83,16 +84,19 @@ def load_tensors(
     """
     names = _layout_of(raw, path, module) if layout == "auto" else layout
     content = _under_module_names(raw, names, module)
+    drop_parts(content, module)
     targets: Tensors = module.state_dict()
+    fresh = fresh_names(targets, content, module)
     content.unexpected += [content.sources[n] for n in content.tensors if n not in targets]
     fit = fit_all(content, targets, module, interpolate, remedies, strict)
     report = WeightReport(
         path=path,
         layout=names,
         matched=tuple(fit.tensors),
-        missing=tuple(name for name in targets if name not in content.tensors),
+        missing=tuple(n for n in targets if n not in content.tensors and n not in fresh),
         unexpected=tuple(content.unexpected),
         left_out=tuple(content.left_out),
+        fresh=fresh,
         reshaped=fit.reshaped,
         kept=fit.kept,
         detail=detail,

@@ -1,0 +1,160 @@
+"""One file per pipeline stage and epoch: ``checkpoint.<stage>.pth.tar.epoch.<epoch>``.
+
+The layout of the reference system: ``{"epoch": finished epochs, "arch": "bert", "state_dict":
+{"module0": tensors, "module1": ...}}`` with the modules of the stage, the last of the last stage
+being the loss, which has no tensors. Ours has ``stages`` beside them. They hold weights; what a run
+needs to go on is in its own checkpoints.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quadriga.errors import UserError
+from quadriga.models.weights.bert_stages import assemble
+
+Modules = Sequence[Mapping[str, Tensor]]
+
+_NAME = re.compile(r"checkpoint\.(\d+)\.pth\.tar\.epoch\.(\d+)")
+
+
+def stage_file(folder: Path, stage: int, epoch: int) -> Path:
+    """Return where a stage's weights after an epoch, counted from 0, are."""
+    return folder / f"checkpoint.{stage}.pth.tar.epoch.{epoch}"
+
+
+def epochs_in(folder: Path) -> dict[int, list[int]]:
+    """Return the stages, from the lowest, of which a folder has files, by epoch."""
+    found: dict[int, list[int]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        match = _NAME.fullmatch(path.name)
+        if match is not None:
+            found.setdefault(int(match[2]), []).append(int(match[1]))
+    return {epoch: sorted(found[epoch]) for epoch in sorted(found)}
+
+
+def write_stage(folder: Path, stage: int, stages: int, epoch: int, modules: Modules) -> Path:
+    """Write one stage's file; it appears whole or not at all.
+
+    Args:
+        folder: Exists.
+        stage: Which stage, from 0.
+        stages: How many there are.
+        epoch: The epoch that has just ended, from 0.
+        modules: The tensors of each of the stage's modules, under Hugging Face's names.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path = stage_file(folder, stage, epoch)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    content = {
+        "epoch": epoch + 1,
+        "arch": "bert",
+        "stages": stages,
+        "state_dict": {f"module{i}": dict(module) for i, module in enumerate(modules)},
+    }
+    try:
+        torch.save(content, beside)
+        with beside.open("rb") as written:
+            os.fsync(written.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return path
+
+
+def choose_files(folder: Path, epoch: int, stages: int) -> list[Path]:
+    """Return the files of an epoch, one per stage.
+
+    Args:
+        folder: Where they are.
+        epoch: Which epoch, from 0; -1 for the newest.
+        stages: How many stages there must be; -1 for as many as there are.
+
+    Raises:
+        UserError: One is missing.
+    """
+    found = epochs_in(folder)
+    if not found:
+        raise UserError(
+            f"--checkpoint_path must name a folder with files such as "
+            f"checkpoint.0.pth.tar.epoch.0, but {folder} has none"
+        )
+    epoch = max(found) if epoch == -1 else epoch
+    if epoch not in found:
+        raise UserError(
+            f"--epoch must be one that {folder} has ({_listed(list(found))}), but is {epoch}"
+        )
+    there = found[epoch]
+    stages = max(there) + 1 if stages == -1 else stages
+    if stages < 1:
+        raise UserError(f"--num_stages must be at least 1, or -1, but is {stages}")
+    for stage in range(stages):
+        if stage not in there:
+            raise UserError(
+                f"{stage_file(folder, stage, epoch)} is missing: --num_stages is {stages}, but of "
+                f"epoch {epoch} there are the stages {_listed(there)} only"
+            )
+    return [stage_file(folder, stage, epoch) for stage in range(stages)]
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def read_stages(files: Sequence[Path]) -> dict[str, Tensor]:
+    """Read the files of all stages, in order, to the CPU, under Hugging Face's names.
+
+    Raises:
+        UserError: One cannot be read, or they do not make up a whole BERT.
+    """
+    modules: list[Mapping[str, Tensor]] = []
+    for path in files:
+        content = _load(path)
+        stages = content.get("stages", len(files))
+        if stages != len(files):
+            raise UserError(
+                f"{path} was written by a run with {stages} stages, but --num_stages is "
+                f"{len(files)}; use {stages}"
+            )
+        modules += _modules_of(content, path)
+    return assemble(modules, str(files[0].parent))
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise UserError(
+            f"{path} is damaged, or holds Python objects beside tensors, which are not loaded "
+            "because they can run code; save it again with state_dict alone"
+        ) from error
+    # A damaged file fails wherever its bytes lead torch's reader: there is no list of errors.
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path} is not a whole torch file: {reason}") from error
+    if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
+        raise UserError(f"{path} must hold a state_dict of modules, but does not")
+    return content
+
+
+def _modules_of(content: Mapping[str, Any], path: Path) -> list[Mapping[str, Tensor]]:
+    state = content["state_dict"]
+    modules = [state[f"module{i}"] for i in range(len(state)) if f"module{i}" in state]
+    tensors = [
+        {str(name): value for name, value in module.items() if isinstance(value, Tensor)}
+        for module in modules
+        if isinstance(module, Mapping)
+    ]
+    if not tensors:
+        raise UserError(f"{path} must hold a state_dict with module0, module1, ..., but does not")
+    return list(tensors)

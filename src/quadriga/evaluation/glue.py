@@ -1,0 +1,229 @@
+"""The official metrics of a GLUE task on its development sets, and predictions of its test sets.
+
+Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language
+Understanding" (ICLR 2019, arXiv:1804.07461), table 1. Every number is times 100, as it is
+published there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol, cast, final, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from quadriga.contracts import (
+    Batch,
+    Dataset,
+    EvaluationContext,
+    EvaluationResult,
+    Evaluator,
+    EvaluatorConfig,
+)
+from quadriga.data.glue import GlueDataset
+from quadriga.data.glue_tasks import GlueTask
+from quadriga.data.loader import sequential
+from quadriga.data.subset import Subset
+from quadriga.distributed.collectives import all_reduce_sum, from_main, slice_of
+from quadriga.errors import UserError
+from quadriga.evaluation.features import evaluation_mode
+from quadriga.evaluation.glue_metrics import majority_share, metrics_of, score_of
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """An objective that judges texts."""
+
+    outputs: int
+    """Classes, or 1 for a number."""
+    regression: bool
+    """Whether its output is a number."""
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Return float (batch, outputs): one score per class, or the number itself."""
+        ...
+
+
+@final
+class GlueConfig(EvaluatorConfig):
+    """The metrics of the run's GLUE task."""
+
+    batch_size: int = Field(64, ge=1)
+    """Samples that go through the model at once."""
+    predictions: bool = True
+    """Whether the test sets are predicted, where their files are: the files that the benchmark's
+    server takes are written to the report's folder."""
+
+    def build(self) -> Glue:
+        """Make the evaluator."""
+        return Glue(self)
+
+
+@final
+class Glue(Evaluator):
+    """The task's metrics; ``score`` is their mean, over both development sets of MNLI."""
+
+    def __init__(self, config: GlueConfig) -> None:
+        """Take the numbers of the protocol."""
+        self.config = config
+
+    def check(self, context: EvaluationContext) -> None:
+        """Check that the objective judges texts and has the outputs that the task needs.
+
+        Raises:
+            UserError: It does not, or the data are of no task.
+        """
+        _subject(context)
+
+    def run(self, context: EvaluationContext) -> EvaluationResult:
+        """Judge the development sets and predict the test sets; the numbers are exact.
+
+        Samples are cut into the same batches on any number of ranks, so that the result is the
+        same as well.
+
+        Raises:
+            UserError: As `check`.
+        """
+        scorer, dataset = _subject(context)
+        task = dataset.task
+        numbers: dict[str, float] = {}
+        details: dict[str, Any] = {"task": task.name}
+        with evaluation_mode(cast(nn.Module, scorer)):
+            for part, samples in _development_sets(context):
+                suffix = f"_{part}" if part not in ("", task.parts[0]) else ""
+                labels = _whole(samples).labels_of(samples)
+                what = f"glue, {task.name}{suffix}"
+                predictions = self._predict(scorer, samples, context, what)
+                found = metrics_of(task.metrics, predictions, labels)
+                numbers |= {f"{name}{suffix}": value for name, value in found.items()}
+                details[f"samples{suffix}"] = len(samples)
+                if not task.regression:
+                    details[f"most_frequent_class{suffix}"] = majority_share(labels)
+                if _whole(samples).skipped.rows:
+                    details[f"rows_without_sample{suffix}"] = _whole(samples).skipped.rows
+            if self.config.predictions:
+                files = self._write_predictions(scorer, context, dataset)
+                details |= {"predictions": files} if files else {}
+        numbers["score"] = score_of(numbers)
+        return EvaluationResult(protocol="glue", numbers=numbers, details=details)
+
+    def _predict(
+        self, scorer: Scorer, dataset: Dataset, context: EvaluationContext, what: str
+    ) -> npt.NDArray[np.float64]:
+        """Return the class, or the number, that is predicted for every sample, on every rank."""
+        env, size, total = context.env, self.config.batch_size, len(dataset)
+        batches = slice_of(-(-total // size), env.rank, env.world_size)
+        mine = range(batches.start * size, min(batches.stop * size, total))
+        values = torch.zeros(total, dtype=torch.float64)
+        done = 0
+        for batch in sequential(
+            dataset,
+            context.transform,
+            mine,
+            batch_size=size,
+            env=env,
+            workers=context.workers,
+            warn=context.warn,
+        ):
+            with torch.inference_mode():
+                scores = scorer.scores(batch).float()
+            answers = scores[:, 0] if scorer.regression else scores.argmax(dim=1)
+            values[batch["index"].cpu()] = answers.double().cpu()
+            done += len(answers)
+            context.report_progress(what, done, len(mine))
+        # Every value is zero on all ranks but one, so that the sum gathers exactly.
+        gathered = all_reduce_sum(values.to(env.device), env).cpu()
+        return gathered.numpy()
+
+    def _write_predictions(
+        self, scorer: Scorer, context: EvaluationContext, dataset: GlueDataset
+    ) -> list[str]:
+        """Write a file for each test set that is there; return their names."""
+        written = []
+        for part in dataset.task.parts:
+            tests = dataset.sibling("test", part)
+            if tests is None:
+                continue
+            what = f"glue, {tests.file.name} of {dataset.task.name}"
+            predictions = self._predict(scorer, tests, context, what)
+            path = context.output / dataset.task.submission(part)
+            text = "".join(submission_lines(dataset.task, tests, predictions))
+            from_main(lambda path=path, text=text: _write(path, text), context.env)  # type: ignore[misc]
+            written.append(path.name)
+        return written
+
+
+def submission_lines(
+    task: GlueTask, dataset: GlueDataset, predictions: npt.NDArray[np.float64]
+) -> Iterator[str]:
+    """Yield the lines of a file of predictions, as the benchmark's server takes it.
+
+    Args:
+        task: The task.
+        dataset: Its test set.
+        predictions: (samples,): classes, or numbers.
+    """
+    yield "index\tprediction\n"
+    for place, value in enumerate(predictions.tolist()):
+        shown = f"{value:.3f}" if task.regression else task.labels[int(value)]
+        yield f"{dataset.row(place).index}\t{shown}\n"
+
+
+def _subject(context: EvaluationContext) -> tuple[Scorer, GlueDataset]:
+    """Return what is judged and the first development set.
+
+    Raises:
+        UserError: The objective judges no texts, the data are of no task, or its outputs are not
+            those of the task.
+    """
+    scorer, dataset = context.objective, _whole(context.test)
+    if not isinstance(scorer, Scorer):
+        raise UserError(
+            "glue needs an objective that judges texts (objective.kind=sequence_classification), "
+            f"but {type(scorer).__name__} does not; leave glue out"
+        )
+    task = dataset.task
+    if (scorer.outputs, scorer.regression) != (task.outputs, task.regression):
+        raise UserError(
+            f"objective.outputs must be {task.outputs} and objective.regression "
+            f"{str(task.regression).lower()} for data.task={task.name}, but they are "
+            f"{scorer.outputs} and {str(scorer.regression).lower()}"
+        )
+    return scorer, dataset
+
+
+def _whole(dataset: Dataset) -> GlueDataset:
+    found = dataset.whole if isinstance(dataset, Subset) else dataset
+    if not isinstance(found, GlueDataset):
+        raise UserError("glue needs data.kind=glue, but the data are of another kind; leave it out")
+    return found
+
+
+def _development_sets(context: EvaluationContext) -> Iterator[tuple[str, Dataset]]:
+    """Yield each development set of the task, or the part of it that the run judges."""
+    first = _whole(context.test)
+    yield first.part, context.test
+    for part in first.task.parts:
+        other = first.sibling("dev", part) if part != first.part else None
+        if other is not None:
+            is_part = isinstance(context.test, Subset)
+            count = len(context.test) if is_part else len(other)
+            yield part, Subset(other, count, context.seed) if is_part else other
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        with beside.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; make room") from error

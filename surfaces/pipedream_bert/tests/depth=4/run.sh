@@ -1,0 +1,13 @@
+# 24 layers in 4 stages on one server with 4 GPUs, an example of each schedule.
+# Run from surfaces/pipedream_bert: TEXT=wiki.txt VOCABULARY=vocab.txt sh tests/depth=4/run.sh
+set -e
+run() {
+    python -m launch --nproc_per_node=4 main_with_runtime.py --module models.bert24.depth=4 \
+        --config_path tests/depth=4/conf.json --train_path "$TEXT" --vocab_path "$VOCABULARY" \
+        --bert_config_path configs/bert_config_bert-large-uncased.json --max_seq_length 128 \
+        --train_batch_size 16 --num_minibatches 200 --do_train --do_lower_case "$@"
+}
+run                        # PipeDream-2BW
+run --recompute_step       # PipeDream-2BW, activations computed anew
+run --gpipe                # a flush after each update
+run --no_input_pipelining  # one micro-batch at a time

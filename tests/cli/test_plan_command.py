@@ -1,0 +1,134 @@
+"""`quadriga plan`: its table, its files, the command that it prints, and its errors."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pipeline_fakes import words_run
+from plan_fakes import made_profile
+from quadriga.cli.arguments import read_overrides
+from quadriga.cli.entry import run
+from quadriga.cli.plan import read_memory, runs
+from quadriga.cli.resolve import resolve
+from quadriga.engine.topology import make_topology
+from quadriga.errors import UserError
+from quadriga.pipeline.profile import read_profile, save_profile
+from quadriga.provenance import Resolved
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "config.json"
+    path.write_text(Resolved.of(words_run(train__batch_size=16), "recipe words").as_json())
+    return str(path)
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> str:
+    path = tmp_path / "profile.json"
+    save_profile(made_profile(), path)
+    return str(path)
+
+
+def test_a_plan_is_written_drawn_and_trained(
+    recipe: str, profile: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conf, picture = tmp_path / "conf.json", tmp_path / "plan.png"
+    words = ["plan", recipe, "optim.lr=0.1", "train.accumulate=3", "--ranks", "4"]
+    files = ["--output", str(conf), "--picture", str(picture)]
+    assert run([*words, "--memory", "1GiB", "--profile", profile, *files]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "conf.json", "config.json", "plan.png", "profile.json",
+    ]  # fmt: skip
+    table = [line.split() for line in lines if line.strip()[:2] in {f"{n} " for n in range(1, 9)}]
+    first = table[0]
+    assert first[1] in ("2bw", "none")
+    command = shlex.split(lines[-1])
+    assert command[:3] == ["quadriga", "train", recipe]
+    assert command[command.index("--ranks") + 1] == "4"
+    overrides = read_overrides([word for word in command[3:] if "=" in word])
+    assert overrides["optim.lr"] == "0.1"
+    config = resolve(recipe, None, [f"{k}={v}" for k, v in overrides.items()]).config
+    if first[1] != "none":
+        topology = make_topology(config, 4, 4)
+        assert f"{topology.replicas} x {topology.stages}" in " ".join(first)
+        assert json.loads(conf.read_text())["stage_to_rank_map"]["0"][0] == 0
+    # rank, schedule, copies, x, stages, micro-batch, how many of them
+    assert config.train.accumulate == int(first[6])
+
+
+def test_the_same_plan_twice_is_the_same_text(
+    recipe: str, profile: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = []
+    for _ in range(2):
+        assert run(["plan", recipe, "--ranks", "4", "--memory", "1GiB", "--profile", profile]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+
+
+def test_a_device_that_is_not_here(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "kept.json"
+    words = ["plan", recipe, "--ranks", "2", "--device-spec", "h100", "--save-profile", str(kept)]
+    assert run(words) == 0
+    out = capsys.readouterr().out
+    assert "computed for h100" in out
+    assert "2 ranks of 80.0 GiB" in out
+    assert read_profile(kept, "words", "float32").memory == 80 * 2**30
+
+
+def test_refusals_say_why(recipe: str, profile: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", recipe, "--ranks", "4", "--memory", "25kB", "--profile", profile]) == 0
+    out = capsys.readouterr().out
+    assert "refused: 2bw, 2 x 2, recompute none: needs " in out
+    assert "memory is 24.4 KiB" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--ranks", "0"], "--ranks must be at least 1, but is 0"),
+        (["--memory", "16"], "--memory must be a number and a unit"),
+        (["--memory", "16gb"], "such as 16GiB, but is '16gb'"),
+        (["--memory", "0GiB"], "--memory must be at least 1 byte"),
+        (["--memory", "1kB"], "--memory must be at least"),
+        (["--device-spec", "h10"], "--profile must be given alone"),
+        (["--ranks", "7", "--memory", "1GiB"], "train.batch_size must be shared by 7 ranks"),
+        (["--ranks", "2"], "--memory must be set"),
+        (["optim.learning_rate=1"], "unknown key optim.learning_rate"),
+    ],
+)
+def test_errors_are_one_line(
+    recipe: str, profile: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["plan", recipe, "--profile", profile, *words]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+
+
+def test_a_recipe_without_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "mae_digits", "--ranks", "2"]) == 2
+    assert "mae has no stages" in capsys.readouterr().err
+
+
+def test_memory_is_read_with_its_unit() -> None:
+    assert read_memory("16GiB") == 16 * 2**30
+    assert read_memory(" 1.5 kB ") == 1500
+    assert read_memory("7B") == 7
+    with pytest.raises(UserError):
+        read_memory("GiB")
+
+
+def test_equal_neighbours_are_drawn_together() -> None:
+    assert runs((5, 6, 6, 6, 1)) == "5 3*6 1"
+    assert runs((4,)) == "4"
