@@ -1,7 +1,7 @@
 """BERT-mini with 2BW beside the same with a flush after each step, then fine-tuned on GLUE.
 
     python benchmarks/bert_convergence.py --text FOLDER --glue FOLDER [--work-dir runs/convergence]
-        [--steps 900] [--tasks sst2,cola,rte] [--seeds 3] [--picture FILE.png] [key=value ...]
+        [--steps 2400] [--tasks sst2,cola,rte] [--seeds 3] [--picture FILE.png] [key=value ...]
 
 Both arms see the same samples with the same masks and start from the same weights; they differ in
 ``pipeline.schedule`` alone, 2bw against 1f1b, on two stages each. *masked_lm* is the mean over the
@@ -30,15 +30,17 @@ ARMS = {"2bw": "2bw", "flush": "1f1b"}
 PRETRAINING = (
     "views.max_length=64",
     "views.pairing=segments",
-    "train.batch_size=32",
+    "train.batch_size=16",
     "train.accumulate=2",
-    "optim.lr=1e-3",
-    "schedule.warmup_steps=90",
+    "optim.lr=7e-4",
+    "schedule.warmup_steps=200",
+    "model.dropout=0",
+    "model.attention_dropout=0",
     "pipeline.stages=2",
     "train.ranks=2",
     "loader.workers=0",
-    "log.every_steps=5",
-    "checkpoint.every_steps=100",
+    "log.every_steps=10",
+    "checkpoint.every_steps=400",
 )
 FINE_TUNING = ("train.batch_size=32", "optim.lr=1e-4", "loader.workers=0")
 LENGTHS = {"sst2": 400, "cola": 400, "rte": 160}
@@ -53,8 +55,8 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--glue", type=Path, required=True)
     parser.add_argument("--work-dir", type=Path, default=Path("runs/convergence"))
-    parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument("--vocabulary", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--vocabulary", type=int, default=4000)
     parser.add_argument("--tasks", default="sst2,cola,rte")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--picture", type=Path, default=None)
