@@ -25,10 +25,14 @@ from toy import make_toy, toy_batch
 from quadriga.distributed.environment import DistEnv
 from quadriga.pipeline import staged
 from quadriga.pipeline.choice import make_executor
+from quadriga.pipeline.links import Sender
+
+SEND = Sender.send
 
 
 def run_case(case: dict[str, Any], env: DistEnv, folder: Path) -> None:
     """Run one case on this rank."""
+    held = count_messages()
     executor = make_executor(make_toy(case), config_of(case), plan_of(case), env)
     first, last = case.get("range", [0, case["steps"]])
     if "load_from" in case:
@@ -52,10 +56,24 @@ def run_case(case: dict[str, Any], env: DistEnv, folder: Path) -> None:
             "losses": [float(output.metrics["loss"]) for output in outputs],
             "hits": [float(output.metrics["hits"]) for output in outputs],
             "norms": [float(output.grad_norm) for output in outputs],
+            "held": held,
         },
         path,
     )
     executor.close()
+
+
+def count_messages() -> list[int]:
+    """Return a list of how many messages a sender keeps, after each one from now on."""
+    held: list[int] = []
+    send = SEND
+
+    def counted(self: Sender, *arguments: Any, **named: Any) -> None:
+        send(self, *arguments, **named)
+        held.append(self.under_way)
+
+    Sender.send = counted  # type: ignore[method-assign]
+    return held
 
 
 def stored(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:

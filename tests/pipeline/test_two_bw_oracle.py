@@ -131,7 +131,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run all cases on forked ranks, once."""
     where = tmp_path_factory.mktemp("pipeline")
     (where / "cases.json").write_text(json.dumps(list(cases().values())))
-    environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    path = f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     command = [sys.executable, str(HERE / "pipeline_worker.py"), str(where / "cases.json")]
     done = subprocess.run(
         [*command, str(where)], env=environ, capture_output=True, text=True, timeout=240
@@ -194,3 +195,12 @@ def test_copies_of_a_stage_are_equal(folder: Path) -> None:
     for name, case in cases().items():
         stored(folder / name, {})  # asserts that what several ranks hold is the same
         assert case["d"] * case["w"] == len(list((folder / name).glob("rank_*.pt")))
+
+
+def test_messages_that_have_arrived_are_let_go(folder: Path) -> None:
+    for name, case in cases().items():
+        schedule = case.get("schedule", "2bw")
+        most = {"gpipe": case["m"], "sequential": 1}.get(schedule, case["d"])
+        for path in (folder / name).glob("rank_*.pt"):
+            held = torch.load(path, weights_only=True)["held"]
+            assert max(held, default=0) <= most, (name, path.name)

@@ -24,11 +24,18 @@ class Sender:
         self._under_way: deque[tuple[Any, Tensor]] = deque()
         self._said_type = False
 
-    def send(self, tensor: Tensor, says_type: bool = False) -> None:
+    @property
+    def under_way(self) -> int:
+        """Number of messages whose tensors are kept."""
+        return len(self._under_way)
+
+    def send(self, tensor: Tensor, most: int, says_type: bool = False) -> None:
         """Start to send; the tensor is kept until it is sent.
 
         Args:
             tensor: What to send; it must not be written to afterwards.
+            most: How many messages, with this one, the receiver may not have asked for yet: older
+                ones are let go. gloo does not say that one has been sent until it is waited for.
             says_type: Whether the receiver does not know the type: it is told once.
         """
         if says_type and not self._said_type:
@@ -37,6 +44,8 @@ class Sender:
         self._start(tensor.contiguous())
         while self._under_way and self._under_way[0][0].is_completed():
             self._under_way.popleft()
+        while len(self._under_way) > most:
+            self._under_way.popleft()[0].wait()
 
     def _start(self, tensor: Tensor) -> None:
         if tensor.numel():

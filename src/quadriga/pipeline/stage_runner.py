@@ -90,7 +90,8 @@ class StageRunner:
             return output
         if not self._recomputes:
             stashed.output = output
-        self._hidden_out.send(output.detach(), says_type=True)
+        # Outputs whose gradients are back have arrived.
+        self._hidden_out.send(output.detach(), self.in_flight, says_type=True)
         self._gradient_in.expect(tuple(output.shape), output.dtype)
         return None
 
@@ -111,7 +112,8 @@ class StageRunner:
         if stashed.hidden is not None:
             if stashed.hidden.grad is None:
                 raise RuntimeError("a stage does not use its input")
-            self._gradient_out.send(stashed.hidden.grad)
+            # The stage before asked for it when it sent the input: it waits for nobody.
+            self._gradient_out.send(stashed.hidden.grad, 1)
 
     def _compute(
         self, module: Stage, hidden: Tensor | None, batch: Batch, step: int, micro: int
