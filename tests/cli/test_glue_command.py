@@ -50,16 +50,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("glue")
     (folder / "vocab.txt").write_text("\n".join((*SPECIAL, *WORDS)) + "\n")
     sentences = [f"the {a} is {b} ." for a in ("film", "plot", "actor") for b in ("good", "bad")]
-    (folder / "text.txt").write_text("\n\n".join("\n".join(sentences) for _ in range(12)))
+    text = "\n\n".join("\n".join(sentences) for _ in range(12))
+    put(folder / "corpus", "text.txt", text)
+    shutil.copy(folder / "vocab.txt", folder / "corpus")
     config = RunConfig(
         name="pretraining",
         model=BertConfig(
             vocabulary_size=16, width=16, depth=2, heads=2, mlp_width=32, max_positions=16
         ),
         objective=MaskedLMConfig(),
-        data=TextCorpusConfig(
-            files=(str(folder / "text.txt"),), vocabulary=folder / "vocab.txt", test_fraction=0.2
-        ),
+        data=TextCorpusConfig(root=folder / "corpus", test_fraction=0.2),
         views=SentencePairsConfig(max_length=16),
         optim=AdamWConfig(),
         schedule=LinearConfig(),
@@ -116,7 +116,7 @@ def test_the_runs_start_from_the_pre_training(place: Path, finished: Path) -> No
     assert config["seed"] == 1
     assert config["model"]["width"] == 16
     assert config["views"]["max_length"] == 16
-    assert config["data"]["vocabulary"] == str(place / "vocab.txt")
+    assert config["data"]["vocabulary"] == str(place / "corpus" / "vocab.txt")
     log = (finished / "sst2" / "seed_1" / "log.txt").read_text()
     assert "2 begin anew: classifier.weight, classifier.bias" in log
     assert "next_sentence.weight" in log

@@ -11,6 +11,7 @@ from quadriga.engine.build import build_on_meta
 from quadriga.engine.dry_run import dry_run
 from quadriga.engine.run_config import RunConfig
 from quadriga.errors import UserError
+from quadriga.recipes.bert import bert_tiny_pydoc
 from quadriga.recipes.mae import mae_vit_small
 
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -91,3 +92,14 @@ def test_time_is_work_over_peak(config: RunConfig) -> None:
 def test_what_cannot_start_is_refused() -> None:
     with pytest.raises(UserError, match=r"log\.profile must be among the run's 5 steps"):
         dry_run(tiny_config(["log.profile=5"]), 1)
+
+
+def test_text_is_held_against_the_model() -> None:
+    config = bert_tiny_pydoc().override({"pipeline.schedule": "none"})
+    for changes, message in (
+        ({"model.vocabulary_size": 1000}, "model.vocabulary_size must be at least 1024 "),
+        ({"views.max_length": 600}, "views.max_length must be at most 512 "),
+        ({"views.max_length": 600, "data.vocabulary": "none.txt"}, "views.max_length must be at"),
+    ):
+        with pytest.raises(UserError, match=message):
+            dry_run(config.override(changes), 1)

@@ -5,6 +5,7 @@ import inspect
 import pytest
 import torch
 
+from quadriga.cli.resolve import resolve
 from quadriga.engine.arithmetic import make_plan
 from quadriga.engine.run_config import RunConfig
 from quadriga.models.bert import BertConfig
@@ -52,3 +53,10 @@ def test_the_rate_is_the_papers_at_the_recipes_batch() -> None:
         plan = make_plan(config, 10**8, config.train.ranks)
         assert plan.lr == pytest.approx(1e-4)
         assert config.schedule.warmup_steps == 10_000
+
+
+@pytest.mark.parametrize("recipe", ["bert_mini", "bert_base", "bert_large", "bert_large_2bw_8x8"])
+def test_the_vocabulary_lies_beside_the_text(recipe: str) -> None:
+    given = [["data.root=books"], ["root=books"], ["data.root=books", "data.vocabulary=v.txt"]]
+    found = [resolve(recipe, None, words).config.data.vocabulary_file() for words in given]
+    assert [str(path) for path in found] == ["books/vocab.txt", "books/vocab.txt", "v.txt"]

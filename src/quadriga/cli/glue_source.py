@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quadriga.data.pydoc_corpus import PydocCorpusConfig
+from quadriga.data.text_corpus import TextCorpusConfig
 from quadriga.engine.checkpoint_contents import is_checkpoint
 from quadriga.engine.run_directory import RunDirectory
 from quadriga.errors import UserError
@@ -86,7 +87,7 @@ def _of_run(weights: Path, folder: Path) -> Source:
     if not isinstance(config.model, BertConfig):
         raise UserError(f"glue needs a BERT, but model.kind of {folder} is {config.model.kind()}")
     vocabulary = getattr(config.data, "vocabulary", None)
-    if isinstance(config.data, PydocCorpusConfig):
+    if isinstance(config.data, (PydocCorpusConfig, TextCorpusConfig)):
         vocabulary = config.data.vocabulary_file()
     lowercase = getattr(config.data, "lowercase", None)
     return Source(

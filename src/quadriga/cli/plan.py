@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -26,7 +28,7 @@ from quadriga.pipeline.estimate import estimate_profile
 from quadriga.pipeline.measure import measure_profile, micro_batch_sizes, threads_per_rank
 from quadriga.pipeline.network import measure_network
 from quadriga.pipeline.picture import draw
-from quadriga.pipeline.planner import Plan, Planner, Ranking
+from quadriga.pipeline.planner import Plan, Planner, Ranking, Refusal
 from quadriga.pipeline.profile import Profile, read_profile, save_profile
 from quadriga.pipeline.units import splittable
 
@@ -227,12 +229,29 @@ def _print(
         )
     console.print(table)
     _print_memory(console, ranking.plans[0])
-    for refusal in ranking.refusals:
+    for line in refused(ranking.refusals):
+        console.print(f"refused: {line}", soft_wrap=True)
+    if any(request.ranks % d == 0 for d in range(profile.blocks + 1, request.ranks + 1)):
         console.print(
-            f"refused: {refusal.schedule}, {refusal.width} x {refusal.depth}, recompute "
-            f"{refusal.recompute}: {refusal.reason}",
+            f"refused: more than {profile.blocks} stages: the model has {profile.blocks} blocks",
             soft_wrap=True,
         )
+
+
+def refused(refusals: Iterable[Refusal]) -> list[str]:
+    """Return the classes that cannot run, those with the same reason on one line."""
+    rows = [
+        ((r.schedule,), (f"{r.width} x {r.depth}",), (r.recompute,), r.reason) for r in refusals
+    ]
+    for place in (2, 0, 1):
+        merged: dict[Any, list[str]] = {}
+        for row in rows:
+            merged.setdefault((*row[:place], *row[place + 1 :]), []).extend(row[place])
+        rows = [(*key[:place], tuple(each), *key[place:]) for key, each in merged.items()]
+    return [
+        f"{', '.join(schedules)}; {', '.join(shapes)}; recompute {' or '.join(recomputes)}: {why}"
+        for schedules, shapes, recomputes, why in rows
+    ]
 
 
 def _print_memory(console: Console, best: Plan) -> None:

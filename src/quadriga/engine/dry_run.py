@@ -20,6 +20,7 @@ from quadriga.engine.meters import Cost, activation_bytes, measure, memory_estim
 from quadriga.engine.profiling import check_profile
 from quadriga.engine.recompute import apply_recompute
 from quadriga.engine.run_config import RunConfig
+from quadriga.engine.start import check_length, check_text
 from quadriga.engine.topology import (
     check_pipeline,
     describe_pipeline,
@@ -100,12 +101,15 @@ def _as_executed(config: RunConfig, plain: Cost, micro: int) -> Cost:
 
 
 def _dataset_size(config: RunConfig) -> tuple[int, str]:
+    check_length(config)
     try:
-        return len(config.data.build("train")), "counted"
+        dataset = config.data.build("train")
     except UserError as error:
         if config.train.dataset_size is None:
             raise
         return config.train.dataset_size, f"the recipe's number, since {error}"
+    check_text(config, dataset)
+    return len(dataset), "counted"
 
 
 def _work(cost: Cost, plan: RunPlan) -> list[Row]:

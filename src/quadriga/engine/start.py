@@ -82,6 +82,7 @@ def check_text(config: RunConfig, dataset: Dataset) -> None:
     Raises:
         UserError: It is not so.
     """
+    check_length(config)
     views, is_corpus = config.views, isinstance(dataset, TextCorpus)
     if is_corpus != isinstance(views, SentencePairsConfig) and (
         is_corpus or dataset.vocabulary_size is None
@@ -97,13 +98,22 @@ def check_text(config: RunConfig, dataset: Dataset) -> None:
             f"model.vocabulary_size must be at least {size} (the tokens of data.vocabulary), but "
             f"is {room}"
         )
-    length, positions = getattr(views, "max_length", 0), getattr(config.model, "max_positions", 0)
+    if isinstance(dataset, TextCorpus) and isinstance(views, SentencePairsConfig):
+        views.check(dataset)
+
+
+def check_length(config: RunConfig) -> None:
+    """Check that the model has a position for every token of a sample.
+
+    Raises:
+        UserError: It has fewer.
+    """
+    length = getattr(config.views, "max_length", 0)
+    positions = getattr(config.model, "max_positions", 0)
     if positions and length > positions:
         raise UserError(
             f"views.max_length must be at most {positions} (model.max_positions), but is {length}"
         )
-    if isinstance(dataset, TextCorpus) and isinstance(views, SentencePairsConfig):
-        views.check(dataset)
 
 
 def _check_keep_best(config: RunConfig) -> None:
