@@ -43,7 +43,7 @@ PRETRAINING = (
     "checkpoint.every_steps=400",
 )
 FINE_TUNING = ("train.batch_size=32", "optim.lr=1e-4", "loader.workers=0")
-LENGTHS = {"sst2": 400, "cola": 400, "rte": 160}
+LENGTHS = {"sst2": 300, "cola": 300, "rte": 130}
 """Optimizer steps of a task's fine-tuning; what is not here takes its recipe's epochs."""
 
 
@@ -144,7 +144,7 @@ def fine_tune(folder: Path, glue: Path, tasks: Sequence[str], seeds: int) -> Non
     """Fine-tune the 2bw arm and random weights on each task, and print the scores."""
     scores: dict[str, dict[str, list[float]]] = {}
     for task in tasks:
-        length = [f"train.steps={LENGTHS[task]}", "train.epochs=none"] if task in LENGTHS else []
+        length = _length(LENGTHS[task]) if task in LENGTHS else []
         places = {arm: folder / f"glue_{arm}_{task}" for arm in ("pretrained", "scratch")}
         together(
             [
@@ -160,6 +160,11 @@ def fine_tune(folder: Path, glue: Path, tasks: Sequence[str], seeds: int) -> Non
         cells = [f"{statistics.mean(v):.2f} +- {spread(v):.2f}" for v in found.values()]
         gain = statistics.mean(found["pretrained"]) - statistics.mean(found["scratch"])
         print(f"{task:<8}{cells[0]:>24}{cells[1]:>24}{gain:>+8.2f}")
+
+
+def _length(steps: int) -> list[str]:
+    warmup = ["schedule.warmup_epochs=0", f"schedule.warmup_steps={steps // 10}"]
+    return [f"train.steps={steps}", "train.epochs=none", *warmup]
 
 
 def spread(values: Sequence[float]) -> float:

@@ -32,7 +32,7 @@ SEND = Sender.send
 
 def run_case(case: dict[str, Any], env: DistEnv, folder: Path) -> None:
     """Run one case on this rank."""
-    held = count_messages()
+    sent = count_messages()
     executor = make_executor(make_toy(case), config_of(case), plan_of(case), env)
     first, last = case.get("range", [0, case["steps"]])
     if "load_from" in case:
@@ -56,7 +56,7 @@ def run_case(case: dict[str, Any], env: DistEnv, folder: Path) -> None:
             "losses": [float(output.metrics["loss"]) for output in outputs],
             "hits": [float(output.metrics["hits"]) for output in outputs],
             "norms": [float(output.grad_norm) for output in outputs],
-            "held": held,
+            "sent": sent,
         },
         path,
     )

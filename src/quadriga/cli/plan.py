@@ -37,7 +37,9 @@ UNITS = {
     **{f"{p}B": 1000 ** (i + 1) for i, p in enumerate("kMGT")},
     **{f"{p}iB": 1024 ** (i + 1) for i, p in enumerate("KMGT")},
 }
-DECIDED = ("pipeline.", "train.accumulate", "train.recompute", "train.ranks")
+CUT = {"schedule": "none", "stages": 1, "depths": None, "stages_per_rank": 1, "conf": None}
+"""What of ``pipeline`` a plan decides, and its values for a model in one piece."""
+DECIDED = (*(f"pipeline.{n}" for n in CUT), "train.accumulate", "train.recompute", "train.ranks")
 """Overrides that the plan replaces."""
 
 
@@ -128,11 +130,21 @@ def command(request: PlanRequest, best: Plan, conf: Path) -> str:
     kept = [
         f"{key}={value}"
         for key, value in read_overrides(request.overrides).items()
-        if not key.startswith(DECIDED)
+        if key not in DECIDED
     ]
     words = ["quadriga", "train", request.recipe, *kept, "--ranks", str(request.ranks)]
+    own = resolve(request.recipe, None, kept).config.pipeline
     if candidate.schedule != "none":
         words += [f"pipeline.conf={conf}", f"pipeline.schedule={candidate.schedule}"]
+        reset = ("depths", "stages_per_rank")
+    else:
+        reset = tuple(CUT)
+    # What the recipe itself says of it must not come between.
+    words += [
+        f"pipeline.{name}={'none' if CUT[name] is None else CUT[name]}"
+        for name in reset
+        if getattr(own, name) != CUT[name]
+    ]
     words += [f"train.accumulate={candidate.micro_batches}"]
     words += [f"train.recompute={candidate.recompute}"]
     return shlex.join(words)

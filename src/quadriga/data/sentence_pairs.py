@@ -50,17 +50,22 @@ class SentencePairsConfig(ViewsConfig):
     """longest: a micro-batch is as long as its longest sample, and padding is no token. fixed: it
     has `max_length` columns, all of them tokens: for schedules that need equal shapes."""
 
-    def check(self, corpus: TextCorpus) -> None:
+    def check(self, corpus: TextCorpus, split: Split | None = None) -> None:
         """Check that a corpus has what the samples are made of.
+
+        Args:
+            corpus: The sentences.
+            split: Which part of the data they are, for the message.
 
         Raises:
             UserError: A random second segment needs another document, and there is none.
         """
         if self.next_sentence and len(corpus.documents) < 2:
+            where = "the data has one only" if split is None else f"the {split} split has one only"
+            remedy = "raise data.test_fraction, " if split == "test" else ""
             raise UserError(
-                "a random second segment is from another document, but the data has one only; add "
-                "text, cut long documents with data.document_sentences, or set "
-                "views.next_sentence=false"
+                f"a random second segment is from another document, but {where}; add text, {remedy}"
+                "cut long documents with data.document_sentences, or set views.next_sentence=false"
             )
 
     def build(self, split: Split) -> Transform:

@@ -38,8 +38,9 @@ def compile_blocks(objective: nn.Module) -> None:
 
     Blocks of one shape share their code, so the time to compile does not grow with the depth.
     """
-    # Shapes are few (encoder, decoder, a smaller last micro-batch) and each is worth a program
-    # of its own; the default gives up after eight.
+    # Shapes of images are few (encoder, decoder, a smaller last micro-batch) and each is worth a
+    # program of its own; the default gives up after eight.
     torch._dynamo.config.recompile_limit = PROGRAMS
     for _, block in blocks_of(objective):
-        block.compile(dynamic=False)
+        # None: the second shape makes one program for all, as texts need, that have many.
+        block.compile(dynamic=None if getattr(block, "has_many_shapes", False) else False)

@@ -19,7 +19,9 @@ from quadriga.contracts import (
     Objective,
     Split,
 )
+from quadriga.data.sentence_pairs import SentencePairsConfig
 from quadriga.data.subset import Subset
+from quadriga.data.text_corpus import TextCorpus
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.build import build_objective
 from quadriga.engine.console import Console
@@ -153,6 +155,8 @@ def _own_results(folder: Path, step: int) -> list[dict[str, Any]]:
 
 def _part(config: RunConfig, split: Split, count: int | None) -> Dataset:
     dataset = config.data.build(split)
+    if isinstance(config.views, SentencePairsConfig) and isinstance(dataset, TextCorpus):
+        config.views.check(dataset, split)
     return dataset if count is None else Subset(dataset, count, config.seed)
 
 

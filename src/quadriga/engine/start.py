@@ -99,7 +99,7 @@ def check_text(config: RunConfig, dataset: Dataset) -> None:
             f"is {room}"
         )
     if isinstance(dataset, TextCorpus) and isinstance(views, SentencePairsConfig):
-        views.check(dataset)
+        views.check(dataset, "train")
 
 
 def check_length(config: RunConfig) -> None:

@@ -169,6 +169,9 @@ class BertAttention(nn.Module):
 class BertBlock(nn.Module):
     """A post-norm block: ``x = norm(x + attention(x)); x = norm(x + mlp(x))``."""
 
+    has_many_shapes = True
+    """Whether shapes differ from micro-batch to micro-batch: no program is compiled for each."""
+
     def __init__(self, shape: BertShape, layer: int) -> None:
         """Make one block.
 
