@@ -15,7 +15,8 @@ from quadriga.cli.arguments import read_overrides
 from quadriga.cli.entry import run
 from quadriga.cli.plan import read_memory, refused, runs
 from quadriga.cli.resolve import resolve
-from quadriga.engine.topology import make_topology
+from quadriga.engine.build import build_on_meta
+from quadriga.engine.topology import check_pipeline, make_topology
 from quadriga.errors import UserError
 from quadriga.pipeline.planner import Refusal
 from quadriga.pipeline.profile import read_profile, save_profile
@@ -158,3 +159,22 @@ def test_memory_is_read_with_its_unit() -> None:
 def test_equal_neighbours_are_drawn_together() -> None:
     assert runs((5, 6, 6, 6, 1)) == "5 3*6 1"
     assert runs((4,)) == "4"
+
+
+@pytest.mark.parametrize(("ranks", "memory"), [(1, "1GiB"), (4, "30KiB")])
+def test_the_command_replaces_the_pipeline_of_the_recipe(
+    ranks: int, memory: str, profile: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, conf = tmp_path / "cut.json", tmp_path / "conf.json"
+    cut = {"pipeline__schedule": "1f1b", "pipeline__depths": "1,3", "pipeline__stages": 2}
+    given = words_run(train__batch_size=16, train__accumulate=2, train__ranks=2, **cut)
+    path.write_text(Resolved.of(given, "recipe words").as_json())
+    words = ["plan", str(path), "--ranks", str(ranks), "--memory", memory, "--profile", profile]
+    assert run([*words, "pipeline.error_feedback=1", "--output", str(conf)]) == 0
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    config = resolve(str(path), None, [word for word in command[3:] if "=" in word]).config
+    check_pipeline(config, build_on_meta(config), ranks)
+    assert config.pipeline.error_feedback == 1
+    assert (config.pipeline.schedule == "none") == (ranks == 1)
+    if ranks > 1:
+        assert make_topology(config, 4, ranks).depths != (1, 3)

@@ -21,6 +21,7 @@ from quadriga.engine.build import EXACT, build_loader, build_objective
 from quadriga.engine.data_parallel import DataParallelExecutor
 from quadriga.engine.loss_scale import LossScale
 from quadriga.methods.mae import MAE
+from ranks import run_worker
 
 HERE = Path(__file__).resolve().parent
 
@@ -187,3 +188,11 @@ def test_a_bad_loss_says_nothing_of_the_scale(monkeypatch: pytest.MonkeyPatch) -
     trial.steps(range(2, 3))
     for name in ("executor.loss_scale", "executor.loss_scale_good_steps"):
         assert torch.equal(trial.state()[name], before[name]), name
+
+
+def test_texts_of_other_lengths_share_one_program() -> None:
+    told, _ = run_worker(HERE / "compile_shapes_worker.py")
+    first, second, *later = told["programs"]
+    assert first > 0
+    assert set(later) == {second}, "compiled once for each length"
+    assert told["gap"] < 1e-6

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +14,14 @@ from quadriga.data.digits import DigitsConfig
 from quadriga.data.image_views import ImageViewsConfig
 from quadriga.data.pydoc_corpus import PydocCorpusConfig
 from quadriga.data.sentence_pairs import SentencePairsConfig
-from quadriga.engine.start import check_text
+from quadriga.distributed.environment import SINGLE
+from quadriga.engine.arithmetic import make_plan
+from quadriga.engine.build import build_on_meta
+from quadriga.engine.console import Console
+from quadriga.engine.evaluate import make_context
+from quadriga.engine.start import announce, check_text
 from quadriga.errors import UserError
+from quadriga.recipes.bert import bert_mini, bert_tiny_pydoc
 
 CORPUS = PydocCorpusConfig(vocabulary_size=1000)
 
@@ -48,3 +56,29 @@ def test_what_does_not_fit_is_named(corpus: Dataset) -> None:
     wrong = SimpleNamespace(data=images, views=SentencePairsConfig(), model=SimpleNamespace())
     with pytest.raises(UserError, match=r"set data\.kind=text_corpus"):
         check_text(wrong, images.build("train"))  # type: ignore[arg-type]
+
+
+def test_a_test_split_of_one_document_is_told_before_training(tmp_path: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    (tmp_path / "train.txt").write_text("a\na\n\na\na\n")
+    (tmp_path / "test.txt").write_text("a\na\n")
+    changes = {
+        "data.root": str(tmp_path),
+        "data.test_files": "test.txt",
+        "data.format": "sentences",
+    }
+    run = bert_mini().override({**changes, "train.device": "cpu"})
+    with pytest.raises(UserError, match=r"the test split has one only; add text, raise data\.test"):
+        make_context(run, None, tmp_path, SINGLE, Console())  # type: ignore[arg-type]
+
+
+def test_all_ranks_know_of_a_long_warm_up_and_one_says_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = bert_tiny_pydoc().override({"train.steps": 5})
+    plan, objective = make_plan(run, 3000, 1), build_on_meta(run)
+    for rank in range(2):
+        env = dataclasses.replace(SINGLE, rank=rank, world_size=2)
+        announce(Console(env.is_main), run, plan, objective, 0, env)
+    assert capsys.readouterr().err.count("the warm-up of 60 steps is not over") == 1

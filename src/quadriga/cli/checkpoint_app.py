@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from quadriga.cli.options import examples
+
 checkpoint_app = typer.Typer(
     name="checkpoint",
     help="Look into checkpoints, verify them, and export their weights.",
@@ -16,8 +18,10 @@ checkpoint_app = typer.Typer(
 
 
 @checkpoint_app.command(
-    epilog="Examples: `quadriga checkpoint inspect runs/mae_digits` | "
-    "`quadriga checkpoint inspect runs/x/checkpoints/step_00001000 --tensors '*.blocks.0.*'`"
+    epilog=examples(
+        "quadriga checkpoint inspect runs/mae_digits",
+        "quadriga checkpoint inspect runs/x/checkpoints/step_00001000 --tensors '*.blocks.0.*'",
+    )
 )
 def inspect(
     path: Annotated[Path, typer.Argument(help="A checkpoint, or a run: its newest checkpoint.")],
@@ -40,7 +44,7 @@ def inspect(
 
 
 @checkpoint_app.command(
-    epilog="Example: `quadriga checkpoint verify runs/a runs/b/checkpoints/step_00001000`"
+    epilog=examples("quadriga checkpoint verify runs/a runs/b/checkpoints/step_00001000")
 )
 def verify(
     paths: Annotated[
@@ -58,8 +62,10 @@ def verify(
 
 
 @checkpoint_app.command(
-    epilog="Examples: `quadriga checkpoint export runs/x encoder.safetensors --to timm` | "
-    "`quadriga checkpoint export runs/x mae_hf --to hf --part all --weights ema`"
+    epilog=examples(
+        "quadriga checkpoint export runs/x encoder.safetensors --to timm",
+        "quadriga checkpoint export runs/x mae_hf --to hf --part all --weights ema",
+    )
 )
 def export(
     path: Annotated[Path, typer.Argument(help="A run (its newest whole checkpoint) or one of it.")],

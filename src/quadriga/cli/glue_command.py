@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
-EPILOG = (
-    "Examples: `quadriga glue runs/bert_base --data GLUE --tasks sst2,cola,rte` | "
-    "`quadriga glue bert-base-uncased/ --data GLUE --tasks rte --seeds 5 optim.lr=3e-5` | "
-    "`quadriga glue scratch --data GLUE --vocabulary vocab.txt model.depth=4`"
+from quadriga.cli.options import examples
+
+EPILOG = examples(
+    "quadriga glue runs/bert_base --data GLUE --tasks sst2,cola,rte",
+    "quadriga glue bert-base-uncased/ --data GLUE --tasks rte --seeds 5 optim.lr=3e-5",
+    "quadriga glue scratch --data GLUE --vocabulary vocab.txt model.depth=4",
 )
 
 

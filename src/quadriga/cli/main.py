@@ -41,9 +41,13 @@ def start(
 
 
 @app.command(
-    epilog="Examples: `quadriga train mae_digits` | "
-    "`quadriga train mae_vit_base data.root=/data/imagenet optim.lr=1e-3 --dry-run` | "
-    "`quadriga train mae_vit_base data.root=/data/imagenet --ranks 8 --resume`"
+    epilog=options.examples(
+        "quadriga train mae_digits",
+        "quadriga train mae_vit_base data.root=/data/imagenet optim.lr=1e-3 --dry-run",
+        "quadriga train mae_vit_base data.root=/data/imagenet --ranks 8 --resume",
+        "quadriga train bert_mini data.root=corpus --ranks 2 pipeline.schedule=2bw "
+        "pipeline.stages=2 train.accumulate=4",
+    )
 )
 def train(
     context: typer.Context,
@@ -86,7 +90,11 @@ def train(
 
 @app.command(
     "eval",
-    epilog="Examples: `quadriga eval runs/mae_digits` | `quadriga eval runs/x knn linear_probe`",
+    epilog=options.examples(
+        "quadriga eval runs/mae_digits",
+        "quadriga eval runs/x knn linear_probe",
+        "quadriga eval runs/bert_tiny_pydoc held_out",
+    ),
 )
 def evaluate(
     run: Annotated[Path, typer.Argument(help="The run's work directory.")],
@@ -107,9 +115,11 @@ def evaluate(
 
 @app.command(
     "verify-resume",
-    epilog="Examples: `quadriga verify-resume mae_digits` | "
-    "`quadriga verify-resume mae_vit_base data.root=/data/imagenet --layouts ddp:8,fsdp:8` | "
-    "`quadriga verify-resume mae_digits --launcher 'srun --ntasks={ranks}'`",
+    epilog=options.examples(
+        "quadriga verify-resume mae_digits",
+        "quadriga verify-resume mae_vit_base data.root=/data/imagenet --layouts ddp:8,fsdp:8",
+        "quadriga verify-resume mae_digits --launcher 'srun --ntasks={ranks}'",
+    ),
 )
 def verify_resume(
     recipe: Annotated[str, typer.Argument(help="A recipe, or a run's config.json.")],
@@ -151,9 +161,12 @@ def verify_resume(
 
 
 @app.command(
-    epilog="Examples: `quadriga plan bert_large --ranks 64 --memory 80GiB --device-spec a100-80gb "
-    "--output conf.json --picture plan.png` | `quadriga plan bert_mini --ranks 2 --memory 4GiB "
-    "--save-profile profile.json` | `quadriga plan bert_mini --ranks 4 --profile profile.json`"
+    epilog=options.examples(
+        "quadriga plan bert_large --ranks 64 --memory 80GiB --device-spec a100-80gb "
+        "--output conf.json --picture plan.png",
+        "quadriga plan bert_mini --ranks 2 --memory 4GiB --save-profile profile.json",
+        "quadriga plan bert_mini --ranks 4 --profile profile.json",
+    )
 )
 def plan(
     recipe: options.Recipe,
@@ -203,7 +216,7 @@ def plan(
     )
 
 
-@app.command(epilog="Example: `quadriga report runs/mae_digits`")
+@app.command(epilog=options.examples("quadriga report runs/mae_digits"))
 def report(run: Annotated[Path, typer.Argument(help="The run's work directory.")]) -> None:
     """Write a run's report: one self-contained HTML file."""
     from quadriga.cli import judging
@@ -211,7 +224,7 @@ def report(run: Annotated[Path, typer.Argument(help="The run's work directory.")
     judging.report(run)
 
 
-@app.command(epilog="Example: `quadriga replay runs/x/replay/step_00001234.safetensors`")
+@app.command(epilog=options.examples("quadriga replay runs/x/replay/step_00001234.safetensors"))
 def replay(
     file: Annotated[Path, typer.Argument(help="A file in the `replay` folder of a run.")],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -225,7 +238,7 @@ def replay(
     return make(file, device)
 
 
-@app.command(epilog="Example: `quadriga recipes`")
+@app.command(epilog=options.examples("quadriga recipes"))
 def recipes() -> None:
     """List the recipes with one line each."""
     from quadriga.cli import listing
@@ -233,7 +246,7 @@ def recipes() -> None:
     listing.recipes()
 
 
-@app.command(epilog="Example: `quadriga doctor`")
+@app.command(epilog=options.examples("quadriga doctor"))
 def doctor() -> None:
     """Print the environment for a bug report, and name what is missing."""
     from quadriga.cli import listing

@@ -7,6 +7,13 @@ from typing import Annotated
 
 import typer
 
+
+def examples(*commands: str) -> str:
+    """Return the end of a command's help: each command on a line of its own."""
+    title = "Examples:" if len(commands) > 1 else "Example:"
+    return "\n\n".join((title, *(f"- `{command}`" for command in commands)))
+
+
 Recipe = Annotated[
     str, typer.Argument(help="A recipe (see `quadriga recipes`), or a run's config.json.")
 ]

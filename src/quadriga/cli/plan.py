@@ -134,11 +134,9 @@ def command(request: PlanRequest, best: Plan, conf: Path) -> str:
     ]
     words = ["quadriga", "train", request.recipe, *kept, "--ranks", str(request.ranks)]
     own = resolve(request.recipe, None, kept).config.pipeline
+    reset = list(CUT) if candidate.schedule == "none" else ["depths", "stages_per_rank"]
     if candidate.schedule != "none":
         words += [f"pipeline.conf={conf}", f"pipeline.schedule={candidate.schedule}"]
-        reset = ("depths", "stages_per_rank")
-    else:
-        reset = tuple(CUT)
     # What the recipe itself says of it must not come between.
     words += [
         f"pipeline.{name}={'none' if CUT[name] is None else CUT[name]}"

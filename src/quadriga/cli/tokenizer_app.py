@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from quadriga.cli.options import examples
+
 tokenizer_app = typer.Typer(
     name="tokenizer",
     help="Learn a WordPiece vocabulary from text, and look at what one does.",
@@ -20,8 +22,10 @@ Lowercase = Annotated[
 
 
 @tokenizer_app.command(
-    epilog="Examples: `quadriga tokenizer train corpus/*.txt` | "
-    "`quadriga tokenizer train corpus --size 30522 --output corpus/vocab.txt --no-lowercase`"
+    epilog=examples(
+        "quadriga tokenizer train corpus/*.txt",
+        "quadriga tokenizer train corpus --size 30522 --output corpus/vocab.txt --no-lowercase",
+    )
 )
 def train(
     files: Annotated[
@@ -42,7 +46,7 @@ def train(
     tokenizers.train(files, size, output, lowercase, column, min_frequency, force)
 
 
-@tokenizer_app.command(epilog='Example: `quadriga tokenizer show vocab.txt "Pre-training, again."`')
+@tokenizer_app.command(epilog=examples('quadriga tokenizer show vocab.txt "Pre-training, again."'))
 def show(
     vocabulary: Annotated[Path, typer.Argument(help="A vocab.txt.")],
     text: Annotated[str, typer.Argument(help="What to cut.")],

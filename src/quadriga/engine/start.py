@@ -229,7 +229,7 @@ def announce(
     elif env.world_size > 1 or config.train.parallel != "ddp":
         console.say(describe_layout(config.train, env))
     warmup = warmup_length(config.schedule, plan.progress(0))
-    if warmup >= plan.total_steps:
+    if warmup >= plan.total_steps and env.is_main:
         console.warn(
             f"the warm-up of {warmup} steps is not over within the run's {plan.total_steps}: the "
             "learning rate never falls; shorten schedule.warmup_epochs or schedule.warmup_steps"
