@@ -6,14 +6,16 @@ from torch import nn
 
 
 def blocks_of(objective: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the members of every `nn.ModuleList` called ``blocks``, by their full names.
+    """Return the members of every list or dictionary of modules called ``blocks``, by full name.
 
+    A stage of a pipeline has a dictionary, in which a block keeps its number in the whole model.
     The name is the convention of this project's models: ``encoder.blocks.0``. Layer-wise decay
     counts by it, and stages are cut by it.
     """
     return [
         (f"{name}.{number}", block)
         for name, module in objective.named_modules()
-        if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] == "blocks"
+        if isinstance(module, (nn.ModuleList, nn.ModuleDict))
+        and name.rpartition(".")[2] == "blocks"
         for number, block in module.named_children()
     ]
