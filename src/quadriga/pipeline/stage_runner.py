@@ -122,7 +122,8 @@ class StageRunner:
             again = self._compute(module, stashed.hidden, batch, step, micro)
             output = self._share(again) if isinstance(again, LossOutput) else again
         assert output is not None
-        with self._randomness(step, micro):  # for blocks that compute a part of theirs again
+        blocks_recompute = self._config.train.recompute == "selective"
+        with self._randomness(step, micro) if blocks_recompute else contextlib.nullcontext():
             torch.autograd.backward(output, gradient)
         if stashed.hidden is not None:
             if stashed.hidden.grad is None:
