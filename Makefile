@@ -16,7 +16,7 @@ demo: $(STAMP)
 	$(BIN)/quadriga train mae_digits --work-dir runs/demo --resume
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests -n auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest tests -n auto --maxprocesses 4
 
 checks: $(STAMP)
 	$(BIN)/ruff format --check .

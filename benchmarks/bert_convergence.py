@@ -1,7 +1,7 @@
 """BERT-mini with 2BW beside the same with a flush after each step, then fine-tuned on GLUE.
 
     python benchmarks/bert_convergence.py --text FOLDER --glue FOLDER [--work-dir runs/convergence]
-        [--steps 1000] [--tasks sst2,cola,rte] [--seeds 3] [--picture FILE.png] [key=value ...]
+        [--steps 2400] [--tasks sst2,cola,rte] [--seeds 3] [--picture FILE.png] [key=value ...]
 
 Both arms see the same samples with the same masks and start from the same weights; they differ in
 ``pipeline.schedule`` alone, 2bw against 1f1b, on two stages each. *masked_lm* is the mean over the
@@ -30,18 +30,20 @@ ARMS = {"2bw": "2bw", "flush": "1f1b"}
 PRETRAINING = (
     "views.max_length=64",
     "views.pairing=segments",
-    "train.batch_size=64",
-    "train.accumulate=4",
-    "optim.lr=1e-3",
-    "schedule.warmup_steps=100",
+    "train.batch_size=16",
+    "train.accumulate=2",
+    "optim.lr=7e-4",
+    "schedule.warmup_steps=200",
+    "model.dropout=0",
+    "model.attention_dropout=0",
     "pipeline.stages=2",
     "train.ranks=2",
     "loader.workers=0",
-    "log.every_steps=5",
-    "checkpoint.every_steps=100",
+    "log.every_steps=10",
+    "checkpoint.every_steps=400",
 )
 FINE_TUNING = ("train.batch_size=32", "optim.lr=1e-4", "loader.workers=0")
-LENGTHS = {"sst2": 600, "cola": 540, "rte": 240}
+LENGTHS = {"sst2": 300, "cola": 300, "rte": 130}
 """Optimizer steps of a task's fine-tuning; what is not here takes its recipe's epochs."""
 
 
@@ -53,8 +55,8 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--glue", type=Path, required=True)
     parser.add_argument("--work-dir", type=Path, default=Path("runs/convergence"))
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--vocabulary", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--vocabulary", type=int, default=4000)
     parser.add_argument("--tasks", default="sst2,cola,rte")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--picture", type=Path, default=None)
@@ -142,7 +144,7 @@ def fine_tune(folder: Path, glue: Path, tasks: Sequence[str], seeds: int) -> Non
     """Fine-tune the 2bw arm and random weights on each task, and print the scores."""
     scores: dict[str, dict[str, list[float]]] = {}
     for task in tasks:
-        length = [f"train.steps={LENGTHS[task]}", "train.epochs=none"] if task in LENGTHS else []
+        length = _length(LENGTHS[task]) if task in LENGTHS else []
         places = {arm: folder / f"glue_{arm}_{task}" for arm in ("pretrained", "scratch")}
         together(
             [
@@ -158,6 +160,11 @@ def fine_tune(folder: Path, glue: Path, tasks: Sequence[str], seeds: int) -> Non
         cells = [f"{statistics.mean(v):.2f} +- {spread(v):.2f}" for v in found.values()]
         gain = statistics.mean(found["pretrained"]) - statistics.mean(found["scratch"])
         print(f"{task:<8}{cells[0]:>24}{cells[1]:>24}{gain:>+8.2f}")
+
+
+def _length(steps: int) -> list[str]:
+    warmup = ["schedule.warmup_epochs=0", f"schedule.warmup_steps={steps // 10}"]
+    return [f"train.steps={steps}", "train.epochs=none", *warmup]
 
 
 def spread(values: Sequence[float]) -> float:

@@ -200,8 +200,9 @@ class Engine:
     def __call__(self, steps: range) -> Seconds:
         """Train `steps` and return what they took."""
         end, start = steps.stop, steps.start
-        ends = {"total_steps": end, "checkpoint_every": end, "evaluate_every": end}
-        plan = replace(self._setting.plan, **ends)
+        plan = replace(
+            self._setting.plan, total_steps=end, checkpoint_every=end, evaluate_every=end
+        )
         with self._setting.loader() as loader:
             train(self._executor, loader, plan, start, self._journal, self._store, lambda step: {})
         return self._executor.seconds

@@ -9,6 +9,8 @@ from torch.nn import functional
 
 from quadriga import randomness
 from quadriga.contracts import Batch, LossOutput, Splittable
+from quadriga.engine.blocks import blocks_of
+from quadriga.engine.recompute import apply_recompute
 from quadriga.errors import UserError
 from quadriga.methods.masked_lm import MaskedLM, MaskedLMConfig
 from quadriga.models.bert import BertConfig
@@ -217,6 +219,28 @@ def test_stages_share_the_objectives_modules() -> None:
     for stage in (first, last):
         for name, parameter in stage.named_parameters():
             assert parameter is own[name]
+
+
+def test_blocks_of_stages_are_found_under_their_global_names() -> None:
+    expected = [name for name, _ in blocks_of(made())]
+    assert expected == [f"encoder.blocks.{number}" for number in range(4)]
+    assert [name for stage in made().stages([1, 3]) for name, _ in blocks_of(stage)] == expected
+
+
+def test_recomputed_blocks_draw_the_same_dropout() -> None:
+    losses, gradients = [], []
+    for mode in ("none", "selective", "full"):
+        objective = made()
+        apply_recompute(objective, mode)
+        with scope():
+            loss = objective(text_batch(LENGTHS)).loss
+            loss.backward()
+        losses.append(loss)
+        gradients.append([p.grad for p in objective.parameters()])
+    for loss, found in zip(losses[1:], gradients[1:], strict=True):
+        assert torch.equal(loss, losses[0])
+        for gradient, expected in zip(found, gradients[0], strict=True):
+            assert torch.equal(gradient, expected)
 
 
 @pytest.mark.parametrize("depths", [[], [2, 1], [5, -1]])

@@ -151,7 +151,7 @@ def verify_resume(
 
 
 @app.command(
-    epilog="Examples: `quadriga plan bert_large --ranks 64 --memory 16GiB --device-spec v100-16gb "
+    epilog="Examples: `quadriga plan bert_large --ranks 64 --memory 80GiB --device-spec a100-80gb "
     "--output conf.json --picture plan.png` | `quadriga plan bert_mini --ranks 2 --memory 4GiB "
     "--save-profile profile.json` | `quadriga plan bert_mini --ranks 4 --profile profile.json`"
 )

@@ -27,6 +27,9 @@ class Dataset(ABC):
 
     classes: tuple[str, ...] = ()
     """Class names in the order of the labels; empty without labels."""
+    identity: str = ""
+    """What decides the samples beside the config and their number, such as a vocabulary's digest:
+    a run is resumed only where it is the same."""
     vocabulary_size: int | None = None
     """Number of different tokens of a text; None for what is no text."""
 

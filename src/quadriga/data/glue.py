@@ -117,6 +117,7 @@ class GlueDataset(Dataset):
         self.task = source.task
         self.classes = source.task.labels
         self.vocabulary_size = len(source.vocabulary)
+        self.identity = source.vocabulary.digest
         self.file = source.path(split, part)
         if not self.file.is_file():
             raise UserError(

@@ -26,6 +26,8 @@ class RunPlan:
     """Optimizer steps between checkpoints; `total_steps` for the end only."""
     evaluate_every: int
     """Optimizer steps between evaluations; `total_steps` for the end only."""
+    data_identity: str = ""
+    """`Dataset.identity` of the training data."""
 
     def progress(self, step: int) -> Progress:
         """Return the progress at a step."""
@@ -110,12 +112,20 @@ def segments(plan: RunPlan, start: int) -> Iterator[Segment]:
         step = end
 
 
-def describe_batch(plan: RunPlan, optim: OptimizerConfig) -> str:
-    """Return the line that says what became of the recipe's batch and learning rate."""
+def describe_batch(
+    plan: RunPlan, optim: OptimizerConfig, holders: tuple[str, str] = ("rank", "ranks")
+) -> str:
+    """Return the line that says what became of the recipe's batch and learning rate.
+
+    Args:
+        plan: The run's numbers.
+        optim: What the recipe's learning rate is stated for.
+        holders: What holds a whole model, one and several: ranks, or copies over several ranks.
+    """
     micro = math.ceil(plan.batch_size / (plan.world_size * plan.accumulate))
     return (
         f"batch {optim.lr_batch} (recipe) -> {plan.batch_size} "
-        f"({_several(plan.world_size, 'rank')} x "
+        f"({_several(plan.world_size, *holders)} x "
         f"{_several(plan.accumulate, 'micro-batch', 'micro-batches')} x {micro}), "
         f"lr {optim.lr:.3g} -> {plan.lr:.3g} ({optim.lr_scaling})"
     )

@@ -6,16 +6,15 @@ from torch import nn
 
 
 def blocks_of(objective: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the members of every list or dictionary of modules called ``blocks``, by full name.
+    """Return the members of every list called ``blocks``, by their full names.
 
-    A stage of a pipeline has a dictionary, in which a block keeps its number in the whole model.
     The name is the convention of this project's models: ``encoder.blocks.0``. Layer-wise decay
-    counts by it, and stages are cut by it.
+    counts by it, and stages are cut by it. A stage's blocks are in an `nn.ModuleDict` under their
+    numbers in the whole model.
     """
     return [
         (f"{name}.{number}", block)
         for name, module in objective.named_modules()
-        if isinstance(module, (nn.ModuleList, nn.ModuleDict))
-        and name.rpartition(".")[2] == "blocks"
+        if isinstance(module, nn.ModuleList | nn.ModuleDict) and name.rpartition(".")[2] == "blocks"
         for number, block in module.named_children()
     ]

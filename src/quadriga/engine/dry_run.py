@@ -23,6 +23,7 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.engine.topology import (
     check_pipeline,
     describe_pipeline,
+    holders_of,
     make_topology,
     replicas_of,
 )
@@ -75,7 +76,7 @@ def dry_run(config: RunConfig, world_size: int, local_world_size: int | None = N
         ),
         ("data", f"{size} samples per epoch ({origin})"),
         ("length", _length(plan)),
-        ("batch and lr", describe_batch(plan, config.optim)),
+        ("batch and lr", describe_batch(plan, config.optim, holders_of(config))),
     ]
 
 

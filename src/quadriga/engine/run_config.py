@@ -263,13 +263,15 @@ NEUTRAL = (
     "data.root",
     "data.files",
     "data.test_files",
+    "data.vocabulary",
     "loader",
     "log",
     "checkpoint",
     "evaluation",
 )
 """Paths that may differ between the two halves of a resumed run: they do not change what it
-computes (layout and compilation only the rounding). The data may move: its size is hashed."""
+computes (layout and compilation only the rounding). The data may move: its size is hashed, and of
+a vocabulary what is in it."""
 
 Identity = dict[str, Any]
 
@@ -290,7 +292,8 @@ def identity(config: RunConfig) -> Identity:
     }
 
 
-def config_hash(config: RunConfig, dataset_size: int) -> str:
-    """Return the SHA-256 of `identity` and the data's size: equal for two halves of one run."""
-    text = json.dumps([identity(config), dataset_size], sort_keys=True)
+def config_hash(config: RunConfig, dataset_size: int, data_identity: str = "") -> str:
+    """Return the SHA-256 of `identity` and the data's: equal for two halves of one run."""
+    data = [data_identity] if data_identity else []
+    text = json.dumps([identity(config), dataset_size, *data], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -148,7 +148,7 @@ class _Session:
                 self._directory.checkpoints,
                 env,
                 config.checkpoint,
-                config_hash(config, plan.dataset_size),
+                config_hash(config, plan.dataset_size, plan.data_identity),
                 self._console.warn,
             )
         )

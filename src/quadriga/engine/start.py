@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from quadriga.engine.profiling import check_profile
 from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.sample_log import rewind_samples
-from quadriga.engine.topology import check_pipeline, describe_pipeline, replicas_of
+from quadriga.engine.topology import check_pipeline, describe_pipeline, holders_of, replicas_of
 from quadriga.engine.units import count
 from quadriga.engine.warm_start import check_warm_start
 from quadriga.errors import UserError
@@ -70,6 +71,7 @@ def check_start(config: RunConfig, world_size: int) -> tuple[Dataset, RunPlan]:
     check_weights(config)
     _check_keep_best(config)
     plan = make_plan(config, len(dataset), replicas_of(config, world_size))
+    plan = dataclasses.replace(plan, data_identity=dataset.identity)
     check_profile(config.log, plan.total_steps)
     return dataset, plan
 
@@ -141,11 +143,13 @@ def choose(
         if request.resume:
             console.say(f"nothing to resume in {directory.path}: starting at step 0")
         check_warm_start(config.warm_start)
-    elif read_manifest(found).config_hash != config_hash(config, plan.dataset_size):
+    elif read_manifest(found).config_hash != config_hash(
+        config, plan.dataset_size, plan.data_identity
+    ):
         raise UserError(
             f"work dir {directory.path} was trained on another number of samples than "
-            f"{plan.dataset_size}: the data in data.root has changed; restore it or choose another "
-            "--work-dir"
+            f"{plan.dataset_size}, or with another vocabulary: the data has changed; restore it or "
+            "choose another --work-dir"
         )
     elif not request.resume and read_manifest(found).step < plan.total_steps:
         raise UserError(
@@ -167,7 +171,7 @@ def _chosen(path: Path, config: RunConfig, plan: RunPlan, console: Console) -> P
             f"checkpoint {folder} cannot be resumed: {error}; name a folder such as "
             "RUN/checkpoints/step_00001000"
         ) from error
-    if manifest.config_hash != config_hash(config, plan.dataset_size):
+    if manifest.config_hash != config_hash(config, plan.dataset_size, plan.data_identity):
         raise UserError(
             f"checkpoint {folder} is of a run with another config, or with another number of "
             f"samples than {plan.dataset_size}; resume it with the config it was made with "
@@ -209,7 +213,7 @@ def announce(
         f"{count(parameters)} parameters, {plan.dataset_size} samples, "
         f"{plan.total_steps} steps = {epochs:.4g} epochs"
     )
-    console.say(describe_batch(plan, config.optim))
+    console.say(describe_batch(plan, config.optim, holders_of(config)))
     if config.pipeline.schedule != "none":
         console.say(describe_pipeline(config, objective, env.world_size))
     elif env.world_size > 1 or config.train.parallel != "ddp":

@@ -264,3 +264,8 @@ def describe_pipeline(config: RunConfig, objective: Objective, world_size: int) 
         f"{'stage' if topology.stages == 1 else 'stages'} of {depths} blocks, "
         f"{config.train.accumulate} micro-batches per step"
     )
+
+
+def holders_of(config: RunConfig) -> tuple[str, str]:
+    """Return what holds a whole model, in words: one, and several."""
+    return ("rank", "ranks") if config.pipeline.schedule == "none" else ("copy", "copies")

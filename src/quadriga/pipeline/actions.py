@@ -98,6 +98,23 @@ class Schedule(ABC):
         return step
 
 
+class FlushedSchedule(Schedule):
+    """A schedule whose pipeline is empty between steps: each step ends with its own update."""
+
+    @abstractmethod
+    def passes(self, place: Place, step: int) -> Iterator[Action]:
+        """Yield the forward and backward passes of one step of one stage."""
+
+    def actions(self, place: Place, first: int, goes_on: GoesOn) -> Iterator[Action]:
+        """Yield the actions of one stage; see `Schedule.actions`."""
+        step = first
+        while goes_on(step):
+            yield from self.passes(place, step)
+            yield Update(step)
+            yield Wait(step)
+            step += 1
+
+
 def needs_micro_batches(name: str, stages: int, micro_batches: int) -> None:
     """Check that there are at least as many micro-batches as stages.
 

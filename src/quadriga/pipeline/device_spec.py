@@ -58,7 +58,7 @@ class DeviceSpec(Config):
             known = [t for t in ("float32", "float16", "bfloat16") if getattr(self, t)]
             raise UserError(
                 f"train.precision must be one that {self.name} computes ({', '.join(known)}), but "
-                f"is {precision}; set train.precision={known[-1]}"
+                f"is {precision}; set train.precision={known[0]}"
             )
         return found
 

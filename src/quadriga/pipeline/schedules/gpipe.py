@@ -14,35 +14,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import final
 
-from quadriga.pipeline.actions import (
-    Action,
-    Backward,
-    Forward,
-    GoesOn,
-    Place,
-    Schedule,
-    Update,
-    Wait,
-)
+from quadriga.pipeline.actions import Action, Backward, FlushedSchedule, Forward, Place
 
 
 @final
-class GPipe(Schedule):
+class GPipe(FlushedSchedule):
     """All forward, all backward, one update, with a flush."""
 
     name = "gpipe"
 
-    def actions(self, place: Place, first: int, goes_on: GoesOn) -> Iterator[Action]:
-        """Yield the actions of one stage; see `Schedule.actions`."""
-        step = first
-        while goes_on(step):
-            for micro in range(place.micro_batches):
-                yield Forward(step, micro)
-            for micro in range(place.micro_batches):
-                yield Backward(step, micro)
-            yield Update(step)
-            yield Wait(step)
-            step += 1
+    def passes(self, place: Place, step: int) -> Iterator[Action]:
+        """Yield the passes of one step; see `FlushedSchedule.passes`."""
+        for micro in range(place.micro_batches):
+            yield Forward(step, micro)
+        for micro in range(place.micro_batches):
+            yield Backward(step, micro)
 
     def in_flight(self, place: Place) -> int:
         """Return the number of micro-batches: all are held."""

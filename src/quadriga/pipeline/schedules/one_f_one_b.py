@@ -13,45 +13,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import final
 
-from quadriga.pipeline.actions import (
-    Action,
-    Backward,
-    Forward,
-    GoesOn,
-    Place,
-    Schedule,
-    Update,
-    Wait,
-)
+from quadriga.pipeline.actions import Action, Backward, FlushedSchedule, Forward, Place
 
 
 @final
-class OneFOneB(Schedule):
+class OneFOneB(FlushedSchedule):
     """One forward, one backward; the pipeline is empty at the end of each step."""
 
     name = "1f1b"
 
-    def actions(self, place: Place, first: int, goes_on: GoesOn) -> Iterator[Action]:
-        """Yield the actions of one stage; see `Schedule.actions`."""
-        step = first
-        while goes_on(step):
-            yield from flushed_step(place, step)
-            step += 1
+    def passes(self, place: Place, step: int) -> Iterator[Action]:
+        """Yield the passes of one step; see `FlushedSchedule.passes`."""
+        ahead = min(place.warmup, place.micro_batches)
+        for micro in range(ahead):
+            yield Forward(step, micro)
+        for micro in range(place.micro_batches):
+            if micro + ahead < place.micro_batches:
+                yield Forward(step, micro + ahead)
+            yield Backward(step, micro)
 
     def in_flight(self, place: Place) -> int:
         """Return how far the forward passes run ahead, and the one under way."""
         return min(place.warmup + 1, place.micro_batches)
-
-
-def flushed_step(place: Place, step: int) -> Iterator[Action]:
-    """Yield the actions of one step that begins and ends with an empty pipeline."""
-    micro_batches = place.micro_batches
-    ahead = min(place.warmup, micro_batches)
-    for micro in range(ahead):
-        yield Forward(step, micro)
-    for micro in range(micro_batches):
-        if micro + ahead < micro_batches:
-            yield Forward(step, micro + ahead)
-        yield Backward(step, micro)
-    yield Update(step)
-    yield Wait(step)

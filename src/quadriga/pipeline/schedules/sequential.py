@@ -12,34 +12,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import final
 
-from quadriga.pipeline.actions import (
-    Action,
-    Backward,
-    Forward,
-    GoesOn,
-    Place,
-    Schedule,
-    Update,
-    Wait,
-)
+from quadriga.pipeline.actions import Action, Backward, FlushedSchedule, Forward, Place
 
 
 @final
-class Sequential(Schedule):
+class Sequential(FlushedSchedule):
     """Forward and backward of each micro-batch before the next one starts."""
 
     name = "sequential"
 
-    def actions(self, place: Place, first: int, goes_on: GoesOn) -> Iterator[Action]:
-        """Yield the actions of one stage; see `Schedule.actions`."""
-        step = first
-        while goes_on(step):
-            for micro in range(place.micro_batches):
-                yield Forward(step, micro)
-                yield Backward(step, micro)
-            yield Update(step)
-            yield Wait(step)
-            step += 1
+    def passes(self, place: Place, step: int) -> Iterator[Action]:
+        """Yield the passes of one step; see `FlushedSchedule.passes`."""
+        for micro in range(place.micro_batches):
+            yield Forward(step, micro)
+            yield Backward(step, micro)
 
     def in_flight(self, place: Place) -> int:
         """Return 1: each micro-batch ends before the next begins."""

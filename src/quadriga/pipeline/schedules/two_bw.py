@@ -31,7 +31,7 @@ from quadriga.pipeline.actions import (
     Wait,
     needs_micro_batches,
 )
-from quadriga.pipeline.schedules.one_f_one_b import flushed_step
+from quadriga.pipeline.schedules.one_f_one_b import OneFOneB
 
 
 @final
@@ -56,13 +56,18 @@ class TwoBW(Schedule):
 
     def actions(self, place: Place, first: int, goes_on: GoesOn) -> Iterator[Action]:
         """Yield the actions of one stage; see `Schedule.actions`."""
-        step = first
-        while step < self.flushed_steps:
-            if not goes_on(step):
-                return
-            yield from flushed_step(place, step)
-            step += 1
-        yield from _continuous(place, step, goes_on)
+        begun = first - 1
+
+        def flushed(step: int) -> bool:
+            nonlocal begun
+            if step >= self.flushed_steps or not goes_on(step):
+                return False
+            begun = step
+            return True
+
+        yield from OneFOneB().actions(place, first, flushed)
+        if begun + 1 >= self.flushed_steps:
+            yield from _continuous(place, begun + 1, goes_on)
 
     def in_flight(self, place: Place) -> int:
         """Return how far the forward passes run ahead, and the one under way."""

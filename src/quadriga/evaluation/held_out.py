@@ -1,0 +1,90 @@
+"""The objective's own loss and metrics on samples that training does not see."""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from quadriga import randomness
+from quadriga.contracts import (
+    EvaluationContext,
+    EvaluationResult,
+    Evaluator,
+    EvaluatorConfig,
+    LossOutput,
+)
+from quadriga.data.loader import sequential
+from quadriga.distributed.collectives import all_reduce_sum, slice_of
+from quadriga.evaluation.features import evaluation_mode
+
+
+@final
+class HeldOutConfig(EvaluatorConfig):
+    """Loss and metrics of the objective on the test split, such as a masked-LM loss."""
+
+    batch_size: int = Field(32, ge=1)
+    """Samples of a batch; where an objective returns plain means, they are of these batches."""
+
+    def build(self) -> HeldOut:
+        """Make the evaluator."""
+        return HeldOut(self)
+
+
+@final
+class HeldOut(Evaluator):
+    """Means over the test split: sums and counts of all batches, divided once.
+
+    What an objective draws per sample (masks) follows from the sample alone, so every evaluation
+    asks the same questions. Dropout is off.
+    """
+
+    def __init__(self, config: HeldOutConfig) -> None:
+        """Take the numbers of the protocol."""
+        self.config = config
+
+    def run(self, context: EvaluationContext) -> EvaluationResult:
+        """Judge the whole test split; any number of ranks returns the same numbers."""
+        objective, env, size = context.objective, context.env, self.config.batch_size
+        names = ("loss", *objective.metric_names)
+        batches = math.ceil(len(context.test) / size)
+        own = slice_of(batches, env.rank, env.world_size)
+        samples = range(own.start * size, min(own.stop * size, len(context.test)))
+        # One row per batch, zero on all ranks but one: summed in the same order on any of them.
+        table = torch.zeros(batches, 2, len(names), dtype=torch.float64)
+        read = sequential(
+            context.test,
+            context.transform,
+            samples,
+            batch_size=size,
+            env=env,
+            workers=context.workers,
+            warn=context.warn,
+        )
+        with evaluation_mode(objective), torch.inference_mode():
+            for number, batch in enumerate(read, start=own.start):
+                with randomness.micro_batch(context.seed, 0, number, 0):
+                    table[number] = _row(objective(batch), names)
+                done = (number + 1 - own.start) * size
+                context.report_progress("held out", min(done, len(samples)), len(samples))
+        sums, counts = all_reduce_sum(table.to(env.device), env).cpu().sum(dim=0)
+        numbers = {
+            name: float(total / count)
+            for name, total, count in zip(names, sums, counts, strict=True)
+            if count > 0
+        }
+        return EvaluationResult("held_out", numbers, details={"samples": len(context.test)})
+
+
+def _row(output: LossOutput, names: tuple[str, ...]) -> Tensor:
+    one = torch.ones((), dtype=torch.float64)
+    pairs = {"loss": (output.loss, one if output.count is None else output.count)}
+    pairs |= dict(output.metrics)
+    row = torch.zeros(2, len(names), dtype=torch.float64)
+    for place, name in enumerate(names):
+        if name in pairs:
+            row[0, place], row[1, place] = (float(value) for value in pairs[name])
+    return row
