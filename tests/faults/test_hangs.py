@@ -90,6 +90,18 @@ def report(rank: int, step: int, phase: str, seconds: float = 400.0) -> Report:
             "same place",
         ),
         ([report(0, 8, "save")], 1, "rank 0 (host, 0) stands in save at step 9 for 400 s"),
+        (
+            [report(0, 8, "pipeline"), report(1, 9, "forward"), report(2, 8, "reduce")],
+            3,
+            "rank 1 (host, 1) stands in forward at step 10 for 400 s while 1 rank waits in "
+            "pipeline and 1 rank waits in reduce",
+        ),
+        (
+            [report(0, 8, "pipeline"), report(1, 7, "pipeline")],
+            2,
+            "rank 1 (host, 1) stands in pipeline at step 8 for 400 s while 1 rank waits in "
+            "pipeline",
+        ),
     ],
 )
 def test_the_least_far_or_the_absent_are_named(

@@ -22,6 +22,9 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 }
 
 
+RECOMPUTE = {False: "none", True: "full"}
+
+
 def config_of(case: dict[str, Any]) -> RunConfig:
     """Return the config of a case; the model and the data in it are not used."""
     d, m = case["d"], case["m"]
@@ -29,7 +32,7 @@ def config_of(case: dict[str, Any]) -> RunConfig:
         **OPTIMIZERS[case.get("optimizer", "sgd")],
         "optim.clip_norm": case.get("clip"),
         "train.accumulate": m,
-        "train.recompute": "full" if case.get("recompute") else "none",
+        "train.recompute": RECOMPUTE.get(case.get("recompute", False), "selective"),
         "train.precision": case.get("precision", "float32"),
         "pipeline.schedule": case.get("schedule", "2bw"),
         "pipeline.stages": d,

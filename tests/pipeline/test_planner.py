@@ -73,7 +73,7 @@ def test_memory_of_activations_by_hand() -> None:
     assert plain[0].memory(1, 3).boundary == (1 + 1) * 200  # inputs
     again = costs_of(profile, Candidate(1, 2, 2, 4, "full", "gpipe"))
     assert again.memory(0, 1).activations == 4 * 20 + 2200
-    assert again.memory(1, 3).activations == 4 * (6000 + 1400 + 20)  # the last one keeps all
+    assert again.memory(1, 3).activations == 4 * 20 + 6000 + 1400  # the last one as well
     whole = costs_of(profile, Candidate(2, 1, 2, 4, "full", "none")).memory(0, 4)
     assert whole.activations == 20 + 200 + 1400 + 4 * 200 + 2000
     assert whole.weights == 4000 + 4 * 1000 + 400

@@ -63,6 +63,8 @@ class CheckpointWriter:
                 self._mine = assign(self._gather(chunks))[self._env.rank]
         except _RankLost:
             self.rank_lost = True
+        if self.rank_lost:
+            self._let_group_go()
             return "another rank is lost"
         try:
             if self._staging is None:
@@ -94,11 +96,18 @@ class CheckpointWriter:
             problem = "another rank is lost"
         except Exception as error:  # a bug: told where training is
             problem = f"{type(error).__name__}: {error}"
+        if self.rank_lost:
+            # Not every rank is a neighbour of the lost one. Who waits for this rank is to notice
+            # as well: it may be what this rank waits for in its training.
+            self._let_group_go()
         return problem
 
     def close(self) -> None:
         """Let the buffers and the group go; nothing may be under way."""
         self._staging, self._chunks = None, None
+        self._let_group_go()
+
+    def _let_group_go(self) -> None:
         group, self._group = self._group, None
         if group is not None and dist.is_initialized():
             dist.destroy_process_group(group)
@@ -140,6 +149,8 @@ class CheckpointWriter:
         """Return every rank's value, in rank order."""
         if self._env.world_size == 1:
             return [value]
+        if self.rank_lost:
+            raise _RankLost
         values = [value] * self._env.world_size
         try:
             dist.all_gather_object(values, value, group=self._group)

@@ -21,6 +21,9 @@ ORDER = (
 )
 """The phases in the order in which a step, and what follows it, goes through them."""
 
+_WAITING = ("pipeline", "reduce")
+"""Phases in which a rank of a pipeline waits for other ranks."""
+
 _SHOWN = 4
 
 
@@ -70,7 +73,8 @@ def verdict(
     """Return the line that names who holds up the others.
 
     Ranks without a report hold them up, for every rank that can run writes one; else those that
-    are least far.
+    are least far. The ranks of a pipeline wait for each other at different places: there it is
+    those that do not wait, as long as there are any.
 
     Args:
         reports: One for each rank that answered; at least one.
@@ -90,9 +94,12 @@ def verdict(
             f"{names} {do} not answer at step {step} (stopped, dead or the host is gone) while "
             f"{_waiting(reports)} for {seconds:.0f} s; {where}"
         )
-    least = min(_progress(report) for report in reports)
-    held = [report for report in reports if _progress(report) == least]
-    rest = [report for report in reports if _progress(report) != least]
+    suspects = list(reports)
+    if any(report.phase == "pipeline" for report in reports):
+        suspects = [r for r in reports if r.phase not in _WAITING] or suspects
+    least = min(_progress(report) for report in suspects)
+    held = [report for report in suspects if _progress(report) == least]
+    rest = [report for report in reports if report not in held]
     names = _listed([_named(r.rank, f"{r.host}, {r.pid}") for r in held])
     stand = "stands" if len(held) == 1 else "stand"
     seconds = max(report.seconds for report in held)

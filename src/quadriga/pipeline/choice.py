@@ -10,6 +10,7 @@ from quadriga.engine.arithmetic import RunPlan
 from quadriga.engine.data_parallel import DataParallelExecutor
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.topology import replicas_of
+from quadriga.errors import UserError
 from quadriga.pipeline.executor import PipelineExecutor
 from quadriga.pipeline.schedules import make_schedule
 from quadriga.pipeline.torch_schedules import (
@@ -49,4 +50,9 @@ def check_schedule(config: RunConfig, world_size: int) -> None:
     if pipeline.schedule in TORCH_SCHEDULES:
         check_torch_schedule(config, stages)
     elif pipeline.schedule != "none":
+        if pipeline.stages_per_rank != 1:
+            raise UserError(
+                f"pipeline.stages_per_rank must be 1 for pipeline.schedule={pipeline.schedule}, "
+                f"but is {pipeline.stages_per_rank}; use interleaved for several"
+            )
         make_schedule(pipeline.schedule).check(stages, config.train.accumulate)

@@ -7,7 +7,7 @@ stage, and f = `Schedule.in_flight` micro-batches in flight:
 
     flush            W +  G + S + f A + (f + 1) I + f I
     2bw             2W + 2G + S + f A + (f + 1) I + f I
-    recomputed                    A instead of f A, but on the last stage
+    recomputed                    A instead of f A
 
 where the last two terms are inputs (one received ahead; not on the first stage) and places for
 gradients to come (not on the last stage). Only the weights and the gradients are held twice.
@@ -94,9 +94,13 @@ class Costs:
         )
 
     def _recomputes(self, stage: int) -> bool:
+        if self.candidate.recompute != "full" or self._is_whole:
+            return False
+        return self._in_flight(stage) > 1
+
+    def _in_flight(self, stage: int) -> int:
         candidate = self.candidate
-        last = stage == candidate.depth - 1
-        return candidate.recompute == "full" and not self._is_whole and not last
+        return self.schedule.in_flight(Place(stage, candidate.depth, candidate.micro_batches))
 
     def _units(self, stage: int, blocks: int) -> list[tuple[int, UnitSize, UnitCost]]:
         """Return (how many, size, cost) of what a stage holds."""
@@ -122,7 +126,7 @@ class Costs:
         twice = self._profile.shared_bytes if whole else 0
         states = sum(n * unit.state_bytes for n, unit, _ in units)
         shared_states = round(states * twice / max(1, trainable + twice))
-        flying = self.schedule.in_flight(Place(stage, candidate.depth, candidate.micro_batches))
+        flying = self._in_flight(stage)
         kept = sum(n * cost.kept for n, _, cost in units)
         if self._is_whole and candidate.recompute == "full":
             kept += self._plain.block.kept  # of the block that is computed anew

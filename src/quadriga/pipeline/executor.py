@@ -50,7 +50,9 @@ class PipelineExecutor(StagedExecutor):
         stages = self.topology.stages
         self.schedule.check(stages, plan.accumulate)
         self.place = Place(self.groups.stage, stages, plan.accumulate)
-        self.runner = StageRunner(config, self.groups, env, self.activity, stages)
+        self.runner = StageRunner(
+            config, self.groups, env, self.activity, stages, self.schedule.in_flight(self.place)
+        )
 
     def run(self, batches: Iterator[Batch], steps: range) -> Iterator[StepOutput]:
         """Make the steps, one output each; see `Executor.run`."""

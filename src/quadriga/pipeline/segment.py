@@ -54,11 +54,14 @@ class Segment:
                         self._held.append(outcome)
                     else:
                         yield self._report(outcome)
+                        # Not before: who is held up by a log is in the step that it writes down.
+                        executor.activity.begin_step(step + 1)
         executor.runner.finish()
         for outcome in self._held:
             if outcome.bad is not None:
                 executor.handle_bad_step(outcome.bad)
             yield self._report(outcome)
+            executor.activity.begin_step(outcome.step + 1)
 
     def _goes_on(self, step: int) -> bool:
         if self._ends or step >= self._steps.stop:

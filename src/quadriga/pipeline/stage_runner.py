@@ -8,6 +8,7 @@ from typing import final
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from quadriga import randomness
 from quadriga.contracts import Batch, LossOutput, Stage
@@ -23,11 +24,11 @@ from quadriga.pipeline.links import Receiver, Sender
 class _Stashed:
     """A micro-batch between its forward and its backward pass."""
 
-    module: Stage
-    batch: Batch
     hidden: Tensor | None
-    output: Tensor | None
-    """With its graph; None where the forward pass is computed again."""
+    output: Tensor | GradientEdge | None = None
+    """The loss, or the graph of what was sent on, whose values are not kept."""
+    again: tuple[Stage, Batch] | None = None
+    """What the forward pass is computed with once more."""
 
 
 @final
@@ -39,7 +40,13 @@ class StageRunner:
     """
 
     def __init__(
-        self, config: RunConfig, groups: Groups, env: DistEnv, activity: Activity, stages: int
+        self,
+        config: RunConfig,
+        groups: Groups,
+        env: DistEnv,
+        activity: Activity,
+        stages: int,
+        in_flight: int,
     ) -> None:
         """Connect to the neighbours.
 
@@ -49,11 +56,12 @@ class StageRunner:
             env: This rank.
             activity: Told what the rank is doing.
             stages: Number of stages.
+            in_flight: The most micro-batches between their forward and their backward pass.
         """
         self._config, self._groups, self._env, self._activity = config, groups, env, activity
         self.is_first, self.is_last = groups.stage == 0, groups.stage == stages - 1
-        # The last stage's backward pass follows its forward pass at once: nothing is kept long.
-        self._recomputes = config.train.recompute == "full" and not self.is_last
+        # Of one micro-batch nothing is kept beside what its backward pass needs in any case.
+        self._recomputes = config.train.recompute == "full" and in_flight > 1
         self._stash: dict[tuple[int, int], _Stashed] = {}
         before, behind, device = groups.previous, groups.following, env.device
         if before is not None:
@@ -83,17 +91,23 @@ class StageRunner:
         self._activity.enter("forward")
         with torch.no_grad() if self._recomputes else contextlib.nullcontext():
             output = self._compute(module, hidden, batch, step, micro)
-        stashed = _Stashed(module, batch, hidden, None)
-        self._stash[step, micro] = stashed
+        stashed = self._stash[step, micro] = _Stashed(hidden)
+        if self._recomputes:
+            stashed.again = module, batch
         if isinstance(output, LossOutput):
-            stashed.output = output.loss / self._config.train.accumulate
+            if not self._recomputes:
+                stashed.output = self._share(output)
             return output
         if not self._recomputes:
-            stashed.output = output
+            stashed.output = get_gradient_edge(output)
         # Outputs whose gradients are back have arrived.
         self._hidden_out.send(output.detach(), self.in_flight, says_type=True)
         self._gradient_in.expect(tuple(output.shape), output.dtype)
         return None
+
+    def _share(self, output: LossOutput) -> Tensor:
+        """Return the loss of a micro-batch as its part of the step's."""
+        return output.loss / self._config.train.accumulate
 
     def backward(self, step: int, micro: int) -> None:
         """Compute a backward pass and send the gradient of the input back."""
@@ -104,11 +118,14 @@ class StageRunner:
             gradient = self._gradient_in.take()
         self._activity.enter("backward")
         output = stashed.output
-        if output is None:
-            again = self._compute(stashed.module, stashed.hidden, stashed.batch, step, micro)
-            assert isinstance(again, Tensor)
-            output = again
-        torch.autograd.backward(output, gradient)
+        if stashed.again is not None:
+            module, batch = stashed.again
+            again = self._compute(module, stashed.hidden, batch, step, micro)
+            output = self._share(again) if isinstance(again, LossOutput) else again
+        assert output is not None
+        blocks_recompute = self._config.train.recompute == "selective"
+        with self._randomness(step, micro) if blocks_recompute else contextlib.nullcontext():
+            torch.autograd.backward(output, gradient)
         if stashed.hidden is not None:
             if stashed.hidden.grad is None:
                 raise RuntimeError("a stage does not use its input")
@@ -118,13 +135,15 @@ class StageRunner:
     def _compute(
         self, module: Stage, hidden: Tensor | None, batch: Batch, step: int, micro: int
     ) -> Tensor | LossOutput:
-        config = self._config
         with (
-            randomness.micro_batch(config.seed, step, micro, self._groups.replica),
-            reduced_precision(self._env.device, config.train),
+            self._randomness(step, micro),
+            reduced_precision(self._env.device, self._config.train),
         ):
             output: Tensor | LossOutput = module(hidden, batch)
         return output
+
+    def _randomness(self, step: int, micro: int) -> contextlib.AbstractContextManager[None]:
+        return randomness.micro_batch(self._config.seed, step, micro, self._groups.replica)
 
     def finish(self) -> None:
         """Wait until all that was sent has left; nothing is in flight afterwards."""

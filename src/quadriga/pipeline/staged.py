@@ -68,11 +68,12 @@ class StagedExecutor(Executor):
         ties = shared_parameters(parts)
         self.groups = make_groups(self.topology, env, sorted(set(ties.values())))
         part = parts[self.groups.stage].materialise(config.seed, env.device)
-        if config.train.recompute == "selective":
-            apply_recompute(part, "selective")
         self.banks = Banks(part, versions)
-        if config.train.compile:
-            for bank in self.banks.modules:
+        for bank in self.banks.modules:
+            # Only now: what is set on a block refers to it, and a copy would still mean the first.
+            if config.train.recompute == "selective":
+                apply_recompute(bank, "selective")
+            if config.train.compile:
                 compile_blocks(bank)
         self.updates = Updates(
             self.banks,
@@ -107,16 +108,14 @@ class StagedExecutor(Executor):
         return self.updates.wait(step)
 
     def report(self, outcome: Outcome, stop: bool) -> StepOutput:
-        """Return the output of a step and start the clock of the next."""
-        seconds = self.activity.end_step()
-        self.activity.begin_step(outcome.step + 1)
+        """Return the output of a step, and stop its clock."""
         return StepOutput(
             outcome.step,
             outcome.metrics,
             outcome.norm,
             outcome.lr,
             self.plan.batch_size,
-            seconds,
+            self.activity.end_step(),
             not outcome.updated,
             stop,
         )

@@ -46,17 +46,24 @@ def check_torch_schedule(config: RunConfig, stages: int) -> None:
     """Check what torch's schedules ask for.
 
     Raises:
-        UserError: The numbers of stages or micro-batches are not right.
+        UserError: The numbers of stages or micro-batches are not right, or something is computed
+            again: some of these schedules split a backward pass in two.
     """
     pipeline, name = config.pipeline, config.pipeline.schedule
+    if config.train.recompute != "none":
+        raise UserError(
+            f"train.recompute must be none for pipeline.schedule={name}, but is "
+            f"{config.train.recompute}; use 1f1b or 2bw"
+        )
     held, micro_batches = pipeline.stages_per_rank, config.train.accumulate
     if stages < 2:
         raise UserError(
             f"pipeline.stages must be at least 2 for pipeline.schedule={name}, but is {stages}; "
             "use 1f1b or 2bw for one stage"
         )
-    if name in _SINGLE and held != 1:
-        raise UserError(f"pipeline.stages_per_rank must be 1 for {name}, but is {held}")
+    if (name in _SINGLE or pipeline.conf is not None) and held != 1:
+        by = f"{name} with pipeline.conf" if pipeline.conf is not None else name
+        raise UserError(f"pipeline.stages_per_rank must be 1 for {by}, but is {held}")
     if name in V_SHAPED and held != 2:
         raise UserError(f"pipeline.stages_per_rank must be 2 for {name}, but is {held}")
     least = 2 * stages if name == "dualpipev" else stages
@@ -119,11 +126,6 @@ class TorchScheduleExecutor(StagedExecutor):
         """
         super().__init__(objective, config, plan, env, **options)
         check_torch_schedule(config, self.topology.stages)
-        if config.train.recompute == "full":
-            raise UserError(
-                "train.recompute must be none or selective for torch's schedules, but is full; use "
-                "pipeline.schedule=1f1b or 2bw"
-            )
         self.step = 0
         self.batches: Sequence[Batch] = ()
         self.losses: dict[int, LossOutput] = {}
@@ -134,8 +136,8 @@ class TorchScheduleExecutor(StagedExecutor):
         """Make the steps, one output each; see `Executor.run`."""
         self.banks.newest.train()
         self.banks.begin_at(steps.start)
-        self.activity.begin_step(steps.start)
         for step in steps:
+            self.activity.begin_step(step)
             outcome = self._make(step, batches_of(self, batches))
             if outcome.bad is not None:
                 self.handle_bad_step(outcome.bad)

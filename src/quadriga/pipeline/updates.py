@@ -96,10 +96,13 @@ class Updates:
         is_deferred = banks.count == 2 and config.pipeline.deferred_update
         self._thread = ThreadPoolExecutor(1, "update", self._join) if is_deferred else None
         self._pending: dict[int, Future[Outcome] | Outcome] = {}
+        # One for all updates: the allocator keeps what was freed on a stream for that stream.
+        self._side: torch.cuda.Stream | None = None
 
     def _join(self) -> None:
         if self._env.device.type == "cuda":
             torch.cuda.set_device(self._env.device)
+            self._side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def new_totals(self) -> Totals:
         """Return the sums of a new step."""
@@ -110,18 +113,21 @@ class Updates:
         if self._thread is None:
             self._pending[step] = self._update(step, totals, asked_to_stop)
             return
-        ready = None
-        if self._env.device.type == "cuda":
-            ready = torch.cuda.current_stream().record_event()
+        if self._env.device.type != "cuda":
+            self._pending[step] = self._thread.submit(self._update, step, totals, asked_to_stop)
+            return
+        passes = torch.cuda.current_stream()
+        ready = passes.record_event()
 
         def beside() -> Outcome:
-            if ready is None:
-                return self._update(step, totals, asked_to_stop)
-            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side = self._side
+            assert side is not None
             with torch.cuda.stream(side):
                 side.wait_event(ready)
                 outcome = self._update(step, totals, asked_to_stop)
                 side.synchronize()
+            for tensor in (*outcome.metrics.values(), outcome.norm):
+                tensor.record_stream(passes)  # read there: not free again before that is done
             return outcome
 
         self._pending[step] = self._thread.submit(beside)

@@ -1,0 +1,125 @@
+"""Trouble on one rank of a pipeline: decided alike on all, nothing lost, nobody left waiting."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ranks import run_worker
+from tiny import assert_bit_equal, read_checkpoint, read_metrics
+
+STEPS = 8
+HANG = ["health.hang_seconds=1.5", "health.hang_factor=2"]
+
+CASES: list[dict[str, Any]] = [
+    {"name": "straight"},
+    {
+        "name": "rollback",
+        "fault": "nan",
+        "rank": 0,
+        "step": 4,
+        "times": 1,
+        "words": ["health.non_finite=rollback"],
+    },
+    {
+        "name": "skip",
+        "fault": "nan",
+        "rank": 1,
+        "step": [4, 5],
+        "words": ["health.non_finite=skip"],
+    },
+    {"name": "stop", "fault": "bad gradient", "rank": 0, "step": 4},
+    {"name": "term", "fault": "signal", "signal": signal.SIGTERM, "rank": 1, "step": 4},
+    # While a checkpoint is written: its group is another ring than those of the training.
+    {
+        "name": "kill",
+        "w": 2,
+        "fault": "signal",
+        "signal": signal.SIGKILL,
+        "rank": 3,
+        "step": 1,
+        "words": ["checkpoint.every_steps=1", "pipeline.flushed_steps=2"],
+    },
+    {"name": "hang", "d": 3, "fault": "standing", "rank": 1, "step": 4, "words": HANG},
+]
+
+pytestmark = pytest.mark.xdist_group("pipeline_faults")  # one process: the fixture runs everything
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[int]]]:
+    """Run all cases on forked ranks, once; the folder, and the exit codes by case and rank."""
+    folder = tmp_path_factory.mktemp("faults")
+    cases = folder / "cases.json"
+    cases.write_text(json.dumps([{"d": 2, "w": 1, **case} for case in CASES]))
+    told, _ = run_worker(
+        Path(__file__).parent / "faulty_worker.py", str(cases), str(folder), timeout=300
+    )
+    return folder, told
+
+
+def errors(folder: Path, name: str) -> list[str]:
+    texts = [path.read_text() for path in sorted(folder.glob(f"{name}.*.txt"))]
+    return [line for text in texts for line in text.splitlines() if "error: " in line]
+
+
+def test_a_passing_fault_of_one_stage_leaves_the_run_as_without_it(
+    ran: tuple[Path, dict[str, list[int]]],
+) -> None:
+    folder, codes = ran
+    assert codes["straight"] == codes["rollback"] == [0, 0]
+    same = [read_checkpoint(folder / name, STEPS) for name in ("straight", "rollback")]
+    assert_bit_equal(*same)
+    losses = [
+        [record["loss"] for record in read_metrics(folder / name)]
+        for name in ("straight", "rollback")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_two_bad_steps_in_a_row_are_left_out(ran: tuple[Path, dict[str, list[int]]]) -> None:
+    folder, codes = ran
+    assert codes["skip"] == [0, 0]
+    records = read_metrics(folder / "skip")
+    assert [record["step"] for record in records if record.get("skipped")] == [5, 6]
+    assert [record["step"] for record in records if "loss" not in record] == [5, 6]
+    assert int(read_checkpoint(folder / "skip", STEPS)["executor.skipped"]) == 2
+    rates = [record["lr"] for record in read_metrics(folder / "straight")]
+    assert records[6]["lr"] == rates[4], "schedules follow the updates"
+
+
+def test_a_bad_gradient_of_one_stage_ends_all_with_one_line(
+    ran: tuple[Path, dict[str, list[int]]],
+) -> None:
+    folder, codes = ran
+    assert codes["stop"] == [2, 2]
+    (line,) = errors(folder, "stop")
+    assert line.startswith("error: the gradient norm is inf at step 5; its update was not made")
+
+
+def test_one_rank_that_is_asked_to_stop_stops_all_at_the_same_step(
+    ran: tuple[Path, dict[str, list[int]]],
+) -> None:
+    folder, codes = ran
+    assert codes["term"] == [75, 75]
+    (saved,) = [path.name for path in (folder / "term" / "checkpoints").glob("step_0000000[4-8]")]
+    assert int(saved[-1]) == read_metrics(folder / "term")[-1]["step"]
+
+
+def test_all_end_when_one_is_killed(ran: tuple[Path, dict[str, list[int]]]) -> None:
+    _, codes = ran
+    assert codes["kill"] == [1, 1, 1, -signal.SIGKILL]
+
+
+def test_who_stands_still_is_named_and_not_who_waits(
+    ran: tuple[Path, dict[str, list[int]]],
+) -> None:
+    folder, codes = ran
+    assert codes["hang"] == [70, 70, 70]
+    (line,) = errors(folder, "hang")
+    assert line.startswith("error: rank 1 (")
+    assert "while 2 ranks wait in pipeline" in line
