@@ -46,11 +46,8 @@ def make_steps(case: dict[str, Any], seen: Any = None) -> list[StepOutput]:
         ({"schedule": "2bw"}, 2, 1),
         ({"schedule": "2bw", "recompute": "selective"}, 2, 2),
         ({"schedule": "gpipe", "recompute": True}, 1, 2),
-        (
-            {"schedule": "1f1b", "recompute": True},
-            1,
-            1,
-        ),  # of one micro-batch there is nothing to gain
+        ({"schedule": "1f1b", "recompute": True}, 1, 2),  # block by block
+        ({"schedule": "2bw", "recompute": True}, 2, 2),
     ],
 )
 def test_each_version_computes_its_own_blocks_so_often(

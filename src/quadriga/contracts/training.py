@@ -189,6 +189,10 @@ class Executor(ABC):
                 the state after the last step.
         """
 
+    def close(self) -> None:
+        """End what runs beside the steps; the executor is not used afterwards."""
+        return None
+
     @abstractmethod
     def frozen(self, weights: str = "raw") -> AbstractContextManager[Objective]:
         """Return a context that gives the whole objective, to be evaluated; every rank enters it.

@@ -143,6 +143,7 @@ class _Session:
             on_bad_step=self._recovery.health,
             left_out=self._recovery.left_out,
         )
+        self._stack.callback(self._executor.close)
         self._store = self._stack.enter_context(
             CheckpointStore(
                 self._directory.checkpoints,
@@ -264,13 +265,10 @@ class _Session:
 
     @contextlib.contextmanager
     def _samples(self) -> Iterator[OnRead | None]:
-        if not self._config.log.samples:
+        if not self._config.log.samples or reads_for_others(self._config, self._env):
             yield None
             return
         reader = replica_env(self._config, self._env)
-        if reads_for_others(self._config, self._env):
-            yield None
-            return
         with self._directory.writing():
             log = SampleLog(self._directory.samples, reader.rank)
         with contextlib.closing(log):

@@ -8,6 +8,7 @@ from typing import Any, final
 from quadriga.contracts import Batch, Objective, StepOutput
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.arithmetic import RunPlan
+from quadriga.engine.recompute import apply_recompute
 from quadriga.engine.run_config import RunConfig
 from quadriga.pipeline.actions import Place, Schedule
 from quadriga.pipeline.schedules import make_schedule
@@ -50,9 +51,13 @@ class PipelineExecutor(StagedExecutor):
         stages = self.topology.stages
         self.schedule.check(stages, plan.accumulate)
         self.place = Place(self.groups.stage, stages, plan.accumulate)
-        self.runner = StageRunner(
-            config, self.groups, env, self.activity, stages, self.schedule.in_flight(self.place)
-        )
+        in_flight = self.schedule.in_flight(self.place)
+        self.runner = StageRunner(config, self.groups, env, self.activity, stages, in_flight)
+        if config.train.recompute == "full" and stages == in_flight == 1:
+            # The whole model and one micro-batch of it: to drop all of it would gain nothing.
+            for bank in self.banks.modules:
+                apply_recompute(bank, "full")
+            self.runner.blocks_recompute = True
 
     def run(self, batches: Iterator[Batch], steps: range) -> Iterator[StepOutput]:
         """Make the steps, one output each; see `Executor.run`."""

@@ -62,6 +62,8 @@ class StageRunner:
         self.is_first, self.is_last = groups.stage == 0, groups.stage == stages - 1
         # Of one micro-batch nothing is kept beside what its backward pass needs in any case.
         self._recomputes = config.train.recompute == "full" and in_flight > 1
+        self.blocks_recompute = config.train.recompute == "selective"
+        """Whether backward passes compute blocks anew, and so draw their dropout again."""
         self._stash: dict[tuple[int, int], _Stashed] = {}
         before, behind, device = groups.previous, groups.following, env.device
         if before is not None:
@@ -123,8 +125,7 @@ class StageRunner:
             again = self._compute(module, stashed.hidden, batch, step, micro)
             output = self._share(again) if isinstance(again, LossOutput) else again
         assert output is not None
-        blocks_recompute = self._config.train.recompute == "selective"
-        with self._randomness(step, micro) if blocks_recompute else contextlib.nullcontext():
+        with self._randomness(step, micro) if self.blocks_recompute else contextlib.nullcontext():
             torch.autograd.backward(output, gradient)
         if stashed.hidden is not None:
             if stashed.hidden.grad is None:
