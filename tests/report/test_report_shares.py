@@ -8,6 +8,7 @@ from pathlib import Path
 
 from report_fakes import record, write_run
 
+from quadriga.report import shares as shares_module
 from quadriga.report.chart import chart
 from quadriga.report.html import write_report
 from quadriga.report.run_files import read_run
@@ -75,3 +76,14 @@ def test_new_fields_are_no_metrics_of_the_method() -> None:
     assert curves["model FLOP/s utilisation"].values == [40.0, 40.0]
     assert curves["memory, peak"].values == [2.0, 2.0]
     assert not {"mfu", "flops per second", "tokens per second", "skipped"} & curves.keys()
+
+
+def test_the_wait_for_other_stages_is_a_share_and_no_metric_of_the_method() -> None:
+    records = [{**shares(step, 0.1, 0.0, 0.0), "pipeline_wait_share": 0.4} for step in (1, 2)]
+    html = shares_chart(records)
+    assert len(areas(html)) == 4
+    assert "waiting for other stages 40.0 %" in html
+    assert not [curve for curve in curves_of(records) if "pipeline" in curve.title]
+    styles = (Path(shares_module.__file__).parent / "page.css").read_text()
+    for layer in range(len(shares_module.SHARES)):
+        assert f".share-{layer} {{" in styles

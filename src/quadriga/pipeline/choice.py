@@ -12,12 +12,10 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.engine.topology import replicas_of
 from quadriga.errors import UserError
 from quadriga.pipeline.executor import PipelineExecutor
-from quadriga.pipeline.schedules import make_schedule
-from quadriga.pipeline.torch_schedules import (
-    TORCH_SCHEDULES,
-    TorchScheduleExecutor,
-    check_torch_schedule,
-)
+from quadriga.pipeline.schedules import SCHEDULES, make_schedule
+
+# torch's schedules are imported where they are used: they bring its compiler along, half a second
+# of every process.
 
 
 def make_executor(
@@ -34,9 +32,11 @@ def make_executor(
     """
     if config.pipeline.schedule == "none":
         return DataParallelExecutor(objective, config, plan, env, **options)
-    if config.pipeline.schedule in TORCH_SCHEDULES:
-        return TorchScheduleExecutor(objective, config, plan, env, **options)
-    return PipelineExecutor(objective, config, plan, env, **options)
+    if config.pipeline.schedule in SCHEDULES:
+        return PipelineExecutor(objective, config, plan, env, **options)
+    from quadriga.pipeline.torch_schedules import TorchScheduleExecutor
+
+    return TorchScheduleExecutor(objective, config, plan, env, **options)
 
 
 def check_schedule(config: RunConfig, world_size: int) -> None:
@@ -47,12 +47,14 @@ def check_schedule(config: RunConfig, world_size: int) -> None:
     """
     pipeline = config.pipeline
     stages = world_size // replicas_of(config, world_size)
-    if pipeline.schedule in TORCH_SCHEDULES:
-        check_torch_schedule(config, stages)
-    elif pipeline.schedule != "none":
+    if pipeline.schedule in SCHEDULES:
         if pipeline.stages_per_rank != 1:
             raise UserError(
                 f"pipeline.stages_per_rank must be 1 for pipeline.schedule={pipeline.schedule}, "
                 f"but is {pipeline.stages_per_rank}; use interleaved for several"
             )
         make_schedule(pipeline.schedule).check(stages, config.train.accumulate)
+    elif pipeline.schedule != "none":
+        from quadriga.pipeline.torch_schedules import check_torch_schedule
+
+        check_torch_schedule(config, stages)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from quadriga.report.chart import value_range
 from quadriga.report.series import Curve, envelope
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ACCENT, FAINT, GREY = "#3b5bdb", "#b7c3f3", "#5c6270"
 COLUMNS = 3
@@ -29,6 +29,10 @@ def save_curves(curves: Sequence[Curve], title: str, path: Path) -> None:
     """
     columns = min(COLUMNS, len(curves))
     rows = -(-len(curves) // columns)
+    # Imported here: it takes half a second, and every process of a run knows this module.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4.0 * columns, 2.6 * rows + 0.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     # The name may hold a dollar sign, which matplotlib would read as mathematics.

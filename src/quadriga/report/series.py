@@ -25,6 +25,7 @@ _BOOKKEEPING = (
     "step_seconds",
     "data_wait_share",
     "communication_share",
+    "pipeline_wait_share",
     "checkpoint_stall_share",
     "samples_per_second",
     "tokens_per_second",

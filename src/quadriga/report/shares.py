@@ -13,6 +13,7 @@ SHARES = (
     ("data_wait_share", "waiting for data"),
     ("communication_share", "exchanging gradients"),
     ("checkpoint_stall_share", "saving checkpoints"),
+    ("pipeline_wait_share", "waiting for other stages"),
 )
 """Fields of a record, from the bottom to the top of the stack, and what they are called."""
 

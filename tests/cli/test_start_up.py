@@ -1,0 +1,19 @@
+"""What every process of a run imports."""
+
+import json
+import subprocess
+import sys
+
+HEAVY = ("matplotlib.figure", "torch._dynamo", "torch.distributed.pipelining", "sklearn", "pyarrow")
+
+
+def test_nothing_heavy_is_imported_before_it_is_used() -> None:
+    code = f"""
+import json, sys
+import quadriga.cli.training
+print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert json.loads(done.stdout) == []
