@@ -42,8 +42,8 @@ PRETRAINING = (
     "log.every_steps=10",
     "checkpoint.every_steps=400",
 )
-FINE_TUNING = ("train.batch_size=32", "optim.lr=1e-4", "loader.workers=0")
-LENGTHS = {"sst2": 300, "cola": 300, "rte": 130}
+FINE_TUNING = ("train.batch_size=32", "optim.lr=3e-4", "loader.workers=0")
+LENGTHS = {"sst2": 500, "cola": 300, "rte": 80}
 """Optimizer steps of a task's fine-tuning; what is not here takes its recipe's epochs."""
 
 
