@@ -199,3 +199,17 @@ def test_eval_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "did you mean knn?" in error_of(["eval", str(work_dir), "kn"], capsys)
     shutil.rmtree(work_dir / "checkpoints")
     assert "no whole checkpoint" in error_of(["eval", str(work_dir), "knn"], capsys)
+
+
+def test_a_rank_whose_neighbour_is_gone_says_so_in_one_line(monkeypatch, capsys):
+    def lose(*arguments, **options):
+        raise RuntimeError("[gloo/pair.cc:553] Connection closed by peer [1.2.3.4]:5. This is typ")
+
+    monkeypatch.setattr("quadriga.cli.training.train", lose)
+    with pytest.raises(RuntimeError):  # one process has no neighbour: a bug of ours
+        run(["train", "mae_digits"])
+    monkeypatch.setenv("RANK", "3")
+    assert run(["train", "mae_digits"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("[rank 3] error: another rank has ended")
+    assert told.count("\n") == 1

@@ -17,6 +17,12 @@ from quadriga.launch.attempts import RESTARTS, remember, remembered
 
 INTERRUPTED = 130
 
+_BROKEN = ("connection closed by peer", "connection reset by peer", "broken pipe")
+_LOST = (
+    "another rank has ended, see its own error; the checkpoints are untouched, --resume goes on "
+    "from the newest"
+)
+
 GRACE_SECONDS = 2.0
 """How long the other ranks wait for rank 0 to tell the error that all of them have."""
 
@@ -89,6 +95,12 @@ def run(arguments: list[str]) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(stopped, file=sys.stderr, flush=True)
         return EXIT_PREEMPTED
+    except RuntimeError as error:
+        if not is_lost_rank(error):
+            raise
+        where = f"[rank {os.environ.get('RANK', '0')}] "
+        print(f"{where}error: {_LOST}: {_first_line(error)}", file=sys.stderr, flush=True)
+        return 1
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:  # some versions of typer turn the interrupt into a code themselves
@@ -97,6 +109,16 @@ def run(arguments: list[str]) -> int:
         if "RANK" not in os.environ or (os.environ["RANK"] == "0" and RESTARTS not in os.environ):
             print(f"interrupted{hint}", file=sys.stderr, flush=True)
     return code if isinstance(code, int) else 0
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Return whether an error says that another rank's process is gone."""
+    text = str(error).lower()
+    return "RANK" in os.environ and any(part in text for part in _BROKEN)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0].partition(". This is typically")[0]
 
 
 def _report(error: UserError) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from quadriga.cli.arguments import read_overrides
+from quadriga.cli.plan_command import command
 from quadriga.cli.resolve import resolve
 from quadriga.distributed.environment import pick_device
 from quadriga.engine.build import build_on_meta
@@ -37,10 +36,6 @@ UNITS = {
     **{f"{p}B": 1000 ** (i + 1) for i, p in enumerate("kMGT")},
     **{f"{p}iB": 1024 ** (i + 1) for i, p in enumerate("KMGT")},
 }
-CUT = {"schedule": "none", "stages": 1, "depths": None, "stages_per_rank": 1, "conf": None}
-"""What of ``pipeline`` a plan decides, and its values for a model in one piece."""
-DECIDED = (*(f"pipeline.{n}" for n in CUT), "train.accumulate", "train.recompute", "train.ranks")
-"""Overrides that the plan replaces."""
 
 
 @dataclass(frozen=True)
@@ -121,31 +116,12 @@ def plan(request: PlanRequest) -> None:
     if best.candidate.depth == 1:
         hint = ""
     console.print(f"\ntrain it{hint}:", soft_wrap=True)
-    console.print(command(request, best, output), soft_wrap=True, markup=False)
-
-
-def command(request: PlanRequest, best: Plan, conf: Path) -> str:
-    """Return the command line that trains a plan."""
-    candidate = best.candidate
-    kept = [
-        f"{key}={value}"
-        for key, value in read_overrides(request.overrides).items()
-        if key not in DECIDED
-    ]
-    words = ["quadriga", "train", request.recipe, *kept, "--ranks", str(request.ranks)]
-    own = resolve(request.recipe, None, kept).config.pipeline
-    reset = list(CUT) if candidate.schedule == "none" else ["depths", "stages_per_rank"]
-    if candidate.schedule != "none":
-        words += [f"pipeline.conf={conf}", f"pipeline.schedule={candidate.schedule}"]
-    # What the recipe itself says of it must not come between.
-    words += [
-        f"pipeline.{name}={'none' if CUT[name] is None else CUT[name]}"
-        for name in reset
-        if getattr(own, name) != CUT[name]
-    ]
-    words += [f"train.accumulate={candidate.micro_batches}"]
-    words += [f"train.recompute={candidate.recompute}"]
-    return shlex.join(words)
+    per_node = profile.network.ranks_per_node or request.ranks
+    if request.ranks > per_node:
+        hosts = -(-request.ranks // per_node)
+        console.print(f"on each of {hosts} hosts, HOST being one of them:", soft_wrap=True)
+    line = command(request.recipe, request.overrides, request.ranks, best, output, per_node)
+    console.print(line, soft_wrap=True, markup=False)
 
 
 def _whole_only(config: RunConfig) -> str | None:

@@ -29,6 +29,7 @@ from quadriga.engine.loss_scale import LossScale
 from quadriga.engine.precision import reduced_precision
 from quadriga.engine.recompute import apply_recompute
 from quadriga.engine.run_config import RunConfig
+from quadriga.engine.state import copy_state
 from quadriga.engine.totals import Reduced, Totals
 from quadriga.models.ema import WeightAverage
 from quadriga.optim.groups import materialise_state
@@ -251,14 +252,7 @@ class DataParallelExecutor(Executor):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Copy `state` into the live tensors; the names must be the same on both sides."""
-        own = self.state_dict()
-        if own.keys() != state.keys():
-            names = sorted(own.keys() ^ state.keys())
-            raise ValueError(f"the states differ in {len(names)} names, the first is {names[0]}")
-        with torch.no_grad():
-            for name, value in state.items():
-                if own[name] is not value:
-                    own[name].copy_(value)
+        copy_state(self.state_dict(), state)
         self._skipped = int(state["executor.skipped"])
         self._scale.load_state_dict(
             {name.removeprefix("executor."): value for name, value in state.items()}

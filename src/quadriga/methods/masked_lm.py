@@ -21,6 +21,7 @@ from quadriga.losses.cross_entropy import CHUNK_ELEMENTS, linear_cross_entropy
 from quadriga.models.bert import BertConfig, BertSlice, Pooler
 from quadriga.models.bert_blocks import collect_rows
 from quadriga.models.initialise import Filler, initialise
+from quadriga.models.stages import check_depths
 
 METRICS = ("masked_lm_loss", "masked_lm_accuracy")
 SENTENCE_METRICS = ("next_sentence_loss", "next_sentence_accuracy")
@@ -139,11 +140,7 @@ class MaskedLM(Objective):
         Raises:
             UserError: The depths do not add up to the model's.
         """
-        if not depths or min(depths) < 0 or sum(depths) != self.depth:
-            raise UserError(
-                f"the stages' depths must be 0 or more and add up to model.depth={self.depth}, "
-                f"but are {list(depths)}; change pipeline.depths"
-            )
+        check_depths(depths, self.depth)
         return [MaskedLMStage(self, index, depths) for index in range(len(depths))]
 
 

@@ -19,6 +19,7 @@ from quadriga.contracts import Batch, LossOutput, ModelConfig, Objective, Object
 from quadriga.errors import UserError
 from quadriga.models.bert import BertConfig, BertSlice, Pooler
 from quadriga.models.initialise import initialise
+from quadriga.models.stages import check_depths
 from quadriga.models.transformer import Dropout
 
 
@@ -99,11 +100,7 @@ class SequenceClassification(Objective):
         Raises:
             UserError: The depths do not add up to the model's.
         """
-        if not depths or min(depths) < 0 or sum(depths) != self.depth:
-            raise UserError(
-                f"the stages' depths must be 0 or more and add up to model.depth={self.depth}, "
-                f"but are {list(depths)}; change pipeline.depths"
-            )
+        check_depths(depths, self.depth)
         return [ClassificationStage(self, index, depths) for index in range(len(depths))]
 
 

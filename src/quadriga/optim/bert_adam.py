@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from quadriga.contracts import OptimizerConfig
-from quadriga.optim.foreach import loss_of, state_like, with_gradient
+from quadriga.optim.foreach import ForeachOptimizer, state_like
 from quadriga.optim.groups import groups_of, require_below_one
 
 
@@ -42,7 +42,7 @@ class BertAdamConfig(OptimizerConfig):
 
 
 @final
-class BertAdam(torch.optim.Optimizer):
+class BertAdam(ForeachOptimizer):
     """Adam whose moments are not corrected for their start at zero.
 
     With gradient g, weight x and decay b::
@@ -62,25 +62,10 @@ class BertAdam(torch.optim.Optimizer):
         self._betas, self._eps = betas, eps
         super().__init__(groups, {"lr": lr})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Make one step.
-
-        Args:
-            closure: Computes the loss and the gradients anew, if given.
-
-        Returns:
-            What `closure` returned.
-        """
-        loss = loss_of(closure)
-        for group in self.param_groups:
-            self._step_group(group)
-        return loss
-
-    def _step_group(self, group: dict[str, Any]) -> None:
-        parameters, gradients = with_gradient(group)
-        if not parameters:
-            return
+    def step_group(
+        self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]
+    ) -> None:
+        """Make the step of one group; see `ForeachOptimizer.step_group`."""
         beta1, beta2 = self._betas
         first = state_like(self, parameters, "exp_avg")
         second = state_like(self, parameters, "exp_avg_sq")

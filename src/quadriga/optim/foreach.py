@@ -6,6 +6,7 @@ the full tensor however it is laid out, and nothing waits for the device.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,39 @@ def loss_of(closure: Callable[[], float] | None) -> float | None:
         return None
     with torch.enable_grad():
         return closure()
+
+
+class ForeachOptimizer(torch.optim.Optimizer, ABC):
+    """An optimizer that makes the step of a whole group in a few calls."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Make one step.
+
+        Args:
+            closure: Computes the loss and the gradients anew, if given.
+
+        Returns:
+            What `closure` returned.
+        """
+        loss = loss_of(closure)
+        for group in self.param_groups:
+            parameters, gradients = with_gradient(group)
+            if parameters:
+                self.step_group(group, parameters, gradients)
+        return loss
+
+    @abstractmethod
+    def step_group(
+        self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]
+    ) -> None:
+        """Make the step of one group.
+
+        Args:
+            group: Its settings; ``lr`` is the learning rate of this step.
+            parameters: Those of the group that have a gradient.
+            gradients: Their gradients.
+        """
 
 
 def with_gradient(group: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from quadriga.contracts import OptimizerConfig
 from quadriga.optim.foreach import (
-    loss_of,
+    ForeachOptimizer,
     norms_of,
     state_like,
     step_counts,
     trust_ratio,
-    with_gradient,
 )
 from quadriga.optim.groups import groups_of, is_exempt, require_below_one
 
@@ -53,7 +52,7 @@ class LAMBConfig(OptimizerConfig):
 
 
 @final
-class LAMB(torch.optim.Optimizer):
+class LAMB(ForeachOptimizer):
     """Adam's direction, each tensor's step as long as a share of the tensor itself.
 
     You et al. 2020, algorithm 2, with phi the identity, gradient g, weight x and decay b::
@@ -72,25 +71,10 @@ class LAMB(torch.optim.Optimizer):
         self._betas, self._eps = betas, eps
         super().__init__(groups, {"lr": lr})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Make one step.
-
-        Args:
-            closure: Computes the loss and the gradients anew, if given.
-
-        Returns:
-            What `closure` returned.
-        """
-        loss = loss_of(closure)
-        for group in self.param_groups:
-            self._step_group(group)
-        return loss
-
-    def _step_group(self, group: dict[str, Any]) -> None:
-        parameters, gradients = with_gradient(group)
-        if not parameters:
-            return
+    def step_group(
+        self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]
+    ) -> None:
+        """Make the step of one group; see `ForeachOptimizer.step_group`."""
         beta1, beta2 = self._betas
         steps = step_counts(self, parameters, on_device=False)
         torch._foreach_add_(steps, 1.0)

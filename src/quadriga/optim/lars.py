@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from quadriga.contracts import OptimizerConfig
-from quadriga.optim.foreach import loss_of, norms_of, state_like, trust_ratio, with_gradient
+from quadriga.optim.foreach import ForeachOptimizer, norms_of, state_like, trust_ratio
 from quadriga.optim.groups import groups_of, is_exempt
 
 
@@ -45,7 +45,7 @@ class LARSConfig(OptimizerConfig):
 
 
 @final
-class LARS(torch.optim.Optimizer):
+class LARS(ForeachOptimizer):
     """SGD with momentum whose step is scaled tensor by tensor.
 
     You et al. 2017, algorithm 1, with gradient g, weight w, decay b and trust coefficient h::
@@ -71,25 +71,10 @@ class LARS(torch.optim.Optimizer):
         self._momentum, self._trust_coefficient, self._eps = momentum, trust_coefficient, eps
         super().__init__(groups, {"lr": lr})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Make one step.
-
-        Args:
-            closure: Computes the loss and the gradients anew, if given.
-
-        Returns:
-            What `closure` returned.
-        """
-        loss = loss_of(closure)
-        for group in self.param_groups:
-            self._step_group(group)
-        return loss
-
-    def _step_group(self, group: dict[str, Any]) -> None:
-        parameters, gradients = with_gradient(group)
-        if not parameters:
-            return
+    def step_group(
+        self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]
+    ) -> None:
+        """Make the step of one group; see `ForeachOptimizer.step_group`."""
         velocities = state_like(self, parameters, "momentum_buffer")
         decay = group["weight_decay"]
         updates: list[Tensor] | tuple[Tensor, ...] = gradients

@@ -18,6 +18,7 @@ from quadriga.engine.compilation import compile_blocks
 from quadriga.engine.health import BadStep, stop_at
 from quadriga.engine.recompute import apply_recompute
 from quadriga.engine.run_config import RunConfig
+from quadriga.engine.state import copy_state
 from quadriga.engine.topology import make_topology
 from quadriga.pipeline.cut import Part, cut, shared_parameters
 from quadriga.pipeline.groups import make_groups
@@ -173,14 +174,7 @@ class StagedExecutor(Executor):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Copy `state` into the live tensors; the names must be the same on both sides."""
-        own = self.state_dict()
-        if own.keys() != state.keys():
-            names = sorted(own.keys() ^ state.keys())
-            raise ValueError(f"the states differ in {len(names)} names, the first is {names[0]}")
-        with torch.no_grad():
-            for name, value in state.items():
-                if own[name] is not value:
-                    own[name].copy_(value)
+        copy_state(self.state_dict(), state)
         self.updates.skipped = int(state["executor.skipped"])
         if "executor.has_feedback" in state:
             self.updates.has_feedback = bool(int(state["executor.has_feedback"]))
