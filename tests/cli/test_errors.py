@@ -211,5 +211,5 @@ def test_a_rank_whose_neighbour_is_gone_says_so_in_one_line(monkeypatch, capsys)
     monkeypatch.setenv("RANK", "3")
     assert run(["train", "mae_digits"]) == 1
     told = capsys.readouterr().err
-    assert told.startswith("[rank 3] error: another rank has ended")
+    assert told.startswith("[rank 3] stopped: another rank has ended")
     assert told.count("\n") == 1

@@ -12,7 +12,7 @@ from quadriga.distributed.environment import SINGLE
 from quadriga.engine.activity import Activity
 from quadriga.engine.hang import HangDetector, StepClock
 from quadriga.engine.hang_reports import Report, read_report, report_path, verdict
-from quadriga.engine.run_config import HealthConfig
+from quadriga.engine.health_config import HealthConfig
 from ranks import start_ranks
 from tiny import tiny_run
 

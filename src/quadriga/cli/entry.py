@@ -98,8 +98,10 @@ def run(arguments: list[str]) -> int:
     except RuntimeError as error:
         if not is_lost_rank(error):
             raise
+        # No error of this rank's: whichever comes first, the launcher's signal or the end of the
+        # connection, a job tells one "error: ..." line, that of the rank that has it.
         where = f"[rank {os.environ.get('RANK', '0')}] "
-        print(f"{where}error: {_LOST}: {_first_line(error)}", file=sys.stderr, flush=True)
+        print(f"{where}stopped: {_LOST}: {_first_line(error)}", file=sys.stderr, flush=True)
         return 1
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED

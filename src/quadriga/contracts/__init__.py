@@ -12,6 +12,7 @@ from quadriga.contracts.configs import (
     DatasetConfig,
     EvaluatorConfig,
     ModelConfig,
+    ModularConfig,
     ObjectiveConfig,
     OptimizerConfig,
     ScheduleConfig,
@@ -31,6 +32,7 @@ from quadriga.contracts.training import (
     Stage,
     StepOutput,
 )
+from quadriga.contracts.weights import WeightSource
 
 __all__ = [
     "Batch",
@@ -47,6 +49,7 @@ __all__ = [
     "LoggerContext",
     "LossOutput",
     "ModelConfig",
+    "ModularConfig",
     "Objective",
     "ObjectiveConfig",
     "OptimizerConfig",
@@ -60,5 +63,6 @@ __all__ = [
     "Transform",
     "UnreadableSample",
     "ViewsConfig",
+    "WeightSource",
     "stack",
 ]

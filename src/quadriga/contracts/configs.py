@@ -14,6 +14,7 @@ from quadriga.config import Choice
 from quadriga.contracts.data import Dataset, Split, Transform
 from quadriga.contracts.evaluation import Evaluator
 from quadriga.contracts.training import Objective, Progress
+from quadriga.contracts.weights import WeightSource
 
 
 class ModelConfig(Choice, ABC):
@@ -37,6 +38,50 @@ class ObjectiveConfig(Choice, ABC):
 
         Raises:
             UserError: `model` is not of a kind that this method trains.
+        """
+
+
+class ModularConfig(Choice, ABC):
+    """How an objective is put together from parts. Its kinds are the files of `quadriga.modular`.
+
+    A fresh start reads `sources` and hands them to `fill`; a resumed run has everything in its
+    checkpoint and reads none.
+    """
+
+    room: ClassVar[str] = "quadriga.modular"
+
+    @abstractmethod
+    def build(self, objective: ObjectiveConfig, model: ModelConfig) -> Objective:
+        """Make the objective on the current default device, as `ObjectiveConfig.build` does.
+
+        Args:
+            objective: The method.
+            model: The whole target model.
+
+        Raises:
+            UserError: The parts do not make up the model.
+        """
+
+    @abstractmethod
+    def sources(self) -> tuple[str, ...]:
+        """Return the paths of the runs, checkpoints or files that the parts come from."""
+
+    @abstractmethod
+    def fill(
+        self, objective: Objective, model: ModelConfig, sources: Sequence[WeightSource]
+    ) -> str:
+        """Put the sources' weights into an initialised objective that `build` made.
+
+        Args:
+            objective: Filled whole or, on an error, not at all.
+            model: The whole target model.
+            sources: What lies at `sources`, in that order.
+
+        Returns:
+            One line on what came from where.
+
+        Raises:
+            UserError: A part is missing, foreign, of another shape, or there twice.
         """
 
 

@@ -14,6 +14,8 @@ Batch = dict[str, Tensor]
 """Tensors of one micro-batch, each with the batch in dimension 0. Always there: ``index`` (int64,
 the samples' indices) and ``key`` (int64, the samples' random keys, folded from seed, epoch and
 index). Images are ``image`` (batch, 3, height, width), labels are ``label`` (int64).
+Where images are mixed, ``mixed_label`` (int64) is the label of the image that was mixed in, and
+``share`` (float32, 0 to 1) how much of the sample is still of its own ``label``.
 
 Text is ``ids`` and ``segments`` (int64, (batch, length), padded with 0 at the end) and ``lengths``
 (int64, the real tokens of each sample). What `Transform.batch` adds on the device may have other

@@ -22,6 +22,8 @@ def build_on_meta(config: RunConfig) -> Objective:
         UserError: The method does not train this kind of model.
     """
     with torch.device("meta"):
+        if config.modular is not None:
+            return config.modular.build(config.objective, config.model)
         return config.objective.build(config.model)
 
 

@@ -35,7 +35,7 @@ from quadriga.distributed.environment import DistEnv
 from quadriga.engine.activity import Activity, Phase
 from quadriga.engine.files import write_text
 from quadriga.engine.hang_reports import Report, read_report, report_path, verdict
-from quadriga.engine.run_config import HealthConfig
+from quadriga.engine.health_config import HealthConfig
 from quadriga.errors import EXIT_HANG
 
 FACTORS: dict[Phase, float] = {"start": 10.0, "save": 10.0, "evaluate": 100.0}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn, final
 
 from quadriga.engine.files import write_text
-from quadriga.engine.run_config import HealthConfig
+from quadriga.engine.health_config import HealthConfig
 from quadriga.errors import UserError
 
 

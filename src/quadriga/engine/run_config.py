@@ -13,12 +13,14 @@ from quadriga.contracts import (
     DatasetConfig,
     EvaluatorConfig,
     ModelConfig,
+    ModularConfig,
     ObjectiveConfig,
     OptimizerConfig,
     ScheduleConfig,
     ViewsConfig,
 )
 from quadriga.contracts.logging import LoggerConfig
+from quadriga.engine.health_config import HealthConfig
 from quadriga.engine.loggers.tensorboard import TensorboardConfig
 from quadriga.engine.pipeline_config import PipelineConfig
 from quadriga.engine.stage_files_config import StageFilesConfig
@@ -187,27 +189,6 @@ class WarmStartConfig(Config):
     """Whether tables of positions are resampled to this model's grid."""
 
 
-class HealthConfig(Config):
-    """What happens when training goes wrong."""
-
-    non_finite: Literal["stop", "skip", "rollback"] = "stop"
-    """What follows a loss or gradient that is not finite: the run stops before the update; the
-    update is left out; or the run goes back to the last checkpoint, and if it happens again,
-    leaves out the updates from there to the bad step."""
-    max_bad_steps: int = Field(10, ge=1)
-    """The run stops after so many bad steps without `window` good ones between."""
-    window: int = Field(100, ge=8)
-    """Steps that a loss is compared with, and after which bad steps are forgotten."""
-    spike_factor: float | None = Field(8.0, gt=1)
-    """A loss that exceeds the window's median by so many median deviations is reported as a
-    spike; none for no reports."""
-    hang_factor: float | None = Field(20.0, gt=1)
-    """A step that takes so many times the median of the steps before it is a hang; none to wait
-    for ever."""
-    hang_seconds: float = Field(300.0, gt=0)
-    """A step that is shorter than this is never a hang."""
-
-
 class RunConfig(Config):
     """One run: the model, the method, the data, the optimizer and how they are driven."""
 
@@ -231,6 +212,8 @@ class RunConfig(Config):
     """How long, with which batch and where."""
     pipeline: PipelineConfig = PipelineConfig()
     """How the model is cut into stages."""
+    modular: ModularConfig | None = None
+    """How the objective is put together from parts that were trained apart; none for a whole."""
     warm_start: WarmStartConfig = WarmStartConfig()
     """Weights to start from."""
     ema: EmaConfig = EmaConfig()
@@ -259,6 +242,8 @@ NEUTRAL = (
     "train.shard_ranks",
     "train.reshard_after_forward",
     "pipeline",
+    "modular.meta",
+    "modular.modules",
     "health",
     "data.root",
     "data.files",

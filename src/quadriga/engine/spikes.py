@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import final
 
-from quadriga.engine.run_config import HealthConfig
+from quadriga.engine.health_config import HealthConfig
 
 SMALLEST_DEVIATION = 1e-3
 """Share of the median that the median deviation is taken to be at least: where a loss hardly

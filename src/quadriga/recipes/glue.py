@@ -11,10 +11,10 @@ from pathlib import Path
 from quadriga.data.glue import GlueConfig
 from quadriga.data.glue_tasks import TASKS
 from quadriga.data.text_pairs import TextPairsConfig
+from quadriga.engine.health_config import HealthConfig
 from quadriga.engine.run_config import (
     CheckpointConfig,
     EvaluationConfig,
-    HealthConfig,
     LogConfig,
     RunConfig,
     TrainConfig,
