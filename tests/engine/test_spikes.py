@@ -15,8 +15,8 @@ from quadriga.distributed.environment import SINGLE, DistEnv
 from quadriga.engine.arithmetic import RunPlan
 from quadriga.engine.console import Console
 from quadriga.engine.events import Events
-from quadriga.engine.journal import Journal
 from quadriga.engine.health_config import HealthConfig
+from quadriga.engine.journal import Journal
 from quadriga.engine.run_config import LogConfig
 from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.spikes import SpikeDetector
