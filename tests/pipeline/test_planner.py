@@ -13,6 +13,7 @@ from plan_fakes import LINKS, made_profile
 from quadriga.engine.build import build_on_meta
 from quadriga.errors import UserError
 from quadriga.optim.groups import materialise_state
+from quadriga.optim.partial import partial_optimizer
 from quadriga.pipeline.cost import Candidate, Costs
 from quadriga.pipeline.gradients import FlatGradients
 from quadriga.pipeline.placement import Placement
@@ -22,7 +23,6 @@ from quadriga.pipeline.schedules import SCHEDULES
 from quadriga.pipeline.simulate import simulate
 from quadriga.pipeline.timing import Times
 from quadriga.pipeline.units import make_units, sizes
-from quadriga.optim.partial import partial_optimizer
 from quadriga.pipeline.weights import Banks
 
 MUCH = 2**40

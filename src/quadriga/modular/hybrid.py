@@ -11,7 +11,7 @@ Hybrids of different modules have nothing to tell each other.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, final
+from typing import final
 
 import torch
 from pydantic import Field, model_validator
@@ -27,13 +27,10 @@ from quadriga.contracts import (
     Stage,
     WeightSource,
 )
+from quadriga.modular.given import LIVE
 from quadriga.modular.incubate import Start, start_module
 from quadriga.modular.meta import fill_meta
-from quadriga.modular.parts import meta_depths_of, meta_stages, target_stages
-
-LIVE, META = "live.", "meta."
-"""What the names of a hybrid's tensors start with: ``live.2.NAME`` is ``NAME`` in the target model,
-of module 2; ``meta.0.NAME`` is ``NAME`` in the meta model, of its stage 0."""
+from quadriga.modular.parts import Cut, classes_of, cut_meta, cut_target, meta_depths_of
 
 
 @final
@@ -77,28 +74,32 @@ class HybridConfig(ModularConfig):
             UserError: The depths or the objective do not allow it.
         """
         with torch.device("meta"):
-            shapes = target_stages(objective, model, self.depths)
-        modules = target_stages(objective, model, self.depths)
-        meta = meta_stages(objective, model, meta_depths_of(self.depths, self.meta_depths))
-        return Hybrid(self, modules, meta, shapes)
+            shapes = cut_target(objective, model, self.depths)
+        modules = cut_target(objective, model, self.depths)
+        meta = cut_meta(objective, model, meta_depths_of(self.depths, self.meta_depths))
+        return Hybrid(self, modules, meta.stages, shapes.stages)
 
-    def sources(self) -> tuple[str, ...]:
+    def sources(self) -> tuple[tuple[str, str], ...]:
         """Return the meta model's path."""
-        return (self.meta,)
+        return (("modular.meta", self.meta),)
 
     def fill(
-        self, objective: Objective, model: ModelConfig, sources: Sequence[WeightSource]
+        self,
+        built: Objective,
+        objective: ObjectiveConfig,
+        model: ModelConfig,
+        sources: Sequence[WeightSource],
     ) -> str:
         """Take the meta model's weights, and start the modules from them.
 
         Raises:
             UserError: The meta model is another one.
         """
-        assert isinstance(objective, Hybrid)
-        depths = meta_depths_of(self.depths, self.meta_depths)
-        told = fill_meta(objective.frozen, model, depths, sources[0])
-        for index, module in objective.modules_by_index().items():
-            meta = objective.frozen[index]
+        assert isinstance(built, Hybrid)
+        depths, classes = meta_depths_of(self.depths, self.meta_depths), classes_of(objective)
+        told = fill_meta(built.frozen, model, depths, classes, sources[0])
+        for index, module in built.modules_by_index().items():
+            meta = built.frozen[index]
             start_module(self.initialise, module, meta, index, self.depths, depths)
         live = ", ".join(map(str, self.live))
         return f"module {live} of {len(self.depths)} ({self.initialise}) among {told}"
@@ -116,7 +117,7 @@ class Hybrid(Objective):
     def __init__(
         self,
         config: HybridConfig,
-        modules: Sequence[Stage],
+        target: Cut,
         meta: Sequence[Stage],
         shapes: Sequence[Stage],
     ) -> None:
@@ -124,29 +125,23 @@ class Hybrid(Objective):
 
         Args:
             config: Which of them train.
-            modules: The stages of the target; those that do not train are let go.
-            meta: The stages of the meta model; all are frozen.
-            shapes: The stages of the target on the meta device, for the optimizer's rules.
+            target: The target's; those that do not train are let go.
+            meta: The meta model's; all are frozen.
+            shapes: The target's on the meta device, for the optimizer's rules.
         """
         super().__init__()
-        self.config = config
-        self.live = nn.ModuleDict({str(index): modules[index] for index in config.live})
+        self.config, self.tokens_per_sample = config, target.tokens_per_sample
+        self.live = nn.ModuleDict({str(index): target.stages[index] for index in config.live})
         self.meta = nn.ModuleDict({str(index): stage for index, stage in enumerate(meta)})
         self.meta.requires_grad_(False)
         self._whole = {n: p for stage in shapes for n, p in stage.named_parameters()}
+        self._imitates = config.imitation > 0
+        names = (*target.metric_names, *(("imitation",) if self._imitates else ()))
+        self.metric_names = names
         if len(config.live) > 1:
             self.independent_parts = tuple(f"{LIVE}{index}." for index in config.live)
-        self._extra = ("imitation",) if config.imitation > 0 else ()
-
-    def take_names(self, metric_names: Sequence[str], tokens_per_sample: int | None) -> None:
-        """Take from the whole objective what its stages do not know."""
-        self.tokens_per_sample = tokens_per_sample
-        names = (*metric_names, *self._extra)
-        self.metric_names = tuple(names)
-        if len(self.config.live) > 1:
-            self.metric_names = tuple(
-                f"module_{index}.{name}" for index in self.config.live for name in ("loss", *names)
-            )
+            own = ("loss", *names)
+            self.metric_names = tuple(f"module_{i}.{name}" for i in config.live for name in own)
 
     @property
     def frozen(self) -> list[Stage]:
@@ -180,11 +175,14 @@ class Hybrid(Objective):
         for index in range(last + 1):
             below = hidden
             beyond: Tensor | LossOutput | None = None
-            if index < last or self._extra:
+            imitates = self._imitates and index in modules and index + 1 < len(frozen)
+            if index < last or imitates:
                 with torch.no_grad():  # frozen, and nothing below it trains: nothing is kept
                     beyond = frozen[index](below, batch)
             if index in modules:
-                found[index] = self._through(modules[index], frozen[index + 1 :], below, batch, beyond)
+                found[index] = self._through(
+                    modules[index], frozen[index + 1 :], below, batch, beyond
+                )
             hidden = beyond if isinstance(beyond, Tensor) else None
         return self._output(found)
 
@@ -202,7 +200,7 @@ class Hybrid(Objective):
         for stage in above:
             output = stage(output, batch)
         assert isinstance(output, LossOutput)
-        if not self._extra or not isinstance(own, Tensor) or not isinstance(imitated, Tensor):
+        if not self._imitates or not isinstance(own, Tensor) or not isinstance(imitated, Tensor):
             return output
         count = output.loss.new_full((), batch["index"].shape[0])
         difference = (own.float() - imitated.float()).square().mean() * count
@@ -219,6 +217,6 @@ class Hybrid(Objective):
             one = torch.ones_like(output.loss) if output.count is None else output.count
             own = {"loss": (output.loss.detach(), one), **output.metrics}
             metrics |= {f"module_{index}.{name}": pair for name, pair in own.items()}
-        return LossOutput(sum((o.loss for o in outputs[1:]), outputs[0].loss), outputs[0].count, metrics)
-
-
+        return LossOutput(
+            sum((o.loss for o in outputs[1:]), outputs[0].loss), outputs[0].count, metrics
+        )

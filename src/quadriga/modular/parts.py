@@ -7,10 +7,9 @@ names that its tensors have in the target.
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +30,16 @@ def depth_of(model: ModelConfig) -> int:
     """
     depth = getattr(model, "depth", None)
     if not isinstance(depth, int):
-        raise UserError(f"modular training needs a model with blocks, but model.kind={model.kind()}")
+        raise UserError(
+            f"modular training needs a model with blocks, but model.kind={model.kind()}"
+        )
     return depth
+
+
+def classes_of(objective: ObjectiveConfig) -> int | None:
+    """Return the number of classes of a method that has any."""
+    classes = getattr(objective, "classes", None)
+    return classes if isinstance(classes, int) else None
 
 
 def check_cut(depths: Sequence[int], depth: int) -> None:
@@ -58,7 +65,16 @@ def check_cut(depths: Sequence[int], depth: int) -> None:
         )
 
 
-def cut(objective: ObjectiveConfig, model: ModelConfig, depths: Sequence[int]) -> list[Stage]:
+@dataclass(frozen=True)
+class Cut:
+    """The stages of an objective, and what they do not know of it."""
+
+    stages: tuple[Stage, ...]
+    metric_names: tuple[str, ...]
+    tokens_per_sample: int | None
+
+
+def cut(objective: ObjectiveConfig, model: ModelConfig, depths: Sequence[int]) -> Cut:
     """Return the stages of the objective over a model, on the current default device.
 
     Raises:
@@ -72,7 +88,9 @@ def cut(objective: ObjectiveConfig, model: ModelConfig, depths: Sequence[int]) -
             "stages"
         )
     if (cls.before_step, cls.after_step) != (Objective.before_step, Objective.after_step):
-        raise UserError(f"modular must be none for objective.kind={objective.kind()}: it has a teacher")
+        raise UserError(
+            f"modular must be none for objective.kind={objective.kind()}: it has a teacher"
+        )
     stages = whole.stages(depths)
     seen: set[str] = set()
     for stage in stages:
@@ -83,13 +101,11 @@ def cut(objective: ObjectiveConfig, model: ModelConfig, depths: Sequence[int]) -
                 "modules that are trained apart would each have its own"
             )
         seen |= names
-    return stages
+    return Cut(tuple(stages), whole.metric_names, whole.tokens_per_sample)
 
 
-def target_stages(
-    objective: ObjectiveConfig, model: ModelConfig, depths: Sequence[int]
-) -> list[Stage]:
-    """Return the modules: the stages of the target model.
+def cut_target(objective: ObjectiveConfig, model: ModelConfig, depths: Sequence[int]) -> Cut:
+    """Return the target model's modules.
 
     Raises:
         UserError: See `check_cut` and `cut`.
@@ -105,9 +121,7 @@ def meta_model(model: ModelConfig, depths: Sequence[int]) -> ModelConfig:
     return model.override({"depth": sum(depths), **quiet})
 
 
-def meta_stages(
-    objective: ObjectiveConfig, model: ModelConfig, depths: Sequence[int]
-) -> list[Stage]:
+def cut_meta(objective: ObjectiveConfig, model: ModelConfig, depths: Sequence[int]) -> Cut:
     """Return the stages of the meta model, none of which is ever random."""
     quiet = {name: 0.0 for name in _NOISE if name in type(objective).model_fields}
     return cut(objective.override(quiet) if quiet else objective, meta_model(model, depths), depths)
@@ -173,29 +187,13 @@ def misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor], whose: str) 
     """
     missing = [name for name in own if name not in given]
     if missing:
-        return f"{whose} lacks {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
+        return f"{whose} lacks {missing[0]}" + (
+            f" and {len(missing) - 1} more" if missing[1:] else ""
+        )
     for name, tensor in own.items():
         if tensor.shape != given[name].shape:
             return (
                 f"{name} is {tuple(given[name].shape)} in {whose}, but the model has "
                 f"{tuple(tensor.shape)}"
             )
-    return None
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of names, shapes and float32 values: equal for equal weights."""
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().to("cpu", torch.float32).contiguous()
-        found.update(f"{name}{tuple(tensor.shape)}".encode())
-        found.update(tensor.numpy().tobytes())
-    return found.hexdigest()
-
-
-def differing(first: Mapping[str, Any], second: Mapping[str, Any], names: Iterable[str]) -> str | None:
-    """Return the first of some names that two mappings both have, with different values."""
-    for name in names:
-        if name in first and name in second and first[name] != second[name]:
-            return name
     return None
