@@ -20,6 +20,7 @@ from quadriga.engine.checkpoint import (
     set_aside_after,
     verify,
 )
+from quadriga.engine.classes import check_classes
 from quadriga.engine.console import Console
 from quadriga.engine.evaluate import check_weights, forget_results_after
 from quadriga.engine.facts import environment_facts
@@ -65,6 +66,7 @@ def check_start(config: RunConfig, world_size: int) -> tuple[Dataset, RunPlan]:
     check_loggers(config.log.loggers)
     dataset = config.data.build("train")
     check_text(config, dataset)
+    check_classes(config, dataset)
     check_shapes(config)
     shard_ranks(config.train, world_size, world_size)
     check_pipeline(config, build_on_meta(config), world_size)

@@ -212,7 +212,7 @@ class Hybrid(Objective):
         if len(found) == 1:
             return next(iter(found.values()))
         outputs = list(found.values())
-        metrics = {}
+        metrics: dict[str, tuple[Tensor, Tensor]] = {}
         for index, output in found.items():
             one = torch.ones_like(output.loss) if output.count is None else output.count
             own = {"loss": (output.loss.detach(), one), **output.metrics}
