@@ -129,7 +129,7 @@ def seed_arms(
     arms.add("published incubation", random, [meta])
     if all_arms:
         for how, name in (("function_preserving", "growth"), ("stacking", "stacking")):
-            grown = GrowthConfig(depths=depths, meta=REFERENCE + meta, how=how)  # type: ignore[arg-type]
+            grown = GrowthConfig(depths=depths, meta=REFERENCE + meta, how=how)
             own = {"modular": grown.as_dict(), "train.epochs": budget.grown}
             arms.add(name, [node(f"{begin}{name}", base, own)], [meta])
         again = preserving[-1].config.override(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modular_arms import Arms, Budget, seed_arms
+from modular_arms import Budget, seed_arms
 from quadriga.data.clutter import ClutterConfig
 from quadriga.data.shifted_views import ShiftedViewsConfig
 from quadriga.engine.run_config import (
