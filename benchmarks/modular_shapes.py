@@ -56,7 +56,6 @@ def base() -> RunConfig:
 
 def graph(seed: int = 0) -> Workflow:
     """Return the runs of one seed."""
-    arms: Arms = seed_arms(
-        base(), DEPTHS, BUDGET, seed, BUDGET.rates if seed == 0 else (1.5e-3,), seed == 0
-    )
+    rates = BUDGET.rates if seed == 0 else (BUDGET.rate,)
+    arms = seed_arms(base(), DEPTHS, BUDGET, seed, rates, all_arms=seed == 0)
     return Workflow("modular_shapes", tuple(arms.nodes), arms.arms[0].result)
