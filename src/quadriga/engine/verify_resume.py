@@ -182,12 +182,12 @@ def samples_difference(first: Sequence[SampleRead], second: Sequence[SampleRead]
 
 
 def planned_samples(
-    seed: int, dataset_size: int, batch_size: int, steps: int
+    seed: int, dataset_size: int, batch_size: int, steps: int, repeats: int = 1
 ) -> list[tuple[int, int, int]]:
     """Return (step, position, key) of every sample that a run is to read; its key is its own."""
     planned = []
     for step in range(steps):
-        _, keys = step_samples(seed, dataset_size, batch_size, step)
+        _, keys = step_samples(seed, dataset_size, batch_size, step, repeats)
         planned += [(step + 1, position, key) for position, key in enumerate(keys.tolist())]
     return planned
 
