@@ -69,13 +69,14 @@ def test_what_is_not_in_the_language(text, sentence):
 
 @given(st.text(alphabet="rand-mstdincpw0123456789.", max_size=24))
 def test_any_text_is_read_or_refused_in_one_line(text):
+    message, settings = "", RandAugmentSettings()
     try:
         settings = parse_rand_augment(f"rand-{text}")
     except ValueError as error:
-        assert "\n" not in str(error)
-    else:
-        assert 0 <= settings.probability <= 1
-        assert 1 <= settings.operations <= 13
+        message = str(error)
+    assert "\n" not in message
+    assert 0 <= settings.probability <= 1
+    assert 1 <= settings.operations <= 13
 
 
 def test_two_of_fifteen_each_with_half_a_chance():
