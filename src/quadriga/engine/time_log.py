@@ -26,8 +26,8 @@ import psutil
 TIMES = "times.jsonl"
 
 STAMP_SECONDS = 5.0
-"""Time between two ``steps``, which is what a kill can keep from being counted; of a long attempt
-a hundredth of its length, a minute at most."""
+"""Time between two ``steps``, which is what a kill can keep from being counted; less at the start,
+where it doubles, and of a long attempt a hundredth of its length, a minute at most."""
 
 _STAMP_SHARE, _STAMP_MOST = 0.01, 60.0
 
@@ -133,7 +133,8 @@ class TimeLog:
         """Take the number of finished steps and the memory's peak; write them now and then."""
         self._done, self._peak = done, max(self._peak, memory_peak_gib)
         now = time.perf_counter()
-        pause = max(STAMP_SECONDS, min(_STAMP_MOST, _STAMP_SHARE * (now - self._began)))
+        age = self._stamped - self._began
+        pause = max(min(STAMP_SECONDS, age), min(_STAMP_MOST, _STAMP_SHARE * age))
         if now - self._stamped >= pause:
             self._stamped = now
             self._note("steps")

@@ -207,13 +207,17 @@ class WorkflowDirectory:
             return None
         there, here = identity(before), identity(config)
         edges = references(config)
-        for path in sorted(there.keys() | here.keys()):
-            old, new = there.get(path), here.get(path)
-            if path in edges and _ends_in(old, edges[path]):
-                continue
-            if old != new:
-                return f"{path} is {old!r} there and {new!r} here"
-        return None
+        different = [
+            path
+            for path in sorted(there.keys() | here.keys())
+            if there.get(path) != here.get(path)
+            and not (path in edges and _ends_in(there.get(path), edges[path]))
+        ]
+        if not different:
+            return None
+        path, more = different[0], len(different) - 1
+        tail = f" (and {more} more differences)" if more else ""
+        return f"{path} is {there.get(path)!r} there and {here.get(path)!r} here{tail}"
 
     def set_aside_if_void(self, node: str, config: RunConfig) -> None:
         """Move away what a process has left that made no checkpoint, for another config than this.

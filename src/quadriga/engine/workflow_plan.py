@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import final
@@ -30,6 +31,7 @@ class Planner:
         """Take a further check of a config, which raises `UserError`."""
         self._check = check
         self._opened: dict[str, Dataset] = {}
+        self._costs: dict[str, Cost | None] = {}
 
     def plan(self, config: RunConfig) -> Planned:
         """Check a run as ``quadriga train`` does, as far as it needs no other run, and measure it.
@@ -48,9 +50,8 @@ class Planner:
         dataset, plan = check_start(config, ranks, self._opened.get(key))
         self._opened[key] = dataset
         micro = math.ceil(plan.batch_size / (plan.world_size * plan.accumulate))
-        objective = build_on_meta(config)
-        own = list(objective.parameters())
-        cost = _cost(config, micro)
+        own = list(build_on_meta(config).parameters())
+        cost = self._cost(config, micro)
         return Planned(
             total_steps=plan.total_steps,
             batch_size=plan.batch_size,
@@ -60,6 +61,22 @@ class Planner:
             flops_per_sample=None if cost is None else cost.model_flops / cost.samples,
             memory_gib=None if cost is None else _memory_gib(config, cost),
         )
+
+    def _cost(self, config: RunConfig, micro: int) -> Cost | None:
+        """Return what a rank's micro-batch costs; None where the meta device cannot run the model.
+
+        Nodes that differ in their data, seeds and lengths alone cost the same.
+        """
+        tree = config.as_dict()
+        parts = [tree[name] for name in ("model", "objective", "modular", "views")]
+        key = json.dumps([*parts, micro])
+        if key not in self._costs:
+            example = config.views.build("train").example(micro, torch.device("meta"))
+            try:
+                self._costs[key] = measure(build_on_meta(config), example)
+            except (NotImplementedError, RuntimeError):
+                self._costs[key] = None
+        return self._costs[key]
 
     def plan_all(self, configs: Mapping[str, RunConfig]) -> dict[str, Planned]:
         """Plan several runs.
@@ -79,15 +96,6 @@ class Planner:
                 "; ".join(f"{', '.join(names)}: {text}" for text, names in problems.items())
             )
         return planned
-
-
-def _cost(config: RunConfig, micro: int) -> Cost | None:
-    """Return what a rank's micro-batch costs; None where the meta device cannot run the model."""
-    try:
-        example = config.views.build("train").example(micro, torch.device("meta"))
-        return measure(build_on_meta(config), example)
-    except (NotImplementedError, RuntimeError):
-        return None
 
 
 def _memory_gib(config: RunConfig, cost: Cost) -> float | None:
