@@ -72,7 +72,7 @@ def run(request: RunRequest, launcher: NodeLauncher | None = None) -> int:
     directory = WorkflowDirectory(path)
     directory.check_owner(workflow.name)
     _check_unchanged(directory, resolved)
-    configs = {name: node.config for name, node in resolved.nodes.items()}
+    configs = {name: resolved.nodes[name].config for name in order_of(resolved.needs)}
     extra = {} if workflow.reference is None else {REFERENCE_NAME: workflow.reference}
     planned = Planner(_check).plan_all(configs | extra)
     reference = planned.pop(REFERENCE_NAME, None)
@@ -101,8 +101,8 @@ def _check_unchanged(directory: WorkflowDirectory, resolved: ResolvedWorkflow) -
     """
     changed = {
         name: text
-        for name, node in resolved.nodes.items()
-        if (text := directory.difference(name, node.config)) is not None
+        for name in order_of(resolved.needs)
+        if (text := directory.difference(name, resolved.nodes[name].config)) is not None
     }
     if changed:
         raise UserError(
