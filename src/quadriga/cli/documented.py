@@ -23,9 +23,7 @@ def in_words(sentence: str, flag_of: Mapping[str, str]) -> str:
         flag_of: What is typed instead of each.
     """
     names = "|".join(re.escape(name) for name in flag_of if name != "seed")
-    said = re.sub(
-        rf"(?<![\w.-])({names})(?![\w.])", lambda found: flag_of[found[1]], sentence
-    )
+    said = re.sub(rf"(?<![\w.-])({names})(?![\w.])", lambda found: flag_of[found[1]], sentence)
     said = said.replace(" (set on the command line)", "")
     said = re.sub(r"^seed must", "--seed must", said)
     said = said.replace("add --resume to continue it or", "run the same command to continue it or")
@@ -80,9 +78,7 @@ def run_command(command: Callable[[], int], in_flags: Callable[[str], str]) -> N
     _leave(code)
 
 
-def report(
-    error: UserError, environ: Mapping[str, str], in_flags: Callable[[str], str]
-) -> int:
+def report(error: UserError, environ: Mapping[str, str], in_flags: Callable[[str], str]) -> int:
     """Tell an error, by rank 0 alone where all ranks have it; return the exit code."""
     rank = environ.get("RANK", "0")
     if rank != "0" and error.on_every_rank:

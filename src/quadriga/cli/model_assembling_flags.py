@@ -50,9 +50,7 @@ def _spelling(word: str) -> str:
 
 def parser() -> Parser:
     """Return the parser of all flags."""
-    made = _Parser(
-        "main.py", "Train a vision transformer whole, or module by module.", EXAMPLES
-    )
+    made = _Parser("main.py", "Train a vision transformer whole, or module by module.", EXAMPLES)
     _phase_flags(made)
     _model_flags(made)
     _data_flags(made)

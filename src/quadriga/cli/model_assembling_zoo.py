@@ -68,7 +68,9 @@ def find_model(name: str) -> ViTConfig:
             "is no part of a module; use a model such as vit_base_patch16_224"
         )
     if name not in MODELS:
-        raise UserError(f"--model must be one of the known, but is {name}{did_you_mean(name, MODELS)}")
+        raise UserError(
+            f"--model must be one of the known, but is {name}{did_you_mean(name, MODELS)}"
+        )
     found = _NAME.fullmatch(name)
     assert found is not None, name
     size = _SIZES[found["size"]]
