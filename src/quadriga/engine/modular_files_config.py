@@ -10,7 +10,7 @@ from quadriga.config import Config
 
 
 class ModularFilesConfig(Config):
-    """``checkpoint-N.pth``, ``finished_checkpoint.pth``, ``log.txt``: see `engine.modular_files`."""
+    """``checkpoint-N.pth``, ``finished_checkpoint.pth`` and ``log.txt`` (engine.modular_files)."""
 
     folder: Path
     """Where the files are; it exists."""
