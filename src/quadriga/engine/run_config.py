@@ -37,6 +37,9 @@ class TrainConfig(Config):
     """Length of the run in optimizer steps."""
     batch_size: int = Field(ge=1)
     """Samples of one optimizer step, over all ranks and micro-batches."""
+    repeats: int = Field(1, ge=1)
+    """Views of each sample within one step (repeated augmentation): a step has so many times fewer
+    different samples. Epochs go on counting views."""
     accumulate: int = Field(1, ge=1)
     """Micro-batches per optimizer step on each rank; more of them need less memory."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -64,11 +67,15 @@ class TrainConfig(Config):
     data is not at hand. Training always counts the real samples."""
 
     @model_validator(mode="after")
-    def _one_length(self) -> TrainConfig:
+    def _one_length_and_room_for_repeats(self) -> TrainConfig:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(
                 f"epochs or steps must be set, one of the two, but epochs is {self.epochs} "
                 f"and steps is {self.steps}; set one of them to none"
+            )
+        if self.repeats > self.batch_size:
+            raise ValueError(
+                f"repeats must be at most batch_size ({self.batch_size}), but is {self.repeats}"
             )
         return self
 
