@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quadriga.contracts import Batch, Sample, Split, Transform, ViewsConfig
 from quadriga.data.image_record import ImageRecord
-from quadriga.data.image_views import EvaluationView, ImageViewsConfig, Rgb
+from quadriga.data.image_views import EvaluationView, Rgb
 from quadriga.randomness import fold, uniform_rows
 
 _DRAWS = fold("shift and flip")
@@ -53,15 +53,7 @@ class ShiftedViewsConfig(ViewsConfig):
 
     def build(self, split: Split) -> Transform:
         """Make the random training view, or the deterministic evaluation view."""
-        whole = EvaluationView(
-            ImageViewsConfig(
-                image_px=self.image_px,
-                interpolation=self.interpolation,
-                mean=self.mean,
-                std=self.std,
-                test_crop_fraction=1.0,
-            )
-        )
+        whole = EvaluationView(self.image_px, 1.0, self.interpolation, self.mean, self.std)
         return ShiftedView(self, whole) if split == "train" else whole
 
 

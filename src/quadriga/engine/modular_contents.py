@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def contents(
     states = read_stored(checkpoint, [name for name in stored if name.startswith(OPTIMIZER)])
     epochs = config.total_steps // config.epoch_steps
     return {
-        **document(foreign_names(whole_names(config, own), model), config.depths),
+        **document(foreign_names(whole_names(config.depths, own), model), config.depths),
         "optimizer": optimizer_state(config, run, states, rate),
         "lr_scheduler": {**run.schedule.as_dict(), "t_initial": epochs, "step": step, "lr": rate},
         "epoch": step // config.epoch_steps - 1,
@@ -58,11 +58,11 @@ def contents(
     }
 
 
-def whole_names(config: ModularFilesConfig, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def whole_names(depths: Sequence[int], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of the model that was run, a hybrid's as one model of its depth.
 
     Args:
-        config: The stages of that model.
+        depths: Blocks of each stage of that model.
         own: The objective's tensors.
     """
     live = {int(name.split(".")[1]) for name in own if name.startswith(LIVE)}
@@ -70,11 +70,11 @@ def whole_names(config: ModularFilesConfig, own: Mapping[str, Tensor]) -> dict[s
         return dict(own)
     (index,) = live
     whole = {}
-    for stage in range(len(config.depths)):
+    for stage in range(len(depths)):
         before = f"{LIVE}{stage}." if stage == index else f"{META}{stage}."
         names = [name for name in own if name.startswith(before)]
         lowest = min((int(n[0]) for name in names if (n := _BLOCK.search(name))), default=0)
-        shift = sum(config.depths[:stage]) - lowest
+        shift = sum(depths[:stage]) - lowest
         for name in names:
             whole[_renumbered(name.removeprefix(before), shift)] = own[name]
     return whole
@@ -87,7 +87,7 @@ def notes(
     found = {
         "phase": config.phase,
         "step": step,
-        "total_steps": config.total_steps,
+        "epochs": config.total_steps // config.epoch_steps,
         "depths": config.depths,
         "model": {**run.model.as_dict(), "classes": own_classes(own)},
     }
@@ -134,7 +134,7 @@ def optimizer_state(
     for key in sorted({name.rpartition(".")[2] for name in states}):
         of_key = {n.rpartition(".")[0]: t for n, t in states.items() if n.endswith(f".{key}")}
         own = {name.removeprefix(OPTIMIZER): tensor for name, tensor in of_key.items()}
-        for name, tensor in whole_names(config, own).items():
+        for name, tensor in whole_names(config.depths, own).items():
             target = foreign_name(name)
             shaped = foreign_shape(name, tensor, model) if key in _SHAPED else tensor
             foreign.setdefault(target, {})[key] = shaped

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from quadriga.engine.checkpoint_files import step_of
+from quadriga.engine.checkpoint_files import list_checkpoints, step_of, verify
 from quadriga.engine.files import fsync_file, fsync_folder
 from quadriga.engine.modular_contents import contents
 from quadriga.engine.modular_files_config import ModularFilesConfig
@@ -59,6 +59,29 @@ def write_modular_files(config: ModularFilesConfig, checkpoint: Path) -> list[Pa
         _twin(path, written[-1])
     _prune(config, epoch)
     return written
+
+
+def write_missing(config: ModularFilesConfig, checkpoints: Path) -> list[Path]:
+    """Write the files of a run's newest checkpoint, where it ended before they were there.
+
+    Returns:
+        The files.
+
+    Raises:
+        OSError: A file cannot be written.
+        InvalidCheckpoint: The checkpoint is damaged.
+        UserError: It cannot be read.
+    """
+    found = list_checkpoints(checkpoints)
+    if not found:
+        return []
+    step = step_of(found[0])
+    due = [config.folder / f"checkpoint-{config.epoch_at(step)}.pth"]
+    due += [config.folder / FINISHED] if step == config.total_steps else []
+    if config.epoch_at(step) is None or all(path.is_file() for path in due):
+        return []
+    verify(found[0])
+    return write_modular_files(config, found[0])
 
 
 def newest_epoch(folder: Path) -> int | None:

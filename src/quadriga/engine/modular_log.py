@@ -61,7 +61,9 @@ def log_epoch(
 def _parameters(config: ModularFilesConfig, directory: RunDirectory) -> int:
     """Return the number of parameters of the model that is run, frozen ones too."""
     objective = build_on_meta(directory.read_config().config)
-    return sum(p.numel() for p in whole_names(config, dict(objective.named_parameters())).values())
+    return sum(
+        p.numel() for p in whole_names(config.depths, dict(objective.named_parameters())).values()
+    )
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
