@@ -157,6 +157,8 @@ class EvaluationConfig(Config):
     """The protocols, run in order at the end of training."""
     every_epochs: float | None = Field(None, gt=0)
     """Epochs between two evaluations during training; none for the end only."""
+    at_start: bool = False
+    """Whether the model is judged before the first step too, such as one that was assembled."""
     weights: Literal["raw", "ema"] = "raw"
     """Which weights are judged: those of the last step, or their moving average (`ema.decay`)."""
     train_samples: int | None = Field(None, ge=1)

@@ -163,7 +163,7 @@ class _Session:
             return
         owed = from_main(
             lambda: owes_evaluation(self._directory.report, start, plan.evaluate_every), env
-        )
+        ) or (start == 0 and config.evaluation.at_start)
         from_main(
             lambda: write_start(self._resolved, self._directory, env, self._objective, start), env
         )
