@@ -7,7 +7,7 @@ from typing import Literal, final
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from quadriga.contracts import Batch, Sample, Split, Transform, ViewsConfig
@@ -106,15 +106,10 @@ class SupervisedViewsConfig(ViewsConfig):
     test_interpolation: Interpolation = "bicubic"
     """Filter of the resize in evaluation."""
 
-    @field_validator("augment")
-    @classmethod
-    def _check_augment(cls, augment: str) -> str:
-        if augment not in ("none", "three_augment"):
-            parse_rand_augment(augment)
-        return augment
-
     @model_validator(mode="after")
-    def _check_ranges(self) -> SupervisedViewsConfig:
+    def _check_fields(self) -> SupervisedViewsConfig:
+        if self.augment not in ("none", "three_augment"):
+            parse_rand_augment(self.augment)
         for name, high in (("crop_scale", 1.0), ("erase_area", 1.0), ("cutmix_minmax", 1.0)):
             _check_range(name, getattr(self, name), high)
         for name in ("crop_ratio", "erase_aspect"):
