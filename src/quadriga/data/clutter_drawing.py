@@ -34,6 +34,8 @@ RADIUS = (0.27, 0.41)
 """Least and greatest radius of the circle that a shape lies in, in sides of the picture."""
 CONTRAST = (0.5, 0.8)
 """How much brighter than the background a shape is, at least and at most."""
+STROKE_CONTRAST = (0.15, 0.5)
+"""How much brighter than the background a stroke is, at least and at most."""
 GROUND = (0.1, 0.2)
 """Darkest and brightest background."""
 
@@ -114,7 +116,9 @@ def _stroke(draws: Floats, coordinates: Floats) -> tuple[Floats, Floats]:
     along = (np.abs(cosine * x + sine * y) - half).clip(0)
     aside = cosine * y - sine * x
     away = np.hypot(along, aside) * len(coordinates)
-    return (1.25 - away).clip(0, 1).astype(np.float32), 0.15 + 0.35 * strength
+    return (1.25 - away).clip(0, 1).astype(np.float32), STROKE_CONTRAST[0] + (
+        STROKE_CONTRAST[1] - STROKE_CONTRAST[0]
+    ) * strength
 
 
 def distance(number: int, x: Floats, y: Floats) -> Floats:
