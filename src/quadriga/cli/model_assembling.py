@@ -175,7 +175,7 @@ def train(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     ):
         for note in command.notes:
             console.say(note)
-        goes_on = from_main(lambda: _prepare(flags, work_dir), env)
+        goes_on = from_main(lambda: _prepare(flags, config, work_dir), env)
         run(command.resolved, Request(work_dir, resume=goes_on), env, console, preemption)
         from_main(lambda: _complete(config, work_dir), env)
         if env.is_main:
@@ -184,11 +184,11 @@ def train(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     return 0
 
 
-def _prepare(flags: argparse.Namespace, work_dir: Path) -> bool:
+def _prepare(flags: argparse.Namespace, config: RunConfig, work_dir: Path) -> bool:
     """Make the folder; return whether the run has a checkpoint to go on with.
 
     Raises:
-        UserError: The folder cannot be made, or holds the epochs of another system.
+        UserError: The folder cannot be written, or holds another run, or another system's epochs.
     """
     try:
         flags.output_dir.mkdir(parents=True, exist_ok=True)
@@ -197,6 +197,8 @@ def _prepare(flags: argparse.Namespace, work_dir: Path) -> bool:
             f"--output_dir {flags.output_dir} cannot be made: {error.strerror}"
         ) from error
     if list_checkpoints(RunDirectory(work_dir).checkpoints):
+        RunDirectory(work_dir).check_owner(config)
+        _complete(config, work_dir)
         return True
     epoch = newest_epoch(flags.output_dir)
     if epoch is not None:
@@ -231,6 +233,8 @@ def _finished(flags: argparse.Namespace) -> str | None:
 
 def _complete(config: RunConfig, work_dir: Path) -> None:
     """Write the files that an interruption, or a full disk, has kept from being written.
+
+    They are those of the newest checkpoint.
 
     Raises:
         UserError: They cannot be written.
