@@ -119,7 +119,8 @@ main.py "${args[@]}"
 
 def commands(script: str, folder: Path) -> list[list[str]]:
     """Return the arguments of `main.py` of each command of a bash script, run in a folder."""
-    shown = 'show() { printf "%s\\n" "$@" "<end>"; }; python() { show "$@"; }; torchrun() { show "$@"; }'
+    shown = 'show() { printf "%s\\n" "$@" "<end>"; }'
+    shown += '\npython() { show "$@"; }\ntorchrun() { show "$@"; }'
     done = subprocess.run(
         ["bash", "-euc", f"NODES=1 MASTER_ADDR=127.0.0.1\n{shown}\n{script}"],
         cwd=folder,

@@ -26,7 +26,7 @@ from quadriga.engine.preemption import Preemption
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.session import run
-from quadriga.engine.start import Request, check_start
+from quadriga.engine.start import Request
 from quadriga.errors import UserError
 from quadriga.models.weights.files import read_weights
 from quadriga.provenance import Resolved
@@ -138,7 +138,6 @@ def read_command(flags: argparse.Namespace, environ: Mapping[str, str]) -> Train
     resolved = Resolved.of(RunConfig.from_dict(tree), COMMAND_LINE)
     if words:
         resolved = resolved.override(words, COMMAND_LINE)
-    check_start(resolved.config, ranks)
     return Training(flags, resolved, tuple(notes_of(flags, ranks)))
 
 

@@ -59,6 +59,10 @@ def meta_depths(meta: Path, hybrid: Sequence[int], index: int) -> tuple[int, ...
 
 def _cut_of(meta: Path) -> tuple[tuple[int, ...] | None, int]:
     """Return the cut of a whole model, None where it does not say, and its blocks."""
+    if not meta.exists():
+        raise UserError(
+            f"--meta_model: {meta} does not exist; it is what phase PT leaves in its --output_dir"
+        )
     if meta.is_dir():
         folder = meta
         if (
