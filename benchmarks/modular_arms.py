@@ -13,6 +13,7 @@ from typing import Any
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.workflow import REFERENCE, Node
 from quadriga.modular.growth import GrowthConfig
+from quadriga.modular.incubate import Start
 from quadriga.recipes.deep_incubation import Incubation, incubate
 
 
@@ -70,6 +71,8 @@ class Arms:
 
 GENTLE = "function-preserving, gentle fine-tuning"
 """The incubation that starts from the meta model and is fine-tuned at a third of the rate."""
+PUBLISHED = "published incubation"
+"""The one with modules that start at random and the published fine-tuning schedule."""
 
 
 def seed_arms(
@@ -91,60 +94,52 @@ def seed_arms(
         all_arms: Whether those that one seed is enough for are there too.
     """
     base = base.override({"seed": seed, "train.epochs": budget.end_to_end, "optim.lr": budget.rate})
-    begin = f"s{seed}_"
-    arms = Arms()
+    begin, arms = f"s{seed}_", Arms()
     meta = f"{begin}meta"
     small = {"model.depth": len(depths), "model.drop_path": 0.0, "train.epochs": budget.meta}
     arms.add("meta model alone", [node(meta, base, small)])
-    arms.add(
-        "end to end, residual branches at zero",
-        [node(f"{begin}zero", base, {"objective.zero_residual": True})],
-    )
-    module = {"train.epochs": budget.module}
-    published = {"train.epochs": budget.finetune, "schedule.warmup_epochs": 0}
-    gentle = {
-        "train.epochs": budget.finetune,
-        "optim.lr": budget.rate / 3,
-        "schedule.warmup_epochs": 1,
-        "evaluation.at_start": True,
-    }
-    preserving = incubate(
-        base,
-        Incubation(depths, "function_preserving", 1, None, module, gentle),
-        f"{begin}fp_",
-        meta,
-    )
-    arms.add(GENTLE, preserving, [meta])
+    zero = node(f"{begin}zero", base, {"objective.zero_residual": True})
+    arms.add("end to end, residual branches at zero", [zero])
+    _add_incubation(arms, "function_preserving", base, depths, budget, begin)
     for rate in rates:
-        arms.add(
-            f"end to end, lr {rate:g}",
-            [node(f"{begin}e2e_{rate:g}".replace(".", "p"), base, {"optim.lr": rate})],
-        )
-    random = incubate(
-        base,
-        Incubation(depths, "random", 1, None, module, {**published, "evaluation.at_start": True}),
-        f"{begin}published_",
-        meta,
-    )
-    arms.add("published incubation", random, [meta])
+        name = f"{begin}e2e_{rate:g}".replace(".", "p")
+        arms.add(f"end to end, lr {rate:g}", [node(name, base, {"optim.lr": rate})])
+    _add_incubation(arms, "random", base, depths, budget, begin)
     if all_arms:
-        for how, name in (("function_preserving", "growth"), ("stacking", "stacking")):
-            grown = GrowthConfig(depths=depths, meta=REFERENCE + meta, how=how)  # type: ignore[arg-type]
+        for how in ("function_preserving", "stacking"):
+            grown = GrowthConfig(depths=depths, meta=REFERENCE + meta, how=how)
+            name = "stacking" if how == "stacking" else "growth"
             own = {"modular": grown.as_dict(), "train.epochs": budget.grown}
             arms.add(name, [node(f"{begin}{name}", base, own)], [meta])
-        again = preserving[-1].config.override(
-            {**published, "optim.lr": budget.rate, "name": f"{begin}fp_published"}
-        )
-        arms.nodes.append(Node(f"{begin}fp_published", again))
-        names = [each.name for each in preserving[:-1]]
-        arms.arms.append(
-            Arm(
-                "function-preserving, published fine-tuning",
-                f"{begin}fp_published",
-                (meta, *names, f"{begin}fp_published"),
-            )
-        )
+        _add_published_finetuning(arms, budget, begin)
     return arms
+
+
+def _add_incubation(
+    arms: Arms, start: Start, base: RunConfig, depths: tuple[int, ...], budget: Budget, begin: str
+) -> None:
+    """Add an incubation from the seed's meta model; the random one is fine-tuned as published."""
+    finetune: dict[str, Any] = {"train.epochs": budget.finetune, "evaluation.at_start": True}
+    if start == "random":
+        finetune["schedule.warmup_epochs"] = 0
+    else:
+        finetune |= {"optim.lr": budget.rate / 3, "schedule.warmup_epochs": 1}
+    incubation = Incubation(
+        depths, start, module={"train.epochs": budget.module}, finetune=finetune
+    )
+    short, name = ("published_", PUBLISHED) if start == "random" else ("fp_", GENTLE)
+    arms.add(name, incubate(base, incubation, f"{begin}{short}", f"{begin}meta"), [f"{begin}meta"])
+
+
+def _add_published_finetuning(arms: Arms, budget: Budget, begin: str) -> None:
+    """Add the function-preserving modules with the published method's fine-tuning."""
+    gentle = next(arm for arm in arms.arms if arm.name == GENTLE)
+    name = f"{begin}fp_published"
+    config = next(each.config for each in arms.nodes if each.name == gentle.result)
+    own = {"name": name, "optim.lr": budget.rate, "schedule.warmup_epochs": 0}
+    arms.nodes.append(Node(name, config.override(own)))
+    needed = tuple(each for each in gentle.nodes if each != gentle.result)
+    arms.arms.append(Arm("function-preserving, published fine-tuning", name, (*needed, name)))
 
 
 def node(name: str, base: RunConfig, own: Mapping[str, Any]) -> Node:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modular_arms import Arms, Budget, seed_arms
+from modular_arms import Budget, seed_arms
 from quadriga.data.clutter import ClutterConfig
 from quadriga.data.shifted_views import ShiftedViewsConfig
 from quadriga.engine.run_config import (
@@ -56,7 +56,6 @@ def base() -> RunConfig:
 
 def graph(seed: int = 0) -> Workflow:
     """Return the runs of one seed."""
-    arms: Arms = seed_arms(
-        base(), DEPTHS, BUDGET, seed, BUDGET.rates if seed == 0 else (1.5e-3,), seed == 0
-    )
+    rates = BUDGET.rates if seed == 0 else (BUDGET.rate,)
+    arms = seed_arms(base(), DEPTHS, BUDGET, seed, rates, all_arms=seed == 0)
     return Workflow("modular_shapes", tuple(arms.nodes), arms.arms[0].result)

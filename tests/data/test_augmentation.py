@@ -194,4 +194,4 @@ def test_jitter():
 def test_draws_follow_from_the_key(key):
     policy = RandAugment(parse_rand_augment("rand-m9-mstd0.5-inc1"), "random", FILL)
     assert policy.draw(Stream(key)) == policy.draw(Stream(key))
-    assert {d.name for d in policy.draw(Stream(key))} <= OPERATIONS.keys()
+    assert {d.name for d in policy.draw(Stream(key))} <= set(OPERATIONS)

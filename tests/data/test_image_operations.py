@@ -218,4 +218,4 @@ def test_grey_stays_grey_and_small_images_work(name):
 
 def test_every_choice_is_an_operation():
     assert len(CHOICES) == 15
-    assert CHOICES.keys() <= OPERATIONS.keys()
+    assert CHOICES.keys() <= set(OPERATIONS)

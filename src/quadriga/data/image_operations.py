@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from quadriga.data.line_shifts import shift_lines
+
 _ABOVE = 128
 _LEVELS = np.arange(256)
 Filter = Image.Resampling
@@ -23,7 +25,7 @@ class Drawn(NamedTuple):
     """One operation that was drawn, and everything that decides its result."""
 
     name: str
-    """A key of `OPERATIONS`."""
+    """One of `OPERATIONS`."""
     amount: float = 0.0
     """What it means is up to the operation; some have none."""
     filter: Filter = Filter.BICUBIC
@@ -35,8 +37,8 @@ class Drawn(NamedTuple):
 Operation = Callable[[Image.Image, Drawn], Image.Image]
 
 
-def _through(image: Image.Image, table: npt.NDArray[np.float32 | np.int64]) -> Image.Image:
-    """Map every value of every channel through 256 entries, cut off to 0 to 255 and rounded down"""
+def _through(image: Image.Image, table: npt.NDArray[np.int64]) -> Image.Image:
+    """Map every value of every channel through 256 entries, cut off to 0 to 255."""
     return image.point(table.clip(0, 255).astype(np.uint8).tolist() * 3)
 
 
@@ -71,46 +73,19 @@ def _colour(image: Image.Image, drawn: Drawn) -> Image.Image:
 
 
 def _brightness(image: Image.Image, drawn: Drawn) -> Image.Image:
-    return _through(image, np.float32(drawn.amount) * _LEVELS.astype(np.float32))
+    return ImageEnhance.Brightness(image).enhance(drawn.amount)
 
 
 def _contrast(image: Image.Image, drawn: Drawn) -> Image.Image:
-    counts = np.asarray(image.convert("L").histogram())
-    mean = np.float32(int((counts @ _LEVELS) / counts.sum() + 0.5))
-    return _through(image, mean + np.float32(drawn.amount) * (_LEVELS.astype(np.float32) - mean))
+    return ImageEnhance.Contrast(image).enhance(drawn.amount)
 
 
 def _sharpness(image: Image.Image, drawn: Drawn) -> Image.Image:
     return ImageEnhance.Sharpness(image).enhance(drawn.amount)
 
 
-def _moved(
-    image: Image.Image, drawn: Drawn, matrix: tuple[float, float, float, float, float, float]
-) -> Image.Image:
-    """Read the pixel at (x, y) from (a x + b y + c, d x + e y + f) of the image."""
-    return image.transform(
-        image.size, Image.Transform.AFFINE, matrix, drawn.filter, fillcolor=drawn.fill
-    )
-
-
 def _rotate(image: Image.Image, drawn: Drawn) -> Image.Image:
     return image.rotate(drawn.amount, drawn.filter, fillcolor=drawn.fill)
-
-
-def _shear_x(image: Image.Image, drawn: Drawn) -> Image.Image:
-    return _moved(image, drawn, (1, drawn.amount, 0, 0, 1, 0))
-
-
-def _shear_y(image: Image.Image, drawn: Drawn) -> Image.Image:
-    return _moved(image, drawn, (1, 0, 0, drawn.amount, 1, 0))
-
-
-def _translate_x(image: Image.Image, drawn: Drawn) -> Image.Image:
-    return _moved(image, drawn, (1, 0, drawn.amount * image.width, 0, 1, 0))
-
-
-def _translate_y(image: Image.Image, drawn: Drawn) -> Image.Image:
-    return _moved(image, drawn, (1, 0, 0, 0, 1, drawn.amount * image.height))
 
 
 def _grey(image: Image.Image, drawn: Drawn) -> Image.Image:
@@ -122,7 +97,7 @@ def _blur(image: Image.Image, drawn: Drawn) -> Image.Image:
     return image.filter(ImageFilter.GaussianBlur(drawn.amount))
 
 
-OPERATIONS: dict[str, Operation] = {
+_ON_IMAGES: dict[str, Operation] = {
     "auto_contrast": _auto_contrast,
     "equalize": _equalize,
     "invert": _invert,
@@ -134,13 +109,12 @@ OPERATIONS: dict[str, Operation] = {
     "contrast": _contrast,
     "brightness": _brightness,
     "sharpness": _sharpness,
-    "shear_x": _shear_x,
-    "shear_y": _shear_y,
-    "translate_x": _translate_x,
-    "translate_y": _translate_y,
     "grey": _grey,
     "blur": _blur,
 }
+_ON_LINES = ("shear_x", "shear_y", "translate_x", "translate_y")
+
+OPERATIONS = (*_ON_IMAGES, *_ON_LINES)
 """Every operation by name. Amounts: ``rotate`` degrees anticlockwise; ``posterize`` bits that are
 kept; ``solarize`` the least value that is inverted; ``solarize_add`` what is added to values below
 128; ``colour``, ``contrast``, ``brightness`` and ``sharpness`` the weight of the image in a blend
@@ -159,10 +133,31 @@ def apply(planes: npt.NDArray[np.uint8], operations: list[Drawn]) -> npt.NDArray
     Returns:
         uint8 (3, height, width).
     """
-    if not operations:
-        return planes
-    # Plane by plane: half the time of interleaving the channels first.
-    image = Image.merge("RGB", [Image.fromarray(plane) for plane in planes])
+    image: Image.Image | None = None
     for drawn in operations:
-        image = OPERATIONS[drawn.name](image, drawn)
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+        if drawn.name in _ON_LINES:
+            planes = _lines_moved(planes if image is None else _planes(image), drawn)
+            image = None
+            continue
+        if image is None:
+            # Plane by plane: half the time of interleaving the channels first.
+            image = Image.merge("RGB", [Image.fromarray(plane) for plane in planes])
+        image = _ON_IMAGES[drawn.name](image, drawn)
+    return planes if image is None else _planes(image)
+
+
+def _planes(image: Image.Image) -> npt.NDArray[np.uint8]:
+    values = b"".join(image.tobytes("raw", channel) for channel in "RGB")
+    return np.frombuffer(values, np.uint8).reshape(3, image.height, image.width)
+
+
+def _lines_moved(planes: npt.NDArray[np.uint8], drawn: Drawn) -> npt.NDArray[np.uint8]:
+    """Shear or translate: read the pixel at (x, y) from further on in its row or column."""
+    vertical = drawn.name.endswith("_y")
+    height, width = planes.shape[1:]
+    lines, length = (width, height) if vertical else (height, width)
+    if drawn.name.startswith("shear"):
+        shifts = drawn.amount * (np.arange(lines) + 0.5)
+    else:
+        shifts = np.full(lines, drawn.amount * length)
+    return shift_lines(planes, shifts, vertical, drawn.filter, drawn.fill)
