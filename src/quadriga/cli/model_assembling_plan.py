@@ -48,23 +48,22 @@ def config_tree(flags: argparse.Namespace, ranks: int) -> dict[str, Any]:
     Raises:
         UserError: A name is unknown, or a file that is named is missing or of another model.
     """
-    model = find_model(flags.model)
-    model = model.override(
-        {
-            "image_px": flags.input_size or model.image_px,
-            "depth": sum(target_depths(flags)),
-            "drop_path": flags.drop_path,
-            "dropout": flags.drop,
-        }
-    )
+    named = find_model(flags.model)
+    image_px = flags.input_size or named.image_px
     batch = batch_of(flags, ranks)
     return {
         "name": f"{flags.phase}_{flags.model}",
         "seed": flags.seed,
-        "model": model.as_dict(),
+        "model": {
+            **named.as_dict(),
+            "image_px": image_px,
+            "depth": sum(target_depths(flags)),
+            "drop_path": flags.drop_path,
+            "dropout": flags.drop,
+        },
         "objective": {"kind": "supervised", "smoothing": flags.smoothing},
         "data": data_of(flags),
-        "views": _views(flags, model.image_px),
+        "views": _views(flags, image_px),
         "optim": _optimizer(flags),
         "train": {
             "batch_size": batch,
@@ -208,7 +207,13 @@ def _schedule(flags: argparse.Namespace, batch: int, epoch: int) -> dict[str, An
             "gamma": flags.decay_rate,
         }
     kind = "warmup_cosine" if flags.sched == "cosine" else "tanh"
-    return {"kind": kind, **shared, "final_factor": factor_of(flags.min_lr, peak)}
+    # The curve spans the whole run, as in the reference: it is not moved by the warm-up.
+    return {
+        "kind": kind,
+        **shared,
+        "final_factor": factor_of(flags.min_lr, peak),
+        "under_warmup": True,
+    }
 
 
 def factor_of(rate: float, peak: float) -> float:
