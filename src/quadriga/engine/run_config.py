@@ -22,6 +22,7 @@ from quadriga.contracts import (
 from quadriga.contracts.logging import LoggerConfig
 from quadriga.engine.health_config import HealthConfig
 from quadriga.engine.loggers.tensorboard import TensorboardConfig
+from quadriga.engine.modular_files_config import ModularFilesConfig
 from quadriga.engine.pipeline_config import PipelineConfig
 from quadriga.engine.stage_files_config import StageFilesConfig
 from quadriga.engine.steps import profiled_steps
@@ -136,6 +137,8 @@ class CheckpointConfig(Config):
     """What happens when a checkpoint cannot be written (a full disk). The ones before it stay."""
     stage_files: StageFilesConfig | None = None
     """Files of the weights that are written beside checkpoints, one per pipeline stage."""
+    modular_files: ModularFilesConfig | None = None
+    """Files in the published modular layout that are written beside checkpoints."""
 
     @model_validator(mode="after")
     def _one_unit(self) -> CheckpointConfig:

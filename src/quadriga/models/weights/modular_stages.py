@@ -144,13 +144,19 @@ def foreign_names(tensors: Mapping[str, Tensor], model: ViTConfig) -> Tensors:
     Raises:
         UserError: timm has no name for a tensor.
     """
-    named = {}
-    for name, tensor in tensors.items():
-        target = LAYOUT.table.foreign(name)
-        if target is None:
-            raise UserError(f"the layout timm has no name for {name}; use the layout quadriga")
-        named[target] = foreign_shape(name, tensor, model)
-    return named
+    return {foreign_name(name): foreign_shape(name, t, model) for name, t in tensors.items()}
+
+
+def foreign_name(name: str) -> str:
+    """Return timm's name for a tensor of a supervised objective.
+
+    Raises:
+        UserError: There is none.
+    """
+    target = LAYOUT.table.foreign(name)
+    if target is None:
+        raise UserError(f"the layout timm has no name for {name}; use the layout quadriga")
+    return target
 
 
 def document(whole: Mapping[str, Tensor], depths: Sequence[int]) -> dict[str, Any]:
