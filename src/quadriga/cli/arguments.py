@@ -21,8 +21,11 @@ VALUE_OPTIONS = (
     "--resume-from",
     "--max-restarts",
     "--profile",
+    "--slots",
+    "--ranks-per-run",
+    "--only",
 )
-"""Options of ``train`` that take the next word as their value."""
+"""Options of ``train`` and ``run`` that take the next word as their value."""
 
 
 def split_resume(arguments: Sequence[str]) -> list[str]:
@@ -77,31 +80,56 @@ Recipe = Callable[..., Any]
 
 def find_recipes() -> dict[str, Recipe]:
     """Return every recipe by name: the public functions of `quadriga.recipes` that return a run."""
+    return _functions_returning("RunConfig")
+
+
+def find_workflows() -> dict[str, Recipe]:
+    """Return the recipes of several runs: those that return a workflow."""
+    return _functions_returning("Workflow")
+
+
+def _functions_returning(kind: str) -> dict[str, Recipe]:
     package = importlib.import_module("quadriga.recipes")
     found: dict[str, Recipe] = {}
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         for name, function in vars(module).items():
             own = inspect.isfunction(function) and function.__module__ == module.__name__
-            if own and not name.startswith("_") and _returns_run(function):
+            if own and not name.startswith("_") and _returned(function) == kind:
                 found[name] = function
     return dict(sorted(found.items()))
 
 
-def _returns_run(function: Recipe) -> bool:
-    return getattr(typing.get_type_hints(function).get("return"), "__name__", "") == "RunConfig"
+def _returned(function: Recipe) -> str:
+    return getattr(typing.get_type_hints(function).get("return"), "__name__", "")
 
 
 def find_recipe(name: str) -> Recipe:
     """Return the recipe called `name`.
 
     Raises:
-        UserError: There is none of that name.
+        UserError: There is none of that name, or it is one of several runs.
     """
     recipes = find_recipes()
     if name not in recipes:
+        if name in find_workflows():
+            raise UserError(f"{name} is a workflow of several runs; use quadriga run {name}")
         raise UserError(f"unknown recipe {name}{did_you_mean(name, recipes)}")
     return recipes[name]
+
+
+def find_workflow(name: str) -> Recipe:
+    """Return the workflow called `name`.
+
+    Raises:
+        UserError: There is none of that name, or it is a recipe of one run.
+    """
+    workflows = find_workflows()
+    if name not in workflows:
+        if name in find_recipes():
+            raise UserError(f"{name} is one run and no workflow; use quadriga train {name}")
+        raise UserError(f"unknown workflow {name}{did_you_mean(name, workflows)}")
+    return workflows[name]
 
 
 def recipe_arguments(recipe: Recipe, values: dict[str, str]) -> tuple[dict[str, Any], set[str]]:

@@ -14,6 +14,7 @@ from quadriga.cli.arguments import split_resume
 from quadriga.engine.preemption import Preempted
 from quadriga.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, UserError
 from quadriga.launch.attempts import RESTARTS, remember, remembered
+from quadriga.launch.parent import end_with_parent
 
 INTERRUPTED = 130
 
@@ -29,6 +30,7 @@ GRACE_SECONDS = 2.0
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    end_with_parent(os.environ)
     code = remembered(os.environ)
     if code is None:
         try:

@@ -16,8 +16,10 @@ from quadriga.engine.console import Console
 from quadriga.engine.run_config import EvaluationConfig, RunConfig
 from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.session import load_objective
+from quadriga.engine.workflow_files import WorkflowDirectory
 from quadriga.errors import UserError, did_you_mean
 from quadriga.report.html import write_report
+from quadriga.report.workflow import write_workflow_report
 
 
 def evaluate(run: Path, words: Sequence[str], device: str) -> None:
@@ -85,10 +87,14 @@ def choose_protocols(config: RunConfig, names: Sequence[str], values: dict[str, 
 
 
 def report(run: Path) -> None:
-    """Write a run's report and say where.
+    """Write the report of a run or a workflow and say where.
 
     Raises:
-        UserError: There is no run.
+        UserError: There is neither.
     """
+    workflow = WorkflowDirectory(run)
+    if workflow.graph.is_file():
+        print(f"report: {write_workflow_report(workflow)}")
+        return
     RunDirectory(run).read_config()
     print(f"report: {write_report(run)}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from quadriga.cli.arguments import find_recipes
+from quadriga.cli.arguments import find_recipes, find_workflows
 from quadriga.distributed.environment import SINGLE
 from quadriga.engine.facts import device_name, environment_facts, version_of
 from quadriga.engine.units import bytes_
@@ -23,12 +23,15 @@ OPTIONAL = {
 
 
 def recipes() -> None:
-    """Print each recipe with the first line of its docstring."""
-    found = find_recipes()
-    width = max(len(name) for name in found)
-    for name, function in found.items():
-        summary = (inspect.getdoc(function) or "").splitlines()[0]
-        print(f"{name:<{width}}  {summary}")
+    """Print each recipe with the first line of its docstring; then the workflows."""
+    runs, workflows = find_recipes(), find_workflows()
+    width = max(len(name) for name in (*runs, *workflows))
+    for found, title in ((runs, ""), (workflows, "several runs, for quadriga run")):
+        if found and title:
+            print(f"\n{title}")
+        for name, function in found.items():
+            summary = (inspect.getdoc(function) or "").splitlines()[0]
+            print(f"{name:<{width}}  {summary}")
 
 
 def doctor() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from quadriga import __version__
-from quadriga.cli import glue_command, options
+from quadriga.cli import glue_command, options, workflow_command
 from quadriga.cli.checkpoint_app import checkpoint_app
 from quadriga.cli.tokenizer_app import tokenizer_app
 
@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 app.add_typer(checkpoint_app)
 app.command(epilog=glue_command.EPILOG)(glue_command.glue)
+app.command(epilog=workflow_command.RUN_EPILOG)(workflow_command.run)
+app.command(epilog=workflow_command.STATUS_EPILOG)(workflow_command.status)
 app.add_typer(tokenizer_app)
 
 

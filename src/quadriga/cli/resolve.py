@@ -54,7 +54,8 @@ def resolve(
     else:
         function = find_recipe(recipe)
         arguments, used = recipe_arguments(function, values)
-        resolved = Resolved.of(_call(function, arguments), f"recipe {recipe}")
+        config: RunConfig = call(function, arguments)
+        resolved = Resolved.of(config, f"recipe {recipe}")
         values = {key: value for key, value in values.items() if key not in used}
     if file is not None:
         resolved = resolved.override(release(read_values(file)), str(file))
@@ -80,15 +81,14 @@ def release(values: dict[str, Any]) -> dict[str, Any]:
     return released
 
 
-def _call(recipe: Recipe, arguments: dict[str, Any]) -> RunConfig:
+def call(recipe: Recipe, arguments: dict[str, Any]) -> Any:
     """Call a recipe; a value that a config refuses becomes the one-line error."""
     try:
-        config: RunConfig = recipe(**arguments)
+        return recipe(**arguments)
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"])
         raise UserError(sentence(first, path, None, f"set on the {COMMAND_LINE}")) from error
-    return config
 
 
 def read_values(file: Path) -> dict[str, Any]:

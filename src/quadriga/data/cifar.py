@@ -14,9 +14,10 @@ from typing import Literal, final
 import numpy as np
 import numpy.typing as npt
 
-from quadriga.contracts import Dataset, DatasetConfig, Split
+from quadriga.contracts import DatasetConfig, Split
 from quadriga.data.image_files import check_folder
 from quadriga.data.image_record import ImageRecord
+from quadriga.data.labelled import LabelledDataset
 from quadriga.data.plain_pickle import NotPlain, read_plain
 from quadriga.errors import UserError
 
@@ -131,7 +132,7 @@ class CifarConfig(DatasetConfig):
 
 
 @final
-class CifarDataset(Dataset):
+class CifarDataset(LabelledDataset):
     """The images of one split, in memory or mapped into it."""
 
     def __init__(
@@ -169,6 +170,10 @@ class CifarDataset(Dataset):
         """Return the file and the number of the image in it, from 0."""
         part, place = self._place(index)
         return f"{self._paths[part]} image {place}"
+
+    def labels(self) -> npt.NDArray[np.int64]:
+        """Return the class of each image."""
+        return self._labels
 
     def _place(self, index: int) -> tuple[int, int]:
         part = int(np.searchsorted(self._ends, index, side="right"))

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from quadriga.contracts import Dataset, DatasetConfig, Split
+from quadriga.contracts import DatasetConfig, Split
 from quadriga.data.clutter_drawing import SHAPES, draw
 from quadriga.data.image_record import ImageRecord
+from quadriga.data.labelled import LabelledDataset
 from quadriga.randomness import fold, fold_numpy
 
 
@@ -43,7 +44,7 @@ class ClutterConfig(DatasetConfig):
 
 
 @final
-class ClutterDataset(Dataset):
+class ClutterDataset(LabelledDataset):
     """The pictures of one split, in memory."""
 
     def __init__(self, config: ClutterConfig, split: Split) -> None:
@@ -66,6 +67,10 @@ class ClutterDataset(Dataset):
     def name(self, index: int) -> str:
         """Return for example ``clutter train 17``."""
         return f"clutter {self._split} {index}"
+
+    def labels(self) -> npt.NDArray[np.int64]:
+        """Return the class of each picture."""
+        return np.arange(len(self)) % len(SHAPES)
 
 
 @functools.lru_cache(maxsize=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -27,6 +28,7 @@ from quadriga.engine.build import build_objective
 from quadriga.engine.console import Console
 from quadriga.engine.files import write_text
 from quadriga.engine.run_config import RunConfig
+from quadriga.engine.time_log import evaluated
 from quadriga.errors import UserError
 
 RESULTS = "evaluation.json"
@@ -70,7 +72,8 @@ def evaluate(
         step: The step the objective is at, for the record.
         console: Where the numbers are said.
         overrides: What differs from the run's own config: results of another combination of
-            overrides are not kept beside these.
+            overrides are not kept beside these. None where a run judges itself: the time is then
+            its own, and noted with its others.
 
     Returns:
         One result per protocol, in order; the same on every rank.
@@ -83,10 +86,14 @@ def evaluate(
     was_training = objective.training
     objective.eval()
     results = []
+    clock = contextlib.ExitStack()
+    if overrides is None and context.env.is_main:
+        clock.enter_context(evaluated(context.output.parent, step, context.env.world_size))
     try:
-        for protocol in protocols:
-            results.append(protocol.build().run(context))
-            console.say(describe(results[-1]))
+        with clock:
+            for protocol in protocols:
+                results.append(protocol.build().run(context))
+                console.say(describe(results[-1]))
     finally:
         objective.train(was_training)
     if context.env.is_main:

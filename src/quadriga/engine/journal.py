@@ -1,4 +1,4 @@
-"""The journal of a run: metrics.jsonl, the loggers and the console, from the step outputs."""
+"""The journal of a run: metrics.jsonl, times.jsonl, the loggers and the console, from the steps."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from quadriga.engine.run_config import LogConfig
 from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.spikes import SpikeDetector
 from quadriga.engine.throughput import Interval, Work
+from quadriga.engine.time_log import TimeLog
 from quadriga.engine.units import duration
 from quadriga.errors import UserError
 
@@ -73,6 +74,15 @@ class Journal:
         self._events = Events(directory.events, env.is_main)
         self._spikes = SpikeDetector(health or HealthConfig())
         self._unseen: list[tuple[int, Tensor]] = []
+        self._times = TimeLog(
+            directory.path,
+            active=env.is_main,
+            start=start,
+            total_steps=plan.total_steps,
+            batch_size=plan.batch_size,
+            ranks=env.world_size,
+            flops_per_sample=None if work is None else work.flops_per_sample,
+        )
 
     def __enter__(self) -> Self:
         """Use as a context manager: the files are closed at the end."""
@@ -85,6 +95,7 @@ class Journal:
         trace: TracebackType | None,
     ) -> None:
         """Look at the last losses and close the files."""
+        self._times.end(kind)
         try:
             self._loggers.close()
             self._look_for_spikes()
@@ -103,6 +114,7 @@ class Journal:
         """
         done = output.step + 1
         self._interval.add(output.samples, output.seconds)
+        self._times.advance(done)
         if self._env.is_main:
             self._unseen.append((done, output.metrics["loss"].detach()))
             if output.skipped:
@@ -118,6 +130,7 @@ class Journal:
         except OSError as problem:
             raise self._unwritable(problem) from problem
         self._show(record, done)
+        self._times.steps(done, record["memory_peak_gib"])
         self._interval.restart(time.perf_counter())
 
     def add_stall(self, seconds: float) -> None:

@@ -6,6 +6,8 @@ WORK_DIR/
     log.txt             what the console said
     metrics.jsonl       one JSON object per logged step
     events.jsonl        one JSON object per event: a spike of the loss, a skipped step
+    times.jsonl         when the run was made: attempts, their steps, evaluations and ends
+    console.txt         what the run's process said, where another process has started it
     tensorboard/        the logged steps as event files
     samples/            which samples each rank read, when log.samples
     hang/               where each rank stood when the run stood still
@@ -18,28 +20,20 @@ WORK_DIR/
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
-import os
-import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from quadriga.engine.files import write_text
+from quadriga.engine.lock import LOCK, take_lock
 from quadriga.engine.run_config import RunConfig, identity
 from quadriga.errors import UserError
 from quadriga.provenance import Resolved
 
-_OWN = (".lock", "log.txt", "report", ".config.json.partial")
+_OWN = (LOCK, "log.txt", "report", ".config.json.partial", "times.jsonl", "console.txt")
 """What a run that was stopped before it wrote its config may have left."""
-
-
-def _close(stream: IO[str] | None) -> None:
-    if stream is not None:
-        stream.close()
 
 
 @dataclass(frozen=True)
@@ -165,21 +159,12 @@ class RunDirectory:
             UserError: Another process is training here.
         """
         with self.writing():
-            stream = (self.path / ".lock").open("w")
-        # A lock is held by all that share the open file. A process that reads data is a fork; it
-        # may outlive this one, stuck in a read, and must not keep the next run out.
-        held = weakref.ref(stream)
-        os.register_at_fork(after_in_child=lambda: _close(held()))
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                return stream  # a file system without locks: the user keeps the runs apart
-            stream.close()
+            stream = take_lock(self.path / LOCK)
+        if stream is None:
             raise UserError(
                 f"work dir {self.path} is in use: another process trains there; "
                 "wait for it or choose another --work-dir"
-            ) from error
+            )
         return stream
 
     def write_environment(self, facts: Mapping[str, Any]) -> None:

@@ -49,12 +49,15 @@ class Request:
     """A checkpoint to start from instead of the newest of the work directory."""
 
 
-def check_start(config: RunConfig, world_size: int) -> tuple[Dataset, RunPlan]:
+def check_start(
+    config: RunConfig, world_size: int, dataset: Dataset | None = None
+) -> tuple[Dataset, RunPlan]:
     """Try everything that needs no memory, no process and no work directory.
 
     Args:
         config: The run.
         world_size: Ranks it is to run on.
+        dataset: Its training data, where it is open already.
 
     Returns:
         The training data and the run's numbers.
@@ -64,7 +67,8 @@ def check_start(config: RunConfig, world_size: int) -> tuple[Dataset, RunPlan]:
     """
     check_kinds(config.log.loggers)
     check_loggers(config.log.loggers)
-    dataset = config.data.build("train")
+    if dataset is None:
+        dataset = config.data.build("train")
     check_text(config, dataset)
     check_classes(config, dataset)
     check_shapes(config)

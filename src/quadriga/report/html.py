@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from html import escape
-from importlib import resources
 from pathlib import Path
 
 from quadriga.engine.files import write_text
@@ -12,6 +10,7 @@ from quadriga.errors import UserError
 from quadriga.report.chart import chart
 from quadriga.report.curves import save_curves
 from quadriga.report.evaluation_table import evaluation_section, pictures_section
+from quadriga.report.page import page
 from quadriga.report.run_files import RunFiles, read_run
 from quadriga.report.sections import (
     config_section,
@@ -61,9 +60,6 @@ def render(run: RunFiles, curves: list[Curve]) -> str:
         run: What the run has written down.
         curves: What is drawn of it.
     """
-    package = resources.files("quadriga.report")
-    style = package.joinpath("page.css").read_text(encoding="utf-8")
-    script = package.joinpath("page.js").read_text(encoding="utf-8")
     drawn = "".join(chart(curve, str(i)) for i, curve in enumerate(curves))
     drawn += shares_chart(run.metrics)
     sections = [
@@ -77,24 +73,8 @@ def render(run: RunFiles, curves: list[Curve]) -> str:
     body = "\n".join(
         f"<section><h2>{title}</h2>{content}</section>" for title, content in sections if content
     )
-    # The policy forbids the page any request: what is in this file is all there is.
-    policy = (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-    )
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="color-scheme" content="light dark">
-<title>{escape(run.name)} · Quadriga run report</title>
-<style>
-{style}</style></head><body><main>
-{header(run)}{notes(run)}
-{body}
-</main>
-<script>
-{script}</script></body></html>
-"""
+    title = f"{run.name} \N{MIDDLE DOT} Quadriga run report"
+    return page(title, f"{header(run)}{notes(run)}\n{body}")
 
 
 def _curves(drawn: str) -> str:

@@ -1,0 +1,107 @@
+"""What each run of a workflow will be: checked, counted and measured before any process starts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import final
+
+import torch
+
+from quadriga.contracts import Dataset
+from quadriga.engine.build import build_on_meta
+from quadriga.engine.layout import shard_ranks
+from quadriga.engine.meters import Cost, measure, memory_estimate
+from quadriga.engine.run_config import RunConfig
+from quadriga.engine.start import check_start
+from quadriga.engine.warm_start import check_warm_start
+from quadriga.engine.workflow import REFERENCE
+from quadriga.engine.workflow_files import Planned
+from quadriga.errors import UserError
+
+Check = Callable[[RunConfig], None]
+
+
+@final
+class Planner:
+    """Checks configs that share their data: each data set is opened once."""
+
+    def __init__(self, check: Check) -> None:
+        """Take a further check of a config, which raises `UserError`."""
+        self._check = check
+        self._opened: dict[str, Dataset] = {}
+        self._costs: dict[str, Cost | None] = {}
+
+    def plan(self, config: RunConfig) -> Planned:
+        """Check a run as ``quadriga train`` does, as far as it needs no other run, and measure it.
+
+        Args:
+            config: The run; references to other nodes in it are left alone.
+
+        Raises:
+            UserError: It cannot start.
+        """
+        ranks = config.train.ranks
+        self._check(config)
+        if not (config.warm_start.path or "").startswith(REFERENCE):
+            check_warm_start(config.warm_start)
+        key = config.data.as_json()
+        dataset, plan = check_start(config, ranks, self._opened.get(key))
+        self._opened[key] = dataset
+        micro = math.ceil(plan.batch_size / (plan.world_size * plan.accumulate))
+        own = list(build_on_meta(config).parameters())
+        cost = self._cost(config, micro)
+        return Planned(
+            total_steps=plan.total_steps,
+            batch_size=plan.batch_size,
+            ranks=ranks,
+            parameters=sum(p.numel() for p in own),
+            trainable_parameters=sum(p.numel() for p in own if p.requires_grad),
+            flops_per_sample=None if cost is None else cost.model_flops / cost.samples,
+            memory_gib=None if cost is None else _memory_gib(config, cost),
+        )
+
+    def _cost(self, config: RunConfig, micro: int) -> Cost | None:
+        """Return what a rank's micro-batch costs; None where the meta device cannot run the model.
+
+        Nodes that differ in their data, seeds and lengths alone cost the same.
+        """
+        tree = config.as_dict()
+        parts = [tree[name] for name in ("model", "objective", "modular", "views")]
+        key = json.dumps([*parts, micro])
+        if key not in self._costs:
+            example = config.views.build("train").example(micro, torch.device("meta"))
+            try:
+                self._costs[key] = measure(build_on_meta(config), example)
+            except (NotImplementedError, RuntimeError):
+                self._costs[key] = None
+        return self._costs[key]
+
+    def plan_all(self, configs: Mapping[str, RunConfig]) -> dict[str, Planned]:
+        """Plan several runs.
+
+        Raises:
+            UserError: Some cannot start: all of them and their reasons, in one line.
+        """
+        planned: dict[str, Planned] = {}
+        problems: dict[str, list[str]] = {}
+        for name, config in configs.items():
+            try:
+                planned[name] = self.plan(config)
+            except UserError as error:
+                problems.setdefault(str(error), []).append(name)
+        if problems:
+            raise UserError(
+                "; ".join(f"{', '.join(names)}: {text}" for text, names in problems.items())
+            )
+        return planned
+
+
+def _memory_gib(config: RunConfig, cost: Cost) -> float | None:
+    train = config.train
+    if config.pipeline.schedule != "none" or train.recompute != "none":
+        return None  # quadriga plan and --dry-run know these
+    shards = shard_ranks(train, train.ranks, train.ranks)
+    average = config.ema.decay is not None
+    return memory_estimate(cost, shards=shards, has_average=average).total / 2**30

@@ -1,0 +1,198 @@
+"""The report of a workflow: the graph, its runs, and what they cost beside the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from quadriga.engine.files import write_text
+from quadriga.engine.run_state import RunState
+from quadriga.engine.units import duration, flops
+from quadriga.engine.workflow_files import Graph, WorkflowDirectory
+from quadriga.engine.workflow_graph import order_of
+from quadriga.errors import UserError
+from quadriga.report.graph import graph_picture
+from quadriga.report.page import page
+
+DASH = "\N{EN DASH}"
+
+
+def write_workflow_report(directory: WorkflowDirectory) -> Path:
+    """Write ``report/index.html`` of a workflow, in progress or finished.
+
+    Args:
+        directory: Its work directory.
+
+    Returns:
+        The path of the HTML file.
+
+    Raises:
+        UserError: There is no workflow, or the report cannot be written.
+    """
+    graph = directory.read_graph()
+    folder = directory.path / "report"
+    states, ledger = directory.states(graph), directory.ledger(graph)
+    links = {
+        name: f"../{name}/report/index.html"
+        for name in graph.nodes
+        if (directory.run_of(name) / "report" / "index.html").is_file()
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "index.html", render_workflow(graph, states, ledger, links))
+    except OSError as error:
+        raise UserError(
+            f"the report folder {folder} must be writable, but: {error.strerror or error}; free "
+            "space or change its permissions"
+        ) from error
+    return folder / "index.html"
+
+
+def render_workflow(
+    graph: Graph,
+    states: Mapping[str, RunState],
+    ledger: Mapping[str, Any],
+    links: Mapping[str, str],
+) -> str:
+    """Return the whole page.
+
+    Args:
+        graph: The workflow.
+        states: Node -> where its run is.
+        ledger: What `WorkflowDirectory.ledger` returned.
+        links: Node -> where its report is.
+    """
+    done = sum(state.state == "finished" for state in states.values())
+    kind = "pill done" if done == len(states) else "pill"
+    head = f"""<header><p class="eyebrow">Quadriga \N{MIDDLE DOT} workflow report</p>
+<h1>{escape(graph.name)} <span class="{kind}">{done} of {len(states)} runs finished</span></h1>
+</header>"""
+    sections = (
+        ("Graph", graph_picture(graph.needs, states, graph.result, links)),
+        ("Runs", _runs(graph, states, links)),
+        ("Cost", _cost(ledger)),
+        ("Cost of each run", _costs(graph, ledger)),
+    )
+    body = "\n".join(f"<section><h2>{t}</h2>{content}</section>" for t, content in sections)
+    return page(f"{graph.name} \N{MIDDLE DOT} Quadriga workflow report", f"{head}\n{body}")
+
+
+def _runs(graph: Graph, states: Mapping[str, RunState], links: Mapping[str, str]) -> str:
+    rows = []
+    for name in order_of(graph.needs):
+        state, planned = states[name], graph.planned[name]
+        shown = escape(name)
+        if name in links:
+            shown = f'<a href="{escape(links[name])}">{shown}</a>'
+        value = DASH if state.value is None else f"{state.value:.4g}"
+        text = state.state if state.error is None else f"failed: {state.error}"
+        rows.append(
+            (
+                shown,
+                escape(", ".join(graph.needs[name]) or DASH),
+                escape(text),
+                f"{state.step:,} / {planned.total_steps:,}",
+                f"{planned.parameters:,}",
+                f"{planned.trainable_parameters:,}",
+                f"{escape((state.metric or '').replace('_', ' '))} <b>{value}</b>",
+            )
+        )
+    titles = ("run", "starts from", "state", "steps", "parameters", "trained", "found")
+    return _table(titles, rows, numbers=(3, 4, 5, 6))
+
+
+def _cost(ledger: Mapping[str, Any]) -> str:
+    reference = ledger["reference"]
+    rows = [_bill(f"result: {ledger['result']['node']}", ledger["result"], reference)]
+    rows += [_bill(name, known, reference) for name, known in ledger["others"].items()]
+    if reference is not None:
+        rows.append(("reference, end to end, not run", _flops(reference["flops"]), *[DASH] * 6))
+    titles = (
+        "model",
+        "operations",
+        "of the reference's",
+        "device time, summed",
+        "critical path",
+        "memory of a rank",
+        "start-up",
+        "lost",
+    )
+    note = (
+        "Operations: multiplications and additions of the forward and backward passes. Device time:"
+        " summed over all ranks. Critical path: the longest chain of runs that wait for each other."
+        " Start-up (imports, model, checkpoint) and steps that were made again after a kill (lost)"
+        " are in neither."
+    )
+    table = _table(titles, rows, numbers=range(1, 8))
+    return f'<p class="subtitle lead-in">{note}</p>{table}'
+
+
+def _bill(
+    title: str, bill: Mapping[str, Any], reference: Mapping[str, Any] | None
+) -> tuple[str, ...]:
+    ratio = DASH
+    if reference is not None and bill["flops"] is not None and reference["flops"]:
+        ratio = f"{bill['flops'] / reference['flops']:.3f}"
+    memory = bill["memory_gib"]
+    chain = " \N{RIGHTWARDS ARROW} ".join(bill["critical_path"])
+    return (
+        escape(title),
+        _flops(bill["flops"]),
+        ratio,
+        duration(bill["device_seconds"]),
+        f"<b>{duration(bill['critical_seconds'])}</b><br><small>{escape(chain)}</small>",
+        DASH if memory is None else f"{memory:.2f} GiB",
+        duration(bill["start_up_seconds"]),
+        duration(bill["lost_device_seconds"]),
+    )
+
+
+def _costs(graph: Graph, ledger: Mapping[str, Any]) -> str:
+    rows = []
+    for name in order_of(graph.needs):
+        known = ledger["nodes"][name]
+        memory = known["memory_gib"]
+        rows.append(
+            (
+                escape(name),
+                f"{_flops(known['flops'])} of {_flops(known['planned_flops'])}",
+                duration(known["device_seconds"]),
+                duration(known["seconds"]),
+                duration(known["evaluation_seconds"]),
+                DASH if memory is None else f"{memory:.2f} GiB",
+                str(known["attempts"]),
+                f"{known['lost_steps']:,} steps, {duration(known['lost_device_seconds'])}",
+            )
+        )
+    titles = (
+        "run",
+        "operations",
+        "device time",
+        "wall time",
+        "of it evaluation",
+        "memory of a rank",
+        "attempts",
+        "lost",
+    )
+    return _table(titles, rows, numbers=range(1, 8))
+
+
+def _flops(value: float | None) -> str:
+    return DASH if value is None else flops(value)
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int]) -> str:
+    """Return a table; cells are HTML, those of the columns `numbers` are set to the right."""
+
+    def kind(place: int) -> str:
+        return ' class="n"' if place in numbers else ""
+
+    head = "".join(f"<th{kind(i)}>{escape(title)}</th>" for i, title in enumerate(titles))
+    body = "".join(
+        "<tr>" + "".join(f"<td{kind(i)}>{cell}</td>" for i, cell in enumerate(row)) + "</tr>"
+        for row in rows
+    )
+    return f"""<div class="card scroll"><table><thead><tr>{head}</tr></thead>
+<tbody>{body}</tbody></table></div>"""
