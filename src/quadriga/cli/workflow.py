@@ -259,9 +259,9 @@ class _Run:
             page = directory.run_of(name) / "report" / "index.html"
             if outcome.progress[name] == "finished" and not page.exists():
                 write_report(directory.run_of(name))  # a kill came between the two
-        ledger = directory.write_ledger(graph)
-        report = write_workflow_report(directory)
         states = directory.states(graph)
+        ledger = directory.write_ledger(graph, states)
+        report = write_workflow_report(directory)
         print()
         show(state_table(graph, states))
         print()

@@ -27,7 +27,7 @@ class Spent:
     """Finished optimizer steps."""
     samples: int = 0
     """Samples of those steps."""
-    flops: float | None = None
+    flops: float | None = 0.0
     """Model FLOPs of those samples, forward and backward; None when not known."""
     seconds: float = 0.0
     """Wall time of those steps with their evaluations and checkpoints, over all attempts."""
@@ -81,11 +81,13 @@ class _Stretch:
         return then + (later - then) * (step - low) / (high - low)
 
 
-def spent(events: Sequence[Event]) -> Spent:
+def spent(events: Sequence[Event], saved: int | None = None) -> Spent:
     """Return what a run has cost, from its times.jsonl.
 
     Args:
         events: What `read_times` returned.
+        saved: Steps of the newest checkpoint of a run that nobody makes now: what was made after
+            it is lost. None while it runs.
     """
     stretches, alone = _stretches(events)
     if not stretches:
@@ -94,7 +96,8 @@ def spent(events: Sequence[Event]) -> Spent:
     lost_steps = 0
     for place, part in enumerate(stretches):
         # What follows goes on from there: the steps after it are made again.
-        limit = min((later.start for later in stretches[place + 1 :]), default=part.last)
+        starts = [later.start for later in stretches[place + 1 :]]
+        limit = min(starts if saved is None else [*starts, saved], default=part.last)
         kept = max(part.start, min(part.last, limit))
         useful = part.seconds_at(kept) if limit >= part.start else 0.0
         wasted = part.marks[-1][1] - useful
@@ -105,10 +108,11 @@ def spent(events: Sequence[Event]) -> Spent:
     for _, took, ranks in alone:
         seconds, device, evaluation = seconds + took, device + took * ranks, evaluation + took
     last = stretches[-1]
-    samples = last.last * last.batch_size
+    steps = last.last if saved is None else min(last.last, saved)
+    samples = steps * last.batch_size
     each = last.flops_per_sample
     return Spent(
-        steps=last.last,
+        steps=steps,
         samples=samples,
         flops=None if each is None else each * samples,
         seconds=seconds,

@@ -33,7 +33,8 @@ def write_workflow_report(directory: WorkflowDirectory) -> Path:
     """
     graph = directory.read_graph()
     folder = directory.path / "report"
-    states, ledger = directory.states(graph), directory.ledger(graph)
+    states = directory.states(graph)
+    ledger = directory.ledger(graph, states)
     links = {
         name: f"../{name}/report/index.html"
         for name in graph.nodes
