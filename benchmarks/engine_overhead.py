@@ -100,7 +100,8 @@ class Setting:
         """Yield the batches of `steps` as a plain loop reads them; `steps` is drawn at once."""
         dataset, transform = self.config.data.build("train"), self.config.views.build("train")
         size, batch_size = self.plan.dataset_size, self.plan.batch_size
-        drawn = [step_samples(self.config.seed, size, batch_size, step) for step in steps]
+        seed, repeats = self.config.seed, self.config.train.repeats
+        drawn = [step_samples(seed, size, batch_size, step, repeats) for step in steps]
 
         def read() -> Iterator[Batch]:
             for index, key in drawn:

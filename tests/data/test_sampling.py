@@ -67,3 +67,45 @@ def test_micro_batches_cover_the_batch_in_order(world_size, accumulate, spare):
 def test_fewer_samples_than_micro_batches():
     with pytest.raises(UserError, match=r"2 ranks x 4 accumulated\), but has 7"):
         micro_batches(7, 0, 2, 4)
+
+
+@settings(deadline=None)
+@given(
+    st.integers(0, 2**40),
+    st.integers(1, 60),
+    st.integers(1, 40),
+    st.integers(1, 7),
+    st.integers(0, 9),
+)
+def test_repeats_show_the_next_of_the_stream_again_and_again(
+    seed, dataset_size, batch_size, repeats, step
+):
+    different = -(-batch_size // repeats)
+    index, key = step_samples(seed, dataset_size, batch_size, step, repeats)
+    plain, plain_key = step_samples(seed, dataset_size, different, step)
+    for slot in range(batch_size):
+        repeat, place = divmod(slot, different)
+        epoch = (step * different + place) // dataset_size
+        parts = ("repeat", repeat) if repeat else ()
+        assert index[slot] == plain[place]
+        assert int(key[slot]) & MASK == fold(seed, "sample", epoch, *parts, int(index[slot]))
+    np.testing.assert_array_equal(key[:different], plain_key)
+    counts = np.unique(np.arange(batch_size) % different, return_counts=True)[1]
+    assert counts.max() <= repeats
+    assert counts.max() - counts.min() <= 1
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**40), st.integers(1, 60), st.integers(2, 30), st.integers(2, 4))
+def test_no_two_views_are_equal_and_repeats_are_apart(seed, dataset_size, different, repeats):
+    index, key = step_samples(seed, dataset_size, different * repeats, 2, repeats)
+    assert len(set(key.tolist())) == different * repeats
+    if different <= dataset_size // 2:
+        epochs = np.arange(2 * different, 3 * different) // dataset_size
+        if epochs[0] == epochs[-1]:
+            assert (index[1:] != index[:-1]).all()
+
+
+def test_an_epoch_of_the_stream_has_every_sample_repeats_times():
+    seen = np.concatenate([step_samples(5, 12, 9, step, 3)[0] for step in range(4)])
+    assert np.bincount(seen).tolist() == [3] * 12

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from quadriga.cli.entry import run
+from quadriga.cli.resolve import resolve
 from quadriga.cli.verify_resume import VerifyRequest, conclude, judged
 from quadriga.engine.sample_log import SampleLog, read_samples, rewind_samples
 from quadriga.engine.verify_resume import (
@@ -72,13 +73,28 @@ def assert_found(doctored: Path, straight: Path, part: str, start: str) -> None:
     assert conclude(VerifyRequest("mae_digits"), cases, {}) == 1
 
 
+def planned(repeats: int) -> list[tuple[int, int, int]]:
+    words = ["train.batch_size=8", f"train.repeats={repeats}"]
+    return planned_samples(resolve("mae_digits", None, words).config, 1437, 3)
+
+
+def test_a_run_with_repeats_reads_what_was_planned(tmp_path: Path) -> None:
+    words = tiny_run(tmp_path, 3, "log.samples=true", "loader.workers=0", "train.repeats=3")
+    assert run(words) == 0
+    read = read_samples(tmp_path / "samples")
+    assert [sample[:2] + sample[3:] for sample in read] == planned(3)
+    for step in (1, 2, 3):
+        indices = [sample.sample for sample in read if sample.step == step]
+        assert indices == indices[:3] * 2 + indices[:2]
+    assert len({sample.sample for sample in read}) == 9
+
+
 def test_a_run_equals_itself_and_read_what_was_planned(straight: Path, doctored: Path) -> None:
     record = read_run(straight, 3)
     found = compare(record, read_run(doctored, 3))
     assert found == Comparison("equal", "equal", "equal", "equal")
     assert conclude(VerifyRequest("x"), [judged("", "", "", found)], {}) == 0
-    read = [(sample.step, sample.position, sample.key) for sample in record.samples]
-    assert read == planned_samples(0, 1437, 8, 3)
+    assert [sample[:2] + sample[3:] for sample in record.samples] == planned(1)
     assert_bit_equal(
         read_tensors(straight / "checkpoints" / "step_00000003"), read_checkpoint(straight, 3)
     )

@@ -13,6 +13,7 @@ from plan_fakes import LINKS, made_profile
 from quadriga.engine.build import build_on_meta
 from quadriga.errors import UserError
 from quadriga.optim.groups import materialise_state
+from quadriga.optim.partial import partial_optimizer
 from quadriga.pipeline.cost import Candidate, Costs
 from quadriga.pipeline.gradients import FlatGradients
 from quadriga.pipeline.placement import Placement
@@ -22,7 +23,7 @@ from quadriga.pipeline.schedules import SCHEDULES
 from quadriga.pipeline.simulate import simulate
 from quadriga.pipeline.timing import Times
 from quadriga.pipeline.units import make_units, sizes
-from quadriga.pipeline.weights import Banks, stage_optimizer
+from quadriga.pipeline.weights import Banks
 
 MUCH = 2**40
 
@@ -57,7 +58,7 @@ def test_memory_of_weights_is_what_the_executor_holds(schedule: str) -> None:
         assert memory.weights == sum(p.nbytes for p in held)
         buffers = [FlatGradients(banks.parameters) for _ in range(banks.count)]
         assert memory.gradients == sum(buffer.flat.nbytes for buffer in buffers)
-        optimizer = stage_optimizer(config.optim, everything, banks.parameters)
+        optimizer = partial_optimizer(config.optim, everything, banks.parameters)
         materialise_state(optimizer)
         states = [v for state in optimizer.state.values() for v in state.values() if v.dim()]
         assert memory.optimizer == sum(value.nbytes for value in states)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from quadriga.cli.arguments import Recipe, find_recipe, flatten, read_overrides, recipe_arguments
 from quadriga.config_errors import sentence
+from quadriga.engine.classes import settle
 from quadriga.engine.run_config import RunConfig
 from quadriga.errors import UserError
 from quadriga.provenance import Resolved
@@ -58,7 +59,7 @@ def resolve(
         values = {key: value for key, value in values.items() if key not in used}
     if file is not None:
         resolved = resolved.override(release(read_values(file)), str(file))
-    return resolved.override(release(values), COMMAND_LINE) if values else resolved
+    return settle(resolved.override(release(values), COMMAND_LINE) if values else resolved)
 
 
 def release(values: dict[str, Any]) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from quadriga.distributed.environment import pick_device, process_group, read_la
 from quadriga.engine.checkpoint import list_checkpoints
 from quadriga.engine.console import Console
 from quadriga.engine.dry_run import dry_run
+from quadriga.engine.origins import check_origins
 from quadriga.engine.preemption import Preemption
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.session import run
 from quadriga.engine.start import Request, check_start
-from quadriga.engine.warm_start import check_warm_start
 from quadriga.errors import UserError
 from quadriga.launch.attempts import restarts
 from quadriga.launch.local import run_ranks
@@ -91,7 +91,7 @@ def train(request: TrainRequest) -> int:
         check_schedule(resolved.config, ranks)
         check_start(resolved.config, ranks)
         if not list_checkpoints(RunDirectory(work_dir).checkpoints):
-            check_warm_start(resolved.config.warm_start)
+            check_origins(resolved.config)
         return run_ranks(ranks, request.arguments, request.max_restarts)
     with (
         # Around the process group, so that a signal while it is left does not kill.

@@ -8,6 +8,7 @@ from typing import Any, final
 
 from quadriga.cli.arguments import find_workflow, read_overrides, recipe_arguments
 from quadriga.cli.resolve import COMMAND_LINE, call, release
+from quadriga.engine.classes import settle
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.workflow import Node, Workflow
 from quadriga.engine.workflow_graph import check_graph, matching, needs_of
@@ -109,4 +110,4 @@ def _resolved(
         if str(error).startswith("unknown key") and values:
             hint = "; NODE:key=value sets it in some nodes only"
         raise UserError(f"{name}: {error}{hint}") from error
-    return resolved
+    return settle(resolved)

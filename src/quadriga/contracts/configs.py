@@ -63,17 +63,22 @@ class ModularConfig(Choice, ABC):
         """
 
     @abstractmethod
-    def sources(self) -> tuple[str, ...]:
-        """Return the paths of the runs, checkpoints or files that the parts come from."""
+    def sources(self) -> tuple[tuple[str, str], ...]:
+        """Return (config path, path) of the runs, checkpoints or files that the parts are in."""
 
     @abstractmethod
     def fill(
-        self, objective: Objective, model: ModelConfig, sources: Sequence[WeightSource]
+        self,
+        built: Objective,
+        objective: ObjectiveConfig,
+        model: ModelConfig,
+        sources: Sequence[WeightSource],
     ) -> str:
         """Put the sources' weights into an initialised objective that `build` made.
 
         Args:
-            objective: Filled whole or, on an error, not at all.
+            built: Filled whole or, on an error, not to be used.
+            objective: The method.
             model: The whole target model.
             sources: What lies at `sources`, in that order.
 

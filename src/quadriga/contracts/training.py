@@ -88,6 +88,9 @@ class Objective(nn.Module, ABC):
     tokens_per_sample: int | None = None
     """Tokens that a sample's input is cut into, those that a mask hides too; None where samples
     differ. It decides the throughput in tokens, and nothing else."""
+    independent_parts: tuple[str, ...] = ()
+    """Beginnings of the names of parameters that train side by side and know nothing of each
+    other: the gradient of each is clipped to a norm of its own. Empty: all together."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> LossOutput:
@@ -100,6 +103,18 @@ class Objective(nn.Module, ABC):
         The module may come from the meta device with undefined memory: nothing may be left as
         it was.
         """
+
+    def whole_parameters(self) -> Mapping[str, nn.Parameter] | None:
+        """Return the trainable parameters of the model that this objective trains a part of.
+
+        By their names there, on the meta device; None where the objective is the whole. The
+        optimizer's rules (decay, layers, learning rates) are those of the whole.
+        """
+        return None
+
+    def name_in_whole(self, name: str) -> str:
+        """Return what one of the objective's own trainable parameters is called there."""
+        return name
 
     def before_step(self, progress: Progress) -> None:
         """Set what depends on progress (momentum, temperature); once per optimizer step."""

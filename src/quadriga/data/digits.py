@@ -16,8 +16,9 @@ from PIL import Image
 from pydantic import Field
 
 from quadriga import randomness
-from quadriga.contracts import Dataset, DatasetConfig, Split
+from quadriga.contracts import DatasetConfig, Split
 from quadriga.data.image_record import ImageRecord
+from quadriga.data.labelled import LabelledDataset
 
 _LARGEST_VALUE = 16
 _MARGIN = 1  # The originals touch their edges; one pixel of margin around them reads better.
@@ -37,7 +38,7 @@ class DigitsConfig(DatasetConfig):
 
 
 @final
-class DigitsDataset(Dataset):
+class DigitsDataset(LabelledDataset):
     """The digits of one split, in memory."""
 
     def __init__(self, split: Split, image_px: int) -> None:
@@ -66,6 +67,10 @@ class DigitsDataset(Dataset):
     def name(self, index: int) -> str:
         """Return the digit's name, with its position in scikit-learn's order."""
         return f"digit {self._originals[index]}"
+
+    def labels(self) -> npt.NDArray[np.int64]:
+        """Return the class of each digit."""
+        return np.array(self._labels, np.int64)
 
 
 def _load() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:

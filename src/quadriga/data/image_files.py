@@ -11,8 +11,9 @@ from typing import final, overload
 import numpy as np
 import numpy.typing as npt
 
-from quadriga.contracts import Dataset, Split, UnreadableSample
+from quadriga.contracts import Split, UnreadableSample
 from quadriga.data.image_record import ImageRecord
+from quadriga.data.labelled import LabelledDataset
 from quadriga.errors import UserError, nearest
 from quadriga.randomness import fold
 
@@ -67,7 +68,7 @@ class PackedNames(Sequence[str]):
 
 
 @final
-class ImageFiles(Dataset):
+class ImageFiles(LabelledDataset):
     """Image files below one folder, by index."""
 
     def __init__(
@@ -112,6 +113,10 @@ class ImageFiles(Dataset):
     def name(self, index: int) -> str:
         """Return the path of image `index`."""
         return os.path.join(self._root, self._names[index])
+
+    def labels(self) -> npt.NDArray[np.int64]:
+        """Return the class of each image; -1 without one."""
+        return np.full(len(self), -1) if self._labels is None else self._labels
 
 
 def check_folder(path: Path, key: str) -> None:

@@ -8,7 +8,7 @@ from typing import Literal, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -66,7 +66,11 @@ class ImageViewsConfig(ViewsConfig):
 
     def build(self, split: Split) -> Transform:
         """Make the random training view, or the deterministic evaluation view."""
-        return TrainingView(self) if split == "train" else EvaluationView(self)
+        if split == "train":
+            return TrainingView(self)
+        return EvaluationView(
+            self.image_px, self.test_crop_fraction, self.interpolation, self.mean, self.std
+        )
 
 
 @final
@@ -93,29 +97,35 @@ class TrainingView(Transform):
         )
         pixels = image.crop(box, config.image_px, config.image_px)
         view = resize(pixels, config.image_px, config.image_px, config.interpolation)
-        return _sample(view, record.label)
+        return sample_of(view, record.label)
 
     def batch(self, batch: Batch) -> Batch:
         """Flip each image with its own key's draw, then normalise all."""
-        images = batch["image"]
-        probability = self.config.flip_probability
-        if probability > 0:
-            flipped = uniform_rows(batch["key"], _FLIP, 1)[:, :, None, None] < probability
-            images = torch.where(flipped, images.flip(-1), images)
+        images = flip(batch["image"], batch["key"], self.config.flip_probability)
         return {**batch, "image": normalise(images, self.config.mean, self.config.std)}
 
     def example(self, size: int, device: torch.device) -> Batch:
         """Return a batch of `size` views with arbitrary values."""
-        return _example(size, self.config.image_px, device)
+        return example(size, self.config.image_px, device)
 
 
 @final
 class EvaluationView(Transform):
     """The shorter side resized to ``image_px / test_crop_fraction``, then the centre."""
 
-    def __init__(self, config: ImageViewsConfig) -> None:
-        """Take the view's parameters from `config`."""
-        self.config = config
+    def __init__(
+        self,
+        image_px: int,
+        test_crop_fraction: float,
+        interpolation: Interpolation,
+        mean: Rgb,
+        std: Rgb,
+    ) -> None:
+        """Take what the fields of `ImageViewsConfig` say."""
+        self._image_px = image_px
+        self._side = math.floor(image_px / test_crop_fraction)
+        self._interpolation = interpolation
+        self._mean, self._std = mean, std
 
     def sample(self, record: ImageRecord, key: int) -> Sample:
         """Decode, resize and crop one image, every pixel of it decoded; `key` is not used.
@@ -126,20 +136,19 @@ class EvaluationView(Transform):
         Raises:
             UnreadableSample: The image cannot be decoded.
         """
-        config = self.config
         image = OpenedImage(record)
-        pixels = image.crop(_not_too_long(image.height, image.width))
-        side = math.floor(config.image_px / config.test_crop_fraction)
-        view = centre(pixels, side, config.image_px, config.interpolation)
-        return _sample(view, record.label)
+        pixels = image.crop(not_too_long(image.height, image.width))
+        return sample_of(
+            centre(pixels, self._side, self._image_px, self._interpolation), record.label
+        )
 
     def batch(self, batch: Batch) -> Batch:
         """Normalise."""
-        return {**batch, "image": normalise(batch["image"], self.config.mean, self.config.std)}
+        return {**batch, "image": normalise(batch["image"], self._mean, self._std)}
 
     def example(self, size: int, device: torch.device) -> Batch:
         """Return a batch of `size` views with arbitrary values."""
-        return _example(size, self.config.image_px, device)
+        return example(size, self._image_px, device)
 
 
 def random_box(
@@ -198,6 +207,16 @@ def centre(
     return np.ascontiguousarray(resized[:, top : top + image_px, left : left + image_px])
 
 
+def flip(
+    images: UInt8[Tensor, "batch 3 height width"], key: Int64[Tensor, " batch"], probability: float
+) -> UInt8[Tensor, "batch 3 height width"]:
+    """Mirror images left to right, each with `probability`, by its own key's draw."""
+    if probability == 0:
+        return images
+    flipped = uniform_rows(key, _FLIP, 1)[:, :, None, None] < probability
+    return torch.where(flipped, images.flip(-1), images)
+
+
 def normalise(
     images: UInt8[Tensor, "batch 3 height width"], mean: Rgb, std: Rgb
 ) -> Float[Tensor, "batch 3 height width"]:
@@ -216,16 +235,19 @@ def _affine(mean: Rgb, std: Rgb, device: torch.device) -> tuple[Tensor, Tensor]:
     return values[0], values[1]
 
 
-def _not_too_long(height: int, width: int) -> Box:
+def not_too_long(height: int, width: int) -> Box:
+    """Return the central part of an image, at most 16 times as long as it is wide."""
     kept_height, kept_width = min(height, _LONGEST * width), min(width, _LONGEST * height)
     return Box((height - kept_height) // 2, (width - kept_width) // 2, kept_height, kept_width)
 
 
-def _sample(view: UInt8[np.ndarray, "3 height width"], label: int | None) -> Sample:
+def sample_of(view: UInt8[np.ndarray, "3 height width"], label: int | None) -> Sample:
+    """Return a view as a sample, with its label where there is one."""
     return {"image": view} if label is None else {"image": view, "label": np.array(label, np.int64)}
 
 
-def _example(size: int, image_px: int, device: torch.device) -> Batch:
+def example(size: int, image_px: int, device: torch.device) -> Batch:
+    """Return a labelled batch of `size` black views."""
     index = torch.arange(size, device=device)
     return {
         "image": torch.zeros(size, 3, image_px, image_px, device=device),

@@ -42,6 +42,7 @@ class Loader:
         seed: int,
         batch_size: int,
         accumulate: int,
+        repeats: int = 1,
         env: DistEnv,
         workers: int,
         prefetch: int,
@@ -57,6 +58,7 @@ class Loader:
             seed: The run's seed.
             batch_size: Samples of one optimizer step over all ranks.
             accumulate: Micro-batches per rank and step.
+            repeats: Views of each sample within one step, as in `step_samples`.
             env: This process among the run's.
             workers: Number of worker processes; 0 reads in this process.
             prefetch: Micro-batches that each worker reads ahead.
@@ -72,6 +74,7 @@ class Loader:
         self._transform = transform
         self._seed = seed
         self._batch_size = batch_size
+        self._repeats = repeats
         self._env = env
         self._micro_batches_read = 0
         self._on_read = on_read
@@ -110,7 +113,9 @@ class Loader:
 
     def _requests(self, steps: range) -> Iterator[Request]:
         for step in steps:
-            index, key = step_samples(self._seed, self._dataset_size, self._batch_size, step)
+            index, key = step_samples(
+                self._seed, self._dataset_size, self._batch_size, step, self._repeats
+            )
             for part in self._parts:
                 place = slice(part.start, part.stop)
                 yield Request(index[place], key[place])

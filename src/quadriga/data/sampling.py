@@ -2,7 +2,9 @@
 
 All samples a run ever takes form one stream: a keyed permutation of the dataset for epoch 0, then
 one for epoch 1, and so on without a gap. Step ``t`` takes the next ``batch_size`` of it, whichever
-ranks, workers and micro-batches share the work.
+ranks, workers and micro-batches share the work. With repeated augmentation it takes that share of
+them of which each is shown so often (Hoffer et al., "Augment your batch", CVPR 2020;
+arXiv:1901.09335).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from quadriga.randomness import fold, fold_numpy, shuffled
 
 
 def step_samples(
-    seed: int, dataset_size: int, batch_size: int, step: int
+    seed: int, dataset_size: int, batch_size: int, step: int, repeats: int = 1
 ) -> tuple[Int64[np.ndarray, " batch"], Int64[np.ndarray, " batch"]]:
     """Return the samples of one optimizer step over all ranks.
 
@@ -25,19 +27,41 @@ def step_samples(
         dataset_size: Samples of one epoch.
         batch_size: Samples of one step.
         step: The step, from 0.
+        repeats: How often each of them is shown within the step. A step has
+            ``ceil(batch_size / repeats)`` different ones, all of them in a row, again and again,
+            until the batch is full; an epoch is one of the stream, of different samples.
 
     Returns:
         The samples' indices, and their random keys ``fold(seed, "sample", epoch, index)`` with
-        the 64 bits read as signed.
+        the 64 bits read as signed; a sample's repeat r after the first has the key
+        ``fold(seed, "sample", epoch, "repeat", r, index)``.
     """
-    positions = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
+    different = -(-batch_size // repeats)
+    index, epochs = _stream(seed, dataset_size, different * step, different)
+    slots = np.arange(batch_size, dtype=np.int64)
+    repeat, place = slots // different, slots % different
+    first, last = int(epochs[0]), int(epochs[-1])
+    index, epochs = index[place], epochs[place]
+    key = np.empty_like(index)
+    for epoch in range(first, last + 1):
+        for number in range(int(repeat[-1]) + 1):
+            parts = ("sample", epoch) if number == 0 else ("sample", epoch, "repeat", number)
+            part = (epochs == epoch) & (repeat == number)
+            key[part] = fold_numpy(fold(seed, *parts), index[part])
+    return index, key
+
+
+def _stream(
+    seed: int, dataset_size: int, start: int, count: int
+) -> tuple[Int64[np.ndarray, " count"], Int64[np.ndarray, " count"]]:
+    """Return index and epoch of `count` samples of the stream from position `start` on."""
+    positions = np.arange(start, start + count, dtype=np.int64)
     epochs, offsets = positions // dataset_size, positions % dataset_size
-    index, key = np.empty_like(positions), np.empty_like(positions)
+    index = np.empty_like(positions)
     for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
         part = slice(*np.searchsorted(epochs, [epoch, epoch + 1]))
         index[part] = shuffled(offsets[part], dataset_size, fold(seed, "order", epoch))
-        key[part] = fold_numpy(fold(seed, "sample", epoch), index[part])
-    return index, key
+    return index, epochs
 
 
 def micro_batches(batch_size: int, rank: int, world_size: int, accumulate: int) -> list[range]:

@@ -13,8 +13,9 @@ import numpy.typing as npt
 from pydantic import Field
 
 from quadriga import randomness
-from quadriga.contracts import Dataset, DatasetConfig, Split
+from quadriga.contracts import DatasetConfig, Split
 from quadriga.data.image_record import ImageRecord
+from quadriga.data.labelled import LabelledDataset
 from quadriga.data.shapes_language import QuestionAnswer, captions, motion_caption, questions
 from quadriga.data.shapes_render import render
 from quadriga.data.shapes_scene import (
@@ -70,7 +71,7 @@ MOTION_CLASSES = tuple(MOTIONS)
 
 
 @final
-class ShapesDataset(Dataset):
+class ShapesDataset(LabelledDataset):
     """The scenes of one split, with everything that can be said about them."""
 
     def __init__(self, config: ShapesConfig, split: Split) -> None:
@@ -109,6 +110,10 @@ class ShapesDataset(Dataset):
         Any 64 consecutive scenes that start at a multiple of 64 have every class equally often.
         """
         return self._label(self._main_class(index))
+
+    def labels(self) -> npt.NDArray[np.int64]:
+        """Return the label of each scene, without drawing them."""
+        return np.array([self.label(index) for index in range(len(self))], np.int64)
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Describe scene `index` in several sentences (`shapes_language.captions`)."""

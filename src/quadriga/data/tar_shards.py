@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from quadriga.contracts import Dataset, DatasetConfig, Split, UnreadableSample
+from quadriga.contracts import DatasetConfig, Split, UnreadableSample
 from quadriga.data.image_files import PackedNames, check_folder, in_split, number_classes
 from quadriga.data.image_record import ImageRecord
+from quadriga.data.labelled import LabelledDataset
 from quadriga.data.tar_index import ShardIndex, load_or_build
 from quadriga.errors import UserError
 
@@ -65,7 +66,7 @@ class TarShardsConfig(DatasetConfig):
 
 
 @final
-class TarShards(Dataset):
+class TarShards(LabelledDataset):
     """The images of some shards, by index."""
 
     def __init__(
@@ -122,6 +123,10 @@ class TarShards(Dataset):
     def keys(self) -> list[str]:
         """Return the names of all samples, without the name of their shard."""
         return [key for shard in self.shards for key in shard.keys]
+
+    def labels(self) -> npt.NDArray[np.int64]:
+        """Return the class of each image; -1 without one."""
+        return self._labels[self._chosen]
 
     def close(self) -> None:
         """Close the shards' files; the next `read` opens them again."""

@@ -76,6 +76,7 @@ def build_loader(
         seed=config.seed,
         batch_size=plan.batch_size,
         accumulate=plan.accumulate,
+        repeats=config.train.repeats,
         env=env,
         workers=settings.workers,
         prefetch=settings.prefetch,

@@ -37,9 +37,9 @@ from quadriga.engine.checkpoint_files import (
 )
 from quadriga.engine.checkpoint_reading import read_objective, read_state
 from quadriga.engine.checkpoint_writing import CheckpointWriter
+from quadriga.engine.companions import log_companions, write_companions
 from quadriga.engine.retention import Retention
 from quadriga.engine.run_config import CheckpointConfig
-from quadriga.engine.stage_export import write_stage_files
 from quadriga.errors import UserError
 
 __all__ = [
@@ -177,6 +177,9 @@ class CheckpointStore:
         if self._retention is not None and self._config.keep_best is not None:
             saving = self._saving.step if self._saving is not None else None
             self._retention.report(step, numbers, saving)
+        if self._env.is_main:
+            for note in log_companions(self._config, self._folder.parent, step, numbers):
+                self._warn(note)
 
     def load(self, path: Path, executor: Executor) -> int:
         """Read a verified checkpoint into the executor; every rank calls it.
@@ -263,12 +266,9 @@ class CheckpointStore:
     def _write(self, save: _Save) -> None:
         """Do what training need not wait for."""
         save.problem = self._writer.write(save.step, save.extra, save.problem)
-        if save.problem is None and self._env.is_main and self._config.stage_files is not None:
-            try:
-                folder = checkpoint_path(self._folder, save.step)
-                write_stage_files(self._config.stage_files, folder, save.step)
-            except Exception as error:  # the checkpoint is there, and they can be written from it
-                self._notes.append(f"the files of the stages were not written: {error}")
+        if save.problem is None and self._env.is_main:
+            folder = checkpoint_path(self._folder, save.step)
+            self._notes += write_companions(self._config, folder)
         if save.problem is None and self._retention is not None:
             try:
                 self._retention.prune(save.step)

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from quadriga.engine.checkpoint import (
+from quadriga.engine.checkpoint_files import (
     MANIFEST,
     InvalidCheckpoint,
     list_checkpoints,
@@ -166,13 +166,33 @@ def read_model(folder: Path, weights: Weights, option: str) -> dict[str, Tensor]
                 "average (ema.decay was not set)"
             )
         source.update(averages)
-    state: dict[str, Any] = {
-        name: torch.empty(stored[name].shape, dtype=stored[name].dtype) for name in source.values()
-    }
+    state = _read(folder, [stored[name] for name in source.values()])
+    return {name: state[stored_name] for name, stored_name in source.items()}
+
+
+def read_stored(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """Read some tensors of a checkpoint to the CPU, whole, in this process alone.
+
+    Args:
+        folder: A whole checkpoint.
+        names: As in `StoredTensor.name`.
+
+    Raises:
+        InvalidCheckpoint: A header is damaged.
+        UserError: A file cannot be read.
+    """
+    wanted = set(names)
+    return _read(folder, [tensor for tensor in stored_tensors(folder) if tensor.name in wanted])
+
+
+def _read(folder: Path, tensors: Sequence[StoredTensor]) -> dict[str, Tensor]:
+    state: dict[str, Any] = {t.name: torch.empty(t.shape, dtype=t.dtype) for t in tensors}
+    if not state:
+        return state
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             load(state, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
     except OSError as error:
         raise UserError(f"checkpoint {folder} cannot be read: {error}") from error
-    return {name: state[stored_name] for name, stored_name in source.items()}
+    return state

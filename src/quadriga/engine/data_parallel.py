@@ -8,11 +8,11 @@ step, wherever they were counted. So N ranks and M micro-batches make the step o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, Protocol, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quadriga import randomness
 from quadriga.contracts import Batch, Executor, LossOutput, Objective, Progress, StepOutput
@@ -33,6 +33,7 @@ from quadriga.engine.state import copy_state
 from quadriga.engine.totals import Reduced, Totals
 from quadriga.models.ema import WeightAverage
 from quadriga.optim.groups import materialise_state
+from quadriga.optim.partial import partial_optimizer
 
 
 class MakeExecutor(Protocol):
@@ -97,8 +98,9 @@ class DataParallelExecutor(Executor):
         self._communication = CommunicationTimer(self.layout.module, env.device)
         # Only now: sharding puts other parameters in the place of the whole ones.
         self._named = [(n, p) for n, p in objective.named_parameters() if p.requires_grad]
-        self._parameters = [parameter for _, parameter in self._named]
-        self._optimizer = config.optim.build(self._named)
+        self._parts = _parts(self._named, objective.independent_parts)
+        own = {objective.name_in_whole(name): p for name, p in self._named}
+        self._optimizer = partial_optimizer(config.optim, objective.whole_parameters() or own, own)
         materialise_state(self._optimizer)
         self._scale = LossScale(config.train.precision == "float16")
         self._skipped = 0
@@ -170,10 +172,13 @@ class DataParallelExecutor(Executor):
         """
         if is_left_out:
             return False, bool(reduced.asked_to_stop), torch.full((), torch.nan)
-        gradients = [local_part(p.grad) for p in self._parameters if p.grad is not None]
+        gradients = [
+            [local_part(p.grad) for p in part if p.grad is not None] for part in self._parts
+        ]
         ranks, batch = self._env.world_size, self._plan.batch_size
         factor = (ranks * batch / (reduced.targets * self._scale.value)).to(torch.float32)
-        norm = self.layout.square_sum(gradients).sqrt() * factor
+        squares = torch.stack([self.layout.square_sum(part) for part in gradients])
+        norm = squares.sum().sqrt() * factor
         # The one moment of a step in which the host waits for the device.
         has_targets, loss_is_finite, finite, stop = (
             torch.stack(
@@ -202,9 +207,11 @@ class DataParallelExecutor(Executor):
             self._scale.update(overflowed=not finite)
         if good:
             clip = self._config.optim.clip_norm
-            if clip is not None:
-                factor = factor * (clip / (norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(gradients, factor)
+            for part, square in zip(gradients, squares, strict=True):
+                own = factor
+                if clip is not None:
+                    own = factor * (clip / (square.sqrt() * factor + 1e-6)).clamp(max=1.0)
+                torch._foreach_mul_(part, own)
         return good, stop, norm
 
     def _update(self, lr: float, progress: Progress) -> None:
@@ -257,3 +264,12 @@ class DataParallelExecutor(Executor):
         self._scale.load_state_dict(
             {name.removeprefix("executor."): value for name, value in state.items()}
         )
+
+
+def _parts(
+    named: Sequence[tuple[str, nn.Parameter]], beginnings: Sequence[str]
+) -> list[list[nn.Parameter]]:
+    """Return the parameters that are clipped together: all, or those of each part."""
+    found = [[p for n, p in named if n.startswith(begin)] for begin in beginnings or ("",)]
+    assert sum(map(len, found)) == len(named), "every parameter belongs to one part"
+    return found

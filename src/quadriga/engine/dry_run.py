@@ -13,6 +13,7 @@ from quadriga.contracts import Objective, Splittable
 from quadriga.engine.arithmetic import RunPlan, describe_batch, make_plan
 from quadriga.engine.blocks import blocks_of
 from quadriga.engine.build import build_on_meta
+from quadriga.engine.classes import ASSUMED, leaves_it_to_data
 from quadriga.engine.devices import peak_flops, uses_tf32
 from quadriga.engine.layout import shard_ranks
 from quadriga.engine.logger_set import check_loggers
@@ -57,6 +58,9 @@ def dry_run(config: RunConfig, world_size: int, local_world_size: int | None = N
     """
     check_loggers(config.log.loggers)
     size, origin = _dataset_size(config)
+    if leaves_it_to_data(config):
+        config = config.override({"objective.classes": ASSUMED})
+        origin = f"{origin}; {ASSUMED} classes assumed"
     objective = build_on_meta(config)
     check_pipeline(config, objective, world_size)
     plan = make_plan(config, size, replicas_of(config, world_size))

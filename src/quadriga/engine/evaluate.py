@@ -150,8 +150,15 @@ def forget_results_after(folder: Path, step: int) -> None:
     Raises:
         OSError: The file cannot be removed.
     """
-    if read_results(folder / RESULTS)["step"] > step:
-        (folder / RESULTS).unlink()
+    path = folder / RESULTS
+    old = read_results(path)
+    if old["step"] <= step:
+        return
+    kept = [entry for entry in old.get("history", []) if entry["step"] <= step]
+    if kept:
+        write_text(path, json.dumps({"step": 0, "results": [], "history": kept}, indent=2) + "\n")
+    else:
+        path.unlink()
 
 
 def _own_results(folder: Path, step: int) -> list[dict[str, Any]]:
@@ -204,11 +211,25 @@ def merge_results(
     results: Sequence[EvaluationResult],
     overrides: Mapping[str, str] | None = None,
 ) -> None:
-    """Write results, beside those of other protocols at the same step with the same overrides."""
+    """Write results, beside those of other protocols at the same step with the same overrides.
+
+    ``history`` keeps the numbers of every step that was judged without overrides.
+    """
     old = read_results(path)
     new = {result.protocol: asdict(result) for result in results}
     changed = dict(overrides or {})
     same = old["step"] == step and old.get("overrides", {}) == changed
     kept = [r for r in old["results"] if same and r["protocol"] not in new]
-    merged = {"step": step, "overrides": changed, "results": [*kept, *new.values()]}
+    merged: dict[str, Any] = {"step": step, "overrides": changed}
+    merged["results"] = [*kept, *new.values()]
+    merged["history"] = old.get("history", [])
+    if not changed:
+        numbers = {
+            f"{result['protocol']}.{name}": float(value)
+            for result in merged["results"]
+            for name, value in result["numbers"].items()
+        }
+        others = [entry for entry in merged["history"] if entry["step"] != step]
+        entries = [*others, {"step": step, "numbers": numbers}]
+        merged["history"] = sorted(entries, key=lambda entry: int(entry["step"]))
     write_text(path, json.dumps(merged, indent=2) + "\n")

@@ -103,8 +103,9 @@ class Recovery:
         return where
 
     def _note(self, bad: BadStep, where: str) -> None:
-        plan, seed = self._plan, self._resolved.config.seed
-        index, _ = step_samples(seed, plan.dataset_size, plan.batch_size, bad.step)
+        plan, config = self._plan, self._resolved.config
+        size, batch_size, repeats = plan.dataset_size, plan.batch_size, config.train.repeats
+        index, _ = step_samples(config.seed, size, batch_size, bad.step, repeats)
         with self._directory.writing():
             Events(self._directory.events).write(
                 "bad step",

@@ -75,7 +75,8 @@ def write_replay(
 
     def write() -> str:
         config = resolved.config
-        index, _ = step_samples(config.seed, plan.dataset_size, plan.batch_size, bad.step)
+        size, batch_size, repeats = plan.dataset_size, plan.batch_size, config.train.repeats
+        index, _ = step_samples(config.seed, size, batch_size, bad.step, repeats)
         recorded = Recorded(bad, plan.world_size, plan.dataset_size, index.tolist())
         header = {"config": resolved.as_json(), "recorded": json.dumps(asdict(recorded))}
         return _write(folder / f"step_{bad.step + 1:08d}.safetensors", tensors, header)

@@ -22,6 +22,7 @@ from quadriga.contracts import (
 from quadriga.contracts.logging import LoggerConfig
 from quadriga.engine.health_config import HealthConfig
 from quadriga.engine.loggers.tensorboard import TensorboardConfig
+from quadriga.engine.modular_files_config import ModularFilesConfig
 from quadriga.engine.pipeline_config import PipelineConfig
 from quadriga.engine.stage_files_config import StageFilesConfig
 from quadriga.engine.steps import profiled_steps
@@ -36,6 +37,9 @@ class TrainConfig(Config):
     """Length of the run in optimizer steps."""
     batch_size: int = Field(ge=1)
     """Samples of one optimizer step, over all ranks and micro-batches."""
+    repeats: int = Field(1, ge=1)
+    """Views of each sample within one step (repeated augmentation): a step has so many times fewer
+    different samples. Epochs go on counting views."""
     accumulate: int = Field(1, ge=1)
     """Micro-batches per optimizer step on each rank; more of them need less memory."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -63,11 +67,15 @@ class TrainConfig(Config):
     data is not at hand. Training always counts the real samples."""
 
     @model_validator(mode="after")
-    def _one_length(self) -> TrainConfig:
+    def _one_length_and_room_for_repeats(self) -> TrainConfig:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(
                 f"epochs or steps must be set, one of the two, but epochs is {self.epochs} "
                 f"and steps is {self.steps}; set one of them to none"
+            )
+        if self.repeats > self.batch_size:
+            raise ValueError(
+                f"repeats must be at most batch_size ({self.batch_size}), but is {self.repeats}"
             )
         return self
 
@@ -129,6 +137,8 @@ class CheckpointConfig(Config):
     """What happens when a checkpoint cannot be written (a full disk). The ones before it stay."""
     stage_files: StageFilesConfig | None = None
     """Files of the weights that are written beside checkpoints, one per pipeline stage."""
+    modular_files: ModularFilesConfig | None = None
+    """Files in the published modular layout that are written beside checkpoints."""
 
     @model_validator(mode="after")
     def _one_unit(self) -> CheckpointConfig:
@@ -147,6 +157,8 @@ class EvaluationConfig(Config):
     """The protocols, run in order at the end of training."""
     every_epochs: float | None = Field(None, gt=0)
     """Epochs between two evaluations during training; none for the end only."""
+    at_start: bool = False
+    """Whether the model is judged before the first step too, such as one that was assembled."""
     weights: Literal["raw", "ema"] = "raw"
     """Which weights are judged: those of the last step, or their moving average (`ema.decay`)."""
     train_samples: int | None = Field(None, ge=1)

@@ -29,6 +29,7 @@ from quadriga.engine.hang import HangDetector, whereabouts
 from quadriga.engine.health import RollBack
 from quadriga.engine.journal import Journal
 from quadriga.engine.logger_set import LoggerSet
+from quadriga.engine.origins import fill_from_origins
 from quadriga.engine.precision import check_precision
 from quadriga.engine.preemption import Preemption
 from quadriga.engine.profiling import Profiler
@@ -40,7 +41,6 @@ from quadriga.engine.start import Request, announce, check_start, choose, write_
 from quadriga.engine.throughput import Work, measure_work
 from quadriga.engine.topology import reads_for_others, replica_env
 from quadriga.engine.train import train
-from quadriga.engine.warm_start import warm_start
 from quadriga.errors import UserError
 from quadriga.provenance import Resolved
 
@@ -122,9 +122,8 @@ class _Session:
         self._objective = self._make_objective(is_cut := config.pipeline.schedule != "none")
         on_all(self._check_protocols, env)
         if start_from is None:
-            report = warm_start(config.warm_start, self._objective, env, self._console.warn)
-            if report is not None:
-                self._console.say(f"warm start: {report}")
+            for line in fill_from_origins(config, self._objective, env, self._console.warn):
+                self._console.say(line)
         self._recovery = Recovery(
             self._resolved,
             self._directory,
@@ -164,7 +163,7 @@ class _Session:
             return
         owed = from_main(
             lambda: owes_evaluation(self._directory.report, start, plan.evaluate_every), env
-        )
+        ) or (start == 0 and config.evaluation.at_start)
         from_main(
             lambda: write_start(self._resolved, self._directory, env, self._objective, start), env
         )

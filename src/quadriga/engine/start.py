@@ -20,18 +20,19 @@ from quadriga.engine.checkpoint import (
     set_aside_after,
     verify,
 )
+from quadriga.engine.classes import check_classes
 from quadriga.engine.console import Console
 from quadriga.engine.evaluate import check_weights, forget_results_after
 from quadriga.engine.facts import environment_facts
 from quadriga.engine.layout import describe_layout, shard_ranks
 from quadriga.engine.logger_set import check_kinds, check_loggers
+from quadriga.engine.origins import check_origins
 from quadriga.engine.profiling import check_profile
 from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.sample_log import rewind_samples
 from quadriga.engine.topology import check_pipeline, describe_pipeline, holders_of, replicas_of
 from quadriga.engine.units import count
-from quadriga.engine.warm_start import check_warm_start
 from quadriga.errors import UserError
 from quadriga.optim.schedules.warmup import warmup_length
 from quadriga.provenance import Resolved
@@ -69,6 +70,7 @@ def check_start(
     if dataset is None:
         dataset = config.data.build("train")
     check_text(config, dataset)
+    check_classes(config, dataset)
     check_shapes(config)
     shard_ranks(config.train, world_size, world_size)
     check_pipeline(config, build_on_meta(config), world_size)
@@ -156,7 +158,7 @@ def choose(
             )
         if request.resume:
             console.say(f"nothing to resume in {directory.path}: starting at step 0")
-        check_warm_start(config.warm_start)
+        check_origins(config)
     elif read_manifest(found).config_hash != config_hash(
         config, plan.dataset_size, plan.data_identity
     ):

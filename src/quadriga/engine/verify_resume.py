@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from quadriga.data.sampling import step_samples
+from quadriga.engine.run_config import RunConfig
 from quadriga.engine.sample_log import SampleRead, read_samples
 from quadriga.randomness import Stream, fold
 
@@ -181,13 +182,11 @@ def samples_difference(first: Sequence[SampleRead], second: Sequence[SampleRead]
     return EQUAL
 
 
-def planned_samples(
-    seed: int, dataset_size: int, batch_size: int, steps: int
-) -> list[tuple[int, int, int]]:
+def planned_samples(config: RunConfig, dataset_size: int, steps: int) -> list[tuple[int, int, int]]:
     """Return (step, position, key) of every sample that a run is to read; its key is its own."""
-    planned = []
+    planned, train = [], config.train
     for step in range(steps):
-        _, keys = step_samples(seed, dataset_size, batch_size, step)
+        _, keys = step_samples(config.seed, dataset_size, train.batch_size, step, train.repeats)
         planned += [(step + 1, position, key) for position, key in enumerate(keys.tolist())]
     return planned
 

@@ -24,12 +24,10 @@ from quadriga.engine.checkpoint_contents import (
     whole_checkpoint,
 )
 from quadriga.engine.run_config import WarmStartConfig
+from quadriga.engine.weight_sources import weights_of
 from quadriga.errors import UserError
 from quadriga.models.weights import Remedies, WeightReport, load_tensors
 from quadriga.models.weights.files import check_suffix, read_tensors
-
-_FILES = ("model.safetensors", "pytorch_model.bin")
-"""What the weights are called in the folder of a published model."""
 
 _SWITCHES = Remedies(
     loose="set warm_start.strict=false", resample="set warm_start.interpolate=true"
@@ -55,7 +53,7 @@ def check_warm_start(config: WarmStartConfig) -> None:
     """
     if config.path is None:
         return
-    path = _weights_of(Path(config.path))
+    path = weights_of(Path(config.path))
     try:
         if path.is_dir():
             _check_checkpoints(path, config)
@@ -70,15 +68,6 @@ def check_warm_start(config: WarmStartConfig) -> None:
     except UserError as error:
         raise UserError(f"warm_start.path: {error}") from error
     _check_raw(path, config)
-
-
-def _weights_of(path: Path) -> Path:
-    """Return the file of weights in the folder of a published model, else the path itself."""
-    if not (path / "checkpoints").is_dir():
-        for name in _FILES:
-            if (path / name).is_file():
-                return path / name
-    return path
 
 
 def _check_checkpoints(path: Path, config: WarmStartConfig) -> None:
@@ -132,7 +121,7 @@ def warm_start(
     """
     if config.path is None:
         return None
-    given = _weights_of(Path(config.path))
+    given = weights_of(Path(config.path))
     source = from_main(lambda: _resolve(given, config, warn), env)
 
     def fill() -> WeightReport:

@@ -13,9 +13,9 @@ from quadriga.contracts import Dataset
 from quadriga.engine.build import build_on_meta
 from quadriga.engine.layout import shard_ranks
 from quadriga.engine.meters import Cost, measure, memory_estimate
+from quadriga.engine.origins import check_origins
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.start import check_start
-from quadriga.engine.warm_start import check_warm_start
 from quadriga.engine.workflow import REFERENCE
 from quadriga.engine.workflow_files import Planned
 from quadriga.errors import UserError
@@ -44,8 +44,7 @@ class Planner:
         """
         ranks = config.train.ranks
         self._check(config)
-        if not (config.warm_start.path or "").startswith(REFERENCE):
-            check_warm_start(config.warm_start)
+        check_origins(config, later=REFERENCE)
         key = config.data.as_json()
         dataset, plan = check_start(config, ranks, self._opened.get(key))
         self._opened[key] = dataset

@@ -67,15 +67,16 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Two linear maps with the exact (erf) GELU of Hendrycks and Gimpel (2016) between them."""
 
-    def __init__(self, width: int, hidden_width: int) -> None:
-        """Make the maps ``width -> hidden_width -> width``."""
+    def __init__(self, width: int, hidden_width: int, drop: nn.Module | None = None) -> None:
+        """Make the maps ``width -> hidden_width -> width``; `drop` acts on the hidden features."""
         super().__init__()
         self.hidden = nn.Linear(width, hidden_width)
+        self.drop = nn.Identity() if drop is None else drop
         self.output = nn.Linear(hidden_width, width)
 
     def forward(self, tokens: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
         """Map each token on its own."""
-        output: Tensor = self.output(functional.gelu(self.hidden(tokens)))
+        output: Tensor = self.output(self.drop(functional.gelu(self.hidden(tokens))))
         return output
 
 
@@ -159,7 +160,10 @@ class Block(nn.Module):
         self.attention = Attention(shape.width, shape.heads, shape.qkv_bias)
         self.attention_residual = _residual(shape, layer, "attention", drop_path)
         self.mlp_norm = nn.LayerNorm(shape.width, eps=shape.norm_eps)
-        self.mlp = MLP(shape.width, shape.mlp_width)
+        drop = None
+        if shape.dropout > 0.0:
+            drop = Dropout(shape.dropout, randomness.fold("dropout", layer, "hidden"))
+        self.mlp = MLP(shape.width, shape.mlp_width, drop)
         self.mlp_residual = _residual(shape, layer, "mlp", drop_path)
 
     def forward(

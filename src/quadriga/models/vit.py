@@ -10,12 +10,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from quadriga import randomness
 from quadriga.contracts import ModelConfig
 from quadriga.errors import UserError
 from quadriga.models.initialise import Filler
 from quadriga.models.patches import patchify
 from quadriga.models.positions import sincos_table
-from quadriga.models.transformer import Block, BlockShape, drop_path_rates
+from quadriga.models.transformer import Block, BlockShape, Dropout, drop_path_rates
 
 
 @final
@@ -45,6 +46,9 @@ class ViTConfig(ModelConfig):
     """Initial factor of each residual branch; none: no factors."""
     drop_path: float = Field(0.0, ge=0, lt=1)
     """Stochastic depth of the last block; it grows linearly from 0 at the first."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability that a feature is dropped: of the embedded tokens, of the MLP's hidden layer, and
+    of each residual branch."""
     qkv_bias: bool = True
     norm_eps: float = Field(1e-6, gt=0)
     channels: int = Field(3, ge=1)
@@ -90,6 +94,7 @@ class ViTConfig(ModelConfig):
             qkv_bias=self.qkv_bias,
             norm_eps=self.norm_eps,
             layer_scale=self.layer_scale,
+            dropout=self.dropout,
         )
 
     def build(self) -> ViT:
@@ -122,35 +127,15 @@ class ViTConfig(ModelConfig):
         return cls(image_px=image_px, patch_px=patch_px, width=1280, depth=32, heads=16)
 
 
-@final
-class ViT(nn.Module):
-    """Embeds patches, puts the class token and the registers before them, and encodes them.
+class EmbedsPatches(nn.Module):
+    """The parts of a vision transformer below its blocks: patches, positions, class token."""
 
-    The parameters of block ``i`` are called ``blocks.<i>...`` with the global number ``i``, so
-    that a slice of the model keeps their names.
-    """
-
+    config: ViTConfig
+    patch_projection: nn.Linear
     positions: Tensor
-
-    def __init__(self, config: ViTConfig) -> None:
-        """Make the module of `config` with undefined values."""
-        super().__init__()
-        self.config = config
-        width = config.width
-        self.patch_projection = nn.Linear(config.patch_pixels, width)
-        table = torch.empty(config.class_token + config.patches, width)
-        if config.positions == "learned":
-            self.positions = nn.Parameter(table)
-        else:
-            self.register_buffer("positions", table)
-        self.class_token = nn.Parameter(torch.empty(1, 1, width)) if config.class_token else None
-        self.register_tokens = (
-            nn.Parameter(torch.empty(1, config.registers, width)) if config.registers else None
-        )
-        shape = config.block_shape()
-        rates = drop_path_rates(config.drop_path, config.depth)
-        self.blocks = nn.ModuleList(Block(shape, layer, rate) for layer, rate in enumerate(rates))
-        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
+    class_token: nn.Parameter | None
+    register_tokens: nn.Parameter | None
+    drop: Dropout
 
     @property
     def prefix(self) -> int:
@@ -204,14 +189,10 @@ class ViT(nn.Module):
         """Return the tokens of all patches of the images, without class token and registers."""
         return self.embed_patches(self.patches(images))
 
-    def encode(
+    def with_prefix(
         self, tokens: Float[Tensor, "batch taken width"]
     ) -> Float[Tensor, "batch tokens width"]:
-        """Put the prefix before embedded patches and pass all blocks and the final norm.
-
-        Returns:
-            The class token, the registers, then the patches in the order they came.
-        """
+        """Put the class token and the registers before embedded patches: the blocks' input."""
         prefix = []
         if self.class_token is not None:
             prefix.append(self.class_token + self.positions[:1])
@@ -220,6 +201,54 @@ class ViT(nn.Module):
         if prefix:
             batch = tokens.shape[0]
             tokens = torch.cat([*(part.expand(batch, -1, -1) for part in prefix), tokens], dim=1)
+        dropped: Tensor = self.drop(tokens)
+        return dropped
+
+    def pooled(self, tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch width"]:
+        """Return one vector per image: the class token, or the mean of the patches (`pool`)."""
+        if self.config.pool == "class":
+            return tokens[:, 0]
+        return tokens[:, self.prefix :].mean(dim=1)
+
+
+@final
+class ViT(EmbedsPatches):
+    """Embeds patches, puts the class token and the registers before them, and encodes them.
+
+    The parameters of block ``i`` are called ``blocks.<i>...`` with the global number ``i``, so
+    that a slice of the model keeps their names.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        """Make the module of `config` with undefined values."""
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.patch_projection = nn.Linear(config.patch_pixels, width)
+        table = torch.empty(config.class_token + config.patches, width)
+        if config.positions == "learned":
+            self.positions = nn.Parameter(table)
+        else:
+            self.register_buffer("positions", table)
+        self.class_token = nn.Parameter(torch.empty(1, 1, width)) if config.class_token else None
+        self.register_tokens = (
+            nn.Parameter(torch.empty(1, config.registers, width)) if config.registers else None
+        )
+        self.drop = Dropout(config.dropout, randomness.fold("dropout", "embeddings"))
+        shape = config.block_shape()
+        rates = drop_path_rates(config.drop_path, config.depth)
+        self.blocks = nn.ModuleList(Block(shape, layer, rate) for layer, rate in enumerate(rates))
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
+
+    def encode(
+        self, tokens: Float[Tensor, "batch taken width"]
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Put the prefix before embedded patches and pass all blocks and the final norm.
+
+        Returns:
+            The class token, the registers, then the patches in the order they came.
+        """
+        tokens = self.with_prefix(tokens)
         for block in self.blocks:
             tokens = block(tokens)
         output: Tensor = self.norm(tokens)
@@ -235,9 +264,4 @@ class ViT(nn.Module):
         self, images: Float[Tensor, "batch channels side side"]
     ) -> Float[Tensor, "batch width"]:
         """Return one vector per image: the class token, or the mean of the patches (`pool`)."""
-        tokens = self(images)
-        if self.config.pool == "class":
-            first: Tensor = tokens[:, 0]
-            return first
-        mean: Tensor = tokens[:, self.prefix :].mean(dim=1)
-        return mean
+        return self.pooled(self(images))

@@ -73,6 +73,36 @@ def state_like(
     return [optimizer.state[parameter][key] for parameter in parameters]
 
 
+def average_in(
+    optimizer: torch.optim.Optimizer, parameter: Tensor, key: str, value: Tensor, share: float
+) -> Tensor:
+    """Return a running average of a parameter's state with a new value in it.
+
+    Args:
+        optimizer: Whose state it is in.
+        parameter: Whose state it is.
+        key: Name of the state.
+        value: What is new; the state has its shape and layout, and begins at zero.
+        share: Weight of `value`, from 0 to 1.
+    """
+    state = optimizer.state[parameter]
+    if key not in state:
+        state[key] = torch.zeros_like(value)
+    average: Tensor = state[key].lerp_(value, share)
+    return average
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """Return a tensor whose elements are whole: a sharded one's pending reduction is made."""
+    if not hasattr(tensor, "device_mesh"):
+        return tensor
+    # Loaded already, for there is such a tensor; at the top it would cost every start seconds.
+    from torch.distributed.tensor import Replicate
+
+    found = [Replicate() if p.is_partial() else p for p in tensor.placements]  # type: ignore[attr-defined]
+    return tensor.redistribute(placements=found)  # type: ignore[attr-defined, no-any-return]
+
+
 def step_counts(
     optimizer: torch.optim.Optimizer,
     parameters: Sequence[Tensor],

@@ -26,9 +26,10 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.engine.totals import Totals
 from quadriga.models.ema import WeightAverage
 from quadriga.optim.groups import materialise_state
+from quadriga.optim.partial import partial_optimizer
 from quadriga.pipeline.gradients import FlatGradients
 from quadriga.pipeline.groups import Groups
-from quadriga.pipeline.weights import Banks, stage_optimizer
+from quadriga.pipeline.weights import Banks
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Updates:
         self._first_holder = [
             name for name in own if ties.get(name, (groups.stage,))[0] == groups.stage
         ]
-        self.optimizer = stage_optimizer(config.optim, everything, own)
+        self.optimizer = partial_optimizer(config.optim, everything, own)
         materialise_state(self.optimizer)
         decay = config.ema.decay
         self.average = WeightAverage(list(own.items()), decay, config.ema.warmup) if decay else None

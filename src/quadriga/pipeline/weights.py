@@ -9,13 +9,11 @@ one that was overwritten.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from quadriga.contracts import OptimizerConfig
 from quadriga.pipeline.cut import Part
 
 
@@ -96,32 +94,3 @@ class Banks:
             before = self._own[1 - self._newest]
             state |= {f"previous.{name}": p.detach() for name, p in before.items()}
         return state
-
-
-def stage_optimizer(
-    config: OptimizerConfig,
-    everything: Mapping[str, nn.Parameter],
-    own: Mapping[str, nn.Parameter],
-) -> torch.optim.Optimizer:
-    """Make the optimizer of a stage by rules that count the layers of the whole model.
-
-    Args:
-        config: The rules.
-        everything: All trainable parameters of the objective by global name, on any device.
-        own: Those of this stage.
-    """
-    device = next(iter(own.values())).device if own else torch.device("cpu")
-    named = []
-    for name, parameter in everything.items():
-        if name not in own:
-            # Of the right shape and without memory: rules look at names and dimensions.
-            blank = torch.zeros((), device=device).expand(parameter.shape)
-            named.append((name, nn.Parameter(blank)))
-        else:
-            named.append((name, own[name]))
-    optimizer = config.build(named)
-    kept = {id(parameter) for parameter in own.values()}
-    for group in optimizer.param_groups:
-        group["params"] = [p for p in group["params"] if id(p) in kept]
-    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
-    return optimizer

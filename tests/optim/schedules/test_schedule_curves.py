@@ -13,6 +13,7 @@ from quadriga.errors import UserError
 from quadriga.optim.schedules.linear import LinearConfig
 from quadriga.optim.schedules.polynomial import PolynomialConfig
 from quadriga.optim.schedules.step_decay import StepDecayConfig
+from quadriga.optim.schedules.tanh import TanhConfig
 from quadriga.optim.schedules.warmup_cosine import WarmupCosineConfig
 from quadriga.optim.schedules.warmup_stable_decay import WarmupStableDecayConfig
 
@@ -132,3 +133,57 @@ def test_a_decay_as_long_as_the_run_starts_after_the_warmup() -> None:
     whole = WarmupStableDecayConfig(warmup_steps=WARMUP, decay_share=1.0, decay="linear")
     assert curve(whole) == pytest.approx(curve(LinearConfig(warmup_steps=WARMUP)), rel=1e-12)
     assert curve(WarmupStableDecayConfig(decay_share=0.0)) == [1.0] * TOTAL
+
+
+@pytest.mark.parametrize("final", [0.0, 0.2])
+def test_tanh_is_the_papers_curve_stretched_to_both_ends(final: float) -> None:
+    config = TanhConfig(lower=-3.0, upper=2.0, final_factor=final, warmup_steps=WARMUP)
+    papers = [(1 - math.tanh(-3.0 + 5.0 * step / LEFT)) / 2 for step in range(LEFT + 1)]
+    stretched = [(value - papers[-1]) / (papers[0] - papers[-1]) for value in papers]
+    expected = [final + (1 - final) * value for value in stretched[:-1]]
+    assert curve(config)[WARMUP:] == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_usual_tanh_is_the_papers_to_a_thousandth() -> None:
+    papers = [(1 - math.tanh(-6.0 + 10.0 * step / TOTAL)) / 2 for step in range(TOTAL)]
+    assert curve(TanhConfig()) == pytest.approx(papers, abs=1e-3)
+
+
+def test_tanh_with_its_ends_turned_round_is_refused() -> None:
+    with pytest.raises(UserError, match=r"upper must be above lower \(2.0\), but is 1.0"):
+        TanhConfig.from_dict({"lower": 2, "upper": 1})
+
+
+def test_a_cosine_under_the_warmup_is_torchs_of_the_whole_run() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = lr_scheduler.CosineAnnealingLR(optimizer, T_max=TOTAL, eta_min=0.2)
+    expected = []
+    for _ in range(TOTAL):
+        expected.append(float(optimizer.param_groups[0]["lr"]))
+        optimizer.step()
+        scheduler.step()
+    config = WarmupCosineConfig(warmup_steps=WARMUP, final_factor=0.2, under_warmup=True)
+    assert curve(config)[WARMUP:] == pytest.approx(expected[WARMUP:], rel=1e-9)
+    plain = WarmupCosineConfig(warmup_steps=WARMUP, start_factor=0.1)
+    under = WarmupCosineConfig(warmup_steps=WARMUP, start_factor=0.1, under_warmup=True)
+    assert curve(under)[:WARMUP] == curve(plain)[:WARMUP]
+
+
+@pytest.mark.parametrize("config", [TanhConfig, WarmupCosineConfig])
+def test_without_a_warmup_there_is_nothing_to_be_under(config: type[ScheduleConfig]) -> None:
+    assert curve(config.from_dict({"under_warmup": True})) == curve(config())
+
+
+def test_a_tanh_under_the_warmup_is_that_of_the_whole_run() -> None:
+    whole = curve(TanhConfig())
+    assert curve(TanhConfig(warmup_steps=WARMUP, under_warmup=True))[WARMUP:] == whole[WARMUP:]
+
+
+@pytest.mark.parametrize("config", [TanhConfig, WarmupCosineConfig])
+def test_absolute_rates_at_both_ends_are_factors_of_the_peak(config: type[ScheduleConfig]) -> None:
+    peak, first, least = 2e-3, 1e-6, 1e-5
+    values = {"start_factor": first / peak, "final_factor": least / peak, "warmup_steps": WARMUP}
+    schedule = config.from_dict(values)
+    assert peak * curve(schedule)[0] == pytest.approx(first, rel=1e-12)
+    end = Progress(step=TOTAL, total_steps=TOTAL, batch_size=8, dataset_size=40)
+    assert peak * schedule.factor(end) == pytest.approx(least, rel=1e-9)

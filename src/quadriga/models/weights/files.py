@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -13,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from quadriga.errors import UserError
+from quadriga.models.weights.modular_stages import NOTES, STAGES, join_stages, without_aliases
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 NESTED_UNDER = ("model", "state_dict")
@@ -24,26 +27,57 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Args:
         path: A ``.safetensors`` file, or a ``.pth``, ``.pt`` or ``.bin`` file that holds nothing
-            but tensors and plain values.
+            but tensors and plain values. Of a file in the modular layout that holds only stages,
+            the stages are joined.
 
     Raises:
         UserError: The file is missing, damaged, of another format, or holds Python objects.
+    """
+    return read_weights(path).tensors
+
+
+class FileContent(NamedTuple):
+    """What a file of weights holds."""
+
+    tensors: dict[str, Tensor]
+    """The tensors of the whole model."""
+    stages: tuple[dict[str, Tensor], ...] = ()
+    """The tensors of each stage, of a file in the modular layout."""
+    notes: Mapping[str, Any] | None = None
+    """Plain values that a file of this project carries beside."""
+
+
+def read_weights(path: Path) -> FileContent:
+    """Read all that a file has of a model; of torch's newer files what is used is read at all.
+
+    Raises:
+        UserError: As `read_tensors`.
     """
     check_suffix(path)
     if not path.is_file():
         raise UserError(f"the weights must be an existing file, but {path} is none")
     if path.suffix == ".safetensors":
         try:
-            loaded: dict[str, Tensor] = safetensors.torch.load_file(path)
+            with safetensors.safe_open(path, framework="pt") as opened:
+                notes = opened.metadata()
+            return FileContent(safetensors.torch.load_file(path), notes=notes)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} is not a whole safetensors file: {error}") from error
-        return loaded
-    return _read_torch(path)
+    content = _read_torch(path)
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} must hold named tensors, but holds a {type(content).__name__}")
+    stages = _stages_in(content, path)
+    notes = content.get(NOTES)
+    return FileContent(
+        _tensors_in(content, stages, path), stages, notes if isinstance(notes, Mapping) else None
+    )
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
+def _read_torch(path: Path) -> Any:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, the moments of an optimizer beside the weights are never read.
+        mapped = zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except UnpicklingError as error:
         raise UserError(
             f"{path} is damaged, or holds Python objects beside tensors, which are not loaded "
@@ -53,17 +87,33 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{path} is not a whole torch file: {reason}") from error
+
+
+def _stages_in(content: Mapping[Any, Any], path: Path) -> tuple[dict[str, Tensor], ...]:
+    found = content.get(STAGES, ())
+    if not isinstance(found, list | tuple) or not all(isinstance(s, Mapping) for s in found):
+        raise UserError(f"{path}: {STAGES} must be a list with the named tensors of each stage")
+    return tuple(_named(stage) for stage in found)
+
+
+def _tensors_in(
+    content: Mapping[Any, Any], stages: tuple[dict[str, Tensor], ...], path: Path
+) -> dict[str, Tensor]:
     for key in NESTED_UNDER:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+        if isinstance(content.get(key), Mapping):
             content = content[key]
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} must hold named tensors, but holds a {type(content).__name__}")
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    tensors = _named(content)
+    if stages:
+        return without_aliases(tensors) or join_stages(stages, str(path))
     if not tensors:
         raise UserError(
             f"{path} holds no tensors, only: {', '.join(map(str, content)) or 'nothing'}"
         )
     return tensors
+
+
+def _named(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
 def write_tensors(

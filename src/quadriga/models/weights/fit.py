@@ -101,6 +101,13 @@ def bert_in(module: nn.Module) -> Bert | None:
     return found if isinstance(found, Bert) else None
 
 
+def foreign_shape(name: str, tensor: Tensor, config: ViTConfig) -> Tensor:
+    """Give a tensor the form it has in foreign files: a convolution's kernel, a batch of one."""
+    if name.endswith("patch_projection.weight"):
+        return tensor.view(-1, config.channels, config.patch_px, config.patch_px)
+    return tensor[None] if name.endswith("positions") else tensor
+
+
 def _problem(tensor: Tensor, given: Tensor, target: Tensor) -> tuple[str, str] | None:
     """Return what is asked for and what there is instead; None where the tensor fits."""
     if tensor.shape != target.shape:

@@ -11,6 +11,7 @@ _TABLE = NameTable(
         ("reg_token", "encoder.register_tokens"),
         ("pos_embed", "encoder.positions"),
         ("norm", "encoder.norm"),
+        ("head", "head"),
         ("mask_token", "decoder.mask_token"),
         ("decoder_embed", "decoder.embed"),
         ("decoder_pos_embed", "decoder.positions"),
@@ -28,7 +29,7 @@ _TABLE = NameTable(
         ("mlp.fc2", "mlp.output"),
         ("ls2.gamma", "mlp_residual.scale.factor"),
     ),
-    left_out=("head.", "head_dist."),
+    left_out=("head_dist.",),
 )
 
 

@@ -11,10 +11,17 @@ from torch import Tensor, nn
 
 from quadriga.errors import UserError
 from quadriga.models.bert import Bert
-from quadriga.models.vit import ViT, ViTConfig
+from quadriga.models.vit import ViT
 from quadriga.models.weights import huggingface, huggingface_bert, timm
 from quadriga.models.weights.files import read_tensors, write_tensors
-from quadriga.models.weights.fit import ENCODER, Content, bert_in, fit_all, vit_in
+from quadriga.models.weights.fit import (
+    ENCODER,
+    Content,
+    bert_in,
+    fit_all,
+    foreign_shape,
+    vit_in,
+)
 from quadriga.models.weights.names import ForeignLayout, Tensors
 from quadriga.models.weights.parts import drop_parts, fresh_names
 from quadriga.models.weights.report import IN_PYTHON, Remedies, WeightReport, listed
@@ -26,6 +33,8 @@ _OF_BERT: Mapping[str, ForeignLayout] = {"hf": huggingface_bert.LAYOUT}
 _DECODER = "decoder."
 _HEADS = ("head.", "pooler.", "next_sentence.", "classifier.")
 """Parts beside a BERT, of which an objective has some."""
+_HEAD_OF_VIT = ("head.",)
+"""The classifier, which a supervised objective has."""
 
 
 def load_weights(
@@ -129,7 +138,9 @@ def export_weights(module: nn.Module, path: Path | str, layout: Layout = "quadri
     if encoder is None:
         shaped = tensors
     else:
-        shaped = {name: _foreign_shape(name, value, encoder) for name, value in tensors.items()}
+        shaped = {
+            name: foreign_shape(name, value, encoder.config) for name, value in tensors.items()
+        }
     named = {}
     for name, tensor in foreign.split(shaped).items():
         target = foreign.table.foreign(name)
@@ -185,22 +196,13 @@ def _under_module_names(raw: Mapping[str, Tensor], layout: Layout, module: nn.Mo
     return content
 
 
-def _foreign_shape(name: str, tensor: Tensor, encoder: ViT) -> Tensor:
-    """Give a tensor the form it has in foreign files: a convolution's kernel, a batch of one."""
-    config: ViTConfig = encoder.config
-    if name.endswith("patch_projection.weight"):
-        return tensor.view(-1, config.channels, config.patch_px, config.patch_px)
-    return tensor[None] if name.endswith("positions") else tensor
-
-
 def _absent_parts(module: nn.Module) -> tuple[str, ...]:
     """Return what the names of parts start with that a file may have and the module lacks."""
     if isinstance(module, ViT):
-        return (_DECODER,)
-    if bert_in(module) is None:
-        return ()
+        return (_DECODER, *_HEAD_OF_VIT)
+    heads = _HEAD_OF_VIT if vit_in(module) else _HEADS if bert_in(module) else ()
     names = module.state_dict()
-    return tuple(part for part in _HEADS if not any(name.startswith(part) for name in names))
+    return tuple(part for part in heads if not any(name.startswith(part) for name in names))
 
 
 def _foreign_layout(module: nn.Module, layout: str) -> ForeignLayout:

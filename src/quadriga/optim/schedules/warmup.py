@@ -36,3 +36,17 @@ def share_after_warmup(config: ScheduleConfig, progress: Progress) -> float:
     warmup = warmup_length(config, progress)
     remaining = max(1, progress.total_steps - warmup)
     return min(1.0, (progress.step - warmup) / remaining)
+
+
+def share_of_decay(config: ScheduleConfig, progress: Progress, under_warmup: bool) -> float:
+    """Return which share of the decay is over, from 0 to 1.
+
+    Args:
+        config: The schedule.
+        progress: A step after the warm-up.
+        under_warmup: Whether the decay is as long as the run: ``t / T`` at step t of T; if not, it
+            begins where the warm-up ends (`share_after_warmup`).
+    """
+    if not under_warmup:
+        return share_after_warmup(config, progress)
+    return min(1.0, progress.step / max(1, progress.total_steps))

@@ -1,0 +1,99 @@
+"""Random erasing (Zhong et al., arXiv:1708.04896) of normalised images, on the device."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from quadriga.data.boxes import Boxes, inside, whole
+from quadriga.randomness import fold, generator, uniform_rows
+
+Mode = Literal["pixel", "rand", "const"]
+_ATTEMPTS = 10
+_GATE, _NOISE = fold("erase"), fold("erase", "noise")
+_WINDOWS, _STRIDE = 1 << 18, 4
+
+
+@dataclass(frozen=True)
+class Erasing:
+    """How boxes are erased."""
+
+    probability: float
+    """Share of the images that are erased in."""
+    mode: Mode
+    """What fills a box: noise for each pixel, one random colour, or the mean colour (0)."""
+    count: int
+    """The greatest number of boxes; it is uniform from 1 on."""
+    area: tuple[float, float]
+    """Least and greatest share of the image's area that the boxes cover, before rounding."""
+    aspect: tuple[float, float]
+    """Least and greatest height / width."""
+
+
+def erase(
+    images: Float[Tensor, "batch channels height width"],
+    key: Int64[Tensor, " batch"],
+    how: Erasing,
+) -> Float[Tensor, "batch channels height width"]:
+    """Return the images with boxes erased, by each sample's own key.
+
+    The noise is standard normal. It is read from a table of some million numbers at a place
+    that follows from the key: drawing a number for each pixel would cost as much as a block of a
+    model, and would not be the same on every device.
+    """
+    if how.probability == 0:
+        return images
+    channels, height, width = images.shape[1:]
+    gate = uniform_rows(key, _GATE, 2)
+    number = torch.where(gate[:, 0] < how.probability, 1 + whole(gate[:, 1], how.count), 0)
+    for box in range(how.count):
+        erased = inside(boxes(key, box, height, width, how), height, width)
+        erased = erased & (number > box)[:, None, None, None]
+        if how.mode == "const":
+            images = images.masked_fill(erased, 0.0)
+        else:
+            size = (height, width) if how.mode == "pixel" else (1, 1)
+            salt = fold(_NOISE, box)
+            fill = noise(key, salt, channels * math.prod(size)).reshape(-1, channels, *size)
+            images = torch.where(erased, fill.to(images.dtype), images)
+    return images
+
+
+def boxes(key: Int64[Tensor, " batch"], box: int, height: int, width: int, how: Erasing) -> Boxes:
+    """Draw box number `box` of each sample.
+
+    Of ten draws of area and aspect the first that is smaller than the image in height and width
+    counts; where none is, the box is empty.
+    """
+    draws = uniform_rows(key, fold(_GATE, box), 2 * _ATTEMPTS + 2)
+    area = how.area[0] + (how.area[1] - how.area[0]) * draws[:, :_ATTEMPTS]
+    area = area * (height * width / how.count)
+    low, high = math.log(how.aspect[0]), math.log(how.aspect[1])
+    aspect = torch.exp(low + (high - low) * draws[:, _ATTEMPTS : 2 * _ATTEMPTS])
+    heights, widths = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    fits = (heights < height) & (widths < width)
+    first = fits.to(torch.int8).argmax(1, keepdim=True)
+    fitting = fits.gather(1, first)[:, 0]
+    box_height = torch.where(fitting, heights.gather(1, first)[:, 0], 0.0).to(torch.int64)
+    box_width = torch.where(fitting, widths.gather(1, first)[:, 0], 0.0).to(torch.int64)
+    top = whole(draws[:, -2], height - box_height + 1)
+    left = whole(draws[:, -1], width - box_width + 1)
+    return Boxes(top, left, box_height, box_width)
+
+
+def noise(key: Int64[Tensor, " batch"], salt: int, count: int) -> Float[Tensor, "batch {count}"]:
+    """Return `count` standard normal numbers for each sample: a window of one fixed table."""
+    place = whole(uniform_rows(key, salt, 1)[:, 0], _WINDOWS)
+    return _table(count, key.device).unfold(0, count, _STRIDE)[place]
+
+
+@functools.lru_cache(maxsize=8)
+def _table(count: int, device: torch.device) -> Float[Tensor, " numbers"]:
+    numbers = torch.empty(count + _STRIDE * (_WINDOWS - 1))
+    return numbers.normal_(generator=generator("erasing noise")).to(device)

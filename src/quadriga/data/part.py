@@ -1,0 +1,78 @@
+"""A part of another data set to train on, as large a share of every class: data efficiency."""
+
+from __future__ import annotations
+
+import re
+from typing import final
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from quadriga.contracts import Dataset, DatasetConfig, Split
+from quadriga.data.labelled import LabelledDataset
+from quadriga.data.subset import Selection
+from quadriga.errors import UserError
+from quadriga.randomness import fold, shuffled
+
+
+@final
+class PartConfig(DatasetConfig):
+    """A class-balanced part of the training data of another data set; its test data whole."""
+
+    of: DatasetConfig
+    """The whole data set."""
+    fraction: float = Field(gt=0, le=1)
+    """Share of each class that is kept, at least one record of each."""
+    seed: int = 0
+    """Chooses the part, apart from the run's seed. A smaller part is inside a larger one."""
+
+    def build(self, split: Split) -> Dataset:
+        """Open one split, and choose the part of it that is trained on.
+
+        Raises:
+            UserError: The whole is missing or empty, or its labels are not at hand.
+        """
+        try:
+            whole = self.of.build(split)
+        except UserError as error:
+            raise self._renamed(error) from error
+        if split == "test":
+            return whole
+        if not isinstance(whole, LabelledDataset) or not whole.classes:
+            raise UserError(
+                f"data.of must be a labelled data set of images, for its classes to be balanced, "
+                f"but data.of.kind={self.of.kind()} is without labels; take data.of alone"
+            )
+        return Selection(whole, balanced_part(whole.labels(), self.fraction, self.seed))
+
+    def _renamed(self, error: UserError) -> UserError:
+        """Return the error with the keys of the whole where they are in this config."""
+        keys = "|".join(type(self.of).model_fields)
+        renamed = UserError(re.sub(rf"\bdata\.(?=({keys})\b)", "data.of.", str(error)))
+        renamed.on_every_rank = error.on_every_rank
+        return renamed
+
+
+def balanced_part(
+    labels: npt.NDArray[np.int64], fraction: float, seed: int
+) -> npt.NDArray[np.int64]:
+    """Choose the same share of each class.
+
+    Args:
+        labels: int64 (records,).
+        fraction: The share, above 0 and at most 1; of a class of n the nearest whole number to
+            ``fraction n`` is kept, and at least one.
+        seed: Chooses; of two fractions, the part of the smaller is inside that of the larger.
+
+    Returns:
+        int64 positions in `labels`, ascending.
+    """
+    order = np.argsort(labels, kind="stable")
+    names, counts = np.unique(labels, return_counts=True)
+    chosen = []
+    for name, members in zip(names, np.split(order, np.cumsum(counts))[:-1], strict=True):
+        kept = max(1, round(fraction * len(members)))
+        key = fold(seed, "part", int(name))
+        chosen.append(members[shuffled(np.arange(kept), len(members), key)])
+    return np.sort(np.concatenate(chosen)) if chosen else order

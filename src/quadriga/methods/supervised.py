@@ -1,0 +1,164 @@
+"""Supervised classification of images, with the soft targets of the DeiT recipe (Touvron et al.,
+"Training data-efficient image transformers", 2021, section 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from quadriga.contracts import Batch, LossOutput, ModelConfig, Objective, ObjectiveConfig, Stage
+from quadriga.errors import UserError
+from quadriga.losses.soft_targets import Criterion, soft_target_loss
+from quadriga.models.initialise import initialise
+from quadriga.models.residual import zero_branches
+from quadriga.models.stages import check_depths
+from quadriga.models.vit import ViTConfig
+from quadriga.models.vit_slice import ViTSlice
+
+_TOP = 5
+
+
+@final
+class SupervisedConfig(ObjectiveConfig):
+    """A linear classifier on the encoder's vector, trained with it."""
+
+    classes: int | None = Field(None, ge=2)
+    """Number of classes; none: those of the training data, settled before the run starts."""
+    loss: Criterion = "cross_entropy"
+    """Softmax over all classes, or each class on its own (DeiT III)."""
+    smoothing: float = Field(0.1, ge=0, lt=1)
+    """Mass of the target that is spread over all classes while training."""
+    initialise: Literal["truncated_normal", "xavier_uniform", "normal"] = "truncated_normal"
+    """How weights of linear maps are drawn."""
+    zero_residual: bool = False
+    """Whether every residual branch starts at zero, so that deep models train from the start."""
+
+    def build(self, model: ModelConfig) -> Supervised:
+        """Make the objective.
+
+        Raises:
+            UserError: `model` is no vision transformer, or the number of classes is not known.
+        """
+        if not isinstance(model, ViTConfig):
+            raise UserError(
+                f"supervised needs model.kind=vit, but model.kind is {model.kind()}; set it, or "
+                "use another objective.kind"
+            )
+        if self.classes is None:
+            raise UserError(
+                "objective.classes must be the number of classes, but is none and the training "
+                "data is not at hand to count them; set it"
+            )
+        return Supervised(self, model, self.classes)
+
+
+@final
+class Supervised(Objective):
+    """A vision transformer and a linear classifier on its class token or mean."""
+
+    def __init__(self, config: SupervisedConfig, model: ViTConfig, classes: int) -> None:
+        """Make both with undefined values."""
+        super().__init__()
+        self.config, self.depth = config, model.depth
+        self.tokens_per_sample = model.patches
+        self.metric_names = ("accuracy", f"accuracy_{_TOP}")[: 2 if classes > _TOP else 1]
+        self.encoder = model.build()
+        self.head = nn.Linear(model.width, classes)
+
+    def initialise(self, seed: int) -> None:
+        """Fill every tensor, keyed by (seed, its name)."""
+        _initialise(self, self.encoder.blocks, self.config, seed)
+
+    def forward(self, batch: Batch) -> LossOutput:
+        """Sum the loss over the samples; while training against smoothed and mixed labels."""
+        return _output(self.scores(batch["image"]), batch, self.config, self.training)
+
+    def scores(
+        self, images: Float[Tensor, "batch channels side side"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Return the logits of normalised images."""
+        scores: Tensor = self.head(self.encoder.features(images))
+        return scores
+
+    def features(
+        self, images: Float[Tensor, "batch channels side side"]
+    ) -> Float[Tensor, "batch width"]:
+        """Return the encoder's vectors; see `quadriga.contracts.Encoder`."""
+        return self.encoder.features(images)
+
+    def stages(self, depths: Sequence[int]) -> list[Stage]:
+        """Cut into stages of so many blocks each; see `quadriga.contracts.Splittable`.
+
+        Raises:
+            UserError: The depths do not add up to the model's.
+        """
+        check_depths(depths, self.depth)
+        return [SupervisedStage(self, index, depths) for index in range(len(depths))]
+
+
+@final
+class SupervisedStage(Stage):
+    """Some consecutive blocks: the first with the embedding, the last with norm and classifier."""
+
+    def __init__(self, whole: Supervised, index: int, depths: Sequence[int]) -> None:
+        """Take the modules of stage `index` from the objective."""
+        super().__init__()
+        self.index, self.config = index, whole.config
+        start = sum(depths[:index])
+        self.is_last = index == len(depths) - 1
+        blocks = range(start, start + depths[index])
+        self.encoder = ViTSlice(whole.encoder, blocks, index == 0, self.is_last)
+        if self.is_last:
+            self.head = whole.head
+
+    def initialise(self, seed: int) -> None:
+        """Fill every tensor with what it has in the whole objective."""
+        _initialise(self, self.encoder.blocks.values(), self.config, seed)
+
+    def hidden_shape(self, batch: Batch) -> tuple[int, ...]:
+        """Return (batch, tokens, width)."""
+        model = self.encoder.config
+        return (batch["image"].shape[0], self.encoder.prefix + model.patches, model.width)
+
+    def forward(
+        self, hidden: Float[Tensor, "batch tokens width"] | None, batch: Batch
+    ) -> Tensor | LossOutput:
+        """Map the previous stage's output to the next one's input, or to the loss."""
+        hidden = self.encoder(hidden, batch["image"])
+        if not self.is_last:
+            return hidden
+        scores = self.head(self.encoder.pooled(hidden))
+        return _output(scores, batch, self.config, self.training)
+
+
+def _initialise(
+    part: nn.Module, blocks: Iterable[nn.Module], config: SupervisedConfig, seed: int
+) -> None:
+    initialise(part, seed, config.initialise)
+    if config.zero_residual:
+        zero_branches(blocks)
+
+
+def _output(
+    scores: Tensor, batch: Batch, config: SupervisedConfig, is_training: bool
+) -> LossOutput:
+    """Return the summed loss, the number of samples, and the hits among the first 1 and 5."""
+    label, mixed, share = batch["label"], batch.get("mixed_label"), batch.get("share")
+    smoothing = config.smoothing if is_training else 0.0
+    loss = soft_target_loss(scores, label, mixed, share, smoothing, config.loss)
+    count = loss.new_full((), scores.shape[0])
+    with torch.no_grad():
+        if mixed is not None and share is not None:
+            label = torch.where(share >= 0.5, label, mixed)
+        classes = scores.shape[1]
+        first = scores.topk(min(_TOP, classes), dim=1).indices == label[:, None]
+        metrics = {"accuracy": (first[:, 0].sum().to(loss.dtype), count)}
+        if classes > _TOP:
+            metrics[f"accuracy_{_TOP}"] = (first.sum().to(loss.dtype), count)
+    return LossOutput(loss, count, metrics)

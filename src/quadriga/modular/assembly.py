@@ -1,0 +1,116 @@
+"""The target model put together from its modules: weights are copied, nothing is aligned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+from torch import Tensor
+
+from quadriga.contracts import (
+    ModelConfig,
+    ModularConfig,
+    Objective,
+    ObjectiveConfig,
+    WeightSource,
+)
+from quadriga.errors import UserError
+from quadriga.modular.given import GivenModule, check_facts, given_modules
+from quadriga.modular.parts import check_cut, classes_of, copy_into, depth_of, misfits
+
+
+@final
+class AssemblyConfig(ModularConfig):
+    """The whole target model, started from modules that were trained apart."""
+
+    depths: tuple[int, ...]
+    """Blocks of each module; they add up to `model.depth`."""
+    modules: tuple[str, ...]
+    """Where the modules are, in any order: each goes where it belongs by what it says."""
+
+    def build(self, objective: ObjectiveConfig, model: ModelConfig) -> Objective:
+        """Make the plain target.
+
+        Raises:
+            UserError: The depths do not make up the model.
+        """
+        check_cut(self.depths, depth_of(model))
+        return objective.build(model)
+
+    def sources(self) -> tuple[tuple[str, str], ...]:
+        """Return the modules' paths."""
+        return tuple(("modular.modules", path) for path in self.modules)
+
+    def fill(
+        self,
+        built: Objective,
+        objective: ObjectiveConfig,
+        model: ModelConfig,
+        sources: Sequence[WeightSource],
+    ) -> str:
+        """Copy each module to its place.
+
+        Raises:
+            UserError: A module is missing, there twice, or foreign.
+        """
+        given = [module for source in sources for module in given_modules(source, self.depths)]
+        places = self._placed(given)
+        for module in places:
+            who = f"module {module.index} ({module.path})"
+            check_facts(module.facts, model, classes_of(objective), who)
+        _check_parents(places)
+        tensors: dict[str, Tensor] = {}
+        for module in places:
+            tensors |= module.tensors
+        problem = misfits(built.state_dict(), tensors, "the modules")
+        if problem is not None:
+            raise UserError(f"modular.modules: {problem}; name modules of this target")
+        copy_into(built, {name: tensors[name] for name in built.state_dict()})
+        return "assembled of " + ", ".join(f"{m.index}: {m.path}" for m in places)
+
+    def _placed(self, given: Sequence[GivenModule]) -> list[GivenModule]:
+        """Return the modules in order.
+
+        Raises:
+            UserError: A place is empty or taken twice, or a module is of another cut.
+        """
+        places: dict[int, GivenModule] = {}
+        for module in given:
+            if module.depths is not None and module.depths != self.depths:
+                raise UserError(
+                    f"modular.depths are {list(self.depths)}, but module {module.index} "
+                    f"({module.path}) was cut from a model of {list(module.depths)}; change them "
+                    "or name another module"
+                )
+            if module.index in places:
+                raise UserError(
+                    f"modular.modules must hold one module for each place, but both "
+                    f"{places[module.index].path} and {module.path} are module {module.index}; "
+                    "leave one out"
+                )
+            places[module.index] = module
+        missing = [i for i in range(len(self.depths)) if i not in places]
+        if missing:
+            raise UserError(
+                f"modular.modules must hold a module for each of {len(self.depths)} places, but "
+                f"none is module {', '.join(map(str, missing))} (there are: "
+                f"{', '.join(f'{i}: {m.path}' for i, m in sorted(places.items())) or 'none'}); "
+                "name its run too"
+            )
+        return [places[index] for index in sorted(places)]
+
+
+def _check_parents(modules: Sequence[GivenModule]) -> None:
+    """Check that all modules grew up in the same meta model.
+
+    Raises:
+        UserError: One has another.
+    """
+    for number, module in enumerate(modules):
+        for other in modules[:number]:
+            if any(module.meta[s] != other.meta[s] for s in module.meta.keys() & other.meta.keys()):
+                raise UserError(
+                    f"modular.modules must come from one meta model, but module {module.index} "
+                    f"({module.path}) was trained in another one than module {other.index} "
+                    f"({other.path}); train it again, or name the one that belongs to the others"
+                )

@@ -1,0 +1,222 @@
+"""Modules that train inside a frozen meta model (Ni et al., "Deep Incubation", ICCV 2023).
+
+The meta model is a small one of the same width, trained before. In a hybrid one of its stages is
+replaced by the target's module, which is all that trains:
+
+    min over M_i of E[ loss( meta_K o ... o meta_{i+1} o M_i o meta_{i-1} o ... o meta_1 (x), y ) ]
+
+Hybrids of different modules have nothing to tell each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import final
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from quadriga.contracts import (
+    Batch,
+    LossOutput,
+    ModelConfig,
+    ModularConfig,
+    Objective,
+    ObjectiveConfig,
+    Stage,
+    WeightSource,
+)
+from quadriga.modular.given import LIVE
+from quadriga.modular.incubate import Start, start_module
+from quadriga.modular.meta import fill_meta
+from quadriga.modular.parts import Cut, classes_of, cut_meta, cut_target, meta_depths_of
+
+
+@final
+class HybridConfig(ModularConfig):
+    """Some modules of the target, each among the frozen stages of the meta model."""
+
+    depths: tuple[int, ...]
+    """Blocks of each module of the target model; they add up to `model.depth`."""
+    live: tuple[int, ...]
+    """Which modules train, from 0. Several in one process share the data and the frozen stages
+    below them, and are otherwise trained as if apart."""
+    meta: str
+    """The trained meta model: a run, a checkpoint, or a file in the published layout."""
+    meta_depths: tuple[int, ...] | None = None
+    """Blocks of each stage of the meta model; none: one each."""
+    initialise: Start = "function_preserving"
+    """How a module starts. random: as in the published method; inherit: with the meta model's
+    embedding or classifier; function_preserving: as the meta model's stage followed by blocks that
+    do nothing, so that the hybrid is the meta model at step 0."""
+    imitation: float = Field(0.0, ge=0)
+    """Weight of the mean squared difference between what a module and the meta model's stage
+    return for the same input; 0 for the published method. The last module returns a loss and
+    imitates nothing."""
+
+    @model_validator(mode="after")
+    def _live_modules_exist(self) -> HybridConfig:
+        count = len(self.depths)
+        if not self.live or sorted(set(self.live)) != list(self.live):
+            raise ValueError(f"live must be ascending numbers of modules, but is {list(self.live)}")
+        if self.live[0] < 0 or self.live[-1] >= count:
+            raise ValueError(
+                f"live must be numbers from 0 to {count - 1}, as there are {count} depths, but is "
+                f"{list(self.live)}"
+            )
+        return self
+
+    def build(self, objective: ObjectiveConfig, model: ModelConfig) -> Hybrid:
+        """Make the hybrid on the current default device; only its modules take gradients.
+
+        Raises:
+            UserError: The depths or the objective do not allow it.
+        """
+        with torch.device("meta"):
+            shapes = cut_target(objective, model, self.depths)
+        modules = cut_target(objective, model, self.depths)
+        meta = cut_meta(objective, model, meta_depths_of(self.depths, self.meta_depths))
+        return Hybrid(self, modules, meta.stages, shapes.stages)
+
+    def sources(self) -> tuple[tuple[str, str], ...]:
+        """Return the meta model's path."""
+        return (("modular.meta", self.meta),)
+
+    def fill(
+        self,
+        built: Objective,
+        objective: ObjectiveConfig,
+        model: ModelConfig,
+        sources: Sequence[WeightSource],
+    ) -> str:
+        """Take the meta model's weights, and start the modules from them.
+
+        Raises:
+            UserError: The meta model is another one.
+        """
+        assert isinstance(built, Hybrid)
+        depths, classes = meta_depths_of(self.depths, self.meta_depths), classes_of(objective)
+        told = fill_meta(built.frozen, model, depths, classes, sources[0])
+        for index, module in built.modules_by_index().items():
+            meta = built.frozen[index]
+            start_module(self.initialise, module, meta, index, self.depths, depths)
+        live = ", ".join(map(str, self.live))
+        return f"module {live} of {len(self.depths)} ({self.initialise}) among {told}"
+
+
+@final
+class Hybrid(Objective):
+    """The modules that train, and the meta model's stages, which never do.
+
+    The loss and the metrics are those of the objective with one module in the meta model's place.
+    With several modules the loss is the sum of theirs, and each has its own under its number:
+    ``module_2.accuracy``.
+    """
+
+    def __init__(
+        self,
+        config: HybridConfig,
+        target: Cut,
+        meta: Sequence[Stage],
+        shapes: Sequence[Stage],
+    ) -> None:
+        """Take the stages of both models.
+
+        Args:
+            config: Which of them train.
+            target: The target's; those that do not train are let go.
+            meta: The meta model's; all are frozen.
+            shapes: The target's on the meta device, for the optimizer's rules.
+        """
+        super().__init__()
+        self.config, self.tokens_per_sample = config, target.tokens_per_sample
+        self.live = nn.ModuleDict({str(index): target.stages[index] for index in config.live})
+        self.meta = nn.ModuleDict({str(index): stage for index, stage in enumerate(meta)})
+        self.meta.requires_grad_(False)
+        self._whole = {n: p for stage in shapes for n, p in stage.named_parameters()}
+        self._imitates = config.imitation > 0
+        names = (*target.metric_names, *(("imitation",) if self._imitates else ()))
+        self.metric_names = names
+        if len(config.live) > 1:
+            self.independent_parts = tuple(f"{LIVE}{index}." for index in config.live)
+            own = ("loss", *names)
+            self.metric_names = tuple(f"module_{i}.{name}" for i in config.live for name in own)
+
+    @property
+    def frozen(self) -> list[Stage]:
+        """The meta model's stages in order."""
+        return [stage for stage in self.meta.values() if isinstance(stage, Stage)]
+
+    def modules_by_index(self) -> dict[int, Stage]:
+        """Return the modules that train."""
+        return {int(i): stage for i, stage in self.live.items() if isinstance(stage, Stage)}
+
+    def initialise(self, seed: int) -> None:
+        """Fill every tensor: a module gets what it has in the whole target model."""
+        for stage in (*self.live.values(), *self.meta.values()):
+            assert isinstance(stage, Stage)
+            stage.initialise(seed)
+
+    def whole_parameters(self) -> Mapping[str, nn.Parameter]:
+        """Return the target's parameters: decay and layers are counted there."""
+        return self._whole
+
+    def name_in_whole(self, name: str) -> str:
+        """Return a parameter's name in the target model."""
+        return name.removeprefix(LIVE).partition(".")[2]
+
+    def forward(self, batch: Batch) -> LossOutput:
+        """Return the loss with each module in the meta model's place."""
+        frozen, modules = self.frozen, self.modules_by_index()
+        last = max(modules)
+        hidden: Tensor | None = None
+        found: dict[int, LossOutput] = {}
+        for index in range(last + 1):
+            below = hidden
+            beyond: Tensor | LossOutput | None = None
+            imitates = self._imitates and index in modules and index + 1 < len(frozen)
+            if index < last or imitates:
+                with torch.no_grad():  # frozen, and nothing below it trains: nothing is kept
+                    beyond = frozen[index](below, batch)
+            if index in modules:
+                found[index] = self._through(
+                    modules[index], frozen[index + 1 :], below, batch, beyond
+                )
+            hidden = beyond if isinstance(beyond, Tensor) else None
+        return self._output(found)
+
+    def _through(
+        self,
+        module: Stage,
+        above: Sequence[Stage],
+        hidden: Tensor | None,
+        batch: Batch,
+        imitated: Tensor | LossOutput | None,
+    ) -> LossOutput:
+        """Pass one module and the frozen stages above it."""
+        output: Tensor | LossOutput = module(hidden, batch)
+        own = output
+        for stage in above:
+            output = stage(output, batch)
+        assert isinstance(output, LossOutput)
+        if not self._imitates or not isinstance(own, Tensor) or not isinstance(imitated, Tensor):
+            return output
+        count = output.loss.new_full((), batch["index"].shape[0])
+        difference = (own.float() - imitated.float()).square().mean() * count
+        weight = self.config.imitation / (count if output.count is None else 1.0)
+        metrics = {**output.metrics, "imitation": (difference.detach(), count)}
+        return output._replace(loss=output.loss + weight * difference, metrics=metrics)
+
+    def _output(self, found: Mapping[int, LossOutput]) -> LossOutput:
+        if len(found) == 1:
+            return next(iter(found.values()))
+        outputs = list(found.values())
+        metrics: dict[str, tuple[Tensor, Tensor]] = {}
+        for index, output in found.items():
+            one = torch.ones_like(output.loss) if output.count is None else output.count
+            own = {"loss": (output.loss.detach(), one), **output.metrics}
+            metrics |= {f"module_{index}.{name}": pair for name, pair in own.items()}
+        return LossOutput(
+            sum((o.loss for o in outputs[1:]), outputs[0].loss), outputs[0].count, metrics
+        )

@@ -1,0 +1,52 @@
+"""Putting a trained meta model into its frozen stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from quadriga.contracts import ModelConfig, Stage, WeightSource
+from quadriga.errors import UserError
+from quadriga.models.weights.modular_stages import digest
+from quadriga.modular.given import check_facts, facts_of, whole_model
+from quadriga.modular.parts import block_of, copy_into, misfits
+
+
+def fill_meta(
+    stages: Sequence[Stage],
+    model: ModelConfig,
+    depths: Sequence[int],
+    classes: int | None,
+    source: WeightSource,
+) -> str:
+    """Copy a meta model's weights into its stages; all of them, or on an error none.
+
+    Args:
+        stages: Those of the meta model.
+        model: The target model.
+        depths: Blocks of each stage.
+        classes: Classes of the target, where it has any.
+        source: What lies at ``modular.meta``.
+
+    Returns:
+        A few words on what was taken.
+
+    Raises:
+        UserError: It is not the meta model of this target.
+    """
+    who = f"the meta model {source.path}"
+    check_facts(facts_of(source), model, classes, who)
+    tensors = whole_model(source)
+    numbers = {number for name in tensors if (number := block_of(name)) is not None}
+    if numbers != set(range(sum(depths))):
+        raise UserError(
+            f"{who} must have {sum(depths)} blocks (modular.meta_depths {list(depths)}), but has "
+            f"{len(numbers)}; name another one, or change modular.meta_depths"
+        )
+    for stage in stages:
+        problem = misfits(stage.state_dict(), tensors, who)
+        if problem is not None:
+            raise UserError(f"{problem}; name the meta model of this target")
+    for stage in stages:
+        names = stage.state_dict().keys()
+        copy_into(stage, {name: tensors[name] for name in names})
+    return f"the stages of {source.path} (SHA-256 {digest(tensors)[:16]})"

@@ -1,0 +1,221 @@
+"""Incubations through the whole engine: what is frozen stays, what is assembled is its parts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from incubations import (
+    DEPTHS,
+    assembly_run,
+    batch,
+    built,
+    growth_run,
+    hybrid_run,
+    meta_run,
+    train,
+    whole,
+)
+from torch import Tensor
+
+from quadriga import randomness
+from quadriga.cli.entry import run
+from quadriga.engine.weight_sources import read_source
+from quadriga.models.weights.modular_stages import document, foreign_names
+from quadriga.provenance import Resolved
+from tiny import assert_bit_equal, read_checkpoint, read_metrics
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A meta model, both modules trained apart, and both in one process."""
+    folder = tmp_path_factory.mktemp("incubation")
+    assert train(meta_run(seed=1), folder / "meta") == 0
+    for live in ((0,), (1,), (0, 1)):
+        name = "module_" + "_".join(map(str, live))
+        assert train(hybrid_run(folder / "meta", *live), folder / name) == 0
+    assert train(assembly_run(folder / "module_1", folder / "module_0"), folder / "whole") == 0
+    return folder
+
+
+def part(folder, name, begin, step=5) -> dict[str, Tensor]:
+    tensors = read_checkpoint(folder / name, step)
+    return {n.removeprefix(begin): t for n, t in tensors.items() if n.startswith(begin)}
+
+
+def test_what_is_frozen_is_the_meta_model_bit_for_bit(runs):
+    meta = part(runs, "meta", "objective.")
+    for live in ("0", "1"):
+        for stage in ("0", "1"):
+            frozen = part(runs, f"module_{live}", f"objective.meta.{stage}.")
+            for name, tensor in frozen.items():
+                assert torch.equal(tensor, meta[name]), name
+        trained = part(runs, f"module_{live}", "optimizer.")
+        assert trained
+        assert all(name.startswith(f"live.{live}.") for name in trained)
+
+
+def test_two_modules_in_one_process_are_those_trained_apart(runs):
+    together = part(runs, "module_0_1", "objective.live.") | part(
+        runs, "module_0_1", "optimizer.live."
+    )
+    apart: dict[str, Tensor] = {}
+    for live in ("0", "1"):
+        apart |= part(runs, f"module_{live}", "objective.live.")
+        apart |= part(runs, f"module_{live}", "optimizer.live.")
+    assert_bit_equal(together, apart)
+    alone = [read_metrics(runs / f"module_{live}") for live in "01"]
+    for both, first, second in zip(read_metrics(runs / "module_0_1"), *alone, strict=True):
+        assert both["module_0.loss"] == first["loss"]
+        assert both["module_1.accuracy"] == second["accuracy"]
+        # Clipped apart: the step's norm is that of both.
+        assert both["grad_norm"] ** 2 == pytest.approx(
+            first["grad_norm"] ** 2 + second["grad_norm"] ** 2, rel=1e-5
+        )
+        assert first["grad_norm"] > 0.5
+
+
+def test_the_assembled_model_is_its_modules_in_turn(runs):
+    config = assembly_run(runs / "module_0_1")
+    sources = [read_source(path, option) for option, path in config.modular.sources()]
+    assembled = built(config, sources).eval()
+    hidden = None
+    for live in (0, 1):
+        hybrid = built(hybrid_run(runs / "meta", live))
+        own = part(runs, f"module_{live}", f"objective.live.{live}.")
+        hybrid.live[str(live)].load_state_dict(own)
+        with torch.no_grad(), randomness.micro_batch(0, 0, 0, 0):
+            hidden = hybrid.eval().live[str(live)](hidden, batch())
+    with torch.no_grad():
+        assert torch.equal(assembled(batch()).loss, hidden.loss)
+    again = built(
+        assembly_run(runs / "module_1", runs / "module_0"),
+        [read_source(runs / name, "x") for name in ("module_1", "module_0")],
+    )
+    assert_bit_equal(dict(assembled.state_dict()), dict(again.state_dict()))
+
+
+def test_the_assembled_run_goes_on_as_an_ordinary_one(runs, tmp_path):
+    assert "objective.encoder.blocks.3.mlp.output.weight" in read_checkpoint(runs / "whole", 5)
+    # What it starts from is in its checkpoints: a resumed run needs its modules no more.
+    config = assembly_run(runs / "module_0", runs / "module_1", checkpoint__every_steps=2)
+    assert train(config, tmp_path / "again") == 0
+    path, folder = tmp_path / "again.json", tmp_path / "again" / "checkpoints"
+    for step in (4, 5):
+        for file in sorted((folder / f"step_{step:08d}").iterdir()):
+            file.unlink()
+        (folder / f"step_{step:08d}").rmdir()
+    gone = config.override({"modular.modules": ["nowhere"]})
+    path.write_text(Resolved.of(gone, "test").as_json())
+    assert run(["train", str(path), "--work-dir", str(tmp_path / "again"), "--resume"]) == 0
+    assert_bit_equal(read_checkpoint(tmp_path / "again", 5), read_checkpoint(runs / "whole", 5))
+
+
+def test_files_in_the_published_layout_are_as_good_as_runs(runs, tmp_path):
+    """A meta model and modules without a word on what they are: told by their depths."""
+    meta = part(runs, "meta", "objective.")
+    model = meta_run().model
+    torch.save(document(foreign_names(meta, model), (1, 1)), tmp_path / "meta.pth")
+    config = hybrid_run(tmp_path / "meta.pth", 0)
+    assert train(config, tmp_path / "module_0") == 0
+    assert_bit_equal(part(tmp_path, "module_0", "objective."), part(runs, "module_0", "objective."))
+    for live, depths in ((0, (2, 1)), (1, (1, 2))):
+        hybrid = {}
+        for stage in (0, 1):
+            begin = f"objective.{'live' if stage == live else 'meta'}.{stage}."
+            shift = {(0, 0): 0, (1, 1): -1, (0, 1): 1, (1, 0): 0}[live, stage]
+            for name, tensor in part(runs, f"module_{live}", begin).items():
+                head, dot, rest = name.partition("blocks.")
+                number, _, leaf = rest.partition(".")
+                hybrid[f"{head}blocks.{int(number) + shift}.{leaf}" if dot else name] = tensor
+        torch.save(
+            {"model_stages": document(foreign_names(hybrid, model), depths)["model_stages"]},
+            tmp_path / f"{1 - live}.pth",
+        )
+    assert train(assembly_run(tmp_path / "0.pth", tmp_path / "1.pth"), tmp_path / "whole") == 0
+    assert_bit_equal(part(tmp_path, "whole", "objective."), part(runs, "whole", "objective."))
+
+
+def refused(config, folder, capsys) -> str:
+    capsys.readouterr()
+    assert train(config, folder) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_bad_input_is_one_clear_line(runs, tmp_path, capsys):
+    def line(config):
+        return refused(config, tmp_path / "bad", capsys)
+
+    def module(name):
+        return runs / f"module_{name}"
+
+    missing = line(assembly_run(module(1)))
+    assert "a module for each of 2 places, but none is module 0" in missing
+    assert str(module(1)) in missing
+    twice = line(assembly_run(module(0), module("0_1")))
+    assert "both" in twice
+    assert "are module 0; leave one out" in twice
+    assert "two modules or more, but are [4]" in line(assembly_run(module(0), depths=(4,)))
+    assert "1 block or more for each module, but are [4, 0]" in line(
+        assembly_run(module(0), depths=(4, 0))
+    )
+    assert "add up to model.depth=4, but [2, 3] add up to 5" in line(
+        hybrid_run(runs / "meta", 0, depths=(2, 3))
+    )
+    other_cut = line(assembly_run(module(0), module(1), depths=(3, 1)))
+    assert "modular.depths are [3, 1], but module 0" in other_cut
+    assert "cut from a model of [2, 2]" in other_cut
+    assert "model.heads=2, but model.heads is 4 here" in line(
+        assembly_run(module(0), module(1), model__heads=4)
+    )
+    assert "model.width=16, but model.width is 32 here" in line(
+        hybrid_run(runs / "meta", 0, model__width=32)
+    )
+    assert "objective.classes=10, but objective.classes is 12 here" in line(
+        growth_run(runs / "meta", "stacking", objective__classes=12)
+    )
+    assert "holds no module that was trained apart" in line(assembly_run(runs / "meta"))
+    assert "must have 2 blocks" in line(hybrid_run(runs / "whole", 0))
+    assert "live must be numbers from 0 to 1" in line_of_config(2)
+    assert "does not exist" in line(hybrid_run(runs / "nothing", 0))
+    both = hybrid_run(runs / "meta", 0).override({"warm_start.path": str(runs / "meta")})
+    assert "warm_start.path must be none, as modular.kind=hybrid" in line(both)
+    assert "modular must be none for objective.kind=mae" in line(
+        hybrid_run(runs / "meta", 0).override({"objective": {"kind": "mae"}})
+    )
+
+
+def line_of_config(index: int) -> str:
+    with pytest.raises(ValueError, match="live must") as error:
+        hybrid_run("meta", index)
+    return str(error.value)
+
+
+def test_a_module_of_another_meta_model_is_refused_by_name(runs, tmp_path, capsys):
+    assert train(meta_run(seed=2), tmp_path / "meta") == 0
+    assert train(hybrid_run(tmp_path / "meta", 1), tmp_path / "module_1") == 0
+    told = refused(assembly_run(runs / "module_0", tmp_path / "module_1"), tmp_path / "bad", capsys)
+    assert f"module 1 ({tmp_path / 'module_1'}) was trained in another one than module 0" in told
+
+
+def test_a_checkpoint_without_its_run_is_refused(runs, tmp_path, capsys):
+    lone = tmp_path / "step_00000005"
+    lone.mkdir()
+    for file in (runs / "module_0" / "checkpoints" / "step_00000005").iterdir():
+        (lone / file.name).write_bytes(file.read_bytes())
+    told = refused(assembly_run(lone, runs / "module_1"), tmp_path / "bad", capsys)
+    assert "without its run's config.json; name the run's folder" in told
+
+
+def test_the_classes_are_those_of_the_data(tmp_path, capsys):
+    config = whole(objective__classes="none", train__steps=1)
+    assert train(config, tmp_path / "run") == 0
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert saved["config"]["objective"]["classes"] == 10
+    assert saved["sources"]["objective.classes"] == "the training data"
+    told = refused(whole(objective__classes=7), tmp_path / "bad", capsys)
+    assert "objective.classes must be at least 10" in told
+    assert sum(DEPTHS) == 4
