@@ -88,6 +88,12 @@ def test_evaluations_inside_an_attempt_are_part_of_it_and_others_are_added():
     assert found.device_seconds == 2 * 27.0
 
 
+def test_an_evaluation_before_the_first_step_is_no_start_up():
+    before = {"event": "evaluated", "process": "a", "step": 0, "seconds": 1.5, "ranks": 2}
+    found = spent([before, begin(0), steps(10, 20.0), END])
+    assert (found.start_up_seconds, found.seconds, found.evaluation_seconds) == (2.5, 21.5, 1.5)
+
+
 def test_nothing_has_cost_nothing():
     assert spent([]) == spent([{"event": "start"}, {"event": "end", "code": 1}]) == Spent()
 

@@ -48,6 +48,10 @@ class Spent:
     """The most that a rank has held: reserved on a GPU, resident on the CPU."""
 
 
+_Alone = tuple[str, float, int]
+"""An evaluation outside the steps: process, seconds, ranks."""
+
+
 @dataclass
 class _Stretch:
     """Steps that one process made in a row."""
@@ -118,7 +122,7 @@ def spent(events: Sequence[Event], saved: int | None = None) -> Spent:
         seconds=seconds,
         evaluation_seconds=evaluation,
         device_seconds=device,
-        start_up_seconds=_start_up(stretches),
+        start_up_seconds=_start_up(stretches, alone),
         lost_steps=lost_steps,
         lost_seconds=lost,
         lost_device_seconds=lost_device,
@@ -127,15 +131,19 @@ def spent(events: Sequence[Event], saved: int | None = None) -> Spent:
     )
 
 
-def _start_up(stretches: Sequence[_Stretch]) -> float:
+def _start_up(stretches: Sequence[_Stretch], alone: Sequence[_Alone]) -> float:
+    """Return the time before the first step of each process, without what it judged then."""
     first = {part.process: part.start_up for part in reversed(stretches)}
+    for process, took, _ in alone:
+        if process in first:
+            first[process] = max(0.0, first[process] - took)
     return sum(first.values())
 
 
-def _stretches(events: Iterable[Event]) -> tuple[list[_Stretch], list[tuple[int, float, int]]]:
-    """Return what was made in a row, and the evaluations (step, seconds, ranks) apart from it."""
+def _stretches(events: Iterable[Event]) -> tuple[list[_Stretch], list[_Alone]]:
+    """Return what was made in a row, and the evaluations apart from it."""
     found: list[_Stretch] = []
-    alone: list[tuple[int, float, int]] = []
+    alone: list[_Alone] = []
     for event in events:
         kind, step = event["event"], int(event.get("step", 0))
         seconds = float(event.get("seconds", 0.0))
@@ -150,7 +158,7 @@ def _stretches(events: Iterable[Event]) -> tuple[list[_Stretch], list[tuple[int,
             since = float(event.get("time", 0.0)) - current.began
             current.marks.append((max(step, current.last), max(since, current.marks[-1][1])))
         elif kind == "evaluated":
-            alone.append((step, seconds, int(event.get("ranks", 1))))
+            alone.append((str(event.get("process", "")), seconds, int(event.get("ranks", 1))))
         elif kind == "end" and current is not None:
             current.is_open = False
     return found, alone
