@@ -18,7 +18,7 @@ from quadriga.distributed.environment import pick_device, read_launch
 from quadriga.engine.facts import cores
 from quadriga.engine.files import write_text
 from quadriga.engine.run_config import RunConfig
-from quadriga.engine.units import count, flops
+from quadriga.engine.units import bytes_, count, flops
 from quadriga.engine.workflow_files import Graph, Planned, WorkflowDirectory
 from quadriga.engine.workflow_graph import bind, levels_of, matching, order_of, references
 from quadriga.engine.workflow_plan import Planner
@@ -161,7 +161,7 @@ def _rehearse(graph: Graph, configs: Mapping[str, RunConfig]) -> None:
             str(planned.ranks),
             f"{count(planned.parameters)}, {count(planned.trainable_parameters)} trainable",
             UNKNOWN if work is None else flops(work),
-            UNKNOWN if memory is None else f"{memory:.2f} GiB",
+            UNKNOWN if memory is None else bytes_(memory * 2**30),
         )
 
     rows = [
@@ -259,9 +259,9 @@ class _Run:
             page = directory.run_of(name) / "report" / "index.html"
             if outcome.progress[name] == "finished" and not page.exists():
                 write_report(directory.run_of(name))  # a kill came between the two
-        ledger = directory.write_ledger(graph)
-        report = write_workflow_report(directory)
         states = directory.states(graph)
+        ledger = directory.write_ledger(graph, states)
+        report = write_workflow_report(directory)
         print()
         show(state_table(graph, states))
         print()
