@@ -65,7 +65,13 @@ def run(request: RunRequest, launcher: NodeLauncher | None = None) -> int:
             f"run starts its own processes: use --ranks-per-run N instead of {started_by}"
         )
     options = {"train.ranks": request.ranks_per_run, "train.device": request.device}
-    resolved = resolve_workflow(request.recipe, request.overrides, options)
+    return make(resolve_workflow(request.recipe, request.overrides, options), request, launcher)
+
+
+def make(
+    resolved: ResolvedWorkflow, request: RunRequest, launcher: NodeLauncher | None = None
+) -> int:
+    """Make the runs of a resolved workflow; see `run`."""
     workflow = resolved.workflow
     # Absolute: what a node starts from must not depend on where this command was called.
     path = Path(os.path.abspath(request.work_dir or Path("runs") / workflow.name))
@@ -74,7 +80,7 @@ def run(request: RunRequest, launcher: NodeLauncher | None = None) -> int:
     _check_unchanged(directory, resolved)
     configs = {name: resolved.nodes[name].config for name in order_of(resolved.needs)}
     extra = {} if workflow.reference is None else {REFERENCE_NAME: workflow.reference}
-    planned = Planner(_check).plan_all(configs | extra)
+    planned = Planner(_check, request.dry_run).plan_all(configs | extra)
     reference = planned.pop(REFERENCE_NAME, None)
     graph = Graph(workflow.name, workflow.result, resolved.needs, planned, reference)
     chosen = _chosen(request.only, graph, directory, configs)
