@@ -1,7 +1,7 @@
 """Modular against end-to-end training on a part of CIFAR-10: 16 blocks in four modules.
 
     python benchmarks/modular_cifar10.py --data CIFAR10_FOLDER [--seeds 1] [--slots 2]
-        [--work-dir runs/modular_cifar10] [--picture FILE.png] [--table]
+        [--work-dir runs/modular_cifar10] [--picture FILE.png] [--goal] [--table]
 
 A fifth of the training images of each class (10,000) and all 10,000 test images; a vision
 transformer of width 64 with patches of 4 px. Sized for about 20 minutes per arm on one core: end
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from modular_arms import Arms, Budget, seed_arms
 from modular_compare import arguments, compare
+from modular_goal import add_goal_arms
 from quadriga.data.image_folder import ImageFolderConfig
 from quadriga.data.part import PartConfig
 from quadriga.data.shifted_views import ShiftedViewsConfig
@@ -73,7 +74,10 @@ def main() -> None:
 
     def arms(seed: int, rates: Sequence[float]) -> Arms:
         whole = base(given.data.resolve())
-        return seed_arms(whole, DEPTHS, BUDGET, seed, rates, all_arms=seed == 0)
+        found = seed_arms(whole, DEPTHS, BUDGET, seed, rates, all_arms=seed == 0)
+        if given.goal:
+            add_goal_arms(found, whole, DEPTHS, BUDGET, seed)
+        return found
 
     compare("modular_cifar10", arms, BUDGET.rates, given)
 

@@ -60,6 +60,7 @@ def arguments(doc: str, work_dir: str) -> argparse.ArgumentParser:
     parser.add_argument("--slots", type=int, default=2, help="runs at a time")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--picture", type=Path, help="a PNG file of accuracy against cost")
+    parser.add_argument("--goal", action="store_true", help="further arms; see modular_goal.py")
     parser.add_argument("--table", action="store_true", help="run nothing, show what is there")
     return parser
 

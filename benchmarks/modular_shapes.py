@@ -1,7 +1,7 @@
 """Modular against end-to-end training on the procedural shapes: 32 blocks in four modules.
 
     python benchmarks/modular_shapes.py [--seeds 3] [--work-dir runs/modular_shapes] [--slots 2]
-        [--picture FILE.png] [--table]
+        [--picture FILE.png] [--goal] [--table]
 
 End to end 60 epochs; or a meta model of four blocks (60), four modules (20 each) and fine-tuning
 (20); or the target grown out of the meta model (44). One seed tries three learning rates end to
@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 from modular_arms import Arms, Budget, seed_arms
 from modular_compare import arguments, compare
+from modular_goal import add_goal_arms
 from quadriga.data.clutter import ClutterConfig
 from quadriga.data.shifted_views import ShiftedViewsConfig
 from quadriga.engine.run_config import (
@@ -77,7 +78,10 @@ def main() -> None:
     given = arguments(__doc__ or "", "runs/modular_shapes").parse_args()
 
     def arms(seed: int, rates: Sequence[float]) -> Arms:
-        return seed_arms(base(), DEPTHS, BUDGET, seed, rates, all_arms=seed == 0)
+        found = seed_arms(base(), DEPTHS, BUDGET, seed, rates, all_arms=seed == 0)
+        if given.goal:
+            add_goal_arms(found, base(), DEPTHS, BUDGET, seed)
+        return found
 
     compare("modular_shapes", arms, BUDGET.rates, given)
 
