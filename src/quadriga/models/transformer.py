@@ -120,7 +120,10 @@ class DropPath(nn.Module):
         if not (self.drops and self.training):
             return branch
         uniform = randomness.layer_uniform(self.salt, branch.shape[0], branch.device)
-        factors = (uniform >= self.rate).to(branch.dtype) / (1.0 - self.rate)
+        # 1 where uniform >= rate, else 0. No comparison: compiled for the CPU, the mask would be
+        # kept for the backward pass, and torch 2.13 writes past its end in batches of, say, 100.
+        keep = 1.0 - self.rate
+        factors = (uniform + keep).floor().to(branch.dtype) / keep
         return branch * factors.view(-1, *(1,) * (branch.dim() - 1))
 
 
