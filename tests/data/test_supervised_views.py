@@ -1,6 +1,7 @@
 """The views of supervised training, put together: every part in its place, by the sample's key."""
 
 import io
+import warnings
 
 import numpy as np
 import pytest
@@ -239,3 +240,24 @@ def test_the_config_survives_json():
     config = views(augment="three_augment", cutmix_minmax=(0.2, 0.8))
     assert config.kind() == "supervised_views"
     assert construct(ViewsConfig, config.as_dict()) == config
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_not_waited_for_and_agrees_with_the_cpu():
+    view, batch = views(mix_mode="elem", erase_count=2).build("train"), batch_of(64)
+    device = torch.device("cuda")
+    moved = {name: tensor.to(device) for name, tensor in batch.items()}
+    view.batch(moved)  # tables go to the device once
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = view.batch(moved)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected = view.batch(batch)
+    assert torch.equal(found["share"].cpu(), expected["share"])
+    assert torch.equal(found["mixed_label"].cpu(), expected["mixed_label"])
+    # A side of an erased box may round to the other of two whole numbers.
+    same = torch.isclose(found["image"].cpu(), expected["image"], atol=1e-5)
+    assert same.float().mean() > 0.99

@@ -92,6 +92,8 @@ def _functions_returning(kind: str) -> dict[str, Recipe]:
     package = importlib.import_module("quadriga.recipes")
     found: dict[str, Recipe] = {}
     for info in pkgutil.iter_modules(package.__path__):
+        if info.name.startswith("_"):
+            continue
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         for name, function in vars(module).items():
             own = inspect.isfunction(function) and function.__module__ == module.__name__

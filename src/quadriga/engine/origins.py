@@ -16,13 +16,18 @@ from quadriga.engine.weight_sources import check_source, read_source
 from quadriga.errors import UserError
 
 
-def check_origins(config: RunConfig) -> None:
+def check_origins(config: RunConfig, later: str | None = None) -> None:
     """Check what can be checked at once, without reading a tensor.
+
+    Args:
+        config: The run.
+        later: How paths begin that stand for what is not there yet, and is left alone.
 
     Raises:
         UserError: A path is missing or holds no weights, or two keys fill the same tensors.
     """
-    check_warm_start(config.warm_start)
+    if later is None or not (config.warm_start.path or "").startswith(later):
+        check_warm_start(config.warm_start)
     if config.modular is None:
         return
     if config.warm_start.path is not None:
@@ -31,7 +36,8 @@ def check_origins(config: RunConfig) -> None:
             f"weights come from, but is {config.warm_start.path}; remove it"
         )
     for option, path in config.modular.sources():
-        check_source(path, option)
+        if later is None or not path.startswith(later):
+            check_source(path, option)
 
 
 def fill_from_origins(
