@@ -19,22 +19,8 @@ from pathlib import Path
 from modular_arms import Arms, Budget, seed_arms
 from modular_compare import arguments, compare
 from modular_goal import add_goal_arms
-from quadriga.data.image_folder import ImageFolderConfig
-from quadriga.data.part import PartConfig
-from quadriga.data.shifted_views import ShiftedViewsConfig
-from quadriga.engine.run_config import (
-    CheckpointConfig,
-    EvaluationConfig,
-    LoaderConfig,
-    LogConfig,
-    RunConfig,
-    TrainConfig,
-)
-from quadriga.evaluation.held_out import HeldOutConfig
-from quadriga.methods.supervised import SupervisedConfig
-from quadriga.models.vit import ViTConfig
-from quadriga.optim.adamw import AdamWConfig
-from quadriga.optim.schedules.warmup_cosine import WarmupCosineConfig
+from quadriga.engine.run_config import RunConfig
+from quadriga.recipes.deit import deit_cifar10
 
 DEPTHS = (4, 4, 4, 4)
 BUDGET = Budget(end_to_end=16, meta=10, module=5, finetune=5, grown=12, rates=(5e-4, 1e-3, 2e-3))
@@ -42,28 +28,8 @@ BUDGET = Budget(end_to_end=16, meta=10, module=5, finetune=5, grown=12, rates=(5
 
 def base(root: Path) -> RunConfig:
     """Return the target model's end-to-end run: 16 blocks of width 64, 0.8 M parameters."""
-    return RunConfig(
-        name="end_to_end",
-        model=ViTConfig(
-            image_px=32,
-            patch_px=4,
-            width=64,
-            depth=sum(DEPTHS),
-            heads=4,
-            positions="learned",
-            drop_path=0.1,
-        ),
-        objective=SupervisedConfig(classes=10, initialise="xavier_uniform"),
-        data=PartConfig(of=ImageFolderConfig(root=root), fraction=0.2),
-        views=ShiftedViewsConfig(image_px=32, shift_px=4),
-        optim=AdamWConfig(lr=1e-3, lr_batch=64, weight_decay=0.05, clip_norm=1.0),
-        schedule=WarmupCosineConfig(warmup_epochs=1),
-        train=TrainConfig(epochs=16, batch_size=64),
-        loader=LoaderConfig(workers=0),
-        log=LogConfig(every_steps=50, loggers=()),
-        checkpoint=CheckpointConfig(every_epochs=2, keep=1),
-        evaluation=EvaluationConfig(protocols=(HeldOutConfig(batch_size=100),), workers=0),
-    )
+    quiet = {"objective.classes": 10, "log.loggers": [], "checkpoint.keep": 1}
+    return deit_cifar10(root).override(quiet)
 
 
 def main() -> None:
