@@ -60,6 +60,4 @@ def test_sums_are_float32_whatever_the_scores(criterion, dtype):
     narrow = scores.to(dtype)
     found = soft_target_loss(narrow, label, mixed, share, 0.1, criterion)
     assert found.dtype == torch.float32
-    assert torch.equal(
-        found, soft_target_loss(narrow.float(), label, mixed, share, 0.1, criterion)
-    )
+    assert torch.equal(found, soft_target_loss(narrow.float(), label, mixed, share, 0.1, criterion))
