@@ -70,3 +70,13 @@ def test_a_classifier_needs_labels(tmp_path, capsys):
         for more in ([], ["--dry-run"]):
             told = error_of(["train", path, "--work-dir", tmp_path / "run", *more], capsys)
             assert "supervised needs labels, but data.kind=image_folder has none" in told
+
+
+def test_micro_batches_that_are_mixed_have_two_samples(tmp_path, capsys):
+    views = {"kind": "supervised_views", "image_px": 16, "crop": "padded"}
+    for accumulate, mixup, code in ((8, 0.8, 2), (5, 0.8, 2), (4, 0.8, 0), (8, 0.0, 0)):
+        chosen = {**views, "mixup": mixup, "cutmix": 0.0}
+        config = whole(1, train__accumulate=accumulate).override({"views": chosen})
+        assert train(config, tmp_path / f"{accumulate}_{mixup}") == code
+        if code:
+            assert f"(2 x {accumulate}) where views.mixup" in capsys.readouterr().err
