@@ -56,6 +56,14 @@ def test_steps_that_are_made_again_count_once_and_are_lost_once():
     assert (found.attempts, found.start_up_seconds) == (2, 8.0)
 
 
+def test_what_no_checkpoint_holds_is_lost_already():
+    found = spent([begin(0), steps(5, 10.0), steps(9, 18.0)], saved=7)
+    assert (found.steps, found.samples, found.flops) == (7, 56, 560.0)
+    assert (found.seconds, found.lost_seconds, found.lost_steps) == (14.0, 4.0, 2)
+    assert spent([begin(0), steps(9, 18.0)], saved=9) == spent([begin(0), steps(9, 18.0)])
+    assert spent([begin(0), steps(9, 18.0)], saved=0).seconds == 0.0
+
+
 def test_an_attempt_before_which_a_later_one_begins_is_lost_whole():
     events = [begin(0), steps(4, 4.0), begin(4, "b"), steps(8, 5.0), begin(2, "c"), steps(9, 7.0)]
     found = spent(events)
@@ -78,6 +86,12 @@ def test_evaluations_inside_an_attempt_are_part_of_it_and_others_are_added():
     found = spent([*events, alone])
     assert (found.seconds, found.evaluation_seconds) == (27.0, 5.0)
     assert found.device_seconds == 2 * 27.0
+
+
+def test_an_evaluation_before_the_first_step_is_no_start_up():
+    before = {"event": "evaluated", "process": "a", "step": 0, "seconds": 1.5, "ranks": 2}
+    found = spent([before, begin(0), steps(10, 20.0), END])
+    assert (found.start_up_seconds, found.seconds, found.evaluation_seconds) == (2.5, 21.5, 1.5)
 
 
 def test_nothing_has_cost_nothing():
@@ -130,9 +144,10 @@ def test_a_bill_has_what_the_node_needs_and_nothing_else():
     assert found.nodes == ("meta", "module_0", "module_1", "joined")
     assert (found.flops, found.device_seconds, found.critical_seconds) == (120.0, 240.0, 40.0)
     assert (found.memory_gib, found.start_up_seconds) == (2.5, 4.0)
-    unknown = bill(NEEDS, {**COSTS, "meta": Spent()}, "joined")
+    unknown = bill(NEEDS, {**COSTS, "meta": Spent(flops=None)}, "joined")
     assert unknown.flops is None
     assert unknown.device_seconds == 200.0
+    assert bill(NEEDS, {**COSTS, "meta": Spent()}, "joined").flops == 100.0, "not begun: nothing"
 
 
 def test_ledger_json_has_the_result_the_baselines_and_the_reference():

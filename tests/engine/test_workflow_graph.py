@@ -40,7 +40,6 @@ def test_edges_are_the_references_in_the_configs():
         "left": ("first",),
         "right": ("first",),
         "first": (),
-        "plain": (),
     }
     assert references(node("b", "a").config) == {"warm_start.path": ["a"]}
 

@@ -41,7 +41,8 @@ def test_killed_at_three_moments_and_finished_is_undisturbed(tmp_path: Path) -> 
     }
     assert attempts == {"first": 2, "left": 2, "right": 1, "last": 2}
     directory = WorkflowDirectory(tmp_path / "killed")
-    nodes = directory.ledger(directory.read_graph())["nodes"]
+    graph = directory.read_graph()
+    nodes = directory.ledger(graph, directory.states(graph))["nodes"]
     assert [nodes[name]["attempts"] for name in EVERY] == [2, 2, 1, 2]
     assert nodes["last"]["lost_steps"] == nodes["right"]["lost_steps"] == 0
     assert {node["steps"] for node in nodes.values()} == {STEPS}

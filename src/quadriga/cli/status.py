@@ -45,7 +45,7 @@ def status(work_dir: Path, as_json: bool) -> None:
 def _workflow(directory: WorkflowDirectory, as_json: bool) -> None:
     graph = directory.read_graph()
     states = directory.states(graph)
-    ledger = directory.ledger(graph)
+    ledger = directory.ledger(graph, states)
     if not as_json:
         show(state_table(graph, states))
         print()

@@ -18,7 +18,7 @@ from quadriga.distributed.environment import pick_device, read_launch
 from quadriga.engine.facts import cores
 from quadriga.engine.files import write_text
 from quadriga.engine.run_config import RunConfig
-from quadriga.engine.units import count, flops
+from quadriga.engine.units import bytes_, count, flops
 from quadriga.engine.workflow_files import Graph, Planned, WorkflowDirectory
 from quadriga.engine.workflow_graph import bind, levels_of, matching, order_of, references
 from quadriga.engine.workflow_plan import Planner
@@ -65,7 +65,13 @@ def run(request: RunRequest, launcher: NodeLauncher | None = None) -> int:
             f"run starts its own processes: use --ranks-per-run N instead of {started_by}"
         )
     options = {"train.ranks": request.ranks_per_run, "train.device": request.device}
-    resolved = resolve_workflow(request.recipe, request.overrides, options)
+    return make(resolve_workflow(request.recipe, request.overrides, options), request, launcher)
+
+
+def make(
+    resolved: ResolvedWorkflow, request: RunRequest, launcher: NodeLauncher | None = None
+) -> int:
+    """Make the runs of a resolved workflow; see `run`."""
     workflow = resolved.workflow
     # Absolute: what a node starts from must not depend on where this command was called.
     path = Path(os.path.abspath(request.work_dir or Path("runs") / workflow.name))
@@ -74,7 +80,7 @@ def run(request: RunRequest, launcher: NodeLauncher | None = None) -> int:
     _check_unchanged(directory, resolved)
     configs = {name: resolved.nodes[name].config for name in order_of(resolved.needs)}
     extra = {} if workflow.reference is None else {REFERENCE_NAME: workflow.reference}
-    planned = Planner(_check).plan_all(configs | extra)
+    planned = Planner(_check, request.dry_run).plan_all(configs | extra)
     reference = planned.pop(REFERENCE_NAME, None)
     graph = Graph(workflow.name, workflow.result, resolved.needs, planned, reference)
     chosen = _chosen(request.only, graph, directory, configs)
@@ -161,7 +167,7 @@ def _rehearse(graph: Graph, configs: Mapping[str, RunConfig]) -> None:
             str(planned.ranks),
             f"{count(planned.parameters)}, {count(planned.trainable_parameters)} trainable",
             UNKNOWN if work is None else flops(work),
-            UNKNOWN if memory is None else f"{memory:.2f} GiB",
+            UNKNOWN if memory is None else bytes_(memory * 2**30),
         )
 
     rows = [
@@ -259,9 +265,9 @@ class _Run:
             page = directory.run_of(name) / "report" / "index.html"
             if outcome.progress[name] == "finished" and not page.exists():
                 write_report(directory.run_of(name))  # a kill came between the two
-        ledger = directory.write_ledger(graph)
-        report = write_workflow_report(directory)
         states = directory.states(graph)
+        ledger = directory.write_ledger(graph, states)
+        report = write_workflow_report(directory)
         print()
         show(state_table(graph, states))
         print()

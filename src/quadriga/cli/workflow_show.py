@@ -10,7 +10,7 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 
 from quadriga.engine.run_state import RunState
-from quadriga.engine.units import duration, flops
+from quadriga.engine.units import bytes_, duration, flops
 from quadriga.engine.workflow_files import Graph
 from quadriga.engine.workflow_graph import levels_of, order_of
 
@@ -98,7 +98,7 @@ def ledger_table(ledger: Mapping[str, Any]) -> Table:
             _or_unknown(known["flops"], flops),
             duration(known["device_seconds"]),
             f"{duration(known['critical_seconds'])} ({' > '.join(known['critical_path'])})",
-            _or_unknown(known["memory_gib"], lambda gib: f"{gib:.2f} GiB"),
+            _or_unknown(known["memory_gib"], lambda gib: bytes_(gib * 2**30)),
             duration(known["start_up_seconds"]),
             duration(known["lost_device_seconds"]),
         )

@@ -71,6 +71,23 @@ def resolve_workflow(
     return ResolvedWorkflow(changed, nodes, needs_of(changed))
 
 
+def as_it_is(workflow: Workflow) -> ResolvedWorkflow:
+    """Resolve a workflow that was made elsewhere, without overrides.
+
+    Raises:
+        UserError: A graph that cannot be made.
+    """
+    check_graph(workflow)
+    nodes = {node.name: settle(Resolved.of(node.config, workflow.name)) for node in workflow.nodes}
+    changed = Workflow(
+        name=workflow.name,
+        nodes=tuple(Node(name, resolved.config) for name, resolved in nodes.items()),
+        result=workflow.result,
+        reference=workflow.reference,
+    )
+    return ResolvedWorkflow(changed, nodes, needs_of(changed))
+
+
 def _values_of_some(words: Sequence[str], names: Sequence[str]) -> dict[str, list[dict[str, str]]]:
     """Return the overrides of each node that ``NODE:key=value`` words are for, word by word."""
     found: dict[str, list[dict[str, str]]] = {}

@@ -27,7 +27,7 @@ class Spent:
     """Finished optimizer steps."""
     samples: int = 0
     """Samples of those steps."""
-    flops: float | None = None
+    flops: float | None = 0.0
     """Model FLOPs of those samples, forward and backward; None when not known."""
     seconds: float = 0.0
     """Wall time of those steps with their evaluations and checkpoints, over all attempts."""
@@ -46,6 +46,10 @@ class Spent:
     """Times that the run was begun or gone on with."""
     memory_gib: float | None = None
     """The most that a rank has held: reserved on a GPU, resident on the CPU."""
+
+
+_Alone = tuple[str, float, int]
+"""An evaluation outside the steps: process, seconds, ranks."""
 
 
 @dataclass
@@ -81,11 +85,13 @@ class _Stretch:
         return then + (later - then) * (step - low) / (high - low)
 
 
-def spent(events: Sequence[Event]) -> Spent:
+def spent(events: Sequence[Event], saved: int | None = None) -> Spent:
     """Return what a run has cost, from its times.jsonl.
 
     Args:
         events: What `read_times` returned.
+        saved: Steps of the newest checkpoint of a run that nobody makes now: what was made after
+            it is lost. None while it runs.
     """
     stretches, alone = _stretches(events)
     if not stretches:
@@ -94,7 +100,8 @@ def spent(events: Sequence[Event]) -> Spent:
     lost_steps = 0
     for place, part in enumerate(stretches):
         # What follows goes on from there: the steps after it are made again.
-        limit = min((later.start for later in stretches[place + 1 :]), default=part.last)
+        starts = [later.start for later in stretches[place + 1 :]]
+        limit = min(starts if saved is None else [*starts, saved], default=part.last)
         kept = max(part.start, min(part.last, limit))
         useful = part.seconds_at(kept) if limit >= part.start else 0.0
         wasted = part.marks[-1][1] - useful
@@ -105,16 +112,17 @@ def spent(events: Sequence[Event]) -> Spent:
     for _, took, ranks in alone:
         seconds, device, evaluation = seconds + took, device + took * ranks, evaluation + took
     last = stretches[-1]
-    samples = last.last * last.batch_size
+    steps = last.last if saved is None else min(last.last, saved)
+    samples = steps * last.batch_size
     each = last.flops_per_sample
     return Spent(
-        steps=last.last,
+        steps=steps,
         samples=samples,
         flops=None if each is None else each * samples,
         seconds=seconds,
         evaluation_seconds=evaluation,
         device_seconds=device,
-        start_up_seconds=_start_up(stretches),
+        start_up_seconds=_start_up(stretches, alone),
         lost_steps=lost_steps,
         lost_seconds=lost,
         lost_device_seconds=lost_device,
@@ -123,15 +131,19 @@ def spent(events: Sequence[Event]) -> Spent:
     )
 
 
-def _start_up(stretches: Sequence[_Stretch]) -> float:
+def _start_up(stretches: Sequence[_Stretch], alone: Sequence[_Alone]) -> float:
+    """Return the time before the first step of each process, without what it judged then."""
     first = {part.process: part.start_up for part in reversed(stretches)}
+    for process, took, _ in alone:
+        if process in first:
+            first[process] = max(0.0, first[process] - took)
     return sum(first.values())
 
 
-def _stretches(events: Iterable[Event]) -> tuple[list[_Stretch], list[tuple[int, float, int]]]:
-    """Return what was made in a row, and the evaluations (step, seconds, ranks) apart from it."""
+def _stretches(events: Iterable[Event]) -> tuple[list[_Stretch], list[_Alone]]:
+    """Return what was made in a row, and the evaluations apart from it."""
     found: list[_Stretch] = []
-    alone: list[tuple[int, float, int]] = []
+    alone: list[_Alone] = []
     for event in events:
         kind, step = event["event"], int(event.get("step", 0))
         seconds = float(event.get("seconds", 0.0))
@@ -146,7 +158,7 @@ def _stretches(events: Iterable[Event]) -> tuple[list[_Stretch], list[tuple[int,
             since = float(event.get("time", 0.0)) - current.began
             current.marks.append((max(step, current.last), max(since, current.marks[-1][1])))
         elif kind == "evaluated":
-            alone.append((step, seconds, int(event.get("ranks", 1))))
+            alone.append((str(event.get("process", "")), seconds, int(event.get("ranks", 1))))
         elif kind == "end" and current is not None:
             current.is_open = False
     return found, alone

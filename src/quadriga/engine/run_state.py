@@ -81,7 +81,7 @@ def state_of(folder: Path, config: RunConfig | None, total_steps: int | None = N
         metric=metric,
         value=value,
         eta_seconds=_eta(directory.metrics, float(eta)) if running and eta is not None else None,
-        spent=spent(events),
+        spent=spent(events, None if running else saved),
         error=_error(events) if state == "failed" else None,
     )
 

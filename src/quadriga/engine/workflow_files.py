@@ -21,12 +21,11 @@ from typing import IO, Any, final
 
 from quadriga.engine.checkpoint import list_checkpoints
 from quadriga.engine.files import write_text
-from quadriga.engine.ledger import as_json, spent
+from quadriga.engine.ledger import as_json
 from quadriga.engine.lock import LOCK, take_lock
 from quadriga.engine.run_config import RunConfig, identity
 from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.run_state import RunState, is_finished, state_of
-from quadriga.engine.time_log import read_times
 from quadriga.engine.workflow_graph import Needs, references
 from quadriga.errors import UserError
 from quadriga.provenance import Resolved
@@ -250,24 +249,24 @@ class WorkflowDirectory:
         """Return whether nothing of a node is left to do."""
         return is_finished(self.run_of(node), config, total_steps)
 
-    def ledger(self, graph: Graph) -> dict[str, Any]:
-        """Return what everything has cost so far."""
+    def ledger(self, graph: Graph, states: Mapping[str, RunState]) -> dict[str, Any]:
+        """Return what everything has cost so far; `states` are those of `self.states`."""
         return as_json(
             graph.name,
             graph.result,
             graph.needs,
-            {node: spent(read_times(self.run_of(node))) for node in graph.nodes},
+            {node: states[node].spent for node in graph.nodes},
             {node: planned.flops for node, planned in graph.planned.items()},
             None if graph.reference is None else graph.reference.as_json(),
         )
 
-    def write_ledger(self, graph: Graph) -> dict[str, Any]:
+    def write_ledger(self, graph: Graph, states: Mapping[str, RunState]) -> dict[str, Any]:
         """Write ledger.json and return what it holds.
 
         Raises:
             UserError: It cannot be written.
         """
-        ledger = self.ledger(graph)
+        ledger = self.ledger(graph, states)
         path = self.path / "ledger.json"
         try:
             write_text(path, json.dumps(ledger, indent=2) + "\n")

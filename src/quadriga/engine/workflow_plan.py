@@ -10,12 +10,15 @@ from typing import final
 import torch
 
 from quadriga.contracts import Dataset
+from quadriga.engine.arithmetic import RunPlan, make_plan
 from quadriga.engine.build import build_on_meta
+from quadriga.engine.classes import ASSUMED, leaves_it_to_data
 from quadriga.engine.layout import shard_ranks
 from quadriga.engine.meters import Cost, measure, memory_estimate
 from quadriga.engine.origins import check_origins
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.start import check_start
+from quadriga.engine.topology import replicas_of
 from quadriga.engine.workflow import REFERENCE
 from quadriga.engine.workflow_files import Planned
 from quadriga.errors import UserError
@@ -27,9 +30,14 @@ Check = Callable[[RunConfig], None]
 class Planner:
     """Checks configs that share their data: each data set is opened once."""
 
-    def __init__(self, check: Check) -> None:
-        """Take a further check of a config, which raises `UserError`."""
-        self._check = check
+    def __init__(self, check: Check, rehearses: bool = False) -> None:
+        """Make one.
+
+        Args:
+            check: A further check of a config, which raises `UserError`.
+            rehearses: Whether data that is not at hand is counted as the recipe says.
+        """
+        self._check, self._rehearses = check, rehearses
         self._opened: dict[str, Dataset] = {}
         self._costs: dict[str, Cost | None] = {}
 
@@ -45,9 +53,9 @@ class Planner:
         ranks = config.train.ranks
         self._check(config)
         check_origins(config, later=REFERENCE)
-        key = config.data.as_json()
-        dataset, plan = check_start(config, ranks, self._opened.get(key))
-        self._opened[key] = dataset
+        if self._rehearses and leaves_it_to_data(config):
+            config = config.override({"objective.classes": ASSUMED})
+        plan = self._numbers(config)
         micro = math.ceil(plan.batch_size / (plan.world_size * plan.accumulate))
         own = list(build_on_meta(config).parameters())
         cost = self._cost(config, micro)
@@ -60,6 +68,17 @@ class Planner:
             flops_per_sample=None if cost is None else cost.model_flops / cost.samples,
             memory_gib=None if cost is None else _memory_gib(config, cost),
         )
+
+    def _numbers(self, config: RunConfig) -> RunPlan:
+        """Return a run's numbers, with the data that its recipe was written for if it must be."""
+        key, ranks, stated = config.data.as_json(), config.train.ranks, config.train.dataset_size
+        if self._rehearses and stated is not None and key not in self._opened:
+            try:
+                self._opened[key] = config.data.build("train")
+            except UserError:
+                return make_plan(config, stated, replicas_of(config, ranks))
+        self._opened[key], plan = check_start(config, ranks, self._opened.get(key))
+        return plan
 
     def _cost(self, config: RunConfig, micro: int) -> Cost | None:
         """Return what a rank's micro-batch costs; None where the meta device cannot run the model.

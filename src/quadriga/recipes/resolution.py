@@ -18,9 +18,10 @@ LOW, HIGH = "low", "high"
 
 
 def mae_digits_two_stage(low_epochs: float = 40, high_epochs: float = 10) -> Workflow:
-    """MAE on the embedded digits, first at 16 px and then at 32 px: about a minute on 2 cores.
+    """MAE on the embedded digits, first at 16 px and then at 32 px: a minute or two on 2 cores.
 
-    Command: ``quadriga run mae_digits_two_stage``.
+    Command: ``quadriga run mae_digits_two_stage``. Expected: linear probe about 96 %, kNN about
+    83 %, with 0.41 times the operations of all epochs at 32 px, which reach 97 % and 90 %.
     """
     whole = mae_digits(low_epochs + high_epochs)
     return _two_stage("mae_digits_two_stage", whole, 16, low_epochs, high_epochs, warmup=1)

@@ -58,9 +58,7 @@ def _edge(start: tuple[int, int], end: tuple[int, int]) -> str:
     x, y = start[0] + BOX_WIDTH, start[1] + BOX_HEIGHT // 2
     to_x, to_y = end[0], end[1] + BOX_HEIGHT // 2
     bend = (to_x - x) // 2 if to_x > x else _GAP_ACROSS // 2
-    return (
-        f'<path class="edge" d="M{x},{y}C{x + bend},{y} {to_x - bend},{to_y} {to_x},{to_y}"></path>'
-    )
+    return f'<path class="edge" d="M{x},{y}C{x + bend},{y} {to_x - bend},{to_y} {to_x},{to_y}"/>'
 
 
 def _box(

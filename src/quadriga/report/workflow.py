@@ -9,7 +9,7 @@ from typing import Any
 
 from quadriga.engine.files import write_text
 from quadriga.engine.run_state import RunState
-from quadriga.engine.units import duration, flops
+from quadriga.engine.units import bytes_, duration, flops
 from quadriga.engine.workflow_files import Graph, WorkflowDirectory
 from quadriga.engine.workflow_graph import order_of
 from quadriga.errors import UserError
@@ -33,7 +33,8 @@ def write_workflow_report(directory: WorkflowDirectory) -> Path:
     """
     graph = directory.read_graph()
     folder = directory.path / "report"
-    states, ledger = directory.states(graph), directory.ledger(graph)
+    states = directory.states(graph)
+    ledger = directory.ledger(graph, states)
     links = {
         name: f"../{name}/report/index.html"
         for name in graph.nodes
@@ -143,7 +144,7 @@ def _bill(
         ratio,
         duration(bill["device_seconds"]),
         f"<b>{duration(bill['critical_seconds'])}</b><br><small>{escape(chain)}</small>",
-        DASH if memory is None else f"{memory:.2f} GiB",
+        DASH if memory is None else bytes_(memory * 2**30),
         duration(bill["start_up_seconds"]),
         duration(bill["lost_device_seconds"]),
     )
@@ -161,7 +162,7 @@ def _costs(graph: Graph, ledger: Mapping[str, Any]) -> str:
                 duration(known["device_seconds"]),
                 duration(known["seconds"]),
                 duration(known["evaluation_seconds"]),
-                DASH if memory is None else f"{memory:.2f} GiB",
+                DASH if memory is None else bytes_(memory * 2**30),
                 str(known["attempts"]),
                 f"{known['lost_steps']:,} steps, {duration(known['lost_device_seconds'])}",
             )
