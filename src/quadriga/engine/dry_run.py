@@ -54,7 +54,8 @@ def dry_run(config: RunConfig, world_size: int, local_world_size: int | None = N
         (what, value) rows to print.
 
     Raises:
-        UserError: The run could not start; the same errors as when it is started.
+        UserError: The run could not start. What it starts from is not looked for: it may be yet to
+            come.
     """
     check_loggers(config.log.loggers)
     size, origin = _dataset_size(config)

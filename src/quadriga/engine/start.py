@@ -74,7 +74,9 @@ def check_start(
     check_classes(config, dataset)
     check_shapes(config)
     shard_ranks(config.train, world_size, world_size)
-    check_pipeline(config, build_on_meta(config), world_size)
+    objective = build_on_meta(config)
+    check_pipeline(config, objective, world_size)
+    _check_independence(config, objective)
     check_weights(config)
     _check_keep_best(config)
     plan = make_plan(config, len(dataset), replicas_of(config, world_size))
@@ -82,6 +84,21 @@ def check_start(
     plan = dataclasses.replace(plan, data_identity=dataset.identity)
     check_profile(config.log, plan.total_steps)
     return dataset, plan
+
+
+def _check_independence(config: RunConfig, objective: Objective) -> None:
+    """Check that parts that train side by side cannot touch each other.
+
+    Raises:
+        UserError: They would share the scale of float16's loss, and the steps it leaves out.
+    """
+    parts = objective.independent_parts
+    if parts and config.train.precision == "float16":
+        raise UserError(
+            f"train.precision must be float32 or bfloat16 for {len(parts)} modules in one process, "
+            "whose steps float16 would leave out together, but is float16; set it, or train each "
+            "in a run of its own"
+        )
 
 
 def check_text(config: RunConfig, dataset: Dataset) -> None:
