@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from quadriga.engine.units import reading
 from quadriga.report.run_files import RunFiles, mapping_of, number_of
 from quadriga.report.series import short
 
@@ -40,6 +41,7 @@ class Row:
     protocol: str
     name: str
     value: float
+    """In percent where it is an accuracy."""
     random: float | None
     """The same number of the encoder before training."""
     details: dict[str, Any]
@@ -47,7 +49,7 @@ class Row:
     @property
     def is_percent(self) -> bool:
         """Whether the value is a share in percent (top1, top5, accuracy)."""
-        return self.name.startswith(("top", "accuracy", "f1"))
+        return reading(f"{self.protocol}.{self.name}")[1] == "%"
 
     @property
     def is_of_hundred(self) -> bool:
@@ -71,11 +73,14 @@ def _rows_of_result(result: dict[str, Any]) -> Iterator[Row]:
         number = number_of(value)
         is_baseline = name.endswith("_random") and name.removesuffix("_random") in numbers
         if number is not None and not is_baseline:
+            protocol = str(result.get("protocol", "unnamed"))
+            factor, _ = reading(f"{protocol}.{name}")
+            random = number_of(numbers.get(f"{name}_random"))
             yield Row(
-                protocol=str(result.get("protocol", "unnamed")),
+                protocol=protocol,
                 name=name,
-                value=number,
-                random=number_of(numbers.get(f"{name}_random")),
+                value=number * factor,
+                random=None if random is None else random * factor,
                 details=mapping_of(result.get("details")),
             )
 
