@@ -69,6 +69,8 @@ class Arms:
         self.arms.append(Arm(name, own[-1], (*also, *own)))
 
 
+ZERO = "end to end, residual branches at zero"
+"""The fair baseline, which the others' costs are set beside."""
 GENTLE = "function-preserving, gentle fine-tuning"
 """The incubation that starts from the meta model and is fine-tuned at a third of the rate."""
 PUBLISHED = "published incubation"
@@ -99,7 +101,7 @@ def seed_arms(
     small = {"model.depth": len(depths), "model.drop_path": 0.0, "train.epochs": budget.meta}
     arms.add("meta model alone", [node(meta, base, small)])
     zero = node(f"{begin}zero", base, {"objective.zero_residual": True})
-    arms.add("end to end, residual branches at zero", [zero])
+    arms.add(ZERO, [zero])
     _add_incubation(arms, "function_preserving", base, depths, budget, begin)
     for rate in rates:
         name = f"{begin}e2e_{rate:g}".replace(".", "p")

@@ -14,6 +14,10 @@ from quadriga.randomness import Stream, fold, fold_numpy, mix, shuffled, uniform
 MASK = (1 << 64) - 1
 
 
+def layer_uniform(salt, rows, device):
+    return randomness.uniform_rows(randomness.micro_batch_key(device), salt, rows)[0]
+
+
 def test_mix_is_splitmix64() -> None:
     # The first outputs of SplitMix64 seeded with 1234567 (Vigna's reference implementation).
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
@@ -96,14 +100,14 @@ def test_stream_moments() -> None:
 def test_layers_draw_inside_a_micro_batch_only() -> None:
     device = torch.device("cpu")
     with pytest.raises(RuntimeError, match="outside randomness"):
-        randomness.layer_uniform(fold(1), 4, device)
+        layer_uniform(fold(1), 4, device)
     with randomness.micro_batch(0, 1, 2, 3):
-        first = randomness.layer_uniform(fold(1), 4, device)
-        other = randomness.layer_uniform(fold(2), 4, device)
+        first = layer_uniform(fold(1), 4, device)
+        other = layer_uniform(fold(2), 4, device)
     with randomness.micro_batch(0, 1, 2, 3):
-        again = randomness.layer_uniform(fold(1), 4, device)
+        again = layer_uniform(fold(1), 4, device)
     with randomness.micro_batch(0, 2, 2, 3):
-        next_step = randomness.layer_uniform(fold(1), 4, device)
+        next_step = layer_uniform(fold(1), 4, device)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert not torch.equal(first, next_step)
@@ -112,10 +116,10 @@ def test_layers_draw_inside_a_micro_batch_only() -> None:
 def test_scopes_nest() -> None:
     device = torch.device("cpu")
     with randomness.micro_batch(0, 0, 0, 0):
-        outer = randomness.layer_uniform(1, 3, device)
+        outer = layer_uniform(1, 3, device)
         with randomness.micro_batch(0, 1, 0, 0):
-            inner = randomness.layer_uniform(1, 3, device)
-        assert torch.equal(outer, randomness.layer_uniform(1, 3, device))
+            inner = layer_uniform(1, 3, device)
+        assert torch.equal(outer, layer_uniform(1, 3, device))
     assert not torch.equal(outer, inner)
 
 
@@ -124,8 +128,8 @@ def test_tensors_of_a_separate_scope_stay_apart() -> None:
 
     device = torch.device("cpu")
     with randomness.micro_batch(1, 2, 3, 0):
-        expected = randomness.layer_uniform(5, 4, device)
+        expected = layer_uniform(5, 4, device)
     with randomness.own_tensors(), FakeTensorMode(), randomness.micro_batch(9, 9, 9, 9):
-        assert randomness.layer_uniform(5, 4, device).shape == (4,)
+        assert layer_uniform(5, 4, device).shape == (4,)
     with randomness.micro_batch(1, 2, 3, 0):
-        assert torch.equal(randomness.layer_uniform(5, 4, device), expected)
+        assert torch.equal(layer_uniform(5, 4, device), expected)

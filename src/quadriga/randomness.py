@@ -263,25 +263,13 @@ def _set_scope(is_open: bool, value: int) -> None:
         tensor.fill_(_signed(value))
 
 
-def layer_uniform(
-    salt: int | Int[Tensor, ""], rows: int, device: torch.device
-) -> Float[Tensor, " {rows}"]:
-    """Draw one uniform per row for a layer of the current micro-batch.
-
-    Args:
-        salt: `fold` of the layer's global number, the same whichever process holds it; or
-            `salt_tensor` of it.
-        rows: Number of draws.
-        device: Where to draw.
-
-    Returns:
-        float32 in [0, 1), shape (rows,).
+def micro_batch_key(device: torch.device) -> Int[Tensor, " 1"]:
+    """Return the current micro-batch's key, int64, for `uniform_rows`.
 
     Raises:
         RuntimeError: Outside `micro_batch`.
     """
-    key = _scope.on(device).reshape(1)
-    return uniform_rows(key, salt, rows)[0]
+    return _scope.on(device).reshape(1)
 
 
 def layer_generator(salt: int, device: torch.device) -> torch.Generator:

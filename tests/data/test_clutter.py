@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 
 from quadriga.contracts import DatasetConfig
 from quadriga.data.clutter import ClutterConfig
@@ -154,3 +156,18 @@ def test_a_picture_is_handed_on_without_a_copy():
 def test_one_process_draws_the_same_data_once():
     first, second = (ClutterConfig(**SMALL).build("train").read(0).data for _ in range(2))
     assert np.shares_memory(first, second)
+
+
+def flat(split):
+    data = ClutterConfig().build(split)
+    pixels = np.stack([data.read(i).data[..., 0].ravel() for i in range(len(data))])
+    return pixels.astype(np.float32) / 255 - 0.5, data.labels()
+
+
+def test_raw_pixels_do_not_tell_the_shapes():
+    """The data is for models that learn features: others stay far below them, and above chance."""
+    train, test = flat("train"), flat("test")
+    linear = LogisticRegression(C=0.01, max_iter=500).fit(*train).score(*test)
+    neighbours = KNeighborsClassifier(5).fit(*train).score(*test)
+    assert 0.12 < linear < 0.3
+    assert 0.12 < neighbours < 0.5

@@ -11,7 +11,7 @@ from quadriga.errors import UserError, did_you_mean
 OPTIMIZERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "adamw": ("adamw", {}),
     "adam": ("adam", {}),
-    "nadam": ("nadam", {}),
+    "nadam": ("nadam", {"decoupled": False}),
     "radam": ("radam", {}),
     "sgd": ("sgd", {"nesterov": True}),
     "nesterov": ("sgd", {"nesterov": True}),

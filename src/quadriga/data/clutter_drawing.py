@@ -29,14 +29,14 @@ SHAPES = (
 )
 """Names of the shapes; each is its own mirror image, left to right."""
 
-LARGEST_TILT = math.radians(12)
-RADIUS = (0.27, 0.41)
+LARGEST_TILT = math.radians(14)
+RADIUS = (0.19, 0.3)
 """Least and greatest radius of the circle that a shape lies in, in sides of the picture."""
-CONTRAST = (0.5, 0.8)
+CONTRAST = (0.75, 1.0)
 """How much brighter than the background a shape is, at least and at most."""
-STROKE_CONTRAST = (0.15, 0.5)
+STROKE_CONTRAST = (0.3, 0.8)
 """How much brighter than the background a stroke is, at least and at most."""
-GROUND = (0.1, 0.2)
+GROUND = (0.05, 0.35)
 """Darkest and brightest background."""
 
 Floats = npt.NDArray[np.floating[Any]]

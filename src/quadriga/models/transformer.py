@@ -119,9 +119,32 @@ class DropPath(nn.Module):
         """
         if not (self.drops and self.training):
             return branch
-        uniform = randomness.layer_uniform(self.salt, branch.shape[0], branch.device)
-        factors = (uniform >= self.rate).to(branch.dtype) / (1.0 - self.rate)
-        return branch * factors.view(-1, *(1,) * (branch.dim() - 1))
+        rows, device = branch.shape[0], branch.device
+        opaque = device.type == "cpu" and torch.compiler.is_compiling()
+        draw = _factors_as_one_operation if opaque else _factors
+        factors = draw(randomness.micro_batch_key(device), self.salt, self.rate, rows)
+        return branch * factors.to(branch.dtype).view(-1, *(1,) * (branch.dim() - 1))
+
+
+def _factors(key: Tensor, salt: Tensor, rate: Tensor, rows: int) -> Float[Tensor, " {rows}"]:
+    """Return what each sample's branch is multiplied by: 0, or 1 / (1 - rate)."""
+    uniform = randomness.uniform_rows(key, salt, rows)[0]
+    return (uniform >= rate).to(torch.float32) / (1.0 - rate)
+
+
+# Not taken apart when compiled for the CPU: the kernel that torch 2.13 makes of it writes a whole
+# vector at the end of batches that are no multiple of one (100 samples), over other memory.
+_factors_as_one_operation = torch.library.custom_op(
+    "quadriga::drop_path_factors",
+    _factors,
+    mutates_args=(),
+    schema="(Tensor key, Tensor salt, Tensor rate, SymInt rows) -> Tensor",
+)
+
+
+@_factors_as_one_operation.register_fake
+def _(key: Tensor, salt: Tensor, rate: Tensor, rows: int) -> Tensor:
+    return key.new_empty((rows,), dtype=torch.float32)
 
 
 @final

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from quadriga.data.digits import DigitsConfig
+from quadriga.data.image_folder import ImageFolderConfig
 from quadriga.data.image_views import ImageViewsConfig
+from quadriga.data.part import PartConfig
+from quadriga.data.shifted_views import ShiftedViewsConfig
 from quadriga.data.supervised_views import SupervisedViewsConfig
 from quadriga.engine.run_config import (
     CheckpointConfig,
@@ -44,6 +47,38 @@ def deit_digits(epochs: float = 20) -> RunConfig:
         log=LogConfig(every_steps=20),
         checkpoint=CheckpointConfig(every_epochs=10),
         evaluation=EvaluationConfig(protocols=(HeldOutConfig(batch_size=120),), workers=0),
+    )
+
+
+def deit_cifar10(
+    root: Path = Path("data/cifar10"), fraction: float = 0.2, epochs: float = 16
+) -> RunConfig:
+    """A vision transformer of width 64 and 16 blocks on a fifth of CIFAR-10: 20 minutes a core.
+
+    Command: ``quadriga train deit_cifar10 data.of.root=CIFAR10_FOLDER``; the folder holds ``train``
+    and ``test`` with one folder of images per class.
+    """
+    return RunConfig(
+        name="deit_cifar10",
+        model=ViTConfig(
+            image_px=32,
+            patch_px=4,
+            width=64,
+            depth=16,
+            heads=4,
+            positions="learned",
+            drop_path=0.1,
+        ),
+        objective=SupervisedConfig(initialise="xavier_uniform"),
+        data=PartConfig(of=ImageFolderConfig(root=root), fraction=fraction),
+        views=ShiftedViewsConfig(image_px=32, shift_px=4),
+        optim=AdamWConfig(lr=1e-3, lr_batch=64, weight_decay=0.05, clip_norm=1.0),
+        schedule=WarmupCosineConfig(warmup_epochs=1),
+        train=TrainConfig(epochs=epochs, batch_size=64, dataset_size=round(50_000 * fraction)),
+        loader=LoaderConfig(workers=0),
+        log=LogConfig(every_steps=50),
+        checkpoint=CheckpointConfig(every_epochs=2),
+        evaluation=EvaluationConfig(protocols=(HeldOutConfig(batch_size=100),), workers=0),
     )
 
 
