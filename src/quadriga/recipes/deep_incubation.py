@@ -95,7 +95,7 @@ def equal_depths(depth: int, modules: int) -> tuple[int, ...]:
 def deep_incubation_digits(
     modules: int = 4, initialise: Start = "function_preserving", modules_per_run: int = 1
 ) -> Workflow:
-    """Modules of two blocks on the embedded handwritten digits: about a minute on 2 cores.
+    """Modules of two blocks on the embedded handwritten digits: a minute or two on 2 cores.
 
     Command: ``quadriga run deep_incubation_digits --slots 2``. Expected: about 98 % for the meta
     model and the hybrids, 99 % after fine-tuning.

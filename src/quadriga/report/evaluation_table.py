@@ -90,17 +90,20 @@ def evaluation_section(run: RunFiles) -> str:
     rows = rows_of(run)
     if not rows:
         return '<p class="empty">No evaluation has been made yet.</p>'
-    body = "".join(_table_row(row) for row in rows)
+    compared = any(row.random is not None for row in rows)
+    body = "".join(_table_row(row, compared) for row in rows)
     step = number_of(run.evaluation.get("step"))
     caption = f"after step {step:,.0f}" if step is not None else ""
     details = "".join(_details(result) for result in _results(run))
+    columns = ("this encoder", "random encoder", "difference") if compared else ("value",)
+    values = "".join(f'<th class="n">{column}</th>' for column in columns)
     return f"""<div class="card scroll"><table class="numbers">
-<thead><tr><th>protocol {caption}</th><th>number</th><th class="n">this encoder</th>
-<th class="n">random encoder</th><th class="n">difference</th><th></th></tr></thead>
+<thead><tr><th>protocol {caption}</th><th>number</th>{values}<th></th></tr></thead>
 <tbody>{body}</tbody></table></div>{details}"""
 
 
-def _table_row(row: Row) -> str:
+def _table_row(row: Row, compared: bool) -> str:
+    """Return a row; `compared`: whether the table has columns of the random encoder."""
     suffix = " %" if row.is_percent else ""
     baseline = difference = "\N{EN DASH}"
     tone = ""
@@ -111,10 +114,13 @@ def _table_row(row: Row) -> str:
         difference = f"{sign}{_shown(row, abs(gap))}{' points' if row.is_percent else ''}"
         if row.is_percent:
             tone = " good" if gap > 0 else " bad" if gap < 0 else ""
+    beside = f'<td class="n">{baseline}</td><td class="n{tone}">{difference}</td>'
+    if not compared:
+        beside = ""
     return (
         f"<tr><td>{escape(_words(row.protocol))}</td><td>{escape(_words(row.name))}</td>"
-        f'<td class="n"><b>{_shown(row, row.value)}{suffix}</b></td><td class="n">{baseline}</td>'
-        f'<td class="n{tone}">{difference}</td><td class="barcell">{_bar(row)}</td></tr>'
+        f'<td class="n"><b>{_shown(row, row.value)}{suffix}</b></td>{beside}'
+        f'<td class="barcell">{_bar(row)}</td></tr>'
     )
 
 
