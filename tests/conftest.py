@@ -6,6 +6,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,19 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the shared data is not at {folder} (set QUADRIGA_SHARED_DATA)")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_curves(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leave out the curves of runs, a second for each, where no test looks at them."""
+    if {"report", "e2e"} & set(request.path.parts):
+        yield
+        return
+    from quadriga.report import html
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(html, "curves_of", lambda *arguments: [])
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import pytest
 
 from quadriga.cli import entry
+from quadriga.errors import UserError
+from quadriga.methods.supervised import SupervisedConfig
+from quadriga.models.vit import ViTConfig
+from quadriga.modular.assembly import AssemblyConfig
+from quadriga.modular.hybrid import HybridConfig
 
 NAME = "deep_incubation_digits"
 MODULES = "finetune:modular.modules="
@@ -49,3 +54,18 @@ def test_it_is_one_line_before_anything_starts(words, sentence, tmp_path, capsys
 def test_more_modules_than_blocks(capsys):
     assert entry.run(["run", "deep_incubation_vit_base", "modules=13", "--dry-run"]) == 2
     assert "modules must be at most the model's 12 blocks, but is 13" in capsys.readouterr().err
+
+
+def test_modules_that_will_have_grown_up_in_two_meta_models():
+    model = ViTConfig(image_px=16, patch_px=8, width=12, depth=2, heads=2)
+    objective = SupervisedConfig(classes=3)
+    assembly = AssemblyConfig(depths=(1, 1), modules=("@one", "@two"))
+
+    def module(index, meta):
+        hybrid = HybridConfig(depths=(1, 1), live=(index,), meta=meta)
+        return {"model": model.as_dict(), "modular": hybrid.as_dict()}
+
+    assembly.check_sources(objective, model, [module(1, "@meta"), module(0, "@meta")])
+    assembly.check_sources(objective, model, [module(1, "@meta"), None])
+    with pytest.raises(UserError, match=r"one meta model, but module 1 \(@one\)"):
+        assembly.check_sources(objective, model, [module(1, "@meta"), module(0, "@other")])

@@ -9,7 +9,6 @@ import pytest
 from quadriga.cli import entry, workflow, workflow_words
 from quadriga.engine.workflow_files import WorkflowDirectory
 from quadriga.errors import UserError
-from quadriga.report import html
 from tiny import assert_bit_equal, read_checkpoint
 from workflows import EVERY, InProcess, diamond, run
 
@@ -18,14 +17,13 @@ STEPS = 8
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    """Have the command find the tiny workflow, and draw no curves."""
+    """Have the command find the tiny workflow."""
     own = workflow_words.find_workflow
     monkeypatch.setattr(
         workflow_words,
         "find_workflow",
         lambda name: (lambda: diamond(STEPS)) if name == "diamond" else own(name),
     )
-    monkeypatch.setattr(html, "curves_of", lambda *arguments: [])
 
 
 def states_of(folder, capsys):

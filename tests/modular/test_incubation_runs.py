@@ -181,6 +181,9 @@ def test_bad_input_is_one_clear_line(runs, tmp_path, capsys):
     assert "must have 2 blocks" in line(hybrid_run(runs / "whole", 0))
     assert "live must be numbers from 0 to 1" in line_of_config(2)
     assert "does not exist" in line(hybrid_run(runs / "nothing", 0))
+    assert "must be float32 or bfloat16 for 2 modules in one process" in line(
+        hybrid_run(runs / "meta", 0, 1, train__precision="float16")
+    )
     both = hybrid_run(runs / "meta", 0).override({"warm_start.path": str(runs / "meta")})
     assert "warm_start.path must be none, as modular.kind=hybrid" in line(both)
     assert "modular must be none for objective.kind=mae" in line(

@@ -215,7 +215,8 @@ def test_evaluation(there: Path, images: Path, capsys: pytest.CaptureFixture[str
         "--divided_depths must be the 8 blocks of log_dir/FT_tiny/finished_checkpoint.pth (2 2 2 "
         "2), but are 6 (2 2 2)"
     )
-    said = refused(*model[1:], "--divided_depths", "2", "2", "2", "--finetune", file)
+    words = [*model[1:], "--batch_size", "8", "--output_dir", "log_dir/other"]
+    said = refused(*words, "--divided_depths", "2", "2", "2", "--finetune", file)
     assert "change --divided_depths or --model" in said
 
 

@@ -21,7 +21,16 @@ def build_on_meta(config: RunConfig) -> Objective:
     Raises:
         UserError: The method does not train this kind of model.
     """
-    with torch.device("meta"):
+    return build_on(config, torch.device("meta"))
+
+
+def build_on(config: RunConfig, device: torch.device) -> Objective:
+    """Make the objective on a device, with undefined values.
+
+    Raises:
+        UserError: The method does not train this kind of model.
+    """
+    with device:
         if config.modular is not None:
             return config.modular.build(config.objective, config.model)
         return config.objective.build(config.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from quadriga.contracts import Dataset
+from quadriga.data.labelled import LabelledDataset
 from quadriga.engine.run_config import RunConfig
 from quadriga.errors import UserError
 from quadriga.provenance import Resolved
@@ -34,16 +35,32 @@ def settle(resolved: Resolved[RunConfig]) -> Resolved[RunConfig]:
 
 
 def check_classes(config: RunConfig, dataset: Dataset) -> None:
-    """Check that the classifier has a place for every class of the data.
+    """Check that every sample has a class, and the classifier a place for it.
 
     Raises:
-        UserError: It has fewer.
+        UserError: There are no labels, some records have none, or the classifier has fewer places.
     """
+    if "classes" not in type(config.objective).model_fields:
+        return
     stated, found = _stated(config), len(dataset.classes)
+    method, data = config.objective.kind(), config.data.kind()
+    remedy = "use data with labels, or another objective.kind"
+    if not found:
+        raise UserError(f"{method} needs labels, but data.kind={data} has none; {remedy}")
+    if stated is None and found < 2:
+        raise UserError(
+            f"{_KEY} must be 2 or more, but data.kind={data} has 1 ({dataset.classes[0]}); set it, "
+            "or use data with more"
+        )
+    if isinstance(dataset, LabelledDataset) and (bare := int((dataset.labels() < 0).sum())):
+        raise UserError(
+            f"{method} needs a label for each sample, but {bare} of {len(dataset)} of "
+            f"data.kind={data} have none; leave them out, or use another objective.kind"
+        )
     if stated is not None and found > stated:
         raise UserError(
-            f"{_KEY} must be at least {found}, the classes of data.kind={config.data.kind()}, but "
-            f"is {stated}; set it to none to count them"
+            f"{_KEY} must be at least {found}, the classes of data.kind={data}, but is {stated}; "
+            "set it to none to count them"
         )
 
 

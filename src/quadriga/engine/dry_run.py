@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from quadriga.contracts import Objective, Splittable
 from quadriga.engine.arithmetic import RunPlan, describe_batch, make_plan
 from quadriga.engine.blocks import blocks_of
-from quadriga.engine.build import build_on_meta
-from quadriga.engine.classes import ASSUMED, leaves_it_to_data
+from quadriga.engine.build import build_on, build_on_meta
+from quadriga.engine.classes import ASSUMED, check_classes, leaves_it_to_data
 from quadriga.engine.devices import peak_flops, uses_tf32
 from quadriga.engine.layout import shard_ranks
 from quadriga.engine.logger_set import check_loggers
@@ -54,7 +54,8 @@ def dry_run(config: RunConfig, world_size: int, local_world_size: int | None = N
         (what, value) rows to print.
 
     Raises:
-        UserError: The run could not start; the same errors as when it is started.
+        UserError: The run could not start. What it starts from is not looked for: it may be yet to
+            come.
     """
     check_loggers(config.log.loggers)
     size, origin = _dataset_size(config)
@@ -96,8 +97,7 @@ def _as_executed(config: RunConfig, plain: Cost, micro: int) -> Cost:
         return plain
     place = torch.device("cpu")
     with FakeTensorMode():
-        with place:
-            objective = config.objective.build(config.model)
+        objective = build_on(config, place)
         apply_recompute(objective, train.recompute)
         example = config.views.build("train").example(micro, place)
         kept = activation_bytes(objective, example, getattr(torch, train.precision))
@@ -113,6 +113,7 @@ def _dataset_size(config: RunConfig) -> tuple[int, str]:
             raise
         return config.train.dataset_size, f"the recipe's number, since {error}"
     check_text(config, dataset)
+    check_classes(config, dataset)
     return len(dataset), "counted"
 
 

@@ -89,6 +89,11 @@ def export(request: ExportRequest, warn: Callable[[str], None]) -> Exported:
     form = FORMATS[request.to]
     checkpoints_of(request.source)
     config = read_run_config(request.source, request.config)
+    if config.modular is not None and config.modular.kind() == "hybrid":
+        raise UserError(
+            f"{request.source} must be a whole model, but has modules that train apart "
+            "(modular.kind=hybrid); assemble them (modular.kind=assembly) and export that run"
+        )
     form.check(config, request.part)
     _check_output(form, request)
     folder = whole_checkpoint(request.source, warn)

@@ -20,9 +20,12 @@ from quadriga.engine.export_subject import (
     Pairs,
     Part,
     Subject,
+    classes_of,
     greatest_difference,
     keyed_images,
+    logits,
     read_back,
+    read_classifier_back,
     require_vit,
 )
 from quadriga.engine.run_config import RunConfig
@@ -43,7 +46,8 @@ _FEATURES = {
 class HuggingFaceFormat(Format):
     """A folder with config.json and model.safetensors, of a vision transformer or a BERT.
 
-    ViTModel or ViTMAEForPreTraining; BertModel, BertForPreTraining or BertForMaskedLM.
+    ViTModel, ViTForImageClassification or ViTMAEForPreTraining; BertModel, BertForPreTraining or
+    BertForMaskedLM.
     """
 
     suffix = ""
@@ -88,6 +92,8 @@ def _comparison(subject: Subject, installed: bool) -> Callable[[Subject, Path], 
     encoder = subject.part == "encoder"
     if isinstance(subject.config.model, BertConfig):
         return bert_pairs if installed else bert_read_back
+    if classes_of(subject.config, subject.part):
+        return _classifier_pairs if installed else _classifier_read_back
     if installed:
         return _encoder_pairs if encoder else _objective_pairs
     return _encoder_read_back if encoder else _objective_read_back
@@ -104,10 +110,12 @@ def _arguments(config: RunConfig, part: Part) -> dict[str, Any]:
     model, method = require_vit(config, "hf"), config.objective
     if part == "encoder":
         return hf_arguments(model)
+    if classes := classes_of(config, part):
+        return hf_arguments(model, classes=classes)
     if method.kind() != "mae":
         raise UserError(
             f"--part must be encoder for --to hf and objective.kind={method.kind()}, but is all: "
-            "the layout has a decoder for mae only; use --to safetensors"
+            "the layout has it for mae and supervised only; use --to safetensors"
         )
     return hf_arguments(model, method.as_dict())
 
@@ -125,6 +133,19 @@ def _encoder_pairs(subject: Subject, folder: Path) -> Pairs:
 def _encoder_read_back(subject: Subject, folder: Path) -> Pairs:
     images = keyed_images(subject.vit.config)
     return [(read_back(subject.vit.config, folder / WEIGHTS)(images), subject.vit(images))]
+
+
+def _classifier_pairs(subject: Subject, folder: Path) -> Pairs:
+    from transformers import ViTForImageClassification
+
+    images = keyed_images(subject.vit.config)
+    theirs = load_with_transformers(ViTForImageClassification, folder)
+    return [(theirs(images).logits, logits(subject.objective, images))]
+
+
+def _classifier_read_back(subject: Subject, folder: Path) -> Pairs:
+    actual = read_classifier_back(subject, folder / WEIGHTS, "hf")
+    return [(actual, logits(subject.objective, keyed_images(subject.vit.config)))]
 
 
 def _objective_pairs(subject: Subject, folder: Path) -> Pairs:

@@ -172,6 +172,25 @@ def require_vit(config: RunConfig, layout: str) -> ViTConfig:
     return config.model
 
 
+def classes_of(config: RunConfig, part: Part) -> int:
+    """Return the classes of the classifier that is exported with the encoder; 0 without one."""
+    is_classifier = part == "all" and config.objective.kind() == "supervised"
+    return int(config.objective.as_dict()["classes"] or 0) if is_classifier else 0
+
+
+def logits(objective: nn.Module, images: Tensor) -> Tensor:
+    """Return what a supervised objective's classifier returns."""
+    scores: Tensor = objective.scores(images)  # type: ignore[operator]
+    return scores
+
+
+def read_classifier_back(subject: Subject, path: Path, layout: Literal["timm", "hf"]) -> Tensor:
+    """Return the logits that this project's classifier computes from the weights in a file."""
+    again = subject.config.objective.build(subject.config.model).eval()
+    load_weights(again, path, layout)
+    return logits(again, keyed_images(subject.vit.config))
+
+
 def read_back(config: ViTConfig, path: Path) -> ViT:
     """Return a fresh encoder filled from a file, in evaluation mode."""
     with torch.device("meta"):

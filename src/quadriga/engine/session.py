@@ -177,7 +177,7 @@ class _Session:
 
     def _make_objective(self, is_cut: bool) -> Objective:
         config, env = self._config, self._env
-        if is_cut and config.warm_start.path is None:
+        if is_cut and config.warm_start.path is None and config.modular is None:
             return build_on_meta(config)  # each rank gives its own stage memory and values
         return build_objective(config, env.device, config.seed)
 

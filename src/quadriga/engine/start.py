@@ -8,6 +8,7 @@ from pathlib import Path
 
 from quadriga.contracts import Dataset, Objective
 from quadriga.data.sentence_pairs import SentencePairsConfig
+from quadriga.data.supervised_views import SupervisedViewsConfig
 from quadriga.data.text_corpus import TextCorpus
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.arithmetic import RunPlan, describe_batch, make_plan
@@ -73,13 +74,31 @@ def check_start(
     check_classes(config, dataset)
     check_shapes(config)
     shard_ranks(config.train, world_size, world_size)
-    check_pipeline(config, build_on_meta(config), world_size)
+    objective = build_on_meta(config)
+    check_pipeline(config, objective, world_size)
+    _check_independence(config, objective)
     check_weights(config)
     _check_keep_best(config)
     plan = make_plan(config, len(dataset), replicas_of(config, world_size))
+    _check_mixing(config, plan)
     plan = dataclasses.replace(plan, data_identity=dataset.identity)
     check_profile(config.log, plan.total_steps)
     return dataset, plan
+
+
+def _check_independence(config: RunConfig, objective: Objective) -> None:
+    """Check that parts that train side by side cannot touch each other.
+
+    Raises:
+        UserError: They would share the scale of float16's loss, and the steps it leaves out.
+    """
+    parts = objective.independent_parts
+    if parts and config.train.precision == "float16":
+        raise UserError(
+            f"train.precision must be float32 or bfloat16 for {len(parts)} modules in one process, "
+            "whose steps float16 would leave out together, but is float16; set it, or train each "
+            "in a run of its own"
+        )
 
 
 def check_text(config: RunConfig, dataset: Dataset) -> None:
@@ -119,6 +138,21 @@ def check_length(config: RunConfig) -> None:
     if positions and length > positions:
         raise UserError(
             f"views.max_length must be at most {positions} (model.max_positions), but is {length}"
+        )
+
+
+def _check_mixing(config: RunConfig, plan: RunPlan) -> None:
+    """Check that every micro-batch has two samples to mix, where images are mixed.
+
+    Raises:
+        UserError: One has a single sample, and would be trained on unmixed.
+    """
+    views, parts = config.views, plan.world_size * plan.accumulate
+    if isinstance(views, SupervisedViewsConfig) and views.mixing.on and plan.batch_size < 2 * parts:
+        raise UserError(
+            f"train.batch_size must be at least 2 x ranks x train.accumulate (2 x {parts}) where "
+            f"views.mixup or views.cutmix mixes the images of a micro-batch, but is "
+            f"{plan.batch_size}; lower train.accumulate, or set both to 0"
         )
 
 

@@ -232,8 +232,11 @@ def check_pipeline(config: RunConfig, objective: Objective, world_size: int) -> 
         return
     kind = config.objective.kind()
     if not isinstance(objective, Splittable):
+        what = f"objective.kind={kind}"
+        if config.modular is not None:
+            what = f"modular.kind={config.modular.kind()}"
         raise UserError(
-            f"pipeline.schedule must be none for objective.kind={kind}, which cannot be cut into "
+            f"pipeline.schedule must be none for {what}, which cannot be cut into "
             f"stages, but is {pipeline.schedule}"
         )
     cls = type(objective)

@@ -149,6 +149,11 @@ def _output(
     scores: Tensor, batch: Batch, config: SupervisedConfig, is_training: bool
 ) -> LossOutput:
     """Return the summed loss, the number of samples, and the hits among the first 1 and 5."""
+    if "label" not in batch:
+        raise UserError(
+            "supervised needs labels, but these samples have none; use data whose both splits have "
+            "labels"
+        )
     label, mixed, share = batch["label"], batch.get("mixed_label"), batch.get("share")
     smoothing = config.smoothing if is_training else 0.0
     loss = soft_target_loss(scores, label, mixed, share, smoothing, config.loss)

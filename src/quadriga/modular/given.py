@@ -47,9 +47,9 @@ class GivenModule:
     """The target's cut; None where the file does not say."""
     tensors: Mapping[str, Tensor]
     """Under their names in the target model."""
-    meta: Mapping[int, str]
-    """Stage of the meta model -> digest of its tensors, as far as they are there; or where the meta
-    model will be."""
+    meta: Mapping[int | None, str]
+    """Stage of the meta model -> digest of its tensors, as far as they are there; None: of all. Of
+    a module that is still to be trained, None: where the meta model will be."""
     facts: Mapping[str, Any]
     """Fields of the model, as far as they are known, and ``classes``."""
 
@@ -135,14 +135,17 @@ def given_modules(source: WeightSource, depths: Sequence[int]) -> list[GivenModu
 def _from_run(source: WeightSource, modular: Mapping[str, Any]) -> list[GivenModule]:
     depths = tuple(modular["depths"])
     meta_depths = meta_depths_of(depths, modular.get("meta_depths"))
-    meta: dict[int, str] = {}
+    meta: dict[int | None, str] = {}
+    whole: dict[str, Tensor] = {}
     for stage in range(len(depths)):
         begin = f"{META}{stage}."
         own = _below(source.tensors, begin)
+        whole |= own
         shift = -offset(meta_depths, stage)
         meta[stage] = digest({renumbered(name, shift): t for name, t in own.items()})
-        if not source.tensors:  # still to be trained
-            meta[stage] = str(modular["meta"])
+    meta[None] = digest(whole)
+    if not source.tensors:  # still to be trained
+        meta = {None: str(modular["meta"])}
     return [
         GivenModule(
             source.path,
@@ -174,11 +177,13 @@ def _from_file(source: WeightSource, depths: Sequence[int]) -> GivenModule:
     shift = offset(depths, index)
     tensors = own_names(source.stages[index], name)
     own = {renumbered(key, shift): tensor for key, tensor in tensors.items()}
-    meta = {
+    meta: dict[int | None, str] = {
         stage: digest(own_names(tensors, name))
         for stage, tensors in enumerate(source.stages)
         if stage != index
     }
+    if notes.get("meta") is not None:  # of two stages, the files have none in common
+        meta[None] = str(notes["meta"])
     cut = notes.get("depths")
     full = tuple(cut) if cut is not None and sum(cut) == sum(depths) else None
     if found[index] != depths[index]:

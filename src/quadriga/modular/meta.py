@@ -77,10 +77,10 @@ def fill_meta(
             f"{who} must have {sum(depths)} blocks (modular.meta_depths {list(depths)}), but has "
             f"{len(numbers)}; name another one, or change modular.meta_depths"
         )
-    for stage in stages:
-        problem = misfits(stage.state_dict(), tensors, who)
-        if problem is not None:
-            raise UserError(f"{problem}; name the meta model of this target")
+    own = {name: tensor for stage in stages for name, tensor in stage.state_dict().items()}
+    problem = misfits(own, tensors, who)
+    if problem is not None:
+        raise UserError(f"{problem}; name the meta model of this target")
     for stage in stages:
         names = stage.state_dict().keys()
         copy_into(stage, {name: tensors[name] for name in names})

@@ -196,4 +196,11 @@ def misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor], whose: str) 
                 f"{name} is {tuple(given[name].shape)} in {whose}, but the model has "
                 f"{tuple(tensor.shape)}"
             )
+    foreign = [name for name in given if name not in own]
+    if foreign:
+        return f"{whose} has {foreign[0]}" + (
+            f" and {len(foreign) - 1} more tensors that the model lacks"
+            if foreign[1:]
+            else ", which the model lacks"
+        )
     return None

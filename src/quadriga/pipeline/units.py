@@ -36,9 +36,12 @@ def splittable(config: RunConfig) -> Splittable:
     """
     objective = build_on_meta(config)
     if not isinstance(objective, Splittable):
+        kind = config.objective.kind()
+        if config.modular is not None:
+            kind = f"modular.kind={config.modular.kind()}"
         raise UserError(
-            f"the recipe must be one that can be cut into stages, but {config.objective.kind()} "
-            "has no stages; plan another recipe"
+            f"the recipe must be one that can be cut into stages, but {kind} has no stages; plan "
+            "another recipe"
         )
     return objective
 

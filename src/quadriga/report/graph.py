@@ -9,7 +9,7 @@ from quadriga.engine.run_state import RunState
 from quadriga.engine.units import measured
 from quadriga.engine.workflow_graph import Needs, levels_of
 
-BOX_WIDTH, BOX_HEIGHT = 190, 58
+BOX_WIDTH, BOX_HEIGHT = 212, 58
 _GAP_ACROSS, _GAP_DOWN, _MARGIN = 56, 16, 4
 
 

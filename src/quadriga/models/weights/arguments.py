@@ -15,8 +15,12 @@ from quadriga.models.vit import ViTConfig
 _TIMM_NORM_EPS = 1e-6
 
 
-def timm_arguments(model: ViTConfig) -> dict[str, Any]:
-    """Return the arguments of timm's ``VisionTransformer``, of its feature extractor without head.
+def timm_arguments(model: ViTConfig, classes: int = 0) -> dict[str, Any]:
+    """Return the arguments of timm's ``VisionTransformer``.
+
+    Args:
+        model: The encoder.
+        classes: Those of its classifier; 0 for the feature extractor without one.
 
     Raises:
         UserError: timm has no argument for a value of the model.
@@ -29,7 +33,7 @@ def timm_arguments(model: ViTConfig) -> dict[str, Any]:
         "img_size": model.image_px,
         "patch_size": model.patch_px,
         "in_chans": model.channels,
-        "num_classes": 0,
+        "num_classes": classes,
         "global_pool": "token" if model.pool == "class" else "avg",
         "embed_dim": model.width,
         "depth": model.depth,
@@ -47,12 +51,17 @@ def timm_arguments(model: ViTConfig) -> dict[str, Any]:
     }
 
 
-def hf_arguments(model: ViTConfig, method: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the config.json of Hugging Face's ViTModel or ViTMAEForPreTraining.
+def hf_arguments(
+    model: ViTConfig, method: Mapping[str, Any] | None = None, classes: int = 0
+) -> dict[str, Any]:
+    """Return the config.json of one of Hugging Face's classes of vision transformers.
+
+    ViTModel, ViTForImageClassification with `classes`, or ViTMAEForPreTraining with `method`.
 
     Args:
         model: The encoder.
         method: The values of an MAE's config, for encoder and decoder; None for the encoder.
+        classes: Those of a classifier on the class token; 0 for none.
 
     Raises:
         UserError: The class has no argument for a value of the model.
@@ -64,6 +73,8 @@ def hf_arguments(model: ViTConfig, method: Mapping[str, Any] | None = None) -> d
         problems.append((f"model.registers={model.registers}", "timm and safetensors"))
     if model.layer_scale is not None:
         problems.append((f"model.layer_scale={model.layer_scale:g}", "timm and safetensors"))
+    if classes and model.pool != "class":
+        problems.append((f"a classifier on model.pool={model.pool}", "timm and safetensors"))
     _refuse("hf", problems)
     arguments: dict[str, Any] = {
         "hidden_size": model.width,
@@ -80,6 +91,11 @@ def hf_arguments(model: ViTConfig, method: Mapping[str, Any] | None = None) -> d
         "qkv_bias": model.qkv_bias,
         "dtype": "float32",
     }
+    if classes:
+        names = {str(number): f"LABEL_{number}" for number in range(classes)}
+        labels = {"id2label": names, "label2id": {v: int(k) for k, v in names.items()}}
+        head = {"architectures": ["ViTForImageClassification"], "model_type": "vit"}
+        return {**head, **arguments, **labels}
     if method is None:
         return {"architectures": ["ViTModel"], "model_type": "vit", **arguments}
     width = int(method["decoder_width"])

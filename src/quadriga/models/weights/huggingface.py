@@ -1,4 +1,6 @@
-"""Hugging Face's names: ViTModel and ViTMAEForPreTraining, in all spellings found in files."""
+"""Hugging Face's names in all spellings found in files: ViTModel, ViTForImageClassification and
+ViTMAEForPreTraining.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ _TABLE = NameTable(
         ("embeddings.position_embeddings", "encoder.positions"),
         ("embeddings.patch_embeddings.projection", "encoder.patch_projection"),
         ("layernorm", "encoder.norm"),
+        ("classifier", "head"),
         ("decoder.mask_token", "decoder.mask_token"),
         ("decoder.decoder_pos_embed", "decoder.positions"),
         ("decoder.decoder_embed", "decoder.embed"),
@@ -42,7 +45,7 @@ _TABLE = NameTable(
         ("mlp.fc1", "mlp.hidden"),
         ("mlp.fc2", "mlp.output"),
     ),
-    left_out=("pooler.", "classifier.", "embeddings.mask_token"),
+    left_out=("pooler.", "embeddings.mask_token"),
 )
 
 

@@ -1,0 +1,82 @@
+"""What commands say of hybrids, and of data without labels for a classifier."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from incubations import hybrid_run, meta_run, train, whole
+from PIL import Image
+
+from quadriga.cli.entry import run
+from quadriga.engine.dry_run import dry_run
+from quadriga.provenance import Resolved
+
+
+def error_of(words, capsys) -> str:
+    capsys.readouterr()
+    assert run([str(word) for word in words]) == 2
+    lines = [li for li in capsys.readouterr().err.splitlines() if not li.startswith("warning:")]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hybrid")
+    assert train(meta_run(steps=1), folder / "meta") == 0
+    assert train(hybrid_run(folder / "meta", 0, steps=1), folder / "run") == 0
+    return folder / "run"
+
+
+@pytest.mark.parametrize("part", ["encoder", "all"])
+@pytest.mark.parametrize("form", ["safetensors", "timm", "hf"])
+def test_a_hybrid_is_assembled_before_it_is_exported(hybrid, tmp_path, capsys, form, part):
+    output = tmp_path / ("o" if form == "hf" else "o.safetensors")
+    words = ["checkpoint", "export", hybrid, output, "--to", form, "--part", part]
+    assert "assemble them (modular.kind=assembly)" in error_of(words, capsys)
+
+
+def test_a_hybrid_is_neither_planned_nor_pipelined(hybrid, tmp_path, capsys):
+    config = hybrid.with_name("run.json")
+    assert "modular.kind=hybrid has no stages" in error_of(["plan", config], capsys)
+    words = ["train", config, "--work-dir", tmp_path / "x", "pipeline.schedule=1f1b"]
+    assert "none for modular.kind=hybrid" in error_of(words, capsys)
+
+
+def activations(config):
+    rows = dict(dry_run(config, 1))
+    return rows["memory per rank"].partition("activations ")[2]
+
+
+@pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"recompute": "full"}])
+def test_a_rehearsal_counts_the_activations_of_the_hybrid(changes):
+    words = {f"train__{name}": value for name, value in changes.items()}
+    last = activations(hybrid_run("runs/meta", 1, **words))
+    assert last != activations(whole(**words))
+    assert last != activations(hybrid_run("runs/meta", 0, **words))
+
+
+def test_a_classifier_needs_labels(tmp_path, capsys):
+    for split in ("train", "val"):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        for number in range(9):
+            pixels = np.full((20, 20, 3), 20 * number, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / split / f"{number}.png")
+    data = {"kind": "image_folder", "root": str(tmp_path / "images"), "labelled": False}
+    for classes in ("none", 10):
+        config = whole(objective__classes=classes).override({"data": data})
+        path = tmp_path / "config.json"
+        path.write_text(Resolved.of(config, "test").as_json())
+        for more in ([], ["--dry-run"]):
+            told = error_of(["train", path, "--work-dir", tmp_path / "run", *more], capsys)
+            assert "supervised needs labels, but data.kind=image_folder has none" in told
+
+
+def test_micro_batches_that_are_mixed_have_two_samples(tmp_path, capsys):
+    views = {"kind": "supervised_views", "image_px": 16, "crop": "padded"}
+    for accumulate, mixup, code in ((8, 0.8, 2), (5, 0.8, 2), (4, 0.8, 0), (8, 0.0, 0)):
+        chosen = {**views, "mixup": mixup, "cutmix": 0.0}
+        config = whole(1, train__accumulate=accumulate).override({"views": chosen})
+        assert train(config, tmp_path / f"{accumulate}_{mixup}") == code
+        if code:
+            assert f"(2 x {accumulate}) where views.mixup" in capsys.readouterr().err
