@@ -95,7 +95,7 @@ def _runs(graph: Graph, states: Mapping[str, RunState], links: Mapping[str, str]
             (
                 shown,
                 escape(", ".join(graph.needs[name]) or DASH),
-                escape(text),
+                f'<span class="told">{escape(text)}</span>',
                 f"{state.step:,} / {planned.total_steps:,}",
                 f"{planned.parameters:,}",
                 f"{planned.trainable_parameters:,}",
