@@ -39,6 +39,7 @@ def test_a_failed_node_is_told_and_made_up_for(tmp_path, capsys):
     assert run(folder, launcher) == 3
     said = capsys.readouterr()
     assert "error: left: the disk is full\nlast waits for left\n" in said.err
+    assert said.err.endswith("the same command goes on; left:KEY=VALUE gives left another value\n")
     assert launcher.made == ["first", "left", "right"]
     states, content = states_of(folder, capsys)
     assert states == {
@@ -112,6 +113,7 @@ def test_only_some_nodes_and_a_process_of_its_own_for_each(tmp_path):
         (["run", "mae_digits_twostage"], "did you mean mae_digits_two_stage?"),
         (["train", "mae_digits_two_stage"], "is a workflow of several runs; use quadriga run"),
         (["run", "diamond", "lef:seed=1"], "but lef matches none; did you mean left?"),
+        (["run", "diamond", "seed=1", "left:sed=1"], "did you mean seed?\n"),
         (["run", "diamond", "l*:=1"], "must look like module_*:train.epochs=5"),
         (["run", "diamond", "trian.steps=1"], "last: unknown key trian; did you mean train?"),
         (["run", "diamond", "left:warm_start.path=@last"], "last needs left needs last"),

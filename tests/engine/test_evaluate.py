@@ -168,5 +168,7 @@ def test_only_protocols_without_a_result_at_the_step_are_missing(tmp_path: Path)
 
 
 def test_a_number_is_told_beside_the_random_encoders() -> None:
+    told = describe(EvaluationResult("held_out", {"loss": 0.51234, "accuracy": 0.975}))
+    assert told == "evaluation  held_out  loss 0.5123  accuracy 97.50 %"
     told = describe(EvaluationResult("knn", {"top1": 61.234, "top1_random": 20.0, "k": 5}))
-    assert told == "evaluation  knn  top1 61.23 (random encoder 20.00)  k 5"
+    assert told == "evaluation  knn  top1 61.23 % (random encoder 20.00 %)  k 5"

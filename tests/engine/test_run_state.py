@@ -117,3 +117,10 @@ def test_torn_lines_are_passed_over_and_evaluations_are_timed(tmp_path):
     with pytest.raises(KeyError), evaluated(tmp_path, 4, 2):
         raise KeyError
     assert len(read_times(tmp_path)) == 1
+
+
+def test_a_run_of_several_modules_is_told_by_the_accuracy_of_the_first(tmp_path):
+    begin(tmp_path)
+    save(tmp_path, 10)
+    judge(tmp_path, 10, **{"loss": 4.0, "module_0.accuracy": 0.5, "module_1.accuracy": 0.75})
+    assert state_of(tmp_path, CONFIG).metric == "knn.module_0.accuracy"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quadriga.engine.units import bytes_, count, duration, flops
+from quadriga.engine.units import bytes_, count, duration, flops, measured
 
 
 @pytest.mark.parametrize(
@@ -83,3 +83,22 @@ def test_count_and_bytes_are_within_half_a_digit(value):
         unit = base ** (letters.index(prefix) + 1) if prefix else 1
         assert abs(float(number) * unit - value) <= 0.05 * unit * (1 + 1e-9)
         assert float(number) < base or prefix == "E"
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "text"),
+    [
+        ("held_out.accuracy", 0.97777, "97.78 %"),
+        ("held_out.module_2.accuracy_5", 1.0, "100.00 %"),
+        ("masked_lm_accuracy", 0.5, "50.00 %"),
+        ("module_0.accuracy", 0.5, "50.00 %"),
+        ("held_out.loss", 0.38591, "0.3859"),
+        ("loss", 0.38591, "0.3859"),
+        ("linear_probe.top1", 95.556, "95.56 %"),
+        ("glue.accuracy", 80.5, "80.50 %"),
+        ("glue.score", 80.5, "80.5"),
+        ("knn.k", 20, "20"),
+    ],
+)
+def test_accuracies_are_read_in_percent_however_they_are_written(metric, value, text):
+    assert measured(metric, value) == text

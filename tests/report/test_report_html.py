@@ -229,6 +229,16 @@ def test_numbers_of_glue(tmp_path):
     fakes.write_run(tmp_path / "run", results=[glue])
     _, page = report_of(tmp_path / "run")
     assert "GLUE score 52.12 cola" in page.words
-    assert "GLUE Matthews x 100 52.12 \N{EN DASH} \N{EN DASH}" in page.words
+    assert "GLUE Matthews x 100 52.12" in page.words
     assert "52.12 %" not in page.words
     assert ("style", "width:52.12%") in page.attributes
+
+
+def test_accuracies_of_the_objective_are_in_percent_and_stand_alone(tmp_path):
+    numbers = {"loss": 0.25, "accuracy": 0.975, "accuracy_5": 1.0}
+    fakes.write_run(tmp_path / "run", results=[{"protocol": "held_out", "numbers": numbers}])
+    _, page = report_of(tmp_path / "run")
+    assert "held-out accuracy 97.50 %" in page.words
+    assert "held out accuracy 97.50 %" in page.words
+    assert "held out accuracy 5 100.00 %" in page.words
+    assert "random encoder" not in page.words

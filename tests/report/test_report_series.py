@@ -105,6 +105,8 @@ def test_curves_are_the_loss_the_metrics_and_what_the_engine_logs():
     assert curves["loss"].values == [1.25, 0.75, 1 / 3 + 0.25]
     assert curves["time spent waiting for data"].values == [1.5, 1.5, 1.5]
     assert curves["accuracy"].steps == [1.0, 2.0, 3.0]
+    assert curves["accuracy"].values == [10.0, 20.0, 30.0]
+    assert curves["accuracy"].unit == "%"
 
 
 def test_values_that_are_not_finite_are_counted_and_not_drawn():

@@ -37,7 +37,7 @@ DONE = RunState(
     step=10,
     total_steps=10,
     metric="held_out.accuracy",
-    value=81.25,
+    value=0.8125,
     eta_seconds=None,
     spent=COST,
 )
@@ -66,7 +66,7 @@ def test_the_picture_has_every_node_edge_and_state():
     assert picture.count("<a href=") == 1
     assert "b&lt;i&gt;" in picture
     assert "<i>" not in picture
-    assert "accuracy 81.25" in picture
+    assert "accuracy 81.25 %" in picture
     Page(picture)
 
 
@@ -85,8 +85,8 @@ def test_every_number_is_on_the_page():
         "2 min 00 s meta → a → end",  # critical path
         "400.0 GFLOP of 400.0 GFLOP",
         "0 FLOP of 400.0 GFLOP",
-        "held out.accuracy 81.25",
-        "reference, end to end, not run",
+        "held out: accuracy 81.25 %",
+        "reference, not run",
     ):
         assert expected in page.words, expected
     assert ("href", "../meta/report/index.html") in page.attributes

@@ -210,6 +210,14 @@ def test_evaluation(there: Path, images: Path, capsys: pytest.CaptureFixture[str
     assert assembled != of_file
     larger = numbers(*cut, "--finetune", "./log_dir/FT_tiny", "--input-size", "64")
     assert larger.startswith("* Acc@1 ")
+    file = "./log_dir/FT_tiny/finished_checkpoint.pth"
+    assert refused(*model, "--divided_depths", "2", "2", "2", "--finetune", file) == (
+        "--divided_depths must be the 8 blocks of log_dir/FT_tiny/finished_checkpoint.pth (2 2 2 "
+        "2), but are 6 (2 2 2)"
+    )
+    words = [*model[1:], "--batch_size", "8", "--output_dir", "log_dir/other"]
+    said = refused(*words, "--divided_depths", "2", "2", "2", "--finetune", file)
+    assert "change --divided_depths or --model" in said
 
 
 def test_released_files_hold_stages_alone(

@@ -225,7 +225,8 @@ def test_the_names_of_the_models() -> None:
         (("--dist_url", "tcp://h:1"), "--dist_url must be env://"),
         (("--aa", "rand-z9"), "--aa"),
         (("--eval",), "--eval needs weights"),
-        (("--nosuch",), "unrecognized arguments: --nosuch"),
+        (("--nosuch",), "unknown flag --nosuch"),
+        (("--drop-pth", "0"), "unknown flag --drop_pth; did you mean --drop_path?"),
     ],
 )
 def test_bad_lines(

@@ -192,7 +192,7 @@ def test_layers_that_do_not_divide_are_spread(files: Files, tmp_path: Path) -> N
         (("--config_path", "nowhere"), "--config_path: nowhere cannot be read"),
         (("--checkpoint_dir", "nowhere"), "must be an existing folder, but nowhere is none"),
         (("--seed", "-1"), "--seed must be at least 0"),
-        (("--no_such_flag",), "unrecognized arguments: --no_such_flag"),
+        (("--no_such_flag",), "unknown flag --no_such_flag"),
         (("--override", "optim.lrr=1"), "unknown key optim.lrr"),
     ],
 )

@@ -163,6 +163,10 @@ def _as_type(name: str, text: str, kind: Any) -> Any:
         if text.lower() not in ("true", "false"):
             raise UserError(f"{name} must be true or false, but is {text!r}")
         return text.lower() == "true"
+    if typing.get_origin(kind) is typing.Literal:
+        if text not in typing.get_args(kind):
+            raise UserError(f"unknown {name} {text}{did_you_mean(text, typing.get_args(kind))}")
+        return text
     try:
         return kind(text)
     except ValueError as error:

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from quadriga.cli.entry import GRACE_SECONDS, INTERRUPTED, _leave
 from quadriga.engine.preemption import Preempted
-from quadriga.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, UserError
+from quadriga.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, nearest
 
 
 def in_words(sentence: str, flag_of: Mapping[str, str]) -> str:
@@ -45,6 +45,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise what argparse found as a `UserError`."""
         said = " ".join(message.split())
+        unknown = re.match(r"unrecognized arguments: (?:.*? )??(--[^\s=]+)", said)
+        if unknown is not None:
+            name = unknown[1]
+            near = nearest(name, self._option_string_actions)
+            said = f"unknown flag {name}" + (f"; did you mean {near}?" if near else "")
         for kind, name in (("int", "an integer"), ("float", "a number")):
             said = re.sub(
                 rf"argument (?:\S+/)?(\S+): invalid {kind} value: (.*)",

@@ -94,7 +94,8 @@ class Training:
 
 def in_flags(sentence: str) -> str:
     """Return a sentence of the engine in the words of this command."""
-    return in_words(sentence, FLAG_OF)
+    said = in_words(sentence, FLAG_OF)
+    return said.replace("change the model's config", "change --divided_depths or --model")
 
 
 def read_words(arguments: Sequence[str], environ: Mapping[str, str]) -> argparse.Namespace:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.weight_sources import read_source
 from quadriga.errors import UserError
 from quadriga.models.weights import Remedies, load_tensors
+from quadriga.models.weights.modular_stages import depths_of
 from quadriga.modular.parts import meta_depths_of
 
 _SWITCHES = Remedies(loose="choose another --model", resample="choose another --input-size")
@@ -49,7 +50,7 @@ def evaluate(flags: argparse.Namespace, environ: Mapping[str, str]) -> int:
             for line in fill_from_origins(config, objective, env, console.warn):
                 console.say(line)
         else:
-            console.say(on_all(lambda: _fill(objective, path, console), env))
+            console.say(on_all(lambda: _fill(objective, path, flags.divided_depths, console), env))
         numbers = _judge(config, objective, env, console)
         accuracy, five = 100 * numbers["accuracy"], 100 * numbers.get("accuracy_5", 1.0)
         console.say(f"* Acc@1 {accuracy:.3f} Acc@5 {five:.3f} loss {numbers['loss']:.3f}")
@@ -108,8 +109,14 @@ def _judge(
     return result.numbers
 
 
-def _fill(objective: Objective, path: Path, console: Console) -> str:
+def _fill(objective: Objective, path: Path, depths: Sequence[int], console: Console) -> str:
     source = read_source(path, "--finetune", console.warn)
+    there = depths_of(source.stages, str(path)) if source.stages else depths
+    if sum(there) != sum(depths):
+        raise UserError(
+            f"--divided_depths must be the {sum(there)} blocks of {path} "
+            f"({' '.join(map(str, there))}), but are {sum(depths)} ({' '.join(map(str, depths))})"
+        )
     report = load_tensors(
         objective, _whole(source), source.path, interpolate=True, remedies=_SWITCHES
     )

@@ -279,5 +279,12 @@ class _Run:
         for name in waiting if outcome.errors else ():
             others = ", ".join(maker.blocked_by(name))
             print(f"{name} waits for {others}", file=sys.stderr, flush=True)
+        if outcome.errors:
+            name = next(iter(outcome.errors))
+            print(
+                f"the same command goes on; {name}:KEY=VALUE gives {name} another value",
+                file=sys.stderr,
+                flush=True,
+            )
         if outcome.asked_by is not None:
             print("stopped; the same command goes on", file=sys.stderr, flush=True)

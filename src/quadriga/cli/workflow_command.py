@@ -10,11 +10,13 @@ import typer
 from quadriga.cli.options import examples
 
 RUN_EPILOG = examples(
-    "quadriga run mae_digits_two_stage",
-    "quadriga run mae_vit_base_two_stage data.root=/data/imagenet --ranks-per-run 8",
+    "quadriga run deep_incubation_digits --slots 2",
+    "quadriga run deep_incubation_vit_base data.root=/data/imagenet --ranks-per-run 8",
     "quadriga run mae_digits_two_stage train.batch_size=32 high:optim.lr=1e-3 --dry-run",
 )
-STATUS_EPILOG = examples("quadriga status runs/mae_digits_two_stage", "quadriga status runs/x")
+STATUS_EPILOG = examples(
+    "quadriga status runs/deep_incubation_digits", "quadriga status runs/x --json"
+)
 
 
 def run(

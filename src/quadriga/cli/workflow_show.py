@@ -10,7 +10,7 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 
 from quadriga.engine.run_state import RunState
-from quadriga.engine.units import bytes_, duration, flops
+from quadriga.engine.units import bytes_, duration, flops, measured
 from quadriga.engine.workflow_files import Graph
 from quadriga.engine.workflow_graph import levels_of, order_of
 
@@ -57,7 +57,7 @@ def figures(state: RunState) -> tuple[str, str, str, str]:
     total = UNKNOWN if state.total_steps is None else str(state.total_steps)
     found = UNKNOWN
     if state.metric is not None and state.value is not None:
-        found = f"{state.metric} {state.value:.4g}"
+        found = f"{state.metric} {measured(state.metric, state.value)}"
     took = state.spent.seconds
     return (
         f"{state.step}/{total}",

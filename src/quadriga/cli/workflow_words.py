@@ -118,13 +118,14 @@ def _resolved(
     own: Sequence[Mapping[str, str]],
 ) -> Resolved[RunConfig]:
     resolved = Resolved.of(config, source)
+    given: Mapping[str, str] = {}
     try:
         for given in (values, *own):
             if given:
                 resolved = resolved.override(release(dict(given)), COMMAND_LINE)
     except UserError as error:
         hint = ""
-        if str(error).startswith("unknown key") and values:
+        if str(error).startswith("unknown key") and given is values:
             hint = "; NODE:key=value sets it in some nodes only"
         raise UserError(f"{name}: {error}{hint}") from error
     return settle(resolved)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -65,6 +65,23 @@ class ModularConfig(Choice, ABC):
     @abstractmethod
     def sources(self) -> tuple[tuple[str, str], ...]:
         """Return (config path, path) of the runs, checkpoints or files that the parts are in."""
+
+    def check_sources(
+        self,
+        objective: ObjectiveConfig,
+        model: ModelConfig,
+        runs: Sequence[Mapping[str, Any] | None],
+    ) -> None:
+        """Check what can be known of the sources while they are still to be trained.
+
+        Args:
+            objective: The method.
+            model: The whole target model.
+            runs: For each of `sources` the values of the run's config; None where it is unknown.
+
+        Raises:
+            UserError: What these runs will make does not fit.
+        """
 
     @abstractmethod
     def fill(

@@ -29,6 +29,7 @@ from quadriga.engine.console import Console
 from quadriga.engine.files import write_text
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.time_log import evaluated
+from quadriga.engine.units import measured
 from quadriga.errors import UserError
 
 RESULTS = "evaluation.json"
@@ -187,9 +188,9 @@ def describe(result: EvaluationResult) -> str:
     for name, value in numbers.items():
         if name.endswith("_random"):
             continue
-        baseline = numbers.get(f"{name}_random")
-        beside = f" (random encoder {baseline:.2f})" if baseline is not None else ""
-        parts.append(f"{name} {value:.4g}{beside}")
+        metric, baseline = f"{result.protocol}.{name}", numbers.get(f"{name}_random")
+        beside = "" if baseline is None else f" (random encoder {measured(metric, baseline)})"
+        parts.append(f"{name} {measured(metric, value)}{beside}")
     return f"evaluation  {result.protocol}  {'  '.join(parts)}"
 
 

@@ -145,7 +145,8 @@ def headline(folder: Path, last: Mapping[str, Any]) -> tuple[str | None, float |
     report = RunDirectory(folder).report
     step = int(read_results(report / RESULTS)["step"])
     numbers = {n: v for n, v in numbers_at(report, step).items() if not n.endswith("_random")}
-    for name in (*_HEADLINES, *numbers):
+    accuracies = [name for name in numbers if name.endswith(".accuracy")]  # of several modules
+    for name in (*_HEADLINES, *accuracies, *numbers):
         if name in numbers:
             return name, numbers[name]
     loss = last.get("loss")

@@ -1,4 +1,4 @@
-"""Numbers as people read them: counts, operations, bytes and durations."""
+"""Numbers as people read them: counts, operations, bytes, durations and measurements."""
 
 from __future__ import annotations
 
@@ -49,6 +49,32 @@ def duration(seconds: float) -> str:
     if minutes < 24 * 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{hours // 24} d {hours % 24:02d} h"
+
+
+def reading(metric: str) -> tuple[float, str]:
+    """Return the factor and the unit with which people read a measured number.
+
+    The accuracies of an objective, in training and ``held_out``, are shares of one; those of the
+    other protocols are in percent already.
+
+    Args:
+        metric: ``PROTOCOL.NAME`` of a judged number, or the name of one of training's.
+    """
+    protocol, _, name = metric.rpartition(".")
+    if protocol == "" or protocol.startswith(("held_out", "module_")):
+        return (100.0, "%") if "accuracy" in name else (1.0, "")
+    return 1.0, "%" if name.startswith(("top", "accuracy", "f1")) else ""
+
+
+def measured(metric: str, value: float) -> str:
+    """Format a measured number: ``97.78 %`` of an accuracy, ``0.3859`` of a loss.
+
+    Args:
+        metric: As `reading` takes it.
+        value: As it is written down.
+    """
+    factor, unit = reading(metric)
+    return f"{value * factor:.2f} {unit}" if unit else f"{value:.4g}"
 
 
 def _scaled(value: float, base: int, prefixes: tuple[str, ...]) -> tuple[str, str]:

@@ -107,6 +107,7 @@ class Planner:
         for name, config in configs.items():
             try:
                 planned[name] = self.plan(config)
+                _check_parts(config, configs)
             except UserError as error:
                 problems.setdefault(str(error), []).append(name)
         if problems:
@@ -114,6 +115,21 @@ class Planner:
                 "; ".join(f"{', '.join(names)}: {text}" for text, names in problems.items())
             )
         return planned
+
+
+def _check_parts(config: RunConfig, others: Mapping[str, RunConfig]) -> None:
+    """Check that the parts a run is put together from will be there and fit.
+
+    Raises:
+        UserError: They will not.
+    """
+    if config.modular is None:
+        return
+    runs = [
+        others[path.removeprefix(REFERENCE)].as_dict() if path.startswith(REFERENCE) else None
+        for _, path in config.modular.sources()
+    ]
+    config.modular.check_sources(config.objective, config.model, runs)
 
 
 def _memory_gib(config: RunConfig, cost: Cost) -> float | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Mapping, Sequence
+from typing import Any, final
 
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from quadriga.contracts import (
     WeightSource,
 )
 from quadriga.errors import UserError
-from quadriga.modular.given import GivenModule, check_facts, given_modules
+from quadriga.modular.given import GivenModule, check_facts, given_modules, to_come
 from quadriga.modular.parts import check_cut, classes_of, copy_into, depth_of, misfits
 
 
@@ -41,6 +41,21 @@ class AssemblyConfig(ModularConfig):
         """Return the modules' paths."""
         return tuple(("modular.modules", path) for path in self.modules)
 
+    def check_sources(
+        self,
+        objective: ObjectiveConfig,
+        model: ModelConfig,
+        runs: Sequence[Mapping[str, Any] | None],
+    ) -> None:
+        """Check modules that are still to be trained.
+
+        Raises:
+            UserError: One will be missing, there twice, or foreign.
+        """
+        known = [to_come(p, run) for p, run in zip(self.modules, runs, strict=True) if run]
+        if len(known) == len(runs):
+            self._places(objective, model, known)
+
     def fill(
         self,
         built: Objective,
@@ -53,12 +68,7 @@ class AssemblyConfig(ModularConfig):
         Raises:
             UserError: A module is missing, there twice, or foreign.
         """
-        given = [module for source in sources for module in given_modules(source, self.depths)]
-        places = self._placed(given)
-        for module in places:
-            who = f"module {module.index} ({module.path})"
-            check_facts(module.facts, model, classes_of(objective), who)
-        _check_parents(places)
+        places = self._places(objective, model, sources)
         tensors: dict[str, Tensor] = {}
         for module in places:
             tensors |= module.tensors
@@ -67,6 +77,22 @@ class AssemblyConfig(ModularConfig):
             raise UserError(f"modular.modules: {problem}; name modules of this target")
         copy_into(built, {name: tensors[name] for name in built.state_dict()})
         return "assembled of " + ", ".join(f"{m.index}: {m.path}" for m in places)
+
+    def _places(
+        self, objective: ObjectiveConfig, model: ModelConfig, sources: Sequence[WeightSource]
+    ) -> list[GivenModule]:
+        """Return the modules of the sources in order.
+
+        Raises:
+            UserError: One is missing, there twice, or foreign.
+        """
+        given = [module for source in sources for module in given_modules(source, self.depths)]
+        places = self._placed(given)
+        for module in places:
+            who = f"module {module.index} ({module.path})"
+            check_facts(module.facts, model, classes_of(objective), who)
+        _check_parents(places)
+        return places
 
     def _placed(self, given: Sequence[GivenModule]) -> list[GivenModule]:
         """Return the modules in order.

@@ -48,7 +48,8 @@ class GivenModule:
     tensors: Mapping[str, Tensor]
     """Under their names in the target model."""
     meta: Mapping[int | None, str]
-    """Stage of the meta model -> digest of its tensors, as far as they are there; None: of all."""
+    """Stage of the meta model -> digest of its tensors, as far as they are there; None: of all. Of
+    a module that is still to be trained, None: where the meta model will be."""
     facts: Mapping[str, Any]
     """Fields of the model, as far as they are known, and ``classes``."""
 
@@ -69,6 +70,16 @@ def facts_of(source: WeightSource) -> dict[str, Any]:
         classes = (source.config.get("objective") or {}).get("classes")
         return {**(source.config.get("model") or {}), "classes": classes}
     return dict((source.notes or {}).get("model") or {})
+
+
+def to_come(path: str, run: Mapping[str, Any]) -> WeightSource:
+    """Return what is known of a source that is still to be trained.
+
+    Args:
+        path: Where it will be.
+        run: The values of its config.
+    """
+    return WeightSource(path=Path(path), tensors={}, config=run)
 
 
 def check_facts(
@@ -133,6 +144,8 @@ def _from_run(source: WeightSource, modular: Mapping[str, Any]) -> list[GivenMod
         shift = -offset(meta_depths, stage)
         meta[stage] = digest({renumbered(name, shift): t for name, t in own.items()})
     meta[None] = digest(whole)
+    if not source.tensors:  # still to be trained
+        meta = {None: str(modular["meta"])}
     return [
         GivenModule(
             source.path,

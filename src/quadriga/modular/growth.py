@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Mapping, Sequence
+from typing import Any, final
 
 import torch
 
@@ -16,7 +16,7 @@ from quadriga.contracts import (
     WeightSource,
 )
 from quadriga.modular.incubate import Growth, start_module
-from quadriga.modular.meta import fill_meta
+from quadriga.modular.meta import check_meta, fill_meta
 from quadriga.modular.parts import (
     check_cut,
     classes_of,
@@ -53,6 +53,20 @@ class GrowthConfig(ModularConfig):
     def sources(self) -> tuple[tuple[str, str], ...]:
         """Return the meta model's path."""
         return (("modular.meta", self.meta),)
+
+    def check_sources(
+        self,
+        objective: ObjectiveConfig,
+        model: ModelConfig,
+        runs: Sequence[Mapping[str, Any] | None],
+    ) -> None:
+        """Check a meta model that is still to be trained.
+
+        Raises:
+            UserError: It will be another one than this target's.
+        """
+        depths = meta_depths_of(self.depths, self.meta_depths)
+        check_meta(model, depths, classes_of(objective), self.meta, runs[0])
 
     def fill(
         self,

@@ -11,7 +11,7 @@ Hybrids of different modules have nothing to tell each other.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import final
+from typing import Any, final
 
 import torch
 from pydantic import Field, model_validator
@@ -29,7 +29,7 @@ from quadriga.contracts import (
 )
 from quadriga.modular.given import LIVE
 from quadriga.modular.incubate import Start, start_module
-from quadriga.modular.meta import fill_meta
+from quadriga.modular.meta import check_meta, fill_meta
 from quadriga.modular.parts import Cut, classes_of, cut_meta, cut_target, meta_depths_of
 
 
@@ -82,6 +82,20 @@ class HybridConfig(ModularConfig):
     def sources(self) -> tuple[tuple[str, str], ...]:
         """Return the meta model's path."""
         return (("modular.meta", self.meta),)
+
+    def check_sources(
+        self,
+        objective: ObjectiveConfig,
+        model: ModelConfig,
+        runs: Sequence[Mapping[str, Any] | None],
+    ) -> None:
+        """Check a meta model that is still to be trained.
+
+        Raises:
+            UserError: It will be another one than this target's.
+        """
+        depths = meta_depths_of(self.depths, self.meta_depths)
+        check_meta(model, depths, classes_of(objective), self.meta, runs[0])
 
     def fill(
         self,

@@ -2,13 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from quadriga.contracts import ModelConfig, Stage, WeightSource
 from quadriga.errors import UserError
 from quadriga.models.weights.modular_stages import digest
-from quadriga.modular.given import check_facts, facts_of, whole_model
+from quadriga.modular.given import check_facts, facts_of, to_come, whole_model
 from quadriga.modular.parts import block_of, copy_into, misfits
+
+
+def check_meta(
+    model: ModelConfig,
+    depths: Sequence[int],
+    classes: int | None,
+    path: str,
+    run: Mapping[str, Any] | None,
+) -> None:
+    """Check that a meta model that is still to be trained will be that of this target.
+
+    Args:
+        model: The target model.
+        depths: Blocks of each stage of the meta model.
+        classes: Classes of the target, where it has any.
+        path: Where it will be.
+        run: The values of its run's config, where known.
+
+    Raises:
+        UserError: It will be another one.
+    """
+    if run is None:
+        return
+    who = f"the meta model {path}"
+    kind = (run.get("modular") or {}).get("kind")
+    if kind == "hybrid":
+        raise UserError(f"{who} must be a whole model, but has modular.kind=hybrid; name another")
+    check_facts(facts_of(to_come(path, run)), model, classes, who)
+    blocks = (run.get("model") or {}).get("depth")
+    if blocks is not None and blocks != sum(depths):
+        raise UserError(
+            f"{who} must have {sum(depths)} blocks (modular.meta_depths {list(depths)}), but has "
+            f"{blocks}; name another one, or change modular.meta_depths"
+        )
 
 
 def fill_meta(

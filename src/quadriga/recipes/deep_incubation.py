@@ -9,6 +9,7 @@ from typing import Any
 
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.workflow import REFERENCE, Node, Workflow
+from quadriga.errors import UserError
 from quadriga.models.vit import ViTConfig
 from quadriga.modular.assembly import AssemblyConfig
 from quadriga.modular.hybrid import HybridConfig
@@ -44,8 +45,13 @@ def incubate(
         incubation: The phases.
         prefix: What the nodes' names begin with.
         meta: A node that is the meta model already; none to train one.
+
+    Raises:
+        UserError: A process is to train no module.
     """
     count, depths = len(incubation.depths), incubation.depths
+    if incubation.modules_per_run < 1:
+        raise UserError(f"modules_per_run must be 1 or more, but is {incubation.modules_per_run}")
     nodes = []
     if meta is None:
         meta = f"{prefix}meta"
@@ -74,21 +80,30 @@ def _node(
 
 
 def equal_depths(depth: int, modules: int) -> tuple[int, ...]:
-    """Cut a depth into modules that differ by at most one block; later ones are the deeper."""
+    """Cut a depth into modules that differ by at most one block; later ones are the deeper.
+
+    Raises:
+        UserError: Fewer than two modules, or more than blocks.
+    """
+    if modules < 2:
+        raise UserError(f"modules must be 2 or more, but is {modules}; quadriga train trains one")
+    if modules > depth:
+        raise UserError(f"modules must be at most the model's {depth} blocks, but is {modules}")
     return tuple(depth * (i + 1) // modules - depth * i // modules for i in range(modules))
 
 
 def deep_incubation_digits(
     modules: int = 4, initialise: Start = "function_preserving", modules_per_run: int = 1
 ) -> Workflow:
-    """Modules of two blocks on the embedded handwritten digits: about a minute on 2 cores.
+    """Modules of two blocks on the embedded handwritten digits: a minute or two on 2 cores.
 
     Command: ``quadriga run deep_incubation_digits --slots 2``. Expected: about 98 % for the meta
     model and the hybrids, 99 % after fine-tuning.
     """
-    base = deit_digits(30).override({"name": "end_to_end", "model.depth": 2 * modules})
+    depths = equal_depths(2 * modules, modules)
+    base = deit_digits(30).override({"name": "end_to_end", "model.depth": sum(depths)})
     incubation = Incubation(
-        depths=equal_depths(2 * modules, modules),
+        depths=depths,
         initialise=initialise,
         modules_per_run=modules_per_run,
         module={"train.epochs": 10},

@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from quadriga.engine.units import reading
 from quadriga.report.run_files import RunFiles, mapping_of, number_of
 from quadriga.report.series import short
 
@@ -40,6 +41,7 @@ class Row:
     protocol: str
     name: str
     value: float
+    """In percent where it is an accuracy."""
     random: float | None
     """The same number of the encoder before training."""
     details: dict[str, Any]
@@ -47,7 +49,7 @@ class Row:
     @property
     def is_percent(self) -> bool:
         """Whether the value is a share in percent (top1, top5, accuracy)."""
-        return self.name.startswith(("top", "accuracy", "f1"))
+        return reading(f"{self.protocol}.{self.name}")[1] == "%"
 
     @property
     def is_of_hundred(self) -> bool:
@@ -71,11 +73,14 @@ def _rows_of_result(result: dict[str, Any]) -> Iterator[Row]:
         number = number_of(value)
         is_baseline = name.endswith("_random") and name.removesuffix("_random") in numbers
         if number is not None and not is_baseline:
+            protocol = str(result.get("protocol", "unnamed"))
+            factor, _ = reading(f"{protocol}.{name}")
+            random = number_of(numbers.get(f"{name}_random"))
             yield Row(
-                protocol=str(result.get("protocol", "unnamed")),
+                protocol=protocol,
                 name=name,
-                value=number,
-                random=number_of(numbers.get(f"{name}_random")),
+                value=number * factor,
+                random=None if random is None else random * factor,
                 details=mapping_of(result.get("details")),
             )
 
@@ -85,17 +90,20 @@ def evaluation_section(run: RunFiles) -> str:
     rows = rows_of(run)
     if not rows:
         return '<p class="empty">No evaluation has been made yet.</p>'
-    body = "".join(_table_row(row) for row in rows)
+    compared = any(row.random is not None for row in rows)
+    body = "".join(_table_row(row, compared) for row in rows)
     step = number_of(run.evaluation.get("step"))
     caption = f"after step {step:,.0f}" if step is not None else ""
     details = "".join(_details(result) for result in _results(run))
+    columns = ("this encoder", "random encoder", "difference") if compared else ("value",)
+    values = "".join(f'<th class="n">{column}</th>' for column in columns)
     return f"""<div class="card scroll"><table class="numbers">
-<thead><tr><th>protocol {caption}</th><th>number</th><th class="n">this encoder</th>
-<th class="n">random encoder</th><th class="n">difference</th><th></th></tr></thead>
+<thead><tr><th>protocol {caption}</th><th>number</th>{values}<th></th></tr></thead>
 <tbody>{body}</tbody></table></div>{details}"""
 
 
-def _table_row(row: Row) -> str:
+def _table_row(row: Row, compared: bool) -> str:
+    """Return a row; `compared`: whether the table has columns of the random encoder."""
     suffix = " %" if row.is_percent else ""
     baseline = difference = "\N{EN DASH}"
     tone = ""
@@ -106,10 +114,13 @@ def _table_row(row: Row) -> str:
         difference = f"{sign}{_shown(row, abs(gap))}{' points' if row.is_percent else ''}"
         if row.is_percent:
             tone = " good" if gap > 0 else " bad" if gap < 0 else ""
+    beside = f'<td class="n">{baseline}</td><td class="n{tone}">{difference}</td>'
+    if not compared:
+        beside = ""
     return (
         f"<tr><td>{escape(_words(row.protocol))}</td><td>{escape(_words(row.name))}</td>"
-        f'<td class="n"><b>{_shown(row, row.value)}{suffix}</b></td><td class="n">{baseline}</td>'
-        f'<td class="n{tone}">{difference}</td><td class="barcell">{_bar(row)}</td></tr>'
+        f'<td class="n"><b>{_shown(row, row.value)}{suffix}</b></td>{beside}'
+        f'<td class="barcell">{_bar(row)}</td></tr>'
     )
 
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from html import escape
 
 from quadriga.engine.run_state import RunState
+from quadriga.engine.units import measured
 from quadriga.engine.workflow_graph import Needs, levels_of
 
-BOX_WIDTH, BOX_HEIGHT = 190, 58
+BOX_WIDTH, BOX_HEIGHT = 212, 58
 _GAP_ACROSS, _GAP_DOWN, _MARGIN = 56, 16, 4
 
 
@@ -68,7 +69,8 @@ def _box(
     share = min(1.0, state.step / state.total_steps) if state.total_steps else 0.0
     found: str = state.state
     if state.metric is not None and state.value is not None:
-        found = f"{state.state} \N{MIDDLE DOT} {_last(state.metric)} {state.value:.4g}"
+        value = measured(state.metric, state.value)
+        found = f"{state.state} \N{MIDDLE DOT} {_last(state.metric)} {value}"
     kind = f"box {state.state}{' result' if is_result else ''}"
     drawn = (
         f'<g class="{kind}"><title>{escape(name)}: {escape(found)}</title>'

@@ -118,6 +118,8 @@ def _tiles(run: RunFiles) -> Iterable[tuple[str, str, str, bool]]:
         name = {"knn": "k-NN"}.get(row.protocol, row.protocol.replace("_", " "))
         yield f"{name} top-1", f"{row.value:.2f} %", note, row.protocol == "linear_probe"
     for row in rows_of(run):
+        if (row.protocol, row.name) == ("held_out", "accuracy"):
+            yield "held-out accuracy", f"{row.value:.2f} %", "top-1", True
         if (row.protocol, row.name) == ("glue", "score"):
             yield "GLUE score", f"{row.value:.2f}", str(row.details.get("task", "")), True
     if run.metrics:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from quadriga.engine.units import reading
 from quadriga.report.run_files import Record, number_of
 
 BUCKETS = 400
@@ -73,7 +74,7 @@ def curves_of(metrics: Sequence[Record], events: Sequence[Record] = ()) -> list[
     named = [name for name in others if name not in (*_BOOKKEEPING, "loss")]
     found = [
         replace(curve_of(metrics, "loss", "loss"), marks=marks),
-        *(curve_of(metrics, name, name.replace("_", " ")) for name in named),
+        *(_metric_curve(metrics, name) for name in named),
         curve_of(metrics, "lr", "learning rate", smooth=False, from_zero=True),
         curve_of(metrics, "grad_norm", "gradient norm"),
         curve_of(metrics, "samples_per_second", "throughput", unit="samples/s", from_zero=True),
@@ -92,6 +93,12 @@ def curves_of(metrics: Sequence[Record], events: Sequence[Record] = ()) -> list[
         ),
     ]
     return [curve for curve in found if curve.values]
+
+
+def _metric_curve(metrics: Sequence[Record], name: str) -> Curve:
+    """Return the curve of one of the method's metrics, an accuracy in percent."""
+    factor, unit = reading(name)
+    return curve_of(metrics, name, name.replace("_", " "), unit=unit, scale=factor)
 
 
 def curve_of(

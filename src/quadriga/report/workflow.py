@@ -9,7 +9,7 @@ from typing import Any
 
 from quadriga.engine.files import write_text
 from quadriga.engine.run_state import RunState
-from quadriga.engine.units import bytes_, duration, flops
+from quadriga.engine.units import bytes_, duration, flops, measured
 from quadriga.engine.workflow_files import Graph, WorkflowDirectory
 from quadriga.engine.workflow_graph import order_of
 from quadriga.errors import UserError
@@ -87,21 +87,27 @@ def _runs(graph: Graph, states: Mapping[str, RunState], links: Mapping[str, str]
         shown = escape(name)
         if name in links:
             shown = f'<a href="{escape(links[name])}">{shown}</a>'
-        value = DASH if state.value is None else f"{state.value:.4g}"
+        metric, value = state.metric or "", DASH
+        if state.value is not None:
+            value = measured(metric, state.value)
         text = state.state if state.error is None else f"failed: {state.error}"
         rows.append(
             (
                 shown,
                 escape(", ".join(graph.needs[name]) or DASH),
-                escape(text),
+                f'<span class="told">{escape(text)}</span>',
                 f"{state.step:,} / {planned.total_steps:,}",
                 f"{planned.parameters:,}",
                 f"{planned.trainable_parameters:,}",
-                f"{escape((state.metric or '').replace('_', ' '))} <b>{value}</b>",
+                f"{escape(_words(metric))} <b>{value}</b>",
             )
         )
     titles = ("run", "starts from", "state", "steps", "parameters", "trained", "found")
     return _table(titles, rows, numbers=(3, 4, 5, 6))
+
+
+def _words(metric: str) -> str:
+    return metric.replace("_", " ").replace(".", ": ")
 
 
 def _cost(ledger: Mapping[str, Any]) -> str:
@@ -109,7 +115,7 @@ def _cost(ledger: Mapping[str, Any]) -> str:
     rows = [_bill(f"result: {ledger['result']['node']}", ledger["result"], reference)]
     rows += [_bill(name, known, reference) for name, known in ledger["others"].items()]
     if reference is not None:
-        rows.append(("reference, end to end, not run", _flops(reference["flops"]), *[DASH] * 6))
+        rows.append(("reference, not run", _flops(reference["flops"]), *[DASH] * 6))
     titles = (
         "model",
         "operations",
