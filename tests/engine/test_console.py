@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,3 +108,32 @@ def test_a_full_disk_ends_the_log_and_not_the_run(
     assert shown.err == (
         "warning: log.txt ends here, it cannot be written: No space left on device\n"
     )
+
+
+def test_a_reader_that_has_gone_ends_nothing(tmp_path: Path) -> None:
+    """``quadriga train ... | head -1``: the pipe is closed after the first line."""
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from quadriga.engine.console import Console\n"
+        "with Console() as console:\n"
+        "    console.open_log(Path(sys.argv[1]))\n"
+        "    for number in range(3):\n"
+        "        console.say(str(number))\n"
+        "        sys.stdin.readline()\n"
+    )
+    log = tmp_path / "log.txt"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(log)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "0\n"
+        process.stdout.close()
+        process.stdout = None
+        _, told = process.communicate("\n\n\n", timeout=60)
+    assert (process.returncode, told) == (0, "")
+    assert log.read_text() == "0\n1\n2\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -59,7 +60,17 @@ class Console:
             if self._live:
                 self._rich.print(text, markup=False)
             else:
-                print(text, flush=True)
+                self._print(text)
+
+    def _print(self, text: str) -> None:
+        """Print to standard output, as long as anybody reads it: `quadriga train ... | head`."""
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            # A month of training does not end for it. What is still buffered, and all that is
+            # printed from now on, goes nowhere; log.txt has it.
+            with open(os.devnull, "w", encoding="utf-8") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
     def line(self, text: str) -> None:
         """Print a line of progress: to the log, and to the screen where no bar shows it."""
