@@ -223,7 +223,8 @@ class Random(Objective):
         noise = randomness.uniform_rows(batch["key"], randomness.fold("noise"), TOKENS)
         order = noise.argsort(dim=1)
         images = images.gather(1, order[:, :, None].expand_as(images)) * self.weight
-        path = randomness.layer_uniform(1, images.shape[0], images.device) < 0.5
+        key = randomness.micro_batch_key(images.device)
+        path = randomness.uniform_rows(key, 1, images.shape[0])[0] < 0.5
         source = randomness.layer_generator(2, images.device)
         dropped = images * torch.empty_like(images).bernoulli_(0.5, generator=source)
         return LossOutput((dropped * path[:, None, None]).sum(), None, {})
