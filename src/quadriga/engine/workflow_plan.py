@@ -41,21 +41,32 @@ class Planner:
         self._opened: dict[str, Dataset] = {}
         self._costs: dict[str, Cost | None] = {}
 
-    def plan(self, config: RunConfig) -> Planned:
-        """Check a run as ``quadriga train`` does, as far as it needs no other run, and measure it.
+    def check(self, config: RunConfig) -> tuple[RunConfig, RunPlan]:
+        """Check a run as ``quadriga train`` does, as far as it needs no other run.
 
         Args:
             config: The run; references to other nodes in it are left alone.
 
+        Returns:
+            The run to measure, and its numbers.
+
         Raises:
             UserError: It cannot start.
         """
-        ranks = config.train.ranks
         self._check(config)
         check_origins(config, later=REFERENCE)
         if self._rehearses and leaves_it_to_data(config):
             config = config.override({"objective.classes": ASSUMED})
-        plan = self._numbers(config)
+        return config, self._numbers(config)
+
+    def measure(self, config: RunConfig, plan: RunPlan) -> Planned:
+        """Count what a run is, on the meta device.
+
+        Args:
+            config: The run.
+            plan: Its numbers.
+        """
+        ranks = config.train.ranks
         micro = math.ceil(plan.batch_size / (plan.world_size * plan.accumulate))
         own = list(build_on_meta(config).parameters())
         cost = self._cost(config, micro)
@@ -102,11 +113,11 @@ class Planner:
         Raises:
             UserError: Some cannot start: all of them and their reasons, in one line.
         """
-        planned: dict[str, Planned] = {}
+        checked: dict[str, tuple[RunConfig, RunPlan]] = {}
         problems: dict[str, list[str]] = {}
         for name, config in configs.items():
             try:
-                planned[name] = self.plan(config)
+                checked[name] = self.check(config)
                 _check_parts(config, configs)
             except UserError as error:
                 problems.setdefault(str(error), []).append(name)
@@ -114,7 +125,7 @@ class Planner:
             raise UserError(
                 "; ".join(f"{', '.join(names)}: {text}" for text, names in problems.items())
             )
-        return planned
+        return {name: self.measure(*both) for name, both in checked.items()}
 
 
 def _check_parts(config: RunConfig, others: Mapping[str, RunConfig]) -> None:
