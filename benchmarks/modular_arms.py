@@ -103,6 +103,8 @@ def seed_arms(
     zero = node(f"{begin}zero", base, {"objective.zero_residual": True})
     arms.add(ZERO, [zero])
     _add_incubation(arms, "function_preserving", base, depths, budget, begin)
+    if all_arms:
+        _add_published_finetuning(arms, budget, begin)
     for rate in rates:
         name = f"{begin}e2e_{rate:g}".replace(".", "p")
         arms.add(f"end to end, lr {rate:g}", [node(name, base, {"optim.lr": rate})])
@@ -113,7 +115,6 @@ def seed_arms(
             name = "stacking" if how == "stacking" else "growth"
             own = {"modular": grown.as_dict(), "train.epochs": budget.grown}
             arms.add(name, [node(f"{begin}{name}", base, own)], [meta])
-        _add_published_finetuning(arms, budget, begin)
     return arms
 
 

@@ -60,6 +60,9 @@ def arguments(doc: str, work_dir: str) -> argparse.ArgumentParser:
     parser.add_argument("--slots", type=int, default=2, help="runs at a time")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--picture", type=Path, help="a PNG file of accuracy against cost")
+    parser.add_argument(
+        "--only", action="append", default=[], help="runs to make now, such as s0_zero or 's0_fp*'"
+    )
     parser.add_argument("--goal", action="store_true", help="further arms; see modular_goal.py")
     parser.add_argument("--table", action="store_true", help="run nothing, show what is there")
     return parser
@@ -81,9 +84,11 @@ def compare(name: str, arms_of: Make, rates: Sequence[float], given: argparse.Na
         folder = given.work_dir / f"seed{seed}"
         if not given.table:
             workflow = Workflow(f"{name}_seed{seed}", tuple(arms.nodes), arms.arms[0].result)
-            request = RunRequest(name, work_dir=folder, slots=given.slots)
+            request = RunRequest(name, work_dir=folder, slots=given.slots, only=tuple(given.only))
             if make(as_it_is(workflow), request) != 0:
                 raise SystemExit(f"{name}: seed {seed} is not finished; the same command goes on")
+            if given.only:
+                break
         results = results_of(WorkflowDirectory(folder), arms.arms)
         if len(chosen) > 1:
             tried = {
