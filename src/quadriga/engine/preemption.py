@@ -16,9 +16,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, TracebackType
-from typing import Any, Self, final
+from typing import Self, final
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """Signals that ask a run to save and stop."""
@@ -28,6 +28,26 @@ ECHO_SECONDS = 5.0
 and the ranks, and the launcher hands on what it got."""
 
 _KILLED = 128
+
+
+@contextlib.contextmanager
+def handling(
+    numbers: Iterable[signal.Signals], handle: Callable[[int, FrameType | None], None]
+) -> Iterator[None]:
+    """Return a context in which signals are handled; the handlers before it come back after.
+
+    Outside the main thread it changes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            # None: a handler that was not installed from Python, and cannot be from here.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class Preempted(BaseException):
@@ -56,15 +76,14 @@ class Preemption:
         """Whether this process was asked to stop."""
         self.signal_name = "a signal to another rank"
         """What asked this process, for the user."""
-        self._before: dict[signal.Signals, Any] = {}
+        self._handlers = contextlib.ExitStack()
         self._terminated_at: float | None = None
         self._saved_step: int | None = None
         self._leaving = False
 
     def __enter__(self) -> Self:
         """Install the handlers, in the main thread; elsewhere nothing is ever asked."""
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._handlers.enter_context(handling(SIGNALS, self._handle))
         return self
 
     def __exit__(
@@ -74,10 +93,7 @@ class Preemption:
         trace: TracebackType | None,
     ) -> None:
         """Bring back the handlers that were there."""
-        for number, handler in self._before.items():
-            # None: a handler that was not installed from Python, and cannot be from here.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._before = {}
+        self._handlers.close()
 
     def preempted(self, step: int, on_every_rank: bool = True) -> Preempted:
         """Return the exception that ends the run after `step` finished and saved steps."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import final
 
@@ -18,7 +17,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from quadriga.engine.facts import cores
-from quadriga.engine.preemption import SIGNALS
+from quadriga.engine.preemption import SIGNALS, handling
 from quadriga.launch.attempts import FINAL, RESTARTS
 
 _OURS = "--signals-to-handle"
@@ -48,18 +47,9 @@ class _HandOn:
     def __init__(self) -> None:
         self.asked = False
 
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
+    def installed(self) -> AbstractContextManager[None]:
         """Return the context; outside the main thread it changes nothing."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        return handling(SIGNALS, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.asked = True

@@ -11,13 +11,12 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from quadriga.engine.preemption import SIGNALS
+from quadriga.engine.preemption import SIGNALS, handling
 from quadriga.errors import UserError
 from quadriga.launch.attempts import FINAL
 
@@ -149,18 +148,11 @@ def _end(running: Sequence[subprocess.Popen[bytes]], patience: float) -> None:
 @contextlib.contextmanager
 def _handing_on(running: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
     """Hand the signals that stop a run on to its processes, which save and end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         for process in running:
             if process.poll() is None:
                 process.send_signal(number)
 
-    before = {number: signal.signal(number, hand_on) for number in SIGNALS}
-    try:
+    with handling(SIGNALS, hand_on):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)

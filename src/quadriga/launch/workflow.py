@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Literal, final
 
-from quadriga.engine.preemption import SIGNALS
+from quadriga.engine.preemption import SIGNALS, handling
 from quadriga.engine.time_log import FAILED, STOPPED, note
 from quadriga.engine.workflow_graph import Needs
 from quadriga.errors import EXIT_PREEMPTED, EXIT_USER_ERROR
@@ -94,7 +92,7 @@ class Maker:
             watch: Called again and again, and after each change.
         """
         try:
-            with self._handing_on():
+            with handling(_TOLD, self._handle):
                 while self._start() or self._running:
                     watch(self.outcome)
                     time.sleep(self._poll_seconds)
@@ -156,18 +154,6 @@ class Maker:
         outcome.codes[name] = code or EXIT_USER_ERROR
         outcome.errors[name] = _sentence(task, code)
         note(task.folder, "end", how=FAILED, code=code, error=outcome.errors[name])
-
-    @contextlib.contextmanager
-    def _handing_on(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._handle) for number in _TOLD}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.outcome.asked_by is not None:

@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, final
+from collections.abc import Sequence
+from typing import final
 
 import torch
 
 from quadriga.contracts import (
     ModelConfig,
-    ModularConfig,
     Objective,
     ObjectiveConfig,
     Splittable,
     WeightSource,
 )
+from quadriga.modular.from_meta import FromMetaConfig
 from quadriga.modular.incubate import Growth, start_module
-from quadriga.modular.meta import check_meta, fill_meta
+from quadriga.modular.meta import fill_meta
 from quadriga.modular.parts import (
     check_cut,
     classes_of,
     cut_meta,
     depth_of,
-    meta_depths_of,
 )
 
 
 @final
-class GrowthConfig(ModularConfig):
+class GrowthConfig(FromMetaConfig):
     """The target model, all of it trained, started from a trained meta model."""
 
-    depths: tuple[int, ...]
-    """Blocks of the target that grow out of each stage of the meta model."""
-    meta: str
-    """The trained meta model: a run, a checkpoint, or a file in the published layout."""
-    meta_depths: tuple[int, ...] | None = None
-    """Blocks of each stage of the meta model; none: one each."""
     how: Growth = "function_preserving"
     """function_preserving: the new blocks do nothing at first. stacking: they are copies."""
 
@@ -47,26 +40,8 @@ class GrowthConfig(ModularConfig):
         """
         check_cut(self.depths, depth_of(model))
         with torch.device("meta"):
-            cut_meta(objective, model, meta_depths_of(self.depths, self.meta_depths))
+            cut_meta(objective, model, self.meta_cut())
         return objective.build(model)
-
-    def sources(self) -> tuple[tuple[str, str], ...]:
-        """Return the meta model's path."""
-        return (("modular.meta", self.meta),)
-
-    def check_sources(
-        self,
-        objective: ObjectiveConfig,
-        model: ModelConfig,
-        runs: Sequence[Mapping[str, Any] | None],
-    ) -> None:
-        """Check a meta model that is still to be trained.
-
-        Raises:
-            UserError: It will be another one than this target's.
-        """
-        depths = meta_depths_of(self.depths, self.meta_depths)
-        check_meta(model, depths, classes_of(objective), self.meta, runs[0])
 
     def fill(
         self,
@@ -81,7 +56,7 @@ class GrowthConfig(ModularConfig):
             UserError: The meta model is another one.
         """
         assert isinstance(built, Splittable)
-        depths = meta_depths_of(self.depths, self.meta_depths)
+        depths = self.meta_cut()
         with torch.device("meta"):
             shapes = cut_meta(objective, model, depths).stages
         meta = [stage.to_empty(device="cpu") for stage in shapes]

@@ -11,7 +11,7 @@ Hybrids of different modules have nothing to tell each other.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import final
 
 import torch
 from pydantic import Field, model_validator
@@ -21,31 +21,25 @@ from quadriga.contracts import (
     Batch,
     LossOutput,
     ModelConfig,
-    ModularConfig,
     Objective,
     ObjectiveConfig,
     Stage,
     WeightSource,
 )
+from quadriga.modular.from_meta import FromMetaConfig
 from quadriga.modular.given import LIVE
 from quadriga.modular.incubate import Start, start_module
-from quadriga.modular.meta import check_meta, fill_meta
-from quadriga.modular.parts import Cut, classes_of, cut_meta, cut_target, meta_depths_of
+from quadriga.modular.meta import fill_meta
+from quadriga.modular.parts import Cut, classes_of, cut_meta, cut_target
 
 
 @final
-class HybridConfig(ModularConfig):
+class HybridConfig(FromMetaConfig):
     """Some modules of the target, each among the frozen stages of the meta model."""
 
-    depths: tuple[int, ...]
-    """Blocks of each module of the target model; they add up to `model.depth`."""
     live: tuple[int, ...]
     """Which modules train, from 0. Several in one process share the data and the frozen stages
     below them, and are otherwise trained as if apart."""
-    meta: str
-    """The trained meta model: a run, a checkpoint, or a file in the published layout."""
-    meta_depths: tuple[int, ...] | None = None
-    """Blocks of each stage of the meta model; none: one each."""
     initialise: Start = "function_preserving"
     """How a module starts. random: as in the published method; inherit: with the meta model's
     embedding or classifier; function_preserving: as the meta model's stage followed by blocks that
@@ -76,26 +70,8 @@ class HybridConfig(ModularConfig):
         with torch.device("meta"):
             shapes = cut_target(objective, model, self.depths)
         modules = cut_target(objective, model, self.depths)
-        meta = cut_meta(objective, model, meta_depths_of(self.depths, self.meta_depths))
+        meta = cut_meta(objective, model, self.meta_cut())
         return Hybrid(self, modules, meta.stages, shapes.stages)
-
-    def sources(self) -> tuple[tuple[str, str], ...]:
-        """Return the meta model's path."""
-        return (("modular.meta", self.meta),)
-
-    def check_sources(
-        self,
-        objective: ObjectiveConfig,
-        model: ModelConfig,
-        runs: Sequence[Mapping[str, Any] | None],
-    ) -> None:
-        """Check a meta model that is still to be trained.
-
-        Raises:
-            UserError: It will be another one than this target's.
-        """
-        depths = meta_depths_of(self.depths, self.meta_depths)
-        check_meta(model, depths, classes_of(objective), self.meta, runs[0])
 
     def fill(
         self,
@@ -110,7 +86,7 @@ class HybridConfig(ModularConfig):
             UserError: The meta model is another one.
         """
         assert isinstance(built, Hybrid)
-        depths, classes = meta_depths_of(self.depths, self.meta_depths), classes_of(objective)
+        depths, classes = self.meta_cut(), classes_of(objective)
         told = fill_meta(built.frozen, model, depths, classes, sources[0])
         for index, module in built.modules_by_index().items():
             meta = built.frozen[index]
