@@ -85,3 +85,10 @@ def test_two_files_without_a_stage_in_common_have_one_meta_model():
     assert given_modules(first, (2, 2))[0].meta[None] == given_modules(same, (2, 2))[0].meta[None]
     untold = dataclasses.replace(other, notes={"index": 1})
     built(run, [first, untold])
+
+
+@pytest.mark.parametrize("index", [2, -1, "0", 1.0])
+def test_a_file_that_names_no_stage_of_its_own_is_refused(index):
+    wrong = dataclasses.replace(module_file(0, seed=1), notes={"index": index})
+    with pytest.raises(UserError, match="must say which of its 2 stages was trained"):
+        given_modules(wrong, (2, 2))

@@ -174,6 +174,11 @@ def _from_file(source: WeightSource, depths: Sequence[int]) -> GivenModule:
     index = notes.get("index")
     if index is None:
         index = _odd_one_out(found, depths, name)
+    if not isinstance(index, int) or not 0 <= index < len(found):
+        raise UserError(
+            f"modular.modules: {name} must say which of its {len(found)} stages was trained, from "
+            f"0 on, but says {index!r}; write it again"
+        )
     shift = offset(depths, index)
     tensors = own_names(source.stages[index], name)
     own = {renumbered(key, shift): tensor for key, tensor in tensors.items()}
