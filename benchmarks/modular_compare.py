@@ -87,8 +87,6 @@ def compare(name: str, arms_of: Make, rates: Sequence[float], given: argparse.Na
             request = RunRequest(name, work_dir=folder, slots=given.slots, only=tuple(given.only))
             if make(as_it_is(workflow), request) != 0:
                 raise SystemExit(f"{name}: seed {seed} is not finished; the same command goes on")
-            if given.only:
-                break
         results = results_of(WorkflowDirectory(folder), arms.arms)
         if len(chosen) > 1:
             tried = {
@@ -100,6 +98,8 @@ def compare(name: str, arms_of: Make, rates: Sequence[float], given: argparse.Na
                 chosen = [max(tried, key=lambda rate: tried[rate].accuracy)]
         for arm, result in results.items():
             found.setdefault(arm, []).append(result)
+        if given.only:
+            break
     show(found)
     if given.picture is not None:
         draw(found, given.picture)
