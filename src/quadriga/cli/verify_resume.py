@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from rich.console import Console
 from rich.table import Table
@@ -269,7 +269,7 @@ def conclude(
     """Print what was found; return the exit code."""
     passed = all(case.passed for case in cases)
     if request.json:
-        result: dict[str, Any] = {
+        result = {
             "passed": passed,
             "recipe": request.recipe,
             "steps": request.steps,
@@ -287,12 +287,9 @@ def conclude(
         table.add_row(*map(str, cells), style=None if case.passed else "red")
     # A file has no width; 80 columns would break every word.
     Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH).print(table)
-    good = sum(case.passed for case in cases)
-    print(
-        f"{good} of {len(cases)} cases are as they must be"
-        if passed
-        else f"{len(cases) - good} of {len(cases)} cases are DIFFERENT"
-    )
+    bad = sum(not case.passed for case in cases)
+    found = f"{bad} of {len(cases)} cases are DIFFERENT"
+    print(found if bad else f"{len(cases)} of {len(cases)} cases are as they must be")
     print(
         "straight runs show the first digits of SHA-256; within a layout every bit must be equal, "
         "across layouts the samples, and the greatest relative difference is shown"

@@ -160,6 +160,7 @@ def _rehearse(graph: Graph, configs: Mapping[str, RunConfig]) -> None:
     levels = levels_of(graph.needs)
 
     def row(name: str, planned: Planned) -> tuple[str, ...]:
+        """Return the cells of one run."""
         memory, work = planned.memory_gib, planned.flops
         return (
             name,

@@ -14,9 +14,9 @@ from quadriga.contracts import OptimizerConfig
 from quadriga.optim.foreach import (
     ForeachOptimizer,
     average_in,
+    gathered,
     norms_of,
     step_counts,
-    summed,
 )
 from quadriga.optim.groups import groups_of
 
@@ -95,10 +95,10 @@ class Adafactor(ForeachOptimizer):
             return average_in(self, parameter, "variance", squares, share).sqrt()
         rows = average_in(self, parameter, "row_variance", _mean_square(gradient, -1), share)
         columns = average_in(self, parameter, "column_variance", _mean_square(gradient, -2), share)
-        mean = summed(rows.sum(dim=-2, keepdim=True)) / rows.shape[-2]
+        mean = gathered(rows.sum(dim=-2, keepdim=True), pending_only=True) / rows.shape[-2]
         return (rows / mean).sqrt() * columns.sqrt()
 
 
 def _mean_square(tensor: Tensor, dim: int) -> Tensor:
-    norm = summed(torch.linalg.vector_norm(tensor, dim=dim, keepdim=True))
+    norm = gathered(torch.linalg.vector_norm(tensor, dim=dim, keepdim=True), pending_only=True)
     return norm.square() / tensor.shape[dim] + _SQUARE_EPS

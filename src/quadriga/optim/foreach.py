@@ -92,14 +92,23 @@ def average_in(
     return average
 
 
-def summed(tensor: Tensor) -> Tensor:
-    """Return a tensor whose elements are whole: a sharded one's pending reduction is made."""
+def gathered(tensor: Tensor, pending_only: bool = False) -> Tensor:
+    """Return a sharded tensor whole on every rank.
+
+    Args:
+        tensor: Sharded or not.
+        pending_only: Whether only a pending reduction is made, so that its elements are whole and
+            it stays where it is.
+    """
     if not hasattr(tensor, "device_mesh"):
         return tensor
     # Loaded already, for there is such a tensor; at the top it would cost every start seconds.
     from torch.distributed.tensor import Replicate
 
-    found = [Replicate() if p.is_partial() else p for p in tensor.placements]  # type: ignore[attr-defined]
+    found = [
+        p if pending_only and not p.is_partial() else Replicate()
+        for p in tensor.placements  # type: ignore[attr-defined]
+    ]
     return tensor.redistribute(placements=found)  # type: ignore[attr-defined, no-any-return]
 
 

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from quadriga.optim.foreach import gathered
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the odd quintic of Jordan et al. 2024, steepest at 0: it takes singular values that are not
 tiny to between 0.7 and 1.2 within five steps."""
@@ -61,18 +63,7 @@ def orthogonalise_all(
         places.setdefault((matrix.shape, matrix.dtype, matrix.device), []).append(place)
     found: dict[int, Tensor] = {}
     for (_, original, _), members in places.items():
-        batch = torch.stack([_gathered(matrices[place]) for place in members])
+        batch = torch.stack([gathered(matrices[place]) for place in members])
         results = orthogonalise(batch, steps, dtype).to(original)
         found.update(zip(members, results.unbind(), strict=True))
     return [found[place] for place in range(len(matrices))]
-
-
-def _gathered(tensor: Tensor) -> Tensor:
-    """Return a sharded tensor whole on every rank, once instead of in each matrix product."""
-    if not hasattr(tensor, "device_mesh"):
-        return tensor
-    # Loaded already, for there is such a tensor; at the top it would cost every start seconds.
-    from torch.distributed.tensor import Replicate
-
-    mesh = tensor.device_mesh
-    return tensor.redistribute(placements=[Replicate()] * mesh.ndim)  # type: ignore[attr-defined, no-any-return]
