@@ -4,9 +4,9 @@
         [--work-dir runs/modular_cifar10] [--picture FILE.png] [--goal] [--table]
 
 A fifth of the training images of each class (10,000) and all 10,000 test images; a vision
-transformer of width 64 with patches of 4 px. Sized for about 20 minutes per arm on one core: end
-to end 16 epochs; or a meta model of four blocks (10), four modules (5 each) and fine-tuning (5);
-or the target grown out of the meta model (12). The columns are explained in modular_shapes.py.
+transformer of width 64 with patches of 4 px. Sized for 15 to 20 minutes per arm on one core: end
+to end 10 epochs; or a meta model of four blocks (5), four modules (3 each) and fine-tuning (3.5);
+or the target grown out of the meta model (8). The columns are explained in modular_shapes.py.
 
 Two runs at a time. It can be stopped anywhere and started again: what is finished is not redone.
 """
@@ -23,7 +23,7 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.recipes.deit import deit_cifar10
 
 DEPTHS = (4, 4, 4, 4)
-BUDGET = Budget(end_to_end=16, meta=10, module=5, finetune=5, grown=12, rates=(5e-4, 1e-3, 2e-3))
+BUDGET = Budget(end_to_end=10, meta=5, module=3, finetune=3.5, grown=8, rates=(5e-4, 1e-3, 2e-3))
 
 
 def base(root: Path) -> RunConfig:
