@@ -53,6 +53,7 @@ def add_goal_arms(
     own = {"modular": grown.as_dict(), "train.epochs": round((SHARE - 1 / 32) * whole)}
     arms.add("growth from the short meta model", [node(f"{begin}short_growth", base, own)], [meta])
     _add_second_round(arms, base, depths, nodes[-1].name, whole, begin)
+    _add_one_decay(arms, base, depths, whole, begin)
 
 
 def _add_second_round(
@@ -96,3 +97,30 @@ def _add_second_round(
         )
     )
     arms.add("a second round of modules after it", nodes, needed)
+
+
+def _add_one_decay(
+    arms: Arms, base: RunConfig, depths: tuple[int, ...], whole: float, begin: str
+) -> None:
+    """Add an incubation whose learning rate falls once: while the whole is fine-tuned.
+
+    The meta model and the modules stay at the peak after their warm-up.
+    """
+    level = {"schedule.final_factor": 1.0}
+    meta = f"{begin}level_meta"
+    small = {"model.depth": len(depths), "model.drop_path": 0.0, "train.epochs": whole / 2}
+    incubation = Incubation(
+        depths,
+        "function_preserving",
+        module={"train.epochs": whole / 6, "schedule.warmup_epochs": 1, **level},
+        finetune={
+            "train.epochs": round(whole * 0.47),
+            "schedule.warmup_epochs": 1,
+            "evaluation.at_start": True,
+        },
+    )
+    nodes = [
+        node(meta, base, small | level),
+        *incubate(base, incubation, f"{begin}level_", meta),
+    ]
+    arms.add("one decay over all phases", nodes)
