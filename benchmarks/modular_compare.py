@@ -9,12 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("agg")
-from matplotlib import pyplot
-
 from modular_arms import ZERO, Arm, Arms
+from modular_picture import Row, draw
 from quadriga.cli.workflow import RunRequest, make
 from quadriga.cli.workflow_words import as_it_is
 from quadriga.engine.evaluate import RESULTS
@@ -101,8 +97,8 @@ def compare(name: str, arms_of: Make, rates: Sequence[float], given: argparse.Na
         if given.only:
             break
     show(found)
-    if given.picture is not None:
-        draw(found, given.picture)
+    if given.picture is not None and found:
+        draw(_rows(found), given.picture)
 
 
 def results_of(directory: WorkflowDirectory, arms: Sequence[Arm]) -> dict[str, Result]:
@@ -188,25 +184,21 @@ def show(found: Mapping[str, Sequence[Result]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
 
 
+def _rows(found: Mapping[str, Sequence[Result]]) -> list[Row]:
+    """Return what the picture shows of each arm."""
+    base = found.get(ZERO, next(iter(found.values())))[0]
+    return [
+        Row(
+            arm=name,
+            accuracies=[result.accuracy for result in results],
+            before=[result.before for result in results if result.before is not None],
+            flops=results[0].flops / base.flops,
+            path=results[0].path_flops / base.path_flops,
+            memory=(results[0].module_gib or results[0].memory_gib) / base.memory_gib,
+        )
+        for name, results in found.items()
+    ]
+
+
 def _mean(results: Sequence[Result]) -> float:
     return statistics.mean(result.accuracy for result in results)
-
-
-def draw(found: Mapping[str, Sequence[Result]], path: Path) -> None:
-    """Draw accuracy against the critical path, with the spread over the seeds."""
-    base = found.get(ZERO, next(iter(found.values())))[0]
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    for name, results in found.items():
-        accuracies = [result.accuracy for result in results]
-        x = results[0].path_flops / base.path_flops
-        mean = statistics.mean(accuracies)
-        low, high = mean - min(accuracies), max(accuracies) - mean
-        axes.errorbar([x], [mean], yerr=[[low], [high]], fmt="o", capsize=4)
-        axes.annotate(name, (x, mean), textcoords="offset points", xytext=(6, 4), fontsize=8)
-    axes.set_xlabel("critical path in FLOPs / that of end-to-end training")
-    axes.set_ylabel("test accuracy (%)")
-    axes.margins(x=0.25)
-    axes.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    print(f"picture: {path}")
