@@ -14,6 +14,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from quadriga.distributed.freed_memory import keep_freed_memory
 from quadriga.errors import UserError
 
 
@@ -159,6 +160,8 @@ def process_group(
     set_threads(launch.local_world_size)
     if place.type == "cuda":
         torch.cuda.set_device(place)
+    else:
+        keep_freed_memory()
     env = DistEnv(launch.rank, launch.world_size, launch.local_rank, launch.local_world_size, place)
     if launch.world_size == 1:
         yield env
