@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from quadriga.engine.ledger import longest_path
 from quadriga.engine.units import duration, flops
 from quadriga.engine.workflow import Workflow
 from quadriga.engine.workflow_files import Graph, WorkflowDirectory
+from quadriga.errors import EXIT_USER_ERROR, UserError
 
 METRIC = "held_out.accuracy"
 Make = Callable[[int, Sequence[float]], Arms]
@@ -81,7 +83,12 @@ def compare(name: str, arms_of: Make, rates: Sequence[float], given: argparse.Na
         if not given.table:
             workflow = Workflow(f"{name}_seed{seed}", tuple(arms.nodes), arms.arms[0].result)
             request = RunRequest(name, work_dir=folder, slots=given.slots, only=tuple(given.only))
-            if make(as_it_is(workflow), request) != 0:
+            try:
+                code = make(as_it_is(workflow), request)
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr)
+                raise SystemExit(EXIT_USER_ERROR) from None
+            if code != 0:
                 raise SystemExit(f"{name}: seed {seed} is not finished; the same command goes on")
         results = results_of(WorkflowDirectory(folder), arms.arms)
         if len(chosen) > 1:
