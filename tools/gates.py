@@ -1,8 +1,9 @@
-"""Gates on the shape of the code: size of files and functions, annotations, docstrings.
+"""Gates on the shape of the code: size of functions, annotations, docstrings.
 
     python tools/gates.py
 
-Prints one line for each place that breaks a rule and exits 1 if there is one.
+Prints one line for each place that breaks a rule and exits 1 if there is one. Long files are named
+as places to look at; they break no rule.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-FILE_LINES = 300
+FILE_LINES = 500
+"""A file is one concept; a longer one may be two."""
 FUNCTION_LINES = 60
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,9 +25,6 @@ def problems_of(path: Path) -> Iterator[str]:
     """Yield each place of one source file that breaks a rule."""
     text = path.read_text(encoding="utf-8")
     where = path.relative_to(ROOT)
-    lines = text.count("\n")
-    if lines > FILE_LINES:
-        yield f"{where}: {lines} lines, the limit is {FILE_LINES}"
     tree = ast.parse(text)
     if ast.get_docstring(tree) is None:
         yield f"{where}: no docstring"
@@ -61,6 +60,10 @@ def main() -> int:
     """Check src, benchmarks, surfaces and tools; return the exit code."""
     folders = ("src", "benchmarks", "surfaces", "tools")
     files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    for path in files:
+        lines = path.read_text(encoding="utf-8").count("\n")
+        if lines > FILE_LINES:
+            print(f"look at {path.relative_to(ROOT)}: {lines} lines, more than {FILE_LINES}")
     problems = [line for path in files for line in problems_of(path)]
     print("\n".join(problems) or f"gates: {len(files)} files, nothing to mend")
     return 1 if problems else 0
