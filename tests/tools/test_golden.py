@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 
+import pytest
 import torch
 
 import golden
@@ -109,3 +111,18 @@ def test_record_then_compare(tmp_path, monkeypatch, capsys):
     assert golden.main(["record", str(file), "--only", "glue"]) == 0
     assert list(json.loads(file.read_text())["runs"]) == ["mae", "glue"]
     assert golden.main(["record", *words]) == 1
+
+
+def test_the_spelling_is_the_first_that_the_source_knows(tmp_path, monkeypatch):
+    known = "executor.kind=pipeline"
+
+    def quadriga(self, folder, *words):
+        code = 0 if known in words and words[-1] == "--print-config" else 2
+        return subprocess.CompletedProcess(words, code, "", "unknown key pipeline.schedule\n")
+
+    monkeypatch.setattr(golden.Runner, "quadriga", quadriga)
+    runner, case = golden.Runner(tmp_path, tmp_path), cases.CASES["bert_1f1b"]
+    assert runner.spell(tmp_path, case)[-3:-1] == [known, "executor.schedule=1f1b"]
+    known = "neither"
+    with pytest.raises(golden.Failed, match=r"pipeline\.schedule"):
+        runner.spell(tmp_path, case)
