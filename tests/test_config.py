@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -12,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator
 
+from errors import refuses
 from quadriga.config import Choice, Config
-from quadriga.errors import UserError, nearest
+from quadriga.errors import nearest
 from quadriga.provenance import Resolved
 
 
@@ -55,36 +55,37 @@ class Run(Config):
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "fragments"),
     [
         (
             {"optim.learning_rate": "1"},
-            "unknown key optim.learning_rate (set on the command line); did you mean optim.lr?",
+            ("optim.learning_rate", "command line", "optim.lr"),
         ),
-        ({"lr": "1"}, "unknown key lr (set on the command line); did you mean optim.lr?"),
-        ({"optim.scalin": "1"}, "did you mean optim.scaling?"),
+        ({"lr": "1"}, ("lr", "command line", "optim.lr")),
+        ({"optim.scalin": "1"}, ("optim.scalin", "optim.scaling")),
         (
             {"optim.lr": "7.5"},
-            "optim.lr must be between 0 and 1, but is 7.5 (set on the command line)",
+            ("optim.lr", "between 0 and 1", "7.5", "command line"),
         ),
-        ({"optim.lr": "fast"}, "optim.lr must be a number, but is 'fast'"),
-        ({"optim.fused": "perhaps"}, "optim.fused must be true or false, but is 'perhaps'"),
-        ({"steps": "4.5"}, "steps must be an integer, but is 4.5"),
-        ({"optim.scaling": "liner"}, "did you mean linear?"),
-        ({"optim.betas": "0.9,x"}, "optim.betas.1 must be a number, but is 'x'"),
-        ({"optim.betas": "[0.9"}, "optim.betas must be valid JSON, but is '[0.9'"),
-        ({"steps.x": "3"}, "steps is a single value, 3, and has no keys below it"),
-        ({"optim": "3"}, "optim must be a group of keys, but is '3'"),
-        ({"low": "11"}, "low must be at most high (10), but is 11"),
-        ({"protocols.7.neighbours": "3"}, "must end in a position from 0 to 1"),
-        ({"protocol.kind": "nea"}, "protocol.kind 'nea' does not exist"),
-        ({"protocol.neighbours": "0"}, "protocol.neighbours must be at least 1, but is 0"),
+        ({"optim.lr": "fast"}, ("optim.lr", "number", "'fast'")),
+        ({"optim.fused": "perhaps"}, ("optim.fused", "true", "false", "'perhaps'")),
+        ({"steps": "4.5"}, ("steps", "integer", "4.5")),
+        ({"optim.scaling": "liner"}, ("optim.scaling", "liner", "linear")),
+        ({"optim.betas": "0.9,x"}, ("optim.betas.1", "number", "'x'")),
+        ({"optim.betas": "[0.9"}, ("optim.betas", "JSON", "'[0.9'")),
+        ({"steps.x": "3"}, ("steps", "3")),
+        ({"optim": "3"}, ("optim", "group", "'3'")),
+        ({"low": "11"}, ("low", "high", "10", "11")),
+        ({"protocols.7.neighbours": "3"}, ("protocols.7", "0 to 1")),
+        ({"protocol.kind": "nea"}, ("protocol.kind", "'nea'")),
+        ({"protocol.neighbours": "0"}, ("protocol.neighbours", "1", "0")),
     ],
 )
-def test_a_mistake_is_one_clear_line(override: dict[str, str], message: str) -> None:
-    with pytest.raises(UserError, match=re.escape(message)) as caught:
+def test_a_mistake_is_one_clear_line(
+    override: dict[str, str], fragments: tuple[object, ...]
+) -> None:
+    with refuses(*fragments):
         Run().override(override, "command line")
-    assert "\n" not in str(caught.value)
 
 
 def test_overrides_reach_nested_values_lists_and_none() -> None:
@@ -161,7 +162,7 @@ def test_every_value_knows_where_it_came_from() -> None:
 
 
 def test_a_damaged_saved_config_is_refused() -> None:
-    with pytest.raises(UserError, match="not a saved config"):
+    with refuses("config"):
         Resolved.from_json(Run, '{"config": ')
 
 

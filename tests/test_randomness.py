@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from errors import refuses
 from quadriga import randomness
 from quadriga.randomness import Stream, fold, fold_numpy, mix, shuffled, uniform_rows
 
@@ -93,13 +94,13 @@ def test_stream_moments() -> None:
     assert normals.mean() == pytest.approx(2.0, abs=0.1)
     assert normals.std() == pytest.approx(3.0, abs=0.1)
     assert {stream.choice("abc") for _ in range(50)} == set("abc")
-    with pytest.raises(ValueError, match="bound must be at least 1"):
+    with refuses("bound", "1", error=ValueError):
         stream.integer(0)
 
 
 def test_layers_draw_inside_a_micro_batch_only() -> None:
     device = torch.device("cpu")
-    with pytest.raises(RuntimeError, match="outside randomness"):
+    with refuses("randomness.micro_batch", error=RuntimeError):
         layer_uniform(fold(1), 4, device)
     with randomness.micro_batch(0, 1, 2, 3):
         first = layer_uniform(fold(1), 4, device)

@@ -12,11 +12,11 @@ from cifar_files import COARSE, FINE, NAMES_10, cifar_10, cifar_100, images, pic
 from hypothesis import given
 from hypothesis import strategies as st
 
+from errors import refuses
 from quadriga.contracts import DatasetConfig
 from quadriga.data.cifar import CifarConfig
 from quadriga.data.plain_pickle import NotPlain, read_plain
 from quadriga.data.shifted_views import ShiftedViewsConfig
-from quadriga.errors import UserError
 
 FORMS = [("bin", 2), ("py", 2), ("py", 3)]
 
@@ -84,19 +84,17 @@ def test_the_config_round_trips(tmp_path):
     assert DatasetConfig.from_dict(config.as_dict()) == config
 
 
-def refusal(root, split="train", **values):
-    with pytest.raises(UserError) as caught:
+def refusal(root, *fragments, split="train", **values):
+    with refuses("data.", *fragments):
         CifarConfig(root=root, **values).build(split)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_refusals_say_what_is_wrong(tmp_path):
-    assert "must hold the files of CIFAR-10 or CIFAR-100" in refusal(tmp_path)
+    refusal(tmp_path, "data.root", "cifar-10-batches-bin", "data.kind=image_folder")
     cifar_10(tmp_path, "bin")
-    assert "labels must be fine for CIFAR-10" in refusal(tmp_path, labels="coarse")
+    refusal(tmp_path, "data.labels", "fine", "coarse", labels="coarse")
     cifar_100(tmp_path, "py")
-    assert "holds both" in refusal(tmp_path)
+    refusal(tmp_path, "data.root", "both", "cifar-10-batches-bin", "set data.root=")
 
 
 def test_damaged_binary_files_are_refused(tmp_path):
@@ -105,35 +103,34 @@ def test_damaged_binary_files_are_refused(tmp_path):
     path = folder / "data_batch_3.bin"
     data = path.read_bytes()
     path.write_bytes(data[:-1])
-    assert "12,291 bytes are no number of records of 3,073" in refusal(tmp_path)
+    refusal(tmp_path, "data_batch_3.bin", "12,291", "3,073", "unpack")
     path.write_bytes(b"")
-    assert "0 bytes" in refusal(tmp_path)
+    refusal(tmp_path, "data_batch_3.bin", "0 bytes", "unpack")
     path.write_bytes(b"\x0a" + data[1:])
-    assert "labels of" in refusal(tmp_path)
-    assert "below 10, but one is 10" in refusal(tmp_path)
+    refusal(tmp_path, "labels", "below 10", "is 10", "cifar-10-batches-bin", "unpack")
     path.write_bytes(data)
     (folder / "batches.meta.txt").write_text("cat\ndog\n")
-    assert "it names 2 classes, not 10" in refusal(tmp_path)
+    refusal(tmp_path, "batches.meta.txt", "2 classes", "10", "unpack")
 
 
 @pytest.mark.parametrize(
-    ("entries", "message"),
+    ("entries", "fragments"),
     [
-        ({"data": images(2, 0).reshape(2, -1)}, "it has no labels for each image"),
-        ({"data": images(2, 0).reshape(2, -1), "labels": [1]}, "it has no labels for each image"),
-        ({"data": images(2, 0).reshape(2, -1), "labels": [1, -1]}, "are no numbers of classes"),
-        ({"data": images(2, 0).reshape(2, -1), "labels": [1, b"x"]}, "are no numbers of classes"),
-        ({"data": images(2, 0).reshape(4, -1), "labels": [1] * 4}, "no array of 3,072 values"),
-        ({"data": [1, 2], "labels": [1, 2]}, "no array of 3,072 values"),
-        ({"data": np.zeros((2, 3072)), "labels": [1, 2]}, "array of the type b'f8', not uint8"),
-        ([1, 2], "a list and no dictionary"),
-        ({7: 1}, "a name that is int and no text"),
+        ({"data": images(2, 0).reshape(2, -1)}, ("no labels",)),
+        ({"data": images(2, 0).reshape(2, -1), "labels": [1]}, ("no labels",)),
+        ({"data": images(2, 0).reshape(2, -1), "labels": [1, -1]}, ("labels", "classes")),
+        ({"data": images(2, 0).reshape(2, -1), "labels": [1, b"x"]}, ("labels", "classes")),
+        ({"data": images(2, 0).reshape(4, -1), "labels": [1] * 4}, ("data", "3,072")),
+        ({"data": [1, 2], "labels": [1, 2]}, ("data", "3,072")),
+        ({"data": np.zeros((2, 3072)), "labels": [1, 2]}, ("b'f8'", "uint8", "byte 123")),
+        ([1, 2], ("list", "dictionary")),
+        ({7: 1}, ("int", "name")),
     ],
 )
-def test_other_pickles_are_refused(tmp_path, entries, message):
+def test_other_pickles_are_refused(tmp_path, entries, fragments):
     cifar_10(tmp_path, "py")
     pickled(tmp_path / "cifar-10-batches-py" / "data_batch_1", entries)
-    assert message in refusal(tmp_path)
+    refusal(tmp_path, "data.root", "data_batch_1", "unpack", *fragments)
 
 
 class Malicious:
@@ -159,42 +156,40 @@ def test_nothing_in_a_pickle_is_run(tmp_path, protocol):
     path.write_bytes(pickle.dumps({b"data": Malicious(trap), b"labels": [1]}, protocol))
     # It would run something: a call is among its operations.
     assert "REDUCE" in {operation.name for operation, _, _ in genops(path.read_bytes())}
-    assert "must be a file of a published CIFAR archive" in refusal(tmp_path)
+    refusal(tmp_path, "data_batch_2", "byte", "unpack")
     assert not trap.exists()
 
 
 @pytest.mark.parametrize(
-    ("value", "message"),
+    ("value", "fragments"),
     [
-        (b"cos\nsystem\n(S'true'\ntR.", "a call of os.system, at byte 0"),
-        (b"cbuiltins\neval\n.", "a call of builtins.eval"),
-        (b"}(U\x01ai__builtin__\neval\n.", "the instruction INST"),
-        (b"(cnumpy\nndarray\no.", "the instruction OBJ"),
-        (b"cnumpy\nndarray\n(K\x05tR.", "a call of something that is no function"),
-        (b"K\x05(K\x05tR.", "a call of something that is no function"),
-        (b"}(K\x05tR.", "a call of something that is no function"),
-        (b"\x80\x02]K\x05b.", "an object with a state"),
-        (b"\x80\x02}q\x00h\x01.", "a damaged pickle"),
-        (b"\x80\x02}(K\x01u.", "a damaged pickle"),
-        (b"\x80\x02K\x01K\x02s.", "a damaged pickle"),
-        (b"\x80\x02\x85.", "a damaged pickle"),
-        (b"\x80\x02}", "a damaged pickle"),
-        (b"", "a damaged pickle"),
-        (b"\xff", "a damaged pickle"),
-        (b".", "a damaged pickle"),
-        (b"Ppersistent\n.", "the instruction PERSID"),
-        (b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x03\x00\x00\x00hextR.", "the encoding 'hex'"),
+        (b"cos\nsystem\n(S'true'\ntR.", ("os.system", "byte 0")),
+        (b"cbuiltins\neval\n.", ("builtins.eval", "byte")),
+        (b"}(U\x01ai__builtin__\neval\n.", ("INST", "byte")),
+        (b"(cnumpy\nndarray\no.", ("OBJ", "byte")),
+        (b"cnumpy\nndarray\n(K\x05tR.", ("call", "function")),
+        (b"K\x05(K\x05tR.", ("call", "function")),
+        (b"}(K\x05tR.", ("call", "function")),
+        (b"\x80\x02]K\x05b.", ("object", "state")),
+        (b"\x80\x02}q\x00h\x01.", ("damaged", "byte")),
+        (b"\x80\x02}(K\x01u.", ("damaged", "byte")),
+        (b"\x80\x02K\x01K\x02s.", ("damaged", "byte")),
+        (b"\x80\x02\x85.", ("damaged", "byte")),
+        (b"\x80\x02}", ("damaged", "byte")),
+        (b"", ("damaged", "byte")),
+        (b"\xff", ("damaged", "byte")),
+        (b".", ("damaged", "byte")),
+        (b"Ppersistent\n.", ("PERSID", "byte 0")),
+        (b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x03\x00\x00\x00hextR.", ("encoding", "'hex'")),
         (
             b"}X\x01\x00\x00\x00acnumpy.core.multiarray\n_reconstruct\n)Rs.",
-            "an array without values",
+            ("array", "values"),
         ),
     ],
 )
-def test_other_instructions_are_refused(value, message):
-    with pytest.raises(NotPlain) as caught:
+def test_other_instructions_are_refused(value, fragments):
+    with refuses(*fragments, error=NotPlain):
         read_plain(value)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_an_object_of_a_class_is_refused():

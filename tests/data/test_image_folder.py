@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import encoded, noise, write, write_classes
 
+from errors import refuses
 from quadriga.config import construct, kinds
 from quadriga.contracts import DatasetConfig, UnreadableSample
 from quadriga.data.image_files import PackedNames, in_split
 from quadriga.data.image_folder import ImageFolderConfig
-from quadriga.errors import UserError
 
 
 def listing(dataset, root):
@@ -107,7 +107,7 @@ def test_a_file_that_vanished_is_unreadable(tmp_path):
     write_classes(tmp_path / "train", ["a"], 1)
     dataset = ImageFolderConfig(root=tmp_path).build("train")
     (tmp_path / "train" / "a" / "000.jpg").unlink()
-    with pytest.raises(UnreadableSample, match=r"000\.jpg: No such file"):
+    with refuses("000.jpg", error=UnreadableSample):
         dataset.read(0)
 
 
@@ -119,46 +119,51 @@ def test_it_is_a_kind_and_survives_json(tmp_path):
 
 
 def missing(root):
-    return ImageFolderConfig(root=root / "trian"), "does not exist; did you mean .*train"
+    return ImageFolderConfig(root=root / "trian"), ("trian", root / "train")
 
 
 def a_file(root):
-    return ImageFolderConfig(root=root / "train" / "a" / "000.jpg"), "is a file; name the folder"
+    return ImageFolderConfig(root=root / "train" / "a" / "000.jpg"), ("000.jpg", "folder")
 
 
 def empty(root):
     (root / "nothing").mkdir()
-    return ImageFolderConfig(root=root / "nothing"), "but there are none in"
+    return ImageFolderConfig(root=root / "nothing"), ("images", root / "nothing")
 
 
 def empty_unlabelled(root):
     (root / "nothing").mkdir()
-    return ImageFolderConfig(root=root / "nothing", labelled=False), "but there are none in"
+    return ImageFolderConfig(root=root / "nothing", labelled=False), ("images", root / "nothing")
 
 
 def classes_without_images(root):
     (root / "bare" / "train" / "a").mkdir(parents=True)
-    return ImageFolderConfig(root=root / "bare"), "but there are none in"
+    return ImageFolderConfig(root=root / "bare"), ("images", root / "bare" / "train")
 
 
 def no_classes(root):
     write(root / "flat" / "a.jpg", encoded(noise(4, 4)))
-    return ImageFolderConfig(root=root / "flat"), "use data.kind=image_list"
+    return ImageFolderConfig(root=root / "flat"), ("data.kind=image_list", root / "flat")
 
 
 def flat_training_folder(root):
     write(root / "half" / "train" / "a.jpg", encoded(noise(4, 4)))
-    return ImageFolderConfig(root=root / "half"), "use data.kind=image_list"
+    return ImageFolderConfig(root=root / "half"), ("data.kind=image_list", root / "half" / "train")
 
 
 def no_training_folder(root):
     write_classes(root / "lone" / "val", ["a"], 1)
-    return ImageFolderConfig(root=root / "lone"), "data.train_split=NAME"
+    return ImageFolderConfig(root=root / "lone"), ("data.train_split=NAME", root / "lone")
 
 
 def tiny_holdout(root):
     write_classes(root / "few", ["a"], 2)
-    return ImageFolderConfig(root=root / "few", holdout=1e-9), "of 2 none are left for test"
+    return ImageFolderConfig(root=root / "few", holdout=1e-9), (
+        "data.holdout",
+        "1e-09",
+        "2",
+        "test",
+    )
 
 
 @pytest.mark.parametrize(
@@ -177,20 +182,18 @@ def tiny_holdout(root):
 )
 def test_user_errors(tmp_path, case):
     write_classes(tmp_path / "train", ["a"], 1)
-    config, sentence = case(tmp_path)
+    config, fragments = case(tmp_path)
     split = "test" if case is tiny_holdout else "train"
-    with pytest.raises(UserError, match=sentence) as caught:
+    with refuses("data.", *fragments):
         config.build(split)
-    assert "data." in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_errors_of_the_test_split(tmp_path):
     write_classes(tmp_path / "train", ["horse", "dog"], 1)
-    with pytest.raises(UserError, match=r"none of val, validation, test; .*data.test_split=NAME"):
+    with refuses("data.root", "val, validation, test", "data.test_split=NAME"):
         ImageFolderConfig(root=tmp_path).build("test")
     write_classes(tmp_path / "val", ["hores"], 1)
-    with pytest.raises(UserError, match="hores is not; did you mean horse"):
+    with refuses("data.root", "hores", "horse"):
         ImageFolderConfig(root=tmp_path).build("test")
     write_classes(tmp_path / "mine", ["horse"], 1)
     assert len(ImageFolderConfig(root=tmp_path, test_split=("mine",)).build("test")) == 1
@@ -201,7 +204,7 @@ def test_a_folder_that_may_not_be_read(tmp_path):
     write_classes(tmp_path / "train", ["a"], 1)
     (tmp_path / "train" / "a").chmod(0)
     try:
-        with pytest.raises(UserError, match="Permission denied"):
+        with refuses("data.root", tmp_path / "train" / "a"):
             ImageFolderConfig(root=tmp_path).build("train")
     finally:
         (tmp_path / "train" / "a").chmod(0o755)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from loading import BATCH, STEPS, VIEW, Images, joined, loader_of
 
+from errors import refuses
 from quadriga.data.image_views import ImageViewsConfig
 from quadriga.data.loader import sequential
 from quadriga.data.sampling import step_samples
 from quadriga.distributed.environment import SINGLE, DistEnv
-from quadriga.errors import UserError
 from quadriga.randomness import Stream, fold, fold_numpy
 
 
@@ -114,7 +114,7 @@ def test_workers_stay_between_segments_and_end_with_the_loader():
 
 
 def test_a_batch_smaller_than_its_parts():
-    with pytest.raises(UserError, match="must have a sample for every micro-batch"):
+    with refuses("batch", "4 accumulated", "3", "raise"):
         loader_of(batch_size=3, accumulate=4)
 
 

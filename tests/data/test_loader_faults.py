@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import re
 import signal
 import time
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from loading import BATCH, VIEW, Images, joined, loader_of
 
+from errors import refuses
 from quadriga.contracts import Transform, UnreadableSample
 from quadriga.data.loader import sequential
 from quadriga.data.sampling import step_samples
@@ -44,9 +46,7 @@ def test_too_many_unreadable_samples_stop_the_run_after_an_epoch(workers):
         batches = loader.batches(range(20))
         for _ in range(40 // BATCH):
             next(batches)
-        with pytest.raises(
-            UserError, match=r"loader.max_unreadable_fraction is 0.1, but 5 of 40 samples \(12.5%\)"
-        ):
+        with refuses("loader.max_unreadable_fraction", "0.1", "5 of 40", "12.5%"):
             next(batches)
     assert multiprocessing.active_children() == []
 
@@ -58,21 +58,22 @@ def test_a_share_below_the_limit_does_not_stop_the_run():
 
 def test_twenty_unreadable_samples_are_enough_to_judge():
     with loader_of(Images(400, range(0, 400, 2)), max_unreadable_fraction=0.1) as loader:
-        with pytest.raises(UserError, match=r"but [23]\d of \d\d samples"):
+        with refuses("loader.max_unreadable_fraction") as caught:
             list(loader.batches(range(400 // BATCH)))
+    assert re.search(r"\b[23]\d of \d\d\b", str(caught.value))
 
 
 def test_none_allowed_stops_at_the_first():
     first = int(step_samples(3, 400, BATCH, 0)[0][0])
     with loader_of(Images(400, [first]), max_unreadable_fraction=0.0) as loader:
-        with pytest.raises(UserError, match="but 1 of 13 samples"):
+        with refuses("loader.max_unreadable_fraction", "1 of 13"):
             next(loader.batches(range(1)))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_nothing_readable_stops_at_once(workers):
     with loader_of(Images(10, range(10)), workers=workers) as loader:
-        with pytest.raises(UserError, match="none of 17 samples in a row is; the last: image"):
+        with refuses("none of 17", "image"):
             next(loader.batches(range(1)))
 
 
@@ -98,9 +99,8 @@ class Fatal(Transform):
 
 def test_a_worker_that_dies_is_one_line():
     with loader_of(transform=Fatal(), workers=2) as loader:
-        with pytest.raises(UserError, match=r"data died: .*pid.*loader.workers=0") as caught:
+        with refuses("died", "pid", "loader.workers=0"):
             list(loader.batches(range(3)))
-    assert "\n" not in str(caught.value)
     assert multiprocessing.active_children() == []
 
 
@@ -127,7 +127,7 @@ def test_sequential_leaves_unreadable_samples_out():
     assert joined(batches)["index"].tolist() == [2, 3, 4, 6, 7, 8, 9]
     assert [len(batch["index"]) for batch in batches] == [2, 1, 2, 2]
     assert len(told) == 3
-    with pytest.raises(UserError, match="none of 2 samples is; the last: image 1"):
+    with refuses("none of 2", "image 1"):
         list(sequential(dataset, VIEW, range(2), **options))
     assert list(sequential(dataset, VIEW, range(0), **options)) == []
 
@@ -152,5 +152,5 @@ def test_a_worker_that_dies_is_told_when_its_batch_is_asked_for():
         (worker,) = multiprocessing.active_children()
         worker.kill()
         time.sleep(0.5)  # the signal of its end arrives here, in the middle of anything
-        with pytest.raises(UserError, match="a process that reads data died"):
+        with refuses("died", "pid", "loader.workers=0"):
             list(batches)

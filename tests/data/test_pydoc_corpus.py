@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from corpora import TOKENS, vocabulary
 
+from errors import refuses
 from quadriga.data.pydoc_corpus import PydocCorpusConfig, pydoc_documents
 from quadriga.data.sentence_pairs import SentencePairsConfig
-from quadriga.errors import UserError
 
 
 def test_topics_become_english_sentences() -> None:
@@ -53,5 +53,5 @@ def test_a_given_vocabulary(tmp_path: Path) -> None:
 
 def test_a_python_without_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydoc_data", None)
-    with pytest.raises(UserError, match=r"needs the text that comes with Python"):
+    with refuses("Python"):
         pydoc_documents()

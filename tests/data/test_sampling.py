@@ -1,10 +1,9 @@
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from errors import refuses
 from quadriga.data.sampling import micro_batches, step_samples
-from quadriga.errors import UserError
 from quadriga.randomness import fold
 
 MASK = 2**64 - 1
@@ -65,7 +64,7 @@ def test_micro_batches_cover_the_batch_in_order(world_size, accumulate, spare):
 
 
 def test_fewer_samples_than_micro_batches():
-    with pytest.raises(UserError, match=r"2 ranks x 4 accumulated\), but has 7"):
+    with refuses("2 ranks", "4", "7"):
         micro_batches(7, 0, 2, 4)
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pictures import encoded, noise
 from PIL import Image
 
+from errors import refuses
 from quadriga.config import construct
 from quadriga.contracts import ViewsConfig, stack
 from quadriga.data.erasing import erase
@@ -19,7 +20,6 @@ from quadriga.data.image_record import ImageRecord
 from quadriga.data.image_views import ImageViewsConfig, flip, normalise, random_box
 from quadriga.data.mixing import mix
 from quadriga.data.supervised_views import SupervisedViewsConfig
-from quadriga.errors import UserError
 from quadriga.randomness import Stream, fold
 
 PLAIN = {
@@ -192,7 +192,7 @@ def test_grey_images_stay_grey():
 
 def test_mixing_needs_labels():
     item = record(20, 20, label=None)
-    with pytest.raises(UserError, match="mix labels, but picture has none; set both to 0"):
+    with refuses("views.mixup", "views.cutmix", "picture", "0"):
         views().build("train").sample(item, 0)
     assert views().build("test").sample(item, 0).keys() == {"image"}
     assert views(mixup=0.0, cutmix=0.0).build("train").sample(item, 0).keys() == {"image"}
@@ -216,24 +216,23 @@ def test_crops_have_the_published_scale():
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "sentence"),
+    ("key", "value", "fragments"),
     [
-        ("augment", "rand-m9-q2", "'rand-m9-q2' has 'q2'"),
-        ("augment", "augmix-m5", "augment must be none, three_augment or a string such as"),
-        ("crop_scale", "[0.5,0.2]", "crop_scale must be two ascending shares"),
-        ("erase_area", "[0.5,1.2]", "erase_area must be two ascending shares"),
-        ("erase_aspect", "[0,1]", "erase_aspect must be two ascending ratios"),
-        ("cutmix_minmax", "[0,0.5]", "cutmix_minmax must be two ascending shares"),
-        ("std", "[1,0,1]", "std must be above 0"),
-        ("mix_mode", "pairs", "did you mean pair"),
-        ("crop_border", "mirror", "valid are: black, reflect"),
-        ("erase_count", "0", "erase_count must be"),
+        ("augment", "rand-m9-q2", ("augment", "'rand-m9-q2'", "'q2'")),
+        ("augment", "augmix-m5", ("augment", "none", "three_augment", "'augmix-m5'")),
+        ("crop_scale", "[0.5,0.2]", ("crop_scale", "ascending", "0.2")),
+        ("erase_area", "[0.5,1.2]", ("erase_area", "ascending", "1.2")),
+        ("erase_aspect", "[0,1]", ("erase_aspect", "ascending", "0.0")),
+        ("cutmix_minmax", "[0,0.5]", ("cutmix_minmax", "ascending", "0.0")),
+        ("std", "[1,0,1]", ("std", "above 0")),
+        ("mix_mode", "pairs", ("mix_mode", "pairs", "pair")),
+        ("crop_border", "mirror", ("crop_border", "mirror", "black, reflect")),
+        ("erase_count", "0", ("erase_count", "0")),
     ],
 )
-def test_values_out_of_range(key, value, sentence):
-    with pytest.raises(UserError, match=sentence) as caught:
+def test_values_out_of_range(key, value, fragments):
+    with refuses(*fragments):
         SupervisedViewsConfig().override({key: value}, "command line")
-    assert "\n" not in str(caught.value)
 
 
 def test_the_config_survives_json():

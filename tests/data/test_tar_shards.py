@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from pictures import encoded, noise, write, write_tar
 
+from errors import assert_says, refuses
 from quadriga.config import construct
 from quadriga.contracts import DatasetConfig, UnreadableSample
 from quadriga.data import tar_index, tar_shards
 from quadriga.data.image_folder import ImageFolderConfig
 from quadriga.data.image_views import ImageViewsConfig
 from quadriga.data.tar_shards import TarShardsConfig, expand_braces
-from quadriga.errors import UserError
 
 
 def shard(count, start=0, label=lambda i: str(i % 3)):
@@ -140,7 +140,7 @@ def test_an_index_that_cannot_be_kept_is_told_once(root, monkeypatch, caplog):
     dataset = config_of(root).build("train")
     assert len(contents(dataset)) == 7
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "train-000.tar cannot be kept (Permission denied)" in caplog.text
+    assert_says(caplog.text, "train-000.tar", "Permission denied")
 
 
 def test_an_interrupted_write_leaves_nothing(root, monkeypatch):
@@ -174,11 +174,11 @@ def test_a_pickled_copy_reads_the_same(root):
 def test_a_shard_cut_off_after_indexing_is_unreadable(root):
     dataset = config_of(root).build("train")
     os.truncate(root / "train-000.tar", 600)
-    with pytest.raises(UnreadableSample, match=r"train-000.tar/000001: the shard ends"):
+    with refuses("train-000.tar/000001", error=UnreadableSample):
         dataset.read(1)
     dataset.close()
     (root / "train-000.tar").unlink()
-    with pytest.raises(UnreadableSample, match="No such file"):
+    with refuses("train-000.tar/000001", error=UnreadableSample):
         dataset.read(1)
 
 
@@ -192,7 +192,7 @@ def test_truncated_shards(root, keep):
     end = sum(512 + -(-len(data) // 512) * 512 for _, data in shard(3, 4))
     data = path.read_bytes()[: end + 1024]
     path.write_bytes(data[:keep])
-    with pytest.raises(UserError, match=r"the shard .*train-001.tar must be a whole, uncompressed"):
+    with refuses(root / "train-001.tar", "uncompressed", "copy"):
         config_of(root).build("train")
 
 
@@ -202,7 +202,7 @@ def test_a_damaged_header_is_not_the_end(root):
     second = 512 + -(-len(shard(1, 4)[0][1]) // 512) * 512
     data[second : second + 100] = b"\xff" * 100
     path.write_bytes(bytes(data))
-    with pytest.raises(UserError, match=f"cut off or damaged at byte {second}"):
+    with refuses(root / "train-001.tar", f"byte {second}", "copy"):
         config_of(root).build("train")
 
 
@@ -211,40 +211,40 @@ def compressed(root):
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         archive.addfile(tarfile.TarInfo("a.jpg"))
     write(root / "train-009.tar", buffer.getvalue())
-    return {}, "whole, uncompressed tar file"
+    return {}, ("train-009.tar", "uncompressed")
 
 
 def two_images(root):
     image = encoded(noise(4, 4))
     write_tar(root / "train-009.tar", [("a.jpg", image), ("a.png", image)])
-    return {}, "one image per sample, but has both a.jpg and a.png"
+    return {}, ("train-009.tar", "a.jpg", "a.png")
 
 
 def bad_json(root):
     write_tar(root / "train-009.tar", [("a.json", b"{")])
-    return {}, "a.json is no JSON"
+    return {}, ("train-009.tar", "a.json", "JSON")
 
 
 def bad_label(root):
     write_tar(root / "train-009.tar", [("a.cls", b"\xff")])
-    return {}, "a.cls is no UTF-8"
+    return {}, ("train-009.tar", "a.cls", "UTF-8")
 
 
 def no_match(root):
-    return {"shards": "nope-*.tar"}, "data.shards must name tar files, but nothing in"
+    return {"shards": "nope-*.tar"}, ("data.shards", "nope-*.tar", root)
 
 
 def missing_shard(root):
-    return {"shards": "train-{000..003}.tar"}, "the shard .*train-002.tar does not exist"
+    return {"shards": "train-{000..003}.tar"}, ("data.shards", "train-002.tar")
 
 
 def no_images(root):
     write_tar(root / "text.tar", [("a.txt", b"x")])
-    return {"shards": "text.tar"}, "data.shards must hold images"
+    return {"shards": "text.tar"}, ("data.shards", "images", "text.tar")
 
 
 def no_folder(root):
-    return {"root": root / "nowhere"}, "data.root must be an existing folder"
+    return {"root": root / "nowhere"}, ("data.root", root / "nowhere", "data.root=FOLDER")
 
 
 @pytest.mark.parametrize(
@@ -252,13 +252,12 @@ def no_folder(root):
     [compressed, two_images, bad_json, bad_label, no_match, missing_shard, no_images, no_folder],
 )
 def test_user_errors(root, case):
-    options, sentence = case(root)
-    with pytest.raises(UserError, match=sentence) as caught:
+    options, fragments = case(root)
+    with refuses(*fragments):
         config_of(**{"root": root, **options}).build("train")
-    assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_label_in_the_test_shards(root):
     write_tar(root / "val-000.tar", shard(1, label=lambda i: "7"))
-    with pytest.raises(UserError, match=r"data.test_shards: .* '7' in .*val-000.tar is not"):
+    with refuses("data.test_shards", "'7'", root / "val-000.tar"):
         config_of(root).build("test")

@@ -26,12 +26,12 @@ from corpora import (
     write_jsonl,
 )
 
+from errors import assert_says, refuses
 from quadriga.config import construct
 from quadriga.contracts import DatasetConfig
 from quadriga.data import text_cache, text_corpus, tokenise
 from quadriga.data.text_corpus import TextCorpusConfig, in_split
 from quadriga.data.token_store import StoreWriter, TokenStore
-from quadriga.errors import UserError
 
 SIZES = (4, 3, 5, 1, 2)
 
@@ -120,24 +120,24 @@ def test_files_of_the_test_split(tmp_path: Path) -> None:
     config = TextCorpusConfig(root=tmp_path, test_files=("dev.txt",))
     assert decoded(config.build("test")) == [["x .", "y ."]]
     assert decoded(config.build("train")) == [["a .", "a a .", "a a a ."]]
-    with pytest.raises(UserError, match=r"data\.test_files must name existing files"):
+    with refuses("data.test_files", tmp_path / "none.txt"):
         TextCorpusConfig(root=tmp_path, test_files=("none.txt",)).build("test")
 
 
 def test_an_empty_split_is_an_error(tmp_path: Path) -> None:
     write_corpus(tmp_path, sizes=(3,))
-    with pytest.raises(UserError, match=r"the test split must have .* change data\.test_fraction"):
+    with refuses("test split", "1 documents", "data.test_fraction"):
         TextCorpusConfig(root=tmp_path, test_fraction=0).build("test")
 
 
 def test_what_a_config_needs(tmp_path: Path) -> None:
     values = {"kind": "text_corpus", "vocabulary": "v"}
-    with pytest.raises(UserError, match="root must be set where there are no files"):
+    with refuses("root", "data.root=FOLDER"):
         construct(DatasetConfig, values)
-    with pytest.raises(UserError, match=r"data\.vocabulary must be set"):
+    with refuses("data.vocabulary", "data.root", "quadriga tokenizer train"):
         TextCorpusConfig(files=("a.txt",)).build("train")
     (tmp_path / "a.txt").write_text("a .\nb .\n")
-    with pytest.raises(UserError, match=r"data\.vocabulary .*vocab\.txt cannot be read"):
+    with refuses("data.vocabulary", tmp_path / "vocab.txt", "quadriga tokenizer train"):
         TextCorpusConfig(root=tmp_path).build("train")
     found = construct(DatasetConfig, {**values, "files": "a.txt,b*"})
     assert isinstance(found, TextCorpusConfig)
@@ -239,7 +239,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(StoreWriter, "finish", full)
-    with pytest.raises(UserError, match=r"No space left on device\); free some space"):
+    with refuses("No space left on device", "QUADRIGA_CACHE"):
         corpus(tmp_path)
     assert [p.suffix for p in (tmp_path / ".quadriga").iterdir()] == [".lock"]
 
@@ -281,7 +281,7 @@ def test_ranks_that_start_at_once_tokenise_once(
         found = list(ranks.map(lambda _: len(config.build("train")), range(3)))
     assert found == [10, 10, 10]
     assert len(made) == 1
-    assert "waiting for another process" in capsys.readouterr().err
+    assert_says(capsys.readouterr().err, "waiting", tmp_path)
 
 
 HOLD = """
@@ -329,5 +329,5 @@ def test_many_ids_need_more_bits(tmp_path: Path) -> None:
 def test_memory_maps_are_read_only(tmp_path: Path) -> None:
     found = corpus(tmp_path)
     assert isinstance(found.store, TokenStore)
-    with pytest.raises(ValueError, match="read-only"):
+    with refuses("read-only", error=ValueError):
         found.store.tokens[0] = 1

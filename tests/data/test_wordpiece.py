@@ -9,9 +9,9 @@ from corpora import TOKENS, vocabulary
 from hypothesis import given
 from hypothesis import strategies as st
 
+from errors import refuses
 from quadriga.data.tokenizer_training import train_vocabulary
 from quadriga.data.wordpiece import Vocabulary, read_vocabulary
-from quadriga.errors import UserError
 
 TEXTS = [
     "The cat sat, unbelievably, on the mat!",
@@ -77,10 +77,10 @@ def test_ids_are_lines(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_with_a_vocabulary_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has no \[SEP\], \[MASK\]; make one with: quadriga"):
+    with refuses("data.vocabulary", "vocab.txt", "no [SEP], [MASK]", "quadriga tokenizer train"):
         read_vocabulary(vocabulary(tmp_path, ["[PAD]", "[UNK]", "[CLS]", "a"]), True)
-    with pytest.raises(UserError, match=r"cannot be read: No such file.*quadriga tokenizer train"):
+    with refuses("data.vocabulary", tmp_path / "none.txt", "quadriga tokenizer train"):
         read_vocabulary(tmp_path / "none.txt", True)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="must be a text file"):
+    with refuses("data.vocabulary", tmp_path / "binary"):
         read_vocabulary(tmp_path / "binary", True)
