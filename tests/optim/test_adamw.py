@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from quadriga.errors import UserError
+from errors import refuses
 from quadriga.optim.adamw import AdamWConfig
 from quadriga.optim.groups import decay_groups, materialise_state
 from quadriga.randomness import generator
@@ -104,5 +104,5 @@ def test_the_fused_step_is_the_plain_one() -> None:
 
 
 def test_betas_of_one_are_refused() -> None:
-    with pytest.raises(UserError, match="betas must be at least 0 and below 1"):
+    with refuses("betas", "below 1", "1.0"):
         AdamWConfig.from_dict({"kind": "adamw", "betas": [0.9, 1.0]})

@@ -8,9 +8,9 @@ import pytest
 import torch
 from optim_modules import Named, make_steps, named_parameters
 
+from errors import refuses
 from quadriga.config import construct, kinds
 from quadriga.contracts import OptimizerConfig
-from quadriga.errors import UserError
 from quadriga.optim.groups import materialise_state
 
 KINDS = kinds(OptimizerConfig)  # type: ignore[type-abstract]
@@ -149,7 +149,7 @@ def test_the_lr_scale_of_a_group_scales_its_step(kind: str) -> None:
 
 
 def test_unknown_parts_and_keys_are_refused(kind: str) -> None:
-    with pytest.raises(UserError, match="lr_scales must name parts"):
+    with refuses("optim.lr_scales", "'haed'"):
         config_of(kind, lr_scales={"haed": 2.0}).build(named_parameters())
-    with pytest.raises(UserError, match="unknown key"):
+    with refuses("no_such_key", "unknown"):
         config_of(kind).override({"no_such_key": 1})

@@ -8,8 +8,8 @@ import pytest
 import torch
 from optim_modules import assert_same, gradient, lr_at, make_steps, named_parameters, trained
 
+from errors import refuses
 from quadriga.contracts import OptimizerConfig
-from quadriga.errors import UserError
 from quadriga.optim.adadelta import AdadeltaConfig
 from quadriga.optim.adafactor import AdafactorConfig
 from quadriga.optim.adam import AdamConfig
@@ -130,5 +130,5 @@ def test_an_adafactor_step_is_at_most_its_share_of_the_weights() -> None:
 
 @pytest.mark.parametrize("config", [AdamConfig, NAdamConfig, RAdamConfig])
 def test_betas_of_one_are_refused(config: type[OptimizerConfig]) -> None:
-    with pytest.raises(UserError, match="betas must be at least 0 and below 1"):
+    with refuses("betas", "below 1", "1.0"):
         config.from_dict({"betas": [0.9, 1.0]})

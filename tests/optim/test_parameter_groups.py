@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from quadriga.errors import UserError
+from errors import refuses
 from quadriga.methods.mae import MAEConfig
 from quadriga.models.vit import ViTConfig
 from quadriga.optim.groups import decay_groups, is_exempt, lr_scales_of
@@ -77,7 +77,7 @@ def test_factors_of_several_parts_multiply() -> None:
 
 
 def test_layer_decay_without_blocks_is_refused() -> None:
-    with pytest.raises(UserError, match=r"layer_decay must be 1 for a model without .*blocks"):
+    with refuses("optim.layer_decay", "1", "blocks"):
         lr_scales_of(["stem.weight", "head.weight"], 0.9, {})
 
 

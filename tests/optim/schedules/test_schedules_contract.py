@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from errors import refuses
 from quadriga.config import construct, kinds
 from quadriga.contracts import Progress, ScheduleConfig
-from quadriga.errors import UserError
 from quadriga.optim.schedules.warmup import warmup_length
 
 KINDS = kinds(ScheduleConfig)  # type: ignore[type-abstract]
@@ -73,5 +73,5 @@ def test_warmup_in_epochs_is_warmup_in_steps(kind: str) -> None:
 
 
 def test_two_units_of_warmup_are_refused(kind: str) -> None:
-    with pytest.raises(UserError, match="warmup_steps must be 0 when warmup_epochs is set"):
+    with refuses("warmup_steps", "0", "warmup_epochs", "5"):
         config_of(kind, warmup_epochs=1, warmup_steps=5)
