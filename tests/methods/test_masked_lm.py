@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from errors import refuses
 from quadriga import randomness
 from quadriga.contracts import Batch, LossOutput, Splittable
 from quadriga.engine.blocks import blocks_of
 from quadriga.engine.recompute import apply_recompute
-from quadriga.errors import UserError
 from quadriga.methods.masked_lm import MaskedLM, MaskedLMConfig
 from quadriga.models.bert import BertConfig
 from quadriga.models.vit import ViTConfig
@@ -118,19 +118,19 @@ def test_views_of_a_fixed_shape_give_the_same_loss_and_gradients() -> None:
 
 
 def test_token_reduction_with_two_losses_is_refused() -> None:
-    with pytest.raises(ValueError, match="reduction must be micro_batch for next_sentence=true"):
+    with refuses("reduction", "micro_batch", "next_sentence=true", error=ValueError):
         MaskedLMConfig(reduction="token")
 
 
 def test_another_model_is_refused() -> None:
-    with pytest.raises(UserError, match=r"masked_lm needs model\.kind=bert, but model.kind is vit"):
+    with refuses("masked_lm", "model.kind=bert", "vit"):
         MaskedLMConfig().build(ViTConfig())
 
 
 def test_views_without_sentence_pairs_are_refused() -> None:
     batch = text_batch(LENGTHS)
     del batch["is_random"]
-    with pytest.raises(UserError, match=r"set objective\.next_sentence=false"):
+    with refuses("objective.next_sentence=false"):
         made().eval()(batch)
 
 
@@ -245,7 +245,7 @@ def test_recomputed_blocks_draw_the_same_dropout() -> None:
 
 @pytest.mark.parametrize("depths", [[], [2, 1], [5, -1]])
 def test_depths_that_do_not_add_up_are_refused(depths: list[int]) -> None:
-    with pytest.raises(UserError, match=r"add up to model\.depth=4"):
+    with refuses("model.depth=4"):
         made().stages(depths)
 
 

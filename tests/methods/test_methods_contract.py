@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
+from errors import refuses
 from quadriga import randomness
 from quadriga.config import construct, kinds
 from quadriga.contracts import Batch, Encoder, ModelConfig, Objective, ObjectiveConfig
-from quadriga.errors import UserError
 from quadriga.models.bert import BertConfig
 from quadriga.models.vit import ViTConfig
 from text_batches import text_batch
@@ -107,5 +107,5 @@ def test_features_are_one_vector_per_image(kind: str) -> None:
 
 
 def test_unknown_keys_are_refused(kind: str) -> None:
-    with pytest.raises(UserError, match="unknown key"):
+    with refuses("no_such_key", "unknown"):
         config_of(kind).override({"no_such_key": 1})

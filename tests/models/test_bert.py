@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from errors import refuses
 from quadriga import randomness
 from quadriga.contracts import Batch
-from quadriga.errors import UserError
 from quadriga.models.bert import Bert, BertConfig, first_tokens, token_places
 from quadriga.models.bert_blocks import BertAttention, collect_rows
 from quadriga.models.initialise import initialise
@@ -189,7 +189,7 @@ def test_sizes_are_those_of_the_paper() -> None:
 
 
 def test_too_long_sequences_are_refused() -> None:
-    with pytest.raises(UserError, match=r"model.max_positions=16.*but have 17"):
+    with refuses("model.max_positions=16", "17"):
         made()(text_batch([17, 4]))
 
 
@@ -214,18 +214,18 @@ def test_bert_config_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "fragments"),
     [
-        ({"hidden_act": "relu"}, "hidden_act must be gelu, but is 'relu'"),
-        ({"hidden_size": None}, "must give hidden_size"),
-        ({"hidden_size": 100}, "heads must divide width"),
-        ({"hidden_size": "wide"}, "width"),
-        ("[1]", "one JSON object"),
-        ("{", "must be a bert_config.json"),
+        ({"hidden_act": "relu"}, ("hidden_act", "gelu", "'relu'")),
+        ({"hidden_size": None}, ("hidden_size",)),
+        ({"hidden_size": 100}, ("heads", "width")),
+        ({"hidden_size": "wide"}, ("width",)),
+        ("[1]", ("JSON",)),
+        ("{", ("bert_config.json",)),
     ],
 )
 def test_other_bert_configs_are_refused(
-    change: dict[str, object] | str, message: str, tmp_path: Path
+    change: dict[str, object] | str, fragments: tuple[object, ...], tmp_path: Path
 ) -> None:
     described = {
         "vocab_size": 50,
@@ -244,6 +244,5 @@ def test_other_bert_configs_are_refused(
         path.write_text(json.dumps(merged))
     else:
         path.write_text(change)
-    with pytest.raises(UserError, match=message) as caught:
+    with refuses(*fragments):
         BertConfig.from_bert_config(path)
-    assert "\n" not in str(caught.value)

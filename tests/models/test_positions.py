@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from quadriga.errors import UserError
+from errors import refuses
 from quadriga.models.positions import interpolate_table, sincos_1d, sincos_table
 
 
@@ -79,5 +79,5 @@ def test_interpolation_keeps_half_precision() -> None:
 
 @pytest.mark.parametrize("rows", [1, 6])
 def test_only_square_tables_are_interpolated(rows: int) -> None:
-    with pytest.raises(UserError, match="must cover a square grid"):
+    with refuses("square"):
         interpolate_table(torch.zeros(rows, 8), (2, 2), prefix=1)

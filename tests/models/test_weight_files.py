@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from quadriga.errors import UserError
+from errors import refuses
 from quadriga.models.weights.files import read_tensors, write_tensors
 
 
@@ -43,27 +43,27 @@ def test_damaged_and_harmful_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Path("empty.pth").touch()
     torch.save({"epoch": 3}, "nothing.pth")
     torch.save([torch.zeros(2)], "list.pth")
-    for name, sentence in {
-        "objects.pth": "holds Python objects beside tensors",
-        "text.pth": "is damaged, or holds Python objects",
-        "empty.pth": "is not a whole torch file",
-        "cut.pth": "is not a whole torch file",
-        "cut.safetensors": "is not a whole safetensors file",
-        "nothing.pth": "holds no tensors, only: epoch",
-        "list.pth": "must hold named tensors, but holds a list",
-        "absent.pth": "must be an existing file",
-        "weights.npz": r"must end in \.safetensors, \.pth, \.pt, \.bin",
-    }.items():
-        with pytest.raises(UserError, match=sentence):
+    for name, *fragments in (
+        ("objects.pth", "Python objects"),
+        ("text.pth", "damaged"),
+        ("empty.pth", "torch"),
+        ("cut.pth", "torch"),
+        ("cut.safetensors", "safetensors"),
+        ("nothing.pth", "no tensors", "epoch"),
+        ("list.pth", "list"),
+        ("absent.pth", "existing"),
+        ("weights.npz", ".safetensors, .pth, .pt, .bin"),
+    ):
+        with refuses(name, *fragments):
             read_tensors(Path(name))
     assert not Path("harmed").exists()
 
 
 def test_an_export_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "folder").write_text("a file")
-    with pytest.raises(UserError, match="cannot write the weights to"):
+    with refuses(tmp_path / "folder" / "a.safetensors"):
         write_tensors(tensors(), tmp_path / "folder" / "a.safetensors")
     (tmp_path / "taken.safetensors").mkdir()
-    with pytest.raises(UserError, match="cannot write the weights to"):
+    with refuses(tmp_path / "taken.safetensors"):
         write_tensors(tensors(), tmp_path / "taken.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "taken.safetensors"]
