@@ -10,13 +10,13 @@ import torch
 from scipy import stats
 from sklearn import metrics
 
+from errors import refuses
 from glue_files import put, write_official, write_vocabulary
 from quadriga.contracts import EvaluationContext, LossOutput, Objective
 from quadriga.data.glue import GlueConfig
 from quadriga.data.subset import Subset
 from quadriga.data.text_pairs import TextPairsConfig
 from quadriga.distributed.environment import SINGLE, process_group
-from quadriga.errors import UserError
 from quadriga.evaluation.features import evaluation_mode
 from quadriga.evaluation.glue import GlueConfig as Protocol
 from quadriga.evaluation.glue_metrics import metrics_of
@@ -182,14 +182,14 @@ def test_a_part_of_the_development_set(tmp_path: Path) -> None:
 
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     write_official(tmp_path)
-    with pytest.raises(UserError, match=r"outputs must be 3 and objective.regression false"):
+    with refuses("objective.outputs", "3", "objective.regression", "data.task=mnli", "2"):
         Protocol().build().check(context_of(tmp_path, tmp_path, "mnli", Judge(2)))
-    with pytest.raises(UserError, match=r"outputs must be 1 and objective.regression true"):
+    with refuses("objective.outputs", "1", "objective.regression", "data.task=stsb", "2"):
         Protocol().build().check(context_of(tmp_path, tmp_path, "stsb", Judge(2)))
-    with pytest.raises(UserError, match=r"needs an objective that judges texts"):
+    with refuses("glue", "objective.kind=sequence_classification", "Linear"):
         Protocol().build().check(context_of(tmp_path, tmp_path, "rte", torch.nn.Linear(1, 1)))
     other = context_of(tmp_path, tmp_path, "rte", Judge(2), test=torch.utils.data.TensorDataset())
-    with pytest.raises(UserError, match=r"needs data.kind=glue"):
+    with refuses("glue", "data.kind=glue"):
         Protocol().build().check(other)
 
 

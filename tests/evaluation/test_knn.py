@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional
 
-from quadriga.errors import UserError
+from errors import refuses
 from quadriga.evaluation import knn
 from quadriga.evaluation.accuracy import percentages, reported_ranks, top_hits
 from quadriga.evaluation.features import feature_bank
@@ -102,5 +102,5 @@ def test_top_hits_count_a_class_without_a_score_as_missed():
 
 def test_more_neighbours_than_samples_are_refused(tmp_path):
     evaluator = KNNConfig(neighbours=61).build()
-    with pytest.raises(UserError, match=r"at most the number of training images \(60\), but is 61"):
+    with refuses("knn.neighbours", "60", "61", "lower"):
         evaluator.run(fakes.context_of(tmp_path))

@@ -7,8 +7,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional
 
+from errors import refuses
 from quadriga.distributed.collectives import slice_of
-from quadriga.errors import UserError
 from quadriga.evaluation.features import feature_bank
 from quadriga.evaluation.linear_heads import MOMENTUM, cosine, fit_heads
 from quadriga.evaluation.linear_probe import (
@@ -150,8 +150,8 @@ def test_progress_reaches_the_total(tmp_path):
 
 def test_refusals(tmp_path):
     one = fakes.ArrayDataset(fakes.images_of(1, 0), np.zeros(1, int), 7)
-    with pytest.raises(UserError, match="at least 2 training images"):
+    with refuses("linear_probe", "at least 2"):
         LinearProbeConfig().build().run(fakes.context_of(tmp_path, train=one))
-    with pytest.raises(UserError, match="learning_rates"):
+    with refuses("learning_rates.1", "above 0.0", "-1.0"):
         LinearProbeConfig.from_dict({"learning_rates": [0.1, -1.0]})
     assert LinearProbeConfig().override({"learning_rates": "0.5,1"}).learning_rates == (0.5, 1.0)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
+from errors import refuses
 from quadriga.distributed.environment import DistEnv
-from quadriga.errors import UserError
 from quadriga.evaluation import reconstruction
 from quadriga.evaluation.picture_grid import GAP_PX, TITLE_PX, draw_grid
 from quadriga.evaluation.reconstruction import (
@@ -89,12 +89,12 @@ def test_every_image_has_its_place(count, panels):
 
 def test_refusals(tmp_path):
     run = ReconstructionConfig().build().run
-    with pytest.raises(UserError, match="can reconstruct images, but Headless cannot"):
+    with refuses("reconstruction", "Headless"):
         run(fakes.context_of(tmp_path, objective=fakes.Headless()))
-    with pytest.raises(UserError, match="must be writable"):
+    with refuses(tmp_path / "missing" / "reconstruction.png"):
         run(fakes.context_of(tmp_path / "missing"))
     empty = fakes.ArrayDataset(fakes.images_of(0, 0), np.zeros(0, int), 7)
     context = fakes.context_of(tmp_path)
     context.test = empty
-    with pytest.raises(UserError, match="at least 1 test image"):
+    with refuses("reconstruction", "at least 1"):
         run(context)

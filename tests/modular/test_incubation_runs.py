@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from subprocess import CompletedProcess
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from incubations import (
 )
 from torch import Tensor
 
+from errors import assert_refused, refuses
 from quadriga import randomness
 from quadriga.cli.entry import run
 from quadriga.engine.weight_sources import read_source
@@ -137,71 +139,51 @@ def test_files_in_the_published_layout_are_as_good_as_runs(runs, tmp_path):
     assert_bit_equal(part(tmp_path, "whole", "objective."), part(runs, "whole", "objective."))
 
 
-def refused(config, folder, capsys) -> str:
+def refused(config, folder, capsys, *fragments):
     capsys.readouterr()
-    assert train(config, folder) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    assert len(lines) == 1, lines
-    return lines[0]
+    code = train(config, folder)
+    assert_refused(CompletedProcess("train", code, *capsys.readouterr()), *fragments)
 
 
 def test_bad_input_is_one_clear_line(runs, tmp_path, capsys):
-    def line(config):
-        return refused(config, tmp_path / "bad", capsys)
+    def check(config, *fragments):
+        refused(config, tmp_path / "bad", capsys, *fragments)
 
     def module(name):
         return runs / f"module_{name}"
 
-    missing = line(assembly_run(module(1)))
-    assert "a module for each of 2 places, but none is module 0" in missing
-    assert str(module(1)) in missing
-    twice = line(assembly_run(module(0), module("0_1")))
-    assert "both" in twice
-    assert "are module 0; leave one out" in twice
-    assert "two modules or more, but are [4]" in line(assembly_run(module(0), depths=(4,)))
-    assert "1 block or more for each module, but are [4, 0]" in line(
-        assembly_run(module(0), depths=(4, 0))
-    )
-    assert "add up to model.depth=4, but [2, 3] add up to 5" in line(
-        hybrid_run(runs / "meta", 0, depths=(2, 3))
-    )
-    other_cut = line(assembly_run(module(0), module(1), depths=(3, 1)))
-    assert "modular.depths are [3, 1], but module 0" in other_cut
-    assert "cut from a model of [2, 2]" in other_cut
-    assert "model.heads=2, but model.heads is 4 here" in line(
-        assembly_run(module(0), module(1), model__heads=4)
-    )
-    assert "model.width=16, but model.width is 32 here" in line(
-        hybrid_run(runs / "meta", 0, model__width=32)
-    )
-    assert "objective.classes=10, but objective.classes is 12 here" in line(
-        growth_run(runs / "meta", "stacking", objective__classes=12)
-    )
-    assert "holds no module that was trained apart" in line(assembly_run(runs / "meta"))
-    assert "must have 2 blocks" in line(hybrid_run(runs / "whole", 0))
-    assert "live must be numbers from 0 to 1" in line_of_config(2)
-    assert "does not exist" in line(hybrid_run(runs / "nothing", 0))
-    assert "must be float32 or bfloat16 for 2 modules in one process" in line(
-        hybrid_run(runs / "meta", 0, 1, train__precision="float16")
-    )
+    check(assembly_run(module(1)), "modular.modules", "2 places", "module 0", module(1))
+    twice = assembly_run(module(0), module("0_1"))
+    check(twice, "modular.modules", "both", module(0), module("0_1"), "module 0")
+    check(assembly_run(module(0), depths=(4,)), "modular.depths", "two modules", "[4]")
+    check(assembly_run(module(0), depths=(4, 0)), "modular.depths", "1 block", "[4, 0]")
+    check(hybrid_run(runs / "meta", 0, depths=(2, 3)), "modular.depths", "model.depth=4", "[2, 3]")
+    other_cut = assembly_run(module(0), module(1), depths=(3, 1))
+    check(other_cut, "modular.depths", "[3, 1]", "module 0", "[2, 2]")
+    heads = assembly_run(module(0), module(1), model__heads=4)
+    check(heads, "model.heads=2", "model.heads is 4")
+    width = hybrid_run(runs / "meta", 0, model__width=32)
+    check(width, "model.width=16", "model.width is 32")
+    classes = growth_run(runs / "meta", "stacking", objective__classes=12)
+    check(classes, "objective.classes=10", "objective.classes is 12")
+    check(assembly_run(runs / "meta"), "modular.modules", runs / "meta", "modular.kind=hybrid")
+    check(hybrid_run(runs / "whole", 0), runs / "whole", "2 blocks", "modular.meta_depths")
+    with refuses("live", "0 to 1", error=ValueError):
+        hybrid_run("meta", 2)
+    check(hybrid_run(runs / "nothing", 0), "modular.meta", runs / "nothing")
+    half = hybrid_run(runs / "meta", 0, 1, train__precision="float16")
+    check(half, "train.precision", "float32", "bfloat16", "2 modules")
     both = hybrid_run(runs / "meta", 0).override({"warm_start.path": str(runs / "meta")})
-    assert "warm_start.path must be none, as modular.kind=hybrid" in line(both)
-    assert "modular must be none for objective.kind=mae" in line(
-        hybrid_run(runs / "meta", 0).override({"objective": {"kind": "mae"}})
-    )
-
-
-def line_of_config(index: int) -> str:
-    with pytest.raises(ValueError, match="live must") as error:
-        hybrid_run("meta", index)
-    return str(error.value)
+    check(both, "warm_start.path", "none", "modular.kind=hybrid")
+    mae = hybrid_run(runs / "meta", 0).override({"objective": {"kind": "mae"}})
+    check(mae, "modular", "none", "objective.kind=mae")
 
 
 def test_a_module_of_another_meta_model_is_refused_by_name(runs, tmp_path, capsys):
     assert train(meta_run(seed=2), tmp_path / "meta") == 0
     assert train(hybrid_run(tmp_path / "meta", 1), tmp_path / "module_1") == 0
-    told = refused(assembly_run(runs / "module_0", tmp_path / "module_1"), tmp_path / "bad", capsys)
-    assert f"module 1 ({tmp_path / 'module_1'}) was trained in another one than module 0" in told
+    run = assembly_run(runs / "module_0", tmp_path / "module_1")
+    refused(run, tmp_path / "bad", capsys, "modular.modules", tmp_path / "module_1", "module 0")
 
 
 def test_a_checkpoint_without_its_run_is_refused(runs, tmp_path, capsys):
@@ -209,8 +191,8 @@ def test_a_checkpoint_without_its_run_is_refused(runs, tmp_path, capsys):
     lone.mkdir()
     for file in (runs / "module_0" / "checkpoints" / "step_00000005").iterdir():
         (lone / file.name).write_bytes(file.read_bytes())
-    told = refused(assembly_run(lone, runs / "module_1"), tmp_path / "bad", capsys)
-    assert "without its run's config.json; name the run's folder" in told
+    run = assembly_run(lone, runs / "module_1")
+    refused(run, tmp_path / "bad", capsys, "modular.modules", lone, "config.json")
 
 
 def test_the_classes_are_those_of_the_data(tmp_path, capsys):
@@ -219,6 +201,5 @@ def test_the_classes_are_those_of_the_data(tmp_path, capsys):
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     assert saved["config"]["objective"]["classes"] == 10
     assert saved["sources"]["objective.classes"] == "the training data"
-    told = refused(whole(objective__classes=7), tmp_path / "bad", capsys)
-    assert "objective.classes must be at least 10" in told
+    refused(whole(objective__classes=7), tmp_path / "bad", capsys, "objective.classes", "10", "7")
     assert sum(DEPTHS) == 4
