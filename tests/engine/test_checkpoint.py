@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from checkpoint_fakes import Tensors
+from errors import assert_says, refuses
 from quadriga.distributed.environment import SINGLE
 from quadriga.engine.checkpoint import (
     CheckpointStore,
@@ -28,7 +29,6 @@ from quadriga.engine.checkpoint import (
 from quadriga.engine.checkpoint_files import sha256_of
 from quadriga.engine.checkpoint_staging import StagedFile
 from quadriga.engine.run_config import CheckpointConfig
-from quadriga.errors import UserError
 
 
 @pytest.fixture
@@ -78,9 +78,9 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (truncate, "bytes instead of"),
-        (flip, "does not match its checksum"),
-        (Path.unlink, "is missing"),
+        (truncate, "bytes"),
+        (flip, "checksum"),
+        (Path.unlink, "missing"),
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over_with_its_reason(
@@ -91,8 +91,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_its_reason(
     said: list[str] = []
     assert newest_valid(tmp_path / "checkpoints", said.append) == good
     assert len(said) == 1
-    assert reason in said[0]
-    assert "step_00000002" in said[0]
+    assert_says(said[0], "step_00000002", "shard_00000_000.safetensors", reason)
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", '{"format": 1}'])
@@ -105,7 +104,7 @@ def test_a_checkpoint_without_a_whole_manifest_does_not_exist(
         manifest.unlink()
     else:
         manifest.write_text(text)
-    with pytest.raises(InvalidCheckpoint, match=r"manifest\.json"):
+    with refuses("manifest.json", error=InvalidCheckpoint):
         verify(path)
     assert newest_valid(tmp_path / "checkpoints", lambda text: None) is None
 
@@ -155,7 +154,7 @@ def test_a_save_that_fails_leaves_the_previous_checkpoint(
     good = store.save(1, Tensors(1.0))
 
     fail_at(monkeypatch, 2)
-    with pytest.raises(UserError, match=r"step_00000002 could not be written: .*No space left"):
+    with refuses("step_00000002", "No space left", "--work-dir", "--resume"):
         store.save(2, Tensors(2.0))
     assert newest_valid(tmp_path / "checkpoints", lambda text: None) == good
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
@@ -163,11 +162,11 @@ def test_a_save_that_fails_leaves_the_previous_checkpoint(
 
 def test_tensors_of_another_model_are_named(store: CheckpointStore) -> None:
     path = store.save(1, Tensors(1.0))
-    with pytest.raises(UserError, match=r"objective\.weight has shape \[3, 4\] instead of \[2\]"):
+    with refuses("objective.weight", "[3, 4]", "[2]"):
         store.load(path, Tensors(1.0, shape=(2,)))
     other = Tensors(1.0)
     other.state["objective.extra"] = torch.zeros(1)
-    with pytest.raises(UserError, match=r"tensor objective\.extra: the checkpoint lacks it"):
+    with refuses("objective.extra"):
         store.load(path, other)
 
 
@@ -199,7 +198,7 @@ def test_what_the_manifest_says_is_protected_as_well(store: CheckpointStore) -> 
 def test_a_shard_of_another_checkpoint_is_noticed(store: CheckpointStore) -> None:
     path = store.save(3, Tensors(1.0))
     (path / "shard_00009_000.safetensors").write_bytes(b"")
-    with pytest.raises(InvalidCheckpoint, match=r"shard_00009_000\.safetensors does not belong"):
+    with refuses("shard_00009_000.safetensors", error=InvalidCheckpoint):
         verify(path)
 
 
@@ -240,7 +239,7 @@ def test_a_state_of_many_files(
     store.load(path, loaded)
     assert all(torch.equal(loaded.state[name], tensor) for name, tensor in state.items())
     flip(path / "shard_00000_007.safetensors")
-    with pytest.raises(InvalidCheckpoint, match=r"shard_00000_007\.safetensors does not match"):
+    with refuses("shard_00000_007.safetensors", "checksum", error=InvalidCheckpoint):
         verify(path, threads)
 
 
@@ -294,7 +293,7 @@ def test_a_background_save_that_fails_is_told_at_the_next(
     store = CheckpointStore(tmp_path, SINGLE, CheckpointConfig(), "h")
     store.save(1, Tensors(1.0))
     store.save(2, Tensors(2.0))
-    with pytest.raises(UserError, match=r"step_00000002 could not be written: .*No space left"):
+    with refuses("step_00000002", "No space left", "--work-dir", "--resume"):
         store.save(3, Tensors(3.0))
     store.save(4, Tensors(4.0))  # told once
     store.wait(final=True)
@@ -307,7 +306,7 @@ def test_leaving_the_context_tells_what_failed(
 ) -> None:
     fail_at(monkeypatch, 1)
     store = CheckpointStore(tmp_path, SINGLE, CheckpointConfig(), "h")
-    with pytest.raises(UserError, match="No space left"), store:
+    with refuses("No space left"), store:
         store.save(1, Tensors(1.0))
 
 
@@ -323,12 +322,11 @@ def test_training_may_go_on_without_a_checkpoint_but_not_end_so(
         store.save(step, Tensors(step))
     store.wait(final=True)  # the last one is there: no matter that step 2 is not
     assert len(said) == 1
-    assert "step_00000002 could not be written: " in said[0]
-    assert "training goes on" in said[0]
+    assert_says(said[0], "step_00000002", "No space left", "checkpoint.on_failure", "continue")
     store.save(4, Tensors(4))
     store.wait()
     assert len(said) == 2
-    with pytest.raises(UserError, match=r"step_00000004 could not be written: .*No space left"):
+    with refuses("step_00000004", "No space left", "--work-dir", "--resume"):
         store.wait(final=True)
     store.close()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000001", "step_00000003"]
@@ -355,7 +353,7 @@ def test_the_moving_average_alone_is_read(store: CheckpointStore) -> None:
     assert torch.equal(module.weight, torch.full((1, 2), 3.0))
     assert torch.equal(module.bias, torch.full((1,), 2.0))
     module.bias.requires_grad_(True)
-    with pytest.raises(UserError, match=r"tensor ema\.bias: the checkpoint lacks it"):
+    with refuses("ema.bias"):
         store.load_objective(store._folder / "step_00000005", module, "ema")
 
 

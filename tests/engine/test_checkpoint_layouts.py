@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from errors import refuses
 from quadriga.engine.checkpoint_staging import Chunk, assign, inventory
 from ranks import run_worker
 
@@ -52,10 +52,10 @@ def test_names_of_one_rank_alone_are_written() -> None:
 
 
 def test_a_tensor_that_is_not_whole_is_refused() -> None:
-    with pytest.raises(ValueError, match="its 8 elements are held as 4"):
+    with refuses("w", "8 elements", "4", error=ValueError):
         assign([[chunk("w", 4, 0, 8)], []])
 
 
 def test_what_is_no_tensor_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"executor\.steps cannot be saved: it is int"):
+    with refuses("executor.steps", "int", error=TypeError):
         inventory({"executor.steps": 3})

@@ -7,10 +7,10 @@ import re
 import pytest
 from parallel_worker import tiny_config
 
+from errors import assert_says, refuses
 from quadriga.engine.build import build_on_meta
 from quadriga.engine.dry_run import dry_run
 from quadriga.engine.run_config import RunConfig
-from quadriga.errors import UserError
 from quadriga.recipes.bert import bert_tiny_pydoc
 from quadriga.recipes.mae import mae_vit_small
 
@@ -83,23 +83,22 @@ def test_recomputation_and_precision_lower_the_activations(config: RunConfig) ->
 
 def test_time_is_work_over_peak(config: RunConfig) -> None:
     rows = dict(dry_run(config.override({"train.device": "cpu", "train.epochs": 300}), 4))
-    assert re.fullmatch(
-        r"about \d d \d\d h at 40% of the float32 peak of 4 x NVIDIA A100", rows["time"]
-    )
+    assert_says(rows["time"], "40%", "float32", "4 x NVIDIA A100")
+    assert re.search(r"\b\d d \d\d h\b", rows["time"])
     assert "time" not in dict(dry_run(tiny_config([]), 1))
 
 
 def test_what_cannot_start_is_refused() -> None:
-    with pytest.raises(UserError, match=r"log\.profile must be among the run's 5 steps"):
+    with refuses("log.profile", "5 steps", "is 5"):
         dry_run(tiny_config(["log.profile=5"]), 1)
 
 
 def test_text_is_held_against_the_model() -> None:
     config = bert_tiny_pydoc().override({"pipeline.schedule": "none"})
-    for changes, message in (
-        ({"model.vocabulary_size": 1000}, "model.vocabulary_size must be at least 1024 "),
-        ({"views.max_length": 600}, "views.max_length must be at most 512 "),
-        ({"views.max_length": 600, "data.vocabulary": "none.txt"}, "views.max_length must be at"),
+    for changes, *fragments in (
+        ({"model.vocabulary_size": 1000}, "model.vocabulary_size", "1024", "1000"),
+        ({"views.max_length": 600}, "views.max_length", "512", "600"),
+        ({"views.max_length": 600, "data.vocabulary": "none.txt"}, "views.max_length", "512"),
     ):
-        with pytest.raises(UserError, match=message):
+        with refuses(*fragments):
             dry_run(config.override(changes), 1)

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
+from errors import refuses
 from quadriga.data.pydoc_corpus import PydocCorpusConfig
 from quadriga.data.sentence_pairs import SentencePairsConfig
 from quadriga.engine import export_hf, export_hf_bert, export_safetensors, export_timm
 from quadriga.engine.build import build_objective
 from quadriga.engine.export_subject import Subject, greatest_difference
 from quadriga.engine.run_config import RunConfig, TrainConfig
-from quadriga.errors import UserError
 from quadriga.methods.masked_lm import MaskedLMConfig
 from quadriga.models.bert import BertConfig
 from quadriga.optim.adamw import AdamWConfig
@@ -88,5 +88,5 @@ def test_own_names_rebuild_the_model(part: str, tmp_path: Path) -> None:
 
 
 def test_timm_has_no_bert() -> None:
-    with pytest.raises(UserError, match=r"needs model\.kind=vit, but the run's is bert"):
+    with refuses("--to timm", "model.kind=vit", "bert", "--to safetensors"):
         export_timm.TimmFormat().check(CONFIG, "encoder")

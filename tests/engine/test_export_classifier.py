@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from errors import refuses
 from quadriga.engine import export_hf, export_subject, export_timm
 from quadriga.engine.build import build_objective
 from quadriga.engine.export_subject import Subject, greatest_difference, keyed_images
 from quadriga.engine.run_config import RunConfig
-from quadriga.errors import UserError
 from quadriga.models.weights import load_weights
 from quadriga.recipes.deit import deit_digits
 from quadriga.recipes.mae import mae_digits
@@ -78,9 +78,9 @@ def test_a_classifier_is_left_out_where_there_is_none(tmp_path: Path) -> None:
 
 
 def test_what_the_classes_cannot_express() -> None:
-    with pytest.raises(UserError, match=r"a classifier on model\.pool=mean; timm"):
+    with refuses("hf", "model.pool=mean", "timm"):
         export_hf.HuggingFaceFormat().check(supervised(pool="mean"), "all")
     for form in (export_hf.HuggingFaceFormat(), export_timm.TimmFormat()):
         form.check(supervised(pool="mean"), "encoder")
-    with pytest.raises(UserError, match=r"objective\.kind=mae, but is all"):
+    with refuses("--part", "encoder", "objective.kind=mae", "all", "--to hf"):
         export_timm.TimmFormat().check(mae_digits(), "all")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from errors import refuses
 from quadriga.contracts import LoggerContext, StepOutput
 from quadriga.distributed.environment import SINGLE, DistEnv
 from quadriga.engine.arithmetic import RunPlan
@@ -21,7 +22,6 @@ from quadriga.engine.journal import Journal
 from quadriga.engine.logger_set import LoggerSet
 from quadriga.engine.run_config import LogConfig
 from quadriga.engine.run_directory import RunDirectory
-from quadriga.errors import UserError
 from tiny import TIMES, read_metrics
 
 PLAN = RunPlan(
@@ -177,5 +177,5 @@ def test_event_files_hold_what_the_records_hold(tmp_path: Path) -> None:
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"cannot be written in .*: No space left on device; make"):
+    with refuses("metrics.jsonl", tmp_path, "No space left", "--resume"):
         write(tmp_path, [output(0)])

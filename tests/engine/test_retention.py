@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoint_fakes import Tensors
+from errors import assert_says
 from quadriga.distributed.environment import SINGLE
 from quadriga.engine.checkpoint import CheckpointStore, list_checkpoints, step_of
 from quadriga.engine.retention import Retention, best_step, to_remove
@@ -90,7 +91,7 @@ def test_a_damaged_best_json_is_told_and_passed_over(tmp_path: Path) -> None:
         store.save(1, Tensors(1.0))
         store.report(1, {"linear_probe.top1": 1.0})
     assert len(said) == 1
-    assert "best.json is passed over: it is damaged" in said[0]
+    assert_says(said[0], tmp_path / "best.json", "damaged")
     assert json.loads((tmp_path / "best.json").read_text())["step"] == 1
 
 
@@ -100,7 +101,7 @@ def test_a_best_that_nothing_measures_is_told(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path, SINGLE, config, "h", said.append) as store:
         store.save(1, Tensors(1.0))
     assert len(said) == 1
-    assert "linear_prob.top1, but nothing of that name was measured" in said[0]
+    assert_says(said[0], "checkpoint.keep_best", "linear_prob.top1")
 
 
 def test_a_later_checkpoint_does_not_push_out_what_is_saved_now(tmp_path: Path) -> None:
@@ -153,7 +154,4 @@ def test_a_name_that_is_never_measured_is_told_at_once(
     for step in (2, 4):
         retention.report(step, numbers, saving=None)
     (warning,) = warnings
-    assert warning == (
-        f"checkpoint.keep_best is {name}, but what is measured is called {known}: "
-        "no best checkpoint is kept"
-    )
+    assert_says(warning, "checkpoint.keep_best", name, known)

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from parallel_worker import tiny_config
 
+from errors import refuses
 from quadriga.engine.run_directory import RunDirectory
-from quadriga.errors import UserError
 from quadriga.provenance import Resolved
 
 CONFIG = tiny_config([])
@@ -41,15 +41,15 @@ def test_the_config_comes_back_with_its_sources(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", '{"config": {', "[]", '{"config": {"name": 3}}'])
 def test_a_damaged_config_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UserError, match=r"config\.json is damaged: "):
+    with refuses(tmp_path / "config.json", "damaged"):
         RunDirectory(tmp_path).read_config()
 
 
 def test_there_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no run: there is no config\.json"):
+    with refuses(tmp_path / "nowhere", "config.json"):
         RunDirectory(tmp_path / "nowhere").read_config()
     (tmp_path / "config.json").mkdir()
-    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+    with refuses(tmp_path / "config.json", "directory"):
         RunDirectory(tmp_path).read_config()
 
 
@@ -64,7 +64,7 @@ def test_a_directory_without_a_run_is_free(tmp_path: Path) -> None:
         (directory.path / name).write_text("x")
     directory.check_owner(CONFIG)
     (directory.path / "thesis.tex").write_text("x")
-    with pytest.raises(UserError, match="is not empty and holds no run"):
+    with refuses(directory.path, "--work-dir"):
         directory.check_owner(CONFIG)
 
 
@@ -84,23 +84,23 @@ def test_what_changes_no_number_keeps_the_run(tmp_path: Path, words: dict[str, o
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "fragments"),
     [
-        ({"seed": 5}, "seed is 0 there and 5 here; choose"),
-        ({"optim.lr": 5}, r"optim.lr is [\d.]+ there and 5.0 here; choose"),
-        ({"seed": 5, "optim.lr": 5}, r"optim.lr is .* here \(and 1 more differences\); choose"),
+        ({"seed": 5}, ("seed is 0", "5")),
+        ({"optim.lr": 5}, ("optim.lr is", "5.0")),
+        ({"seed": 5, "optim.lr": 5}, ("optim.lr is", "1 more")),
     ],
 )
 def test_what_changes_a_number_makes_another_run(
-    tmp_path: Path, words: dict[str, object], message: str
+    tmp_path: Path, words: dict[str, object], fragments: tuple[object, ...]
 ) -> None:
-    with pytest.raises(UserError, match=f"belongs to another run: {message}"):
+    with refuses(tmp_path, "--work-dir", *fragments):
         owned(tmp_path).check_owner(CONFIG.override(words))
 
 
 def test_a_lock_is_held_until_its_file_is_closed(tmp_path: Path) -> None:
     directory = owned(tmp_path)
-    with directory.lock(), pytest.raises(UserError, match="is in use: another process"):
+    with directory.lock(), refuses(tmp_path, "in use", "--work-dir"):
         directory.lock()
     directory.lock().close()
 
@@ -136,7 +136,7 @@ def test_what_cannot_be_written_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     directory = RunDirectory(tmp_path / "file")
     for write in (directory.create, directory.lock, lambda: directory.write_environment({})):
-        with pytest.raises(UserError, match="cannot be written: Not a directory; make room"):
+        with refuses(tmp_path / "file", "--work-dir"):
             write()
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from parallel_worker import tiny_config
 
+from errors import assert_says, refuses
 from quadriga.distributed.environment import SINGLE
 from quadriga.engine.build import build_objective
 from quadriga.engine.console import Console
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.session import Request, load_objective, run
-from quadriga.errors import UserError
 from quadriga.provenance import Resolved
 from tiny import assert_bit_equal, read_checkpoint, read_metrics
 
@@ -55,12 +55,12 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def test_there_is_nothing_to_resume_at_first(tmp_path: Path, finished: Path) -> None:
-    assert "nothing to resume" in train(tmp_path / "run", resume=True)
+    assert_says(train(tmp_path / "run", resume=True), "nothing", tmp_path / "run", "step 0")
     assert_same_run(tmp_path / "run", finished)
 
 
 def test_a_run_goes_on_where_it_stopped(half: Path, finished: Path) -> None:
-    assert "resumed after step 2 of 4" in train(half, resume=True)
+    assert_says(train(half, resume=True), "step 2 of 4")
     assert_same_run(half, finished)
     assert read_metrics(half) == read_metrics(finished)
 
@@ -77,18 +77,18 @@ def test_a_run_starts_from_the_checkpoint_of_another(
     tmp_path: Path, half: Path, finished: Path, part: str
 ) -> None:
     said = train(tmp_path / "run", path=half / part)
-    assert "resumed after step 2 of 4" in said
+    assert_says(said, "step 2 of 4")
     assert_same_run(tmp_path / "run", finished)
 
 
 def test_a_checkpoint_of_another_config_is_refused(tmp_path: Path, half: Path) -> None:
     other = CONFIG.override({"optim.lr": 0.5})
-    with pytest.raises(UserError, match="is of a run with another config"):
+    with refuses(half, "config"):
         train(tmp_path / "run", other, path=half)
 
 
 def test_a_start_that_fails_leaves_the_directory_free(tmp_path: Path, half: Path) -> None:
-    with pytest.raises(UserError, match="cannot be resumed"):
+    with refuses(tmp_path, "resumed"):
         train(tmp_path / "run", path=tmp_path)
     said = train(tmp_path / "run", CONFIG.override({"train.steps": 2}))
     assert "resumed" not in said
@@ -96,14 +96,14 @@ def test_a_start_that_fails_leaves_the_directory_free(tmp_path: Path, half: Path
 
 def test_an_unfinished_run_is_not_overwritten(half: Path) -> None:
     before = read_metrics(half)
-    with pytest.raises(UserError, match=r"up to step_00000002 of 4 steps; add --resume"):
+    with refuses(half, "step_00000002", "4 steps", "--resume"):
         train(half)
     assert read_metrics(half) == before
 
 
 def test_a_finished_run_stays(finished: Path) -> None:
     before = read_metrics(finished)
-    assert "already holds all 4 steps" in train(finished)
+    assert_says(train(finished), "all 4 steps")
     assert read_metrics(finished) == before
 
 
@@ -111,7 +111,7 @@ def test_a_broken_loss_is_not_saved(tmp_path: Path) -> None:
     # The rate breaks the weights in the first step; the next line of the journal is the last.
     words = ["optim.lr=1e38", "optim.lr_batch=8", "log.every_steps=100"]
     config = tiny_config([*WORDS, *words])
-    with pytest.raises(UserError, match="is nan at step 2; "):
+    with refuses("nan", "step 2"):
         train(tmp_path / "run", config)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -129,5 +129,5 @@ def test_the_objective_of_a_run_is_read_alone(finished: Path) -> None:
 
 
 def test_there_is_nothing_to_evaluate(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no whole checkpoint to evaluate; train it first"):
+    with refuses(tmp_path, "checkpoint", "train"):
         load_objective(CONFIG, tmp_path, SINGLE, Console(active=False))

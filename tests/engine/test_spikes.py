@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from errors import assert_says
 from quadriga.contracts import StepOutput
 from quadriga.distributed.environment import SINGLE, DistEnv
 from quadriga.engine.arithmetic import RunPlan
@@ -71,10 +72,7 @@ def test_spikes_can_be_switched_off() -> None:
 def test_the_sentence() -> None:
     detector = SpikeDetector(CONFIG)
     said = [detector.see(step, loss) for step, loss in enumerate([*CALM, 7.5], start=1)]
-    assert said[-1] == (
-        "the loss of step 9 is 7.5, a spike: the median of the 8 losses before it is 1, their "
-        "median deviation 0.1"
-    )
+    assert_says(said[-1], "step 9", "7.5", "8 losses", "1", "0.1")
 
 
 def journal(folder: Path, losses: list[float], every: int, env: DistEnv = SINGLE) -> None:
@@ -110,7 +108,9 @@ def test_every_loss_is_looked_at(
         "median": 1.0,
         "deviation": pytest.approx(0.1),
     }
-    assert capsys.readouterr().err.startswith("warning: the loss of step 9 is 7.5, a spike")
+    shown = capsys.readouterr().err
+    assert shown.startswith("warning: ")
+    assert_says(shown, "step 9", "7.5")
 
 
 def test_a_calm_run_has_no_events_and_other_ranks_never(tmp_path: Path) -> None:

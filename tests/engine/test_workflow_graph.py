@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from errors import refuses
 from quadriga.engine.workflow import Node, Workflow
 from quadriga.engine.workflow_graph import (
     bind,
@@ -19,7 +20,6 @@ from quadriga.engine.workflow_graph import (
     references,
     with_all_needed,
 )
-from quadriga.errors import UserError
 from quadriga.recipes.mae import mae_digits
 from workflows import diamond
 
@@ -58,23 +58,23 @@ def test_references_in_lists_are_found():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "sentence"),
+    ("wrong", "fragments"),
     [
-        (workflow(node("a"), node("a")), "two nodes called a"),
-        (workflow(node("a", "bb"), node("b")), r"must name a node .* is @bb; did you mean b\?"),
-        (workflow(node("a", "b"), node("b", "a")), "a needs b needs a"),
-        (workflow(node("a", "a")), "a needs a"),
-        (workflow(node("b"), result="a"), "result must name a node, but is 'a'"),
-        (workflow(node("report"), node("a")), "but is 'report'"),
-        (workflow(node("../a"), node("a")), "but is '../a'"),
+        (workflow(node("a"), node("a")), ("two nodes", "a")),
+        (workflow(node("a", "bb"), node("b")), ("@bb", "b")),
+        (workflow(node("a", "b"), node("b", "a")), ("a needs b needs a",)),
+        (workflow(node("a", "a")), ("a needs a",)),
+        (workflow(node("b"), result="a"), ("result", "'a'")),
+        (workflow(node("report"), node("a")), ("'report'",)),
+        (workflow(node("../a"), node("a")), ("'../a'",)),
         (
             dataclasses.replace(workflow(node("a")), reference=node("b", "a").config),
-            "the reference is not run and may name no node, but warm_start.path does",
+            ("reference", "warm_start.path"),
         ),
     ],
 )
-def test_what_is_wrong_with_a_graph_is_one_sentence(wrong, sentence):
-    with pytest.raises(UserError, match=sentence):
+def test_what_is_wrong_with_a_graph_is_one_sentence(wrong, fragments):
+    with refuses(*fragments):
         check_graph(wrong)
 
 
@@ -94,5 +94,5 @@ def test_every_node_comes_after_what_it_needs(names, pairs):
 def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_name():
     names = ["meta", "module_0", "module_1"]
     assert matching("module_*", names, "x") == ["module_0", "module_1"]
-    with pytest.raises(UserError, match=r"modul_0 matches none; did you mean module_0\?"):
+    with refuses("modul_0", "module_0"):
         matching("modul_0", names, "x")
