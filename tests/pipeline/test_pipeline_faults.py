@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from errors import assert_says
 from ranks import run_worker
 from tiny import assert_bit_equal, read_checkpoint, read_metrics
 
@@ -98,7 +99,8 @@ def test_a_bad_gradient_of_one_stage_ends_all_with_one_line(
     folder, codes = ran
     assert codes["stop"] == [2, 2]
     (line,) = errors(folder, "stop")
-    assert line.startswith("error: the gradient norm is inf at step 5; its update was not made")
+    assert line.startswith("error: ")
+    assert_says(line, "gradient norm", "inf", "step 5")
 
 
 def test_one_rank_that_is_asked_to_stop_stops_all_at_the_same_step(
@@ -122,4 +124,4 @@ def test_who_stands_still_is_named_and_not_who_waits(
     assert codes["hang"] == [70, 70, 70]
     (line,) = errors(folder, "hang")
     assert line.startswith("error: rank 1 (")
-    assert "while 2 ranks wait in pipeline" in line
+    assert_says(line, "2 ranks", "pipeline")

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from errors import refuses
 from pipeline_fakes import words_run
 from quadriga.engine.topology import make_topology
 from quadriga.pipeline.conf import make_conf, write_conf
@@ -107,5 +108,5 @@ def test_conf_says_what_training_reads(depths: tuple[int, ...], width: int, tmp_
 
 
 def test_a_stage_without_a_module_cannot_be_said() -> None:
-    with pytest.raises(ValueError, match="must have a block"):
+    with refuses("block", error=ValueError):
         make_conf((0, 4), 1)
