@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 
+from errors import refuses
 from quadriga.distributed.environment import (
     SINGLE,
     Launch,
@@ -16,7 +17,6 @@ from quadriga.distributed.environment import (
     read_launch,
     set_threads,
 )
-from quadriga.errors import UserError
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 SRUN = {
@@ -57,27 +57,29 @@ def test_a_launcher_is_read(environ: Mapping[str, str], expected: Launch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("environ", "message"),
+    ("environ", "fragments"),
     [
-        ({"RANK": "1"}, "RANK and WORLD_SIZE must be set together, but WORLD_SIZE is missing"),
-        ({"WORLD_SIZE": "2"}, "RANK and WORLD_SIZE must be set together, but RANK is missing"),
-        ({**TORCHRUN, "RANK": "x"}, "RANK must be a number, but is 'x'"),
-        ({**TORCHRUN, "RANK": "-1"}, "RANK must be a number, but is '-1'"),
-        ({**TORCHRUN, "RANK": "8"}, r"RANK must be below WORLD_SIZE \(8\), but is 8"),
-        ({**SRUN, "SLURM_NTASKS": "many"}, "SLURM_NTASKS must be a number, but is 'many'"),
-        ({**SRUN, "SLURM_LOCALID": ""}, "SLURM_LOCALID must be a number, but is ''"),
-        ({**SRUN, "SLURM_PROCID": "6"}, r"SLURM_PROCID must be below SLURM_NTASKS \(6\)"),
+        ({"RANK": "1"}, ("RANK", "WORLD_SIZE is missing")),
+        ({"WORLD_SIZE": "2"}, ("WORLD_SIZE", "RANK is missing")),
+        ({**TORCHRUN, "RANK": "x"}, ("RANK", "number", "'x'")),
+        ({**TORCHRUN, "RANK": "-1"}, ("RANK", "number", "'-1'")),
+        ({**TORCHRUN, "RANK": "8"}, ("RANK", "WORLD_SIZE", "(8)", "is 8")),
+        ({**SRUN, "SLURM_NTASKS": "many"}, ("SLURM_NTASKS", "number", "'many'")),
+        ({**SRUN, "SLURM_LOCALID": ""}, ("SLURM_LOCALID", "number", "''")),
+        ({**SRUN, "SLURM_PROCID": "6"}, ("SLURM_PROCID", "SLURM_NTASKS", "6")),
     ],
 )
-def test_a_broken_launch_is_refused(environ: Mapping[str, str], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+def test_a_broken_launch_is_refused(
+    environ: Mapping[str, str], fragments: tuple[object, ...]
+) -> None:
+    with refuses(*fragments):
         read_launch(environ)
 
 
 def test_without_an_address_there_is_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.setenv("MASTER_PORT", "1")
-    with pytest.raises(UserError, match="MASTER_ADDR"), process_group("cpu", TORCHRUN):
+    with refuses("MASTER_ADDR"), process_group("cpu", TORCHRUN):
         pytest.fail("there is a group")
 
 
@@ -112,14 +114,14 @@ def test_a_device_that_does_not_exist(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UserError, match="device cuda:2 does not exist: this machine has 2 GPUs"):
+    with refuses("cuda:2", "2 GPUs"):
         pick_device(name, local_rank)
 
 
 def test_a_machine_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("auto", 0) == torch.device("cpu")
-    with pytest.raises(UserError, match="device cuda is not available on this machine"):
+    with refuses("cuda"):
         pick_device("cuda", 0)
 
 
@@ -142,6 +144,6 @@ def test_ranks_share_the_cores(
 
 def test_several_ranks_cannot_share_one_named_device() -> None:
     environ = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
-    with pytest.raises(UserError, match="must be auto, cpu or cuda for 2 ranks, but is cuda:1"):
+    with refuses("auto, cpu or cuda", "2 ranks", "cuda:1"):
         with process_group("cuda:1", environ):
             pass

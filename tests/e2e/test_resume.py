@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from errors import assert_command_refused
 from quadriga.cli.entry import run
 from ranks import quadriga, run_ranks, start_ranks
 from tiny import assert_bit_equal, read_checkpoint, read_metrics, tiny_run
@@ -84,8 +85,8 @@ def test_an_unfinished_run_wants_resume(tmp_path: Path, capsys: pytest.CaptureFi
     work_dir = tmp_path / "run"
     kill_after(tiny_run(work_dir, 200, "checkpoint.every_steps=2"), 9, work_dir, 1, 0)
     capsys.readouterr()
-    assert run(tiny_run(work_dir, 200, "checkpoint.every_steps=2")) == 2
-    assert "add --resume to continue it" in capsys.readouterr().err
+    words = tiny_run(work_dir, 200, "checkpoint.every_steps=2")
+    assert_command_refused(words, capsys, work_dir, "--resume")
 
 
 def test_two_runs_cannot_share_a_work_dir(
@@ -96,5 +97,4 @@ def test_two_runs_cannot_share_a_work_dir(
     work_dir = tmp_path / "run"
     assert run(tiny_run(work_dir, 1)) == 0
     with RunDirectory(work_dir).lock():
-        assert run(tiny_run(work_dir, 1)) == 2
-    assert "is in use" in capsys.readouterr().err
+        assert_command_refused(tiny_run(work_dir, 1), capsys, work_dir, "in use")

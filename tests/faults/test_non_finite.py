@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from parallel_worker import tiny_config
 
+from errors import assert_command_refused, assert_says
 from quadriga.cli.entry import run
 from quadriga.data.sampling import step_samples
 from quadriga.distributed.environment import SINGLE
@@ -52,9 +53,9 @@ def test_stop_ends_every_rank_before_the_update(tmp_path: Path, straight: Path) 
     code, errors = poisoned(work_dir, 99)
     assert code == 2
     assert errors.count("error:") == 1
-    assert "the loss is nan at step 6; its update was not made" in errors
+    assert_says(errors, "loss", "nan", "step 6")
     replay = work_dir / "replay" / "step_00000006.safetensors"
-    assert f"quadriga replay {replay} makes this step alone" in errors
+    assert_says(errors, f"quadriga replay {replay}")
     assert replay.is_file()
     (event,) = map(json.loads, (work_dir / "events.jsonl").read_text().splitlines())
     assert (event["event"], event["step"], event["what"]) == ("bad step", BAD + 1, "loss")
@@ -72,7 +73,7 @@ def test_skip_is_the_run_that_leaves_the_update_out(tmp_path: Path) -> None:
     skipped, left_out = tmp_path / "skipped", tmp_path / "left_out"
     code, errors = poisoned(skipped, 99, "health.non_finite=skip")
     assert code == 0, errors
-    assert "its update is left out" in errors
+    assert_says(errors, "left out", f"step {BAD + 1}")
     left_out.mkdir()
     (left_out / "report").mkdir()
     code, errors = poisoned(left_out, 0)
@@ -91,7 +92,7 @@ def test_rollback_after_a_passing_fault_is_the_run_without_it(
     work_dir = tmp_path / "run"
     code, errors = poisoned(work_dir, 1, "health.non_finite=rollback")
     assert code == 0, errors
-    assert "back to step_00000003, the steps since then are made again" in errors
+    assert_says(errors, "step_00000003", "again")
     assert_bit_equal(read_checkpoint(work_dir, STEPS), read_checkpoint(straight, STEPS))
     assert read_metrics(work_dir) == read_metrics(straight)
 
@@ -100,7 +101,7 @@ def test_rollback_leaves_out_what_is_bad_again_and_resumes_alike(tmp_path: Path)
     work_dir, resumed = tmp_path / "run", tmp_path / "resumed"
     code, errors = poisoned(work_dir, 99, "health.non_finite=rollback", ranks=1)
     assert code == 0, errors
-    assert "back to step_00000003, leaving out the updates of steps 4 to 6" in errors
+    assert_says(errors, "step_00000003", "steps 4 to 6")
     assert json.loads((work_dir / "left_out.json").read_text())["ranges"] == [[3, 5]]
     records = read_metrics(work_dir)
     assert [record["step"] for record in records if record.get("skipped")] == [4, 5, 6]
@@ -119,9 +120,9 @@ def test_too_many_bad_steps_end_the_run(tmp_path: Path, capsys: pytest.CaptureFi
     own = [word for word in WORDS if not word.startswith("optim.")]
     assert run(tiny_run(tmp_path / "run", 30, *own, *words, "health.non_finite=skip")) == 2
     errors = capsys.readouterr().err
-    assert errors.count("its update is left out") == 2
-    assert "it is bad step number 3 (health.max_bad_steps)" in errors
-    assert "or go on with health.non_finite" not in errors, "that is what it does already"
+    assert errors.count("left out") == 2
+    assert_says(errors, "number 3", "health.max_bad_steps")
+    assert "health.non_finite" not in errors, "that is what it does already"
 
 
 def test_a_bad_step_is_made_again_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,16 +158,16 @@ def test_the_newest_replay_files_stay_whatever_their_steps(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "fragments"),
     [
-        ("missing", "does not exist; see the folder replay of the run"),
-        ("folder", "must be a file, but is a folder; name one of the files in it"),
-        ("cut", "is not a whole replay file: Error while deserializing header"),
-        ("other", "is not a whole replay file: its header has no 'recorded'"),
+        ("missing", ("replay",)),
+        ("folder", ("folder",)),
+        ("cut", ("header",)),
+        ("other", ("'recorded'",)),
     ],
 )
 def test_a_file_that_is_no_replay(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str, told: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str, fragments: tuple[object, ...]
 ) -> None:
     file = tmp_path / "x.safetensors"
     if damage == "folder":
@@ -178,7 +179,4 @@ def test_a_file_that_is_no_replay(
         from safetensors.torch import save_file
 
         save_file({"a": torch.zeros(1)}, file)
-    assert run(["replay", str(file)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert told in error
+    assert_command_refused(["replay", file], capsys, file, *fragments)

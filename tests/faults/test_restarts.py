@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from errors import assert_says
 from quadriga.cli.training import TrainRequest, start_of
 from quadriga.launch.attempts import remember, remembered, restarts
 from ranks import quadriga, run_ranks
@@ -53,7 +54,7 @@ def test_ranks_that_torchrun_restarts_resume_by_themselves(tmp_path: Path, strai
     done = torchrun(1, FAULTY, "kill", "1", "9", str(tmp_path), "--", *words)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "fault").exists()
-    assert "resumed after step 8 of 24" in done.stdout
+    assert_says(done.stdout, "step 8 of 24")
     assert_same(work_dir, straight)
 
 
@@ -80,15 +81,16 @@ def test_ranks_that_our_launcher_restarts_resume_by_themselves(
     finally:
         process.kill()
     assert process.returncode == 0, errors
-    assert "resumed after step" in out
-    assert "again and resume (restart 1 of 1)" in errors
+    assert_says(out, "resumed")
+    assert_says(errors, "restart 1 of 1")
     assert_same(work_dir, straight)
 
 
 def test_what_the_user_must_mend_is_told_once(tmp_path: Path) -> None:
     done = torchrun(3, "-m", "quadriga", *tiny_run(tmp_path / "run", 4, "optim.lrr=1"))
     assert done.returncode != 0
-    assert done.stderr.count("error: unknown key optim.lrr") == 1, done.stderr
+    assert done.stderr.count("error: ") == 1, done.stderr
+    assert_says(done.stderr, "optim.lrr", "optim.lr")
 
 
 def test_only_what_will_repeat_itself_is_remembered(tmp_path: Path) -> None:
