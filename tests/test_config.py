@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from abc import ABC
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -12,8 +14,8 @@ from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator
 
 from errors import refuses
-from quadriga.config import Choice, Config
-from quadriga.errors import nearest
+from quadriga.config import Choice, Config, kinds
+from quadriga.errors import UserError, nearest
 from quadriga.provenance import Resolved
 
 
@@ -114,6 +116,32 @@ def test_a_change_of_kind_keeps_the_fields_both_have() -> None:
     far = f"{__name__}:Far"
     config = Run(protocol=Near(neighbours=9)).override({"protocol.kind": far})
     assert config.protocol == Far(neighbours=9)
+
+
+def test_kinds_are_files_of_a_room_and_entries_of_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = "from test_config import Protocol\n"
+    room = tmp_path / "protocol_room"
+    (room / "nested").mkdir(parents=True)
+    (room / "__init__.py").write_text(
+        "KINDS = {'deep': 'protocol_room.nested.file:Deep', 'twin': 'protocol_room.shared:Twin'}\n"
+    )
+    (room / "plain.py").write_text(f"{head}class Plain(Protocol): ...\n")
+    (room / "shared.py").write_text(f"{head}class Twin(Protocol): ...\n")
+    (room / "nested" / "__init__.py").write_text("")
+    (room / "nested" / "file.py").write_text(f"{head}class Deep(Protocol): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(Protocol, "room", "protocol_room")
+    assert kinds(Protocol) == ["deep", "plain", "twin"]  # type: ignore[type-abstract]
+    assert "protocol_room.nested.file" not in sys.modules
+    assert "protocol_room.shared" not in sys.modules
+    for kind in ("deep", "plain", "twin"):
+        config = Run().override({"protocol.kind": kind})
+        assert config.protocol.kind() == kind == type(config.protocol).__name__.lower()
+        assert Run.from_dict(config.as_dict()) == config
+    with pytest.raises(UserError, match=r"protocol.kind 'twim' does not exist; did you mean twin"):
+        Run().override({"protocol.kind": "twim"})
 
 
 def test_configs_are_frozen_and_refuse_unknown_keys() -> None:

@@ -1,9 +1,10 @@
 """Typed, frozen configuration: values only, with overrides, provenance and one error grammar.
 
 A `Config` is a pydantic model that refuses unknown keys. A `Choice` is a Config with several
-kinds, one file each: the ``kind`` of a value is the name of the file its class is in, so that
-``{"kind": "image_folder"}`` in the room ``quadriga.data`` is the config in
-``quadriga/data/image_folder.py``. Nothing is registered; the file name is the registry.
+kinds, which live in one package, its room. A file at the room's top level is the kind of its name:
+``{"kind": "mae"}`` in the room ``quadriga.methods`` is the config in ``quadriga/methods/mae.py``.
+Kinds in nested folders, and kinds that share a file, stand in a table in the room's
+``__init__.py``: name -> ``module:Class``.
 """
 
 from __future__ import annotations
@@ -78,16 +79,22 @@ class Config(BaseModel):
 
 
 class Choice(Config):
-    """A config with several kinds, each in a file of its own in `room`."""
+    """A config with several kinds: files of `room`, or entries of its table."""
 
     room: ClassVar[str]
-    """The package whose files are the kinds, for example ``quadriga.data``."""
+    """The package of the kinds, for example ``quadriga.methods``."""
+    table: ClassVar[str] = "KINDS"
+    """What the room calls its table of nested kinds and of kinds that share a file."""
 
     @classmethod
     def kind(cls) -> str:
-        """Return the name of this kind: its file in the room, else ``module:Class``."""
+        """Return the name of this kind: in the table, or of its file, else ``module:Class``."""
+        target = f"{cls.__module__}:{cls.__qualname__}"
+        for listed, of_listed in _table(cls).items():
+            if of_listed == target:
+                return listed
         module, _, name = cls.__module__.rpartition(".")
-        return name if module == cls.room else f"{cls.__module__}:{cls.__qualname__}"
+        return name if module == cls.room else target
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values, with the kind first."""
@@ -161,14 +168,31 @@ def construct(
         ) from error
 
 
+def load(target: str) -> Any:
+    """Import ``module:name`` and return what it names."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def kinds(base: type[Choice]) -> list[str]:
-    """Return the kinds of `base`: the files of its room that hold a concrete class of it."""
-    package = importlib.import_module(base.room)
-    names = [module.name for module in pkgutil.iter_modules(package.__path__)]
-    return [name for name in names if _class_in(base, name) is not None]
+    """Return the kinds of `base`: its table, and the files of its room that the table leaves out.
+
+    No kind that the table lists is imported.
+    """
+    table = _table(base)
+    listed = {target.partition(":")[0] for target in table.values()}
+    found = pkgutil.iter_modules(importlib.import_module(base.room).__path__)
+    files = [f.name for f in found if not f.ispkg and f"{base.room}.{f.name}" not in listed]
+    return sorted([*table, *(name for name in files if _class_in(base, name) is not None)])
+
+
+def _table(base: type[Choice]) -> Mapping[str, str]:
+    table: Mapping[str, str] = getattr(importlib.import_module(base.room), base.table, {})
+    return table
 
 
 def _class_in(base: type[ConfigT], name: str) -> type[ConfigT] | None:
+    """Return the concrete class of `base` that a file at the top of its room defines."""
     module = importlib.import_module(f"{base.room}.{name}")  # type: ignore[attr-defined]
     for found in vars(module).values():
         if isinstance(found, type) and issubclass(found, base) and not inspect.isabstract(found):
@@ -178,7 +202,7 @@ def _class_in(base: type[ConfigT], name: str) -> type[ConfigT] | None:
 
 
 def _concrete(base: type[ConfigT], kind: Any, path: str) -> type[ConfigT]:
-    """Find the class of a kind; only files of the room and classes already loaded are looked at."""
+    """Find the class of a kind: in the table, among the room's files, or loaded already."""
     if kind is None:
         if not inspect.isabstract(base):
             return base
@@ -186,6 +210,10 @@ def _concrete(base: type[ConfigT], kind: Any, path: str) -> type[ConfigT]:
     for loaded in _descendants(base):
         if f"{loaded.__module__}:{loaded.__qualname__}" == kind:
             return loaded
+    table = _table(base)  # type: ignore[arg-type]
+    if kind in table:
+        listed: type[ConfigT] = load(table[kind])
+        return listed
     choices = kinds(base)  # type: ignore[arg-type]
     if kind in choices:
         found = _class_in(base, kind)

@@ -1,4 +1,4 @@
-"""The configs that come in kinds: one abstract base per room, one file per kind."""
+"""The configs that come in kinds: one abstract base per room (`Choice`)."""
 
 from __future__ import annotations
 
@@ -108,9 +108,10 @@ class ModularConfig(Choice, ABC):
 
 
 class DatasetConfig(Choice, ABC):
-    """Where records come from. Its kinds are the files of `quadriga.data`."""
+    """Where records come from. Its kinds stand in the table `quadriga.data.DATASETS`."""
 
     room: ClassVar[str] = "quadriga.data"
+    table: ClassVar[str] = "DATASETS"
 
     @abstractmethod
     def build(self, split: Split) -> Dataset:
@@ -122,9 +123,10 @@ class DatasetConfig(Choice, ABC):
 
 
 class ViewsConfig(Choice, ABC):
-    """How records become samples. Its kinds are the files of `quadriga.data`."""
+    """How records become samples. Its kinds stand in the table `quadriga.data.VIEWS`."""
 
     room: ClassVar[str] = "quadriga.data"
+    table: ClassVar[str] = "VIEWS"
 
     @abstractmethod
     def build(self, split: Split) -> Transform:
