@@ -26,11 +26,11 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from image_decoding import noise_jpeg
 from quadriga.contracts import Batch, Transform, stack
-from quadriga.data.augmentation import CHOICES, RandAugmentSettings, amount_of
-from quadriga.data.image_operations import Drawn, Filter, apply
-from quadriga.data.image_record import ImageRecord
-from quadriga.data.image_views import random_box
-from quadriga.data.supervised_views import SupervisedViewsConfig
+from quadriga.data.images.record import ImageRecord
+from quadriga.data.views.augmentation import CHOICES, RandAugmentSettings, amount_of
+from quadriga.data.views.crops import random_box
+from quadriga.data.views.operations import Drawn, Filter, apply
+from quadriga.data.views.supervised import SupervisedViewsConfig
 from quadriga.randomness import Stream, fold
 
 FILL = (124, 116, 104)

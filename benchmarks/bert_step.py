@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from quadriga import randomness
 from quadriga.contracts import Batch, DatasetConfig
-from quadriga.data.pydoc_corpus import PydocCorpusConfig
-from quadriga.data.sentence_pairs import SentencePairsConfig
-from quadriga.data.text_corpus import TextCorpusConfig
+from quadriga.data.text.corpus import TextCorpusConfig
+from quadriga.data.text.pydoc import PydocCorpusConfig
+from quadriga.data.text.sentence_pairs import SentencePairsConfig
 from quadriga.methods.masked_lm import MaskedLM, MaskedLMConfig
 from quadriga.models.bert import BertConfig
 

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from quadriga.contracts import Batch, Executor, Objective, StepOutput
 from quadriga.distributed.environment import SINGLE, pick_device
-from quadriga.engine.checkpoint import CheckpointStore
+from quadriga.engine.checkpoint.store import CheckpointStore
 from quadriga.engine.run_config import CheckpointConfig
 
 WIDTH, BLOCK = 768, 7_087_872

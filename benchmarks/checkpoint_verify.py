@@ -23,7 +23,7 @@ import torch
 
 from quadriga.contracts import Batch, Executor, Objective, StepOutput
 from quadriga.distributed.environment import SINGLE
-from quadriga.engine.checkpoint import CheckpointStore, verify
+from quadriga.engine.checkpoint.store import CheckpointStore, verify
 from quadriga.engine.run_config import CheckpointConfig
 
 PIECE = 4 << 20

@@ -33,18 +33,18 @@ import torch
 
 from quadriga.cli.arguments import find_recipe
 from quadriga.contracts import Batch, Executor, Objective, StepOutput, stack
-from quadriga.data.loader import Loader
-from quadriga.data.sampling import step_samples
+from quadriga.data.reading.loader import Loader
+from quadriga.data.reading.sampling import step_samples
 from quadriga.distributed.environment import DistEnv, pick_device
-from quadriga.engine.arithmetic import RunPlan, make_plan
 from quadriga.engine.build import EXACT, build_loader, build_objective
-from quadriga.engine.checkpoint import CheckpointStore
-from quadriga.engine.console import Console
-from quadriga.engine.data_parallel import DataParallelExecutor
-from quadriga.engine.journal import Journal
+from quadriga.engine.checkpoint.store import CheckpointStore
+from quadriga.engine.logs.console import Console
+from quadriga.engine.logs.directory import RunDirectory
+from quadriga.engine.logs.journal import Journal
+from quadriga.engine.loop import train
 from quadriga.engine.run_config import CheckpointConfig, LogConfig, RunConfig
-from quadriga.engine.run_directory import RunDirectory
-from quadriga.engine.train import train
+from quadriga.engine.run_plan import RunPlan, make_plan
+from quadriga.engine.step.data_parallel import DataParallelExecutor
 
 LOG, SAVING = LogConfig(), CheckpointConfig(keep=1)
 

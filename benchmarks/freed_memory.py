@@ -23,7 +23,7 @@ import torch
 
 from precision import Side
 from quadriga.cli.arguments import find_recipe
-from quadriga.distributed.freed_memory import keep_freed_memory
+from quadriga.distributed.allocator import keep_freed_memory
 from quadriga.engine.run_config import RunConfig
 
 SIDES = ("given back", "kept")

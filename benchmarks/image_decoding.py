@@ -20,8 +20,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from quadriga.data.image_record import ImageRecord
-from quadriga.data.image_views import ImageViewsConfig, random_box
+from quadriga.data.images.record import ImageRecord
+from quadriga.data.views.crops import ImageViewsConfig, random_box
 from quadriga.randomness import Stream, fold
 
 VIEWS = ImageViewsConfig()

@@ -27,12 +27,12 @@ from quadriga.cli.arguments import find_recipe
 from quadriga.contracts import Batch
 from quadriga.distributed.environment import DistEnv, process_group
 from quadriga.distributed.shards import local_part
-from quadriga.engine.arithmetic import RunPlan, make_plan
 from quadriga.engine.build import build_objective
-from quadriga.engine.data_parallel import DataParallelExecutor
-from quadriga.engine.facts import cores
+from quadriga.engine.logs.environment import cores
 from quadriga.engine.run_config import RunConfig
-from quadriga.engine.units import bytes_, duration
+from quadriga.engine.run_plan import RunPlan, make_plan
+from quadriga.engine.step.data_parallel import DataParallelExecutor
+from quadriga.formatting import bytes_, duration
 
 SIDES = {
     "ddp": {"train.parallel": "ddp"},

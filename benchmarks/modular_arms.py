@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quadriga.engine.run_config import RunConfig
-from quadriga.engine.workflow import REFERENCE, Node
 from quadriga.modular.growth import GrowthConfig
-from quadriga.modular.incubate import Start
+from quadriga.modular.parts.start import Start
 from quadriga.recipes.deep_incubation import Incubation, incubate
+from quadriga.workflow.graph import REFERENCE, Node
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from modular_arms import ZERO, Arm, Arms
 from modular_picture import Row, draw
-from quadriga.cli.workflow import RunRequest, make
-from quadriga.cli.workflow_words import as_it_is
+from quadriga.cli.workflow.command import RunRequest, make
+from quadriga.cli.workflow.resolve import as_it_is
 from quadriga.engine.evaluate import RESULTS
-from quadriga.engine.ledger import longest_path
-from quadriga.engine.units import duration, flops
-from quadriga.engine.workflow import Workflow
-from quadriga.engine.workflow_files import Graph, WorkflowDirectory
 from quadriga.errors import EXIT_USER_ERROR, UserError
+from quadriga.formatting import duration, flops
+from quadriga.workflow.directory import Graph, WorkflowDirectory
+from quadriga.workflow.graph import Workflow
+from quadriga.workflow.ledger import longest_path
 
 METRIC = "held_out.accuracy"
 Make = Callable[[int, Sequence[float]], Arms]

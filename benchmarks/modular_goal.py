@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from modular_arms import Arms, Budget, node
 from quadriga.engine.run_config import RunConfig
-from quadriga.engine.workflow import REFERENCE
 from quadriga.modular.growth import GrowthConfig
 from quadriga.modular.hybrid import HybridConfig
 from quadriga.recipes.deep_incubation import Incubation, incubate
+from quadriga.workflow.graph import REFERENCE
 
 SHARE = 0.58
 """What an arm's critical path is sized for, over that of the end-to-end budget."""

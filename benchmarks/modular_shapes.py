@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from modular_arms import Arms, Budget, seed_arms
 from modular_compare import arguments, compare
 from modular_goal import add_goal_arms
-from quadriga.data.clutter import ClutterConfig
-from quadriga.data.shifted_views import ShiftedViewsConfig
+from quadriga.data.images.clutter import ClutterConfig
+from quadriga.data.views.shifts import ShiftedViewsConfig
 from quadriga.engine.run_config import (
     CheckpointConfig,
     EvaluationConfig,
@@ -37,7 +37,7 @@ from quadriga.evaluation.held_out import HeldOutConfig
 from quadriga.methods.supervised import SupervisedConfig
 from quadriga.models.vit import ViTConfig
 from quadriga.optim.adamw import AdamWConfig
-from quadriga.optim.schedules.warmup_cosine import WarmupCosineConfig
+from quadriga.schedules.warmup_cosine import WarmupCosineConfig
 
 DEPTHS = (8, 8, 8, 8)
 BUDGET = Budget(

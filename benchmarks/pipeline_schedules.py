@@ -31,13 +31,13 @@ from torch.distributed import run as torchrun
 from quadriga.cli.arguments import find_recipe
 from quadriga.contracts import Batch, LossOutput, Objective, Stage
 from quadriga.distributed.environment import DistEnv, process_group
-from quadriga.engine.arithmetic import make_plan
 from quadriga.engine.build import build_on_meta
-from quadriga.engine.facts import cores
+from quadriga.engine.logs.environment import cores
 from quadriga.engine.run_config import RunConfig
-from quadriga.engine.units import duration
-from quadriga.models.initialise import initialise
-from quadriga.pipeline.choice import make_executor
+from quadriga.engine.run_plan import make_plan
+from quadriga.formatting import duration
+from quadriga.models.parts.initialise import initialise
+from quadriga.pipeline.runtime.choose import make_executor
 
 SIDES: dict[str, tuple[str, int, dict[str, str]]] = {
     "1f1b": ("1f1b", 1, {}),

@@ -26,24 +26,24 @@ import torch
 from scipy.stats import spearmanr
 from torch.distributed import run as torchrun
 
-from quadriga.data.pydoc_corpus import PydocCorpusConfig
-from quadriga.data.sentence_pairs import SentencePairsConfig
+from quadriga.data.text.pydoc import PydocCorpusConfig
+from quadriga.data.text.sentence_pairs import SentencePairsConfig
 from quadriga.distributed.environment import DistEnv, process_group
-from quadriga.engine.arithmetic import make_plan
 from quadriga.engine.build import EXACT, build_loader, build_objective
 from quadriga.engine.run_config import LogConfig, RunConfig, TrainConfig
-from quadriga.engine.topology import replica_env
-from quadriga.engine.units import bytes_, duration
+from quadriga.engine.run_plan import make_plan
+from quadriga.formatting import bytes_, duration
 from quadriga.methods.masked_lm import MaskedLMConfig
 from quadriga.models.bert import BertConfig
 from quadriga.optim.adamw import AdamWConfig
-from quadriga.optim.schedules.warmup_cosine import WarmupCosineConfig
-from quadriga.pipeline.choice import make_executor
-from quadriga.pipeline.cost import Candidate
-from quadriga.pipeline.measure import measure_profile
 from quadriga.pipeline.network import measure_network
-from quadriga.pipeline.planner import Plan, Planner
-from quadriga.pipeline.profile import read_profile, save_profile
+from quadriga.pipeline.planner.cost import Candidate
+from quadriga.pipeline.planner.measure import measure_profile
+from quadriga.pipeline.planner.profile import read_profile, save_profile
+from quadriga.pipeline.planner.search import Plan, Planner
+from quadriga.pipeline.runtime.choose import make_executor
+from quadriga.pipeline.topology import replica_env
+from quadriga.schedules.warmup_cosine import WarmupCosineConfig
 
 RANKS = 2
 PROFILE = "QUADRIGA_BENCHMARK_PROFILE"

@@ -22,14 +22,14 @@ import torch
 from quadriga.cli.arguments import find_recipe
 from quadriga.contracts import Batch
 from quadriga.distributed.environment import DistEnv, pick_device
-from quadriga.engine.arithmetic import make_plan
 from quadriga.engine.build import build_objective, build_on_meta
-from quadriga.engine.data_parallel import DataParallelExecutor
-from quadriga.engine.devices import peak_flops, uses_tf32
-from quadriga.engine.facts import device_name
-from quadriga.engine.meters import measure
+from quadriga.engine.logs.environment import device_name
+from quadriga.engine.meters.cost import measure
+from quadriga.engine.meters.devices import peak_flops, uses_tf32
 from quadriga.engine.run_config import RunConfig
-from quadriga.engine.units import bytes_, duration, flops
+from quadriga.engine.run_plan import make_plan
+from quadriga.engine.step.data_parallel import DataParallelExecutor
+from quadriga.formatting import bytes_, duration, flops
 
 SIDES = ("float32", "float32+compile", "bfloat16", "bfloat16+compile")
 

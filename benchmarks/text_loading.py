@@ -22,11 +22,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
 
-from quadriga.data.loader import Loader
-from quadriga.data.pydoc_corpus import pydoc_documents
-from quadriga.data.sentence_pairs import SentencePairsConfig
-from quadriga.data.text_corpus import TextCorpus, TextCorpusConfig
-from quadriga.data.text_files import format_of, read_documents
+from quadriga.data.reading.loader import Loader
+from quadriga.data.text.corpus import TextCorpus, TextCorpusConfig
+from quadriga.data.text.files import format_of, read_documents
+from quadriga.data.text.pydoc import pydoc_documents
+from quadriga.data.text.sentence_pairs import SentencePairsConfig
 from quadriga.data.tokenizer_training import train_vocabulary, write_vocabulary
 from quadriga.distributed.environment import SINGLE
 

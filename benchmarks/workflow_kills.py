@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from quadriga.engine.checkpoint import list_checkpoints, verify
+from quadriga.engine.checkpoint.store import list_checkpoints, verify
 
 SHORT = (
     "meta:train.epochs=6",

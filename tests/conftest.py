@@ -21,7 +21,13 @@ os.environ["QUADRIGA_CACHE"] = CACHE = tempfile.mkdtemp(prefix="quadriga-tests-"
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
 # The shapes in the signatures of tensor functions are checked while testing.
-CHECKED = ["quadriga.models", "quadriga.losses", "quadriga.methods", "quadriga.randomness"]
+CHECKED = [
+    "quadriga.models",
+    "quadriga.weights",
+    "quadriga.losses",
+    "quadriga.methods",
+    "quadriga.randomness",
+]
 install_import_hook(CHECKED, "beartype.beartype")
 
 # A loaded machine is no reason to fail; where a failure must repeat, so must the examples.
@@ -46,10 +52,10 @@ def no_curves(request: pytest.FixtureRequest) -> Iterator[None]:
     if {"report", "e2e"} & set(request.path.parts):
         yield
         return
-    from quadriga.report import html
+    from quadriga.report import run
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(html, "curves_of", lambda *arguments: [])
+        patch.setattr(run, "curves_of", lambda *arguments: [])
         yield
 
 

@@ -33,10 +33,10 @@ from quadriga.contracts import (
     ViewsConfig,
 )
 from quadriga.engine.run_config import LoaderConfig, LogConfig, RunConfig, TrainConfig
-from quadriga.models.initialise import Filler, initialise
-from quadriga.models.transformer import Dropout
+from quadriga.models.parts.initialise import Filler, initialise
+from quadriga.models.parts.transformer import Dropout
 from quadriga.optim.adamw import AdamWConfig
-from quadriga.optim.schedules.warmup_cosine import WarmupCosineConfig
+from quadriga.schedules.warmup_cosine import WarmupCosineConfig
 
 LENGTH = 5
 IGNORED = -100

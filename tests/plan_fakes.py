@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quadriga.pipeline.profile import (
+from quadriga.pipeline.planner.profile import (
     Facts,
     Link,
     Measurement,

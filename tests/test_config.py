@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from abc import ABC
 from pathlib import Path
@@ -14,9 +13,9 @@ from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator
 
 from errors import refuses
-from quadriga.config import Choice, Config, kinds
+from quadriga.config.base import Choice, Config, kinds
+from quadriga.config.provenance import Resolved
 from quadriga.errors import UserError, nearest
-from quadriga.provenance import Resolved
 
 
 class Optim(Config):

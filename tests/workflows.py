@@ -10,13 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from quadriga.cli import entry, workflow, workflow_words
-from quadriga.cli.workflow import RunRequest
-from quadriga.engine.workflow import Node, Workflow
-from quadriga.launch.nodes import CONSOLE, NodeLauncher, Running, Task
+from quadriga.cli import entry
+from quadriga.cli.workflow import command, resolve
+from quadriga.cli.workflow.command import RunRequest
 from quadriga.launch.parent import WITH_PARENT, end_with_parent
 from quadriga.recipes.mae import mae_digits
-from quadriga.report import html
+from quadriga.report import run as html
+from quadriga.workflow.graph import Node, Workflow
+from quadriga.workflow.launcher import CONSOLE, NodeLauncher, Running, Task
 from tiny import TINY
 
 
@@ -47,14 +48,14 @@ EVERY = ["first", "left", "right", "last"]
 
 def known(function: Callable[..., Workflow] = diamond) -> None:
     """Let the command find a workflow that is no recipe of the package, and draw no curves."""
-    workflow_words.find_workflow = lambda name: function
+    resolve.find_workflow = lambda name: function
     html.curves_of = lambda *arguments: []
 
 
 def run(work_dir: Path, launcher: NodeLauncher, *words: str, **options: Any) -> int:
     """Run the tiny workflow as the command does."""
     request = RunRequest("diamond", tuple(words), work_dir, device="cpu", **options)
-    return workflow.run(request, launcher)
+    return command.run(request, launcher)
 
 
 class Ended(Running):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from quadriga.data.clutter import ClutterConfig
+from quadriga.data.images.clutter import ClutterConfig
 
 ROWS, SCALE, GAP = 6, 3, 2
 

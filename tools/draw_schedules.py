@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from quadriga.pipeline.picture import draw
+from quadriga.pipeline.planner.picture import draw
+from quadriga.pipeline.planner.timeline import simulate
 from quadriga.pipeline.schedules import SCHEDULES, make_schedule
-from quadriga.pipeline.simulate import simulate
 from quadriga.pipeline.timing import Times
 
 STAGES, MICRO_BATCHES, STEPS = 4, 4, 3

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from quadriga.contracts import Transform, stack
-from quadriga.data.image_folder import ImageFolderConfig
-from quadriga.data.supervised_views import SupervisedViewsConfig
+from quadriga.data.images.folder import ImageFolderConfig
+from quadriga.data.views.supervised import SupervisedViewsConfig
 from quadriga.evaluation.picture_grid import draw_grid, save_picture
 from quadriga.randomness import Stream, fold
 

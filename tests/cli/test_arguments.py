@@ -11,8 +11,8 @@ from quadriga.cli import main
 from quadriga.cli.arguments import find_recipes, flatten, read_overrides, split_resume
 from quadriga.cli.entry import run
 from quadriga.cli.resolve import resolve
+from quadriga.config.provenance import Resolved
 from quadriga.engine.run_config import RunConfig
-from quadriga.provenance import Resolved
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from errors import assert_command_refused, assert_says
 from quadriga.cli.entry import run
-from quadriga.engine.checkpoint import read_manifest
+from quadriga.engine.checkpoint.store import read_manifest
 from tiny import read_checkpoint, tiny_run
 
 Capture = pytest.CaptureFixture[str]

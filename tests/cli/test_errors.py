@@ -11,7 +11,7 @@ from PIL import Image
 from errors import assert_command_refused, assert_says, refuses
 from quadriga.cli.entry import run
 from quadriga.cli.resolve import resolve
-from quadriga.engine.checkpoint import list_checkpoints
+from quadriga.engine.checkpoint.store import list_checkpoints
 from tiny import read_checkpoint, tiny_run
 
 
@@ -214,7 +214,7 @@ def test_a_rank_whose_neighbour_is_gone_says_so_in_one_line(monkeypatch, capsys)
     def lose(*arguments, **options):
         raise RuntimeError("[gloo/pair.cc:553] Connection closed by peer [1.2.3.4]:5. This is typ")
 
-    monkeypatch.setattr("quadriga.cli.training.train", lose)
+    monkeypatch.setattr("quadriga.cli.train.train", lose)
     with pytest.raises(RuntimeError):  # one process has no neighbour: a bug of ours
         run(["train", "mae_digits"])
     monkeypatch.setenv("RANK", "3")

@@ -13,19 +13,19 @@ import torch
 from errors import assert_command_refused, assert_says
 from glue_files import SPECIAL, put
 from quadriga.cli.entry import run
-from quadriga.cli.glue_results import average_line, markdown, summary
+from quadriga.cli.glue.results import average_line, markdown, summary
 from quadriga.cli.resolve import resolve
+from quadriga.config.provenance import Resolved
 from quadriga.contracts import Progress
-from quadriga.data.glue_tasks import TASKS
-from quadriga.data.sentence_pairs import SentencePairsConfig
-from quadriga.data.text_corpus import TextCorpusConfig
+from quadriga.data.text.corpus import TextCorpusConfig
+from quadriga.data.text.glue.tasks import TASKS
+from quadriga.data.text.sentence_pairs import SentencePairsConfig
 from quadriga.engine.run_config import LoaderConfig, LogConfig, RunConfig, TrainConfig
 from quadriga.methods.masked_lm import MaskedLMConfig
 from quadriga.models.bert import BertConfig
-from quadriga.models.weights import export_weights
 from quadriga.optim.adamw import AdamWConfig
-from quadriga.optim.schedules.linear import LinearConfig
-from quadriga.provenance import Resolved
+from quadriga.schedules.linear import LinearConfig
+from quadriga.weights import export_weights
 from tiny import assert_bit_equal, read_checkpoint
 
 Capture = pytest.CaptureFixture[str]

@@ -16,12 +16,12 @@ from quadriga.cli.arguments import read_overrides
 from quadriga.cli.entry import run
 from quadriga.cli.plan import read_memory, refused, runs
 from quadriga.cli.resolve import resolve
+from quadriga.config.provenance import Resolved
 from quadriga.engine.build import build_on_meta
-from quadriga.engine.topology import check_pipeline, make_topology
 from quadriga.errors import UserError
-from quadriga.pipeline.planner import Refusal
-from quadriga.pipeline.profile import read_profile, save_profile
-from quadriga.provenance import Resolved
+from quadriga.pipeline.planner.profile import read_profile, save_profile
+from quadriga.pipeline.planner.search import Refusal
+from quadriga.pipeline.topology import check_pipeline, make_topology
 
 
 @pytest.fixture

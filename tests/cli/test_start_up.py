@@ -10,7 +10,7 @@ HEAVY = ("matplotlib.figure", "torch._dynamo", "torch.distributed.pipelining", "
 def test_nothing_heavy_is_imported_before_it_is_used() -> None:
     code = f"""
 import json, sys
-import quadriga.cli.training
+import quadriga.cli.train
 print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))
 """
     done = subprocess.run(

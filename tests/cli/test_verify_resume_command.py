@@ -9,7 +9,7 @@ import pytest
 
 from errors import assert_command_refused
 from quadriga.cli.entry import run
-from quadriga.engine.verify_resume_run import OWN, Layout, Runner
+from quadriga.verify_resume.children import OWN, Layout, Runner
 from tiny import TINY
 
 WORDS = [word for word in TINY if word.partition("=")[0] not in OWN]

@@ -7,8 +7,9 @@ import json
 import pytest
 
 from errors import assert_command_refused, assert_says, refuses
-from quadriga.cli import entry, workflow, workflow_words
-from quadriga.engine.workflow_files import WorkflowDirectory
+from quadriga.cli import entry
+from quadriga.cli.workflow import command, resolve
+from quadriga.workflow.directory import WorkflowDirectory
 from tiny import assert_bit_equal, read_checkpoint
 from workflows import EVERY, InProcess, diamond, run
 
@@ -18,9 +19,9 @@ STEPS = 8
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     """Have the command find the tiny workflow."""
-    own = workflow_words.find_workflow
+    own = resolve.find_workflow
     monkeypatch.setattr(
-        workflow_words,
+        resolve,
         "find_workflow",
         lambda name: (lambda: diamond(STEPS)) if name == "diamond" else own(name),
     )
@@ -130,7 +131,7 @@ def test_only_some_nodes_and_a_process_of_its_own_for_each(tmp_path):
 def test_what_the_user_can_mend_is_one_line_before_anything_starts(
     words, fragments, tmp_path, capsys, monkeypatch
 ):
-    if "cuda" in words and workflow.torch.cuda.is_available():
+    if "cuda" in words and command.torch.cuda.is_available():
         pytest.skip("there is a GPU")
     monkeypatch.chdir(tmp_path)
     assert_command_refused(words, capsys, *fragments)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quadriga.engine.time_log import read_times
-from quadriga.launch.nodes import (
+from quadriga.engine.logs.times import read_times
+from quadriga.workflow.launcher import (
     CONSOLE,
     LocalLauncher,
     NodeLauncher,
@@ -22,7 +22,7 @@ from quadriga.launch.nodes import (
     last_error,
     visible_devices,
 )
-from quadriga.launch.workflow import Maker
+from quadriga.workflow.runner import Maker
 
 NEEDS = {"meta": (), "a": ("meta",), "b": ("meta",), "joined": ("a", "b"), "plain": ()}
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from quadriga.data.text_corpus import TextCorpus, TextCorpusConfig
-from quadriga.data.wordpiece import SPECIAL_TOKENS
+from quadriga.data.text.corpus import TextCorpus, TextCorpusConfig
+from quadriga.data.text.wordpiece import SPECIAL_TOKENS
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORDS = ("the", "cat", "sat", "on", "mat", "un", "believ", "##able", "##ly", ".", ",", "!", "?")

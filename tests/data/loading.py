@@ -6,9 +6,9 @@ import torch
 from pictures import encoded, noise
 
 from quadriga.contracts import Dataset
-from quadriga.data.image_record import ImageRecord
-from quadriga.data.image_views import ImageViewsConfig
-from quadriga.data.loader import Loader
+from quadriga.data.images.record import ImageRecord
+from quadriga.data.reading.loader import Loader
+from quadriga.data.views.crops import ImageViewsConfig
 from quadriga.distributed.environment import SINGLE
 
 BATCH, STEPS = 12, 4

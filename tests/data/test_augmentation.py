@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errors import refuses
-from quadriga.data.augmentation import (
+from quadriga.data.views.augmentation import (
     CHOICES,
     ColorJitter,
     RandAugment,
@@ -18,7 +18,7 @@ from quadriga.data.augmentation import (
     amount_of,
     parse_rand_augment,
 )
-from quadriga.data.image_operations import OPERATIONS, Filter
+from quadriga.data.views.operations import OPERATIONS, Filter
 from quadriga.randomness import Stream
 
 FILL = (124, 116, 104)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from errors import refuses
 from quadriga.contracts import DatasetConfig
-from quadriga.data.cifar import CifarConfig
-from quadriga.data.plain_pickle import NotPlain, read_plain
-from quadriga.data.shifted_views import ShiftedViewsConfig
+from quadriga.data.images.cifar import CifarConfig
+from quadriga.data.parts.pickles import NotPlain, read_plain
+from quadriga.data.views.shifts import ShiftedViewsConfig
 
 FORMS = [("bin", 2), ("py", 2), ("py", 3)]
 

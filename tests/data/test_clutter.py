@@ -10,9 +10,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from quadriga.contracts import DatasetConfig
-from quadriga.data.clutter import ClutterConfig
 from quadriga.data.clutter_drawing import SHAPES, distance, draw, normals, uniforms
-from quadriga.data.shifted_views import ShiftedViewsConfig
+from quadriga.data.images.clutter import ClutterConfig
+from quadriga.data.views.shifts import ShiftedViewsConfig
 from quadriga.randomness import fold, fold_numpy
 
 SMALL = {"train_samples": 40, "test_samples": 30}

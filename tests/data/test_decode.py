@@ -11,9 +11,9 @@ from PIL import Image
 
 from errors import refuses
 from quadriga.contracts import UnreadableSample
-from quadriga.data import decode
-from quadriga.data.decode import Box, OpenedImage, reduced_box, reduction, resize
-from quadriga.data.image_record import ImageRecord
+from quadriga.data.images import decode
+from quadriga.data.images.decode import Box, OpenedImage, reduced_box, reduction, resize
+from quadriga.data.images.record import ImageRecord
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 

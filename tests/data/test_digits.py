@@ -7,7 +7,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from quadriga.contracts import DatasetConfig
-from quadriga.data.digits import DigitsConfig, _load
+from quadriga.data.images.digits import DigitsConfig, _load
 
 
 def position(name: str) -> int:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from quadriga.data.boxes import Boxes, inside
-from quadriga.data.erasing import Erasing, boxes, erase, noise
+from quadriga.data.views.erasing import Erasing, boxes, erase, noise
 from quadriga.randomness import fold, uniform_rows
 
 HOW = Erasing(0.25, "pixel", 1, (0.02, 1 / 3), (0.3, 1 / 0.3))

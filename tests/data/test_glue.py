@@ -9,13 +9,13 @@ import torch
 
 from errors import refuses
 from glue_files import mnli, put, write_official, write_vocabulary
-from quadriga.config import construct
+from quadriga.config.base import construct
 from quadriga.contracts import DatasetConfig
-from quadriga.data.glue import GlueConfig
-from quadriga.data.glue_tasks import TASKS, task_called, tasks_in
-from quadriga.data.loader import sequential
+from quadriga.data.reading.loader import sequential
 from quadriga.data.subset import Subset
-from quadriga.data.text_pairs import TextPairsConfig
+from quadriga.data.text.glue.dataset import GlueConfig
+from quadriga.data.text.glue.tasks import TASKS, task_called, tasks_in
+from quadriga.data.text.text_pairs import TextPairsConfig
 from quadriga.distributed.environment import SINGLE
 
 

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from pictures import encoded, noise, write, write_classes
 
 from errors import refuses
-from quadriga.config import construct, kinds
+from quadriga.config.base import construct, kinds
 from quadriga.contracts import DatasetConfig, UnreadableSample
-from quadriga.data.image_files import PackedNames, in_split
-from quadriga.data.image_folder import ImageFolderConfig
+from quadriga.data.images.files import PackedNames, in_split
+from quadriga.data.images.folder import ImageFolderConfig
 
 
 def listing(dataset, root):

@@ -2,9 +2,9 @@ import pytest
 from pictures import encoded, noise, write
 
 from errors import refuses
-from quadriga.config import construct
+from quadriga.config.base import construct
 from quadriga.contracts import DatasetConfig
-from quadriga.data.image_list import ImageListConfig
+from quadriga.data.images.list import ImageListConfig
 
 
 @pytest.fixture

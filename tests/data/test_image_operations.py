@@ -10,8 +10,8 @@ from pictures import noise
 from PIL import Image, ImageEnhance
 from scipy import ndimage
 
-from quadriga.data.augmentation import CHOICES
-from quadriga.data.image_operations import OPERATIONS, Drawn, Filter, apply
+from quadriga.data.views.augmentation import CHOICES
+from quadriga.data.views.operations import OPERATIONS, Drawn, Filter, apply
 
 FILL = (10, 200, 90)
 PICTURE = noise(37, 52, seed=3)

@@ -9,10 +9,10 @@ from pictures import encoded, noise
 from PIL import Image
 
 from errors import refuses
-from quadriga.config import construct
+from quadriga.config.base import construct
 from quadriga.contracts import ViewsConfig, stack
-from quadriga.data.image_record import ImageRecord
-from quadriga.data.image_views import ImageViewsConfig, normalise, random_box
+from quadriga.data.images.record import ImageRecord
+from quadriga.data.views.crops import ImageViewsConfig, normalise, random_box
 from quadriga.randomness import Stream, fold, uniform_rows
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

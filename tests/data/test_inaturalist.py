@@ -9,7 +9,7 @@ from pictures import encoded, noise, write
 
 from errors import refuses
 from quadriga.contracts import DatasetConfig
-from quadriga.data.inaturalist import InaturalistConfig
+from quadriga.data.images.inaturalist import InaturalistConfig
 
 CATEGORIES = [
     {"id": 0, "name": "Corvus corax", "genus": "Corvus", "kingdom": "Animalia", "class": "Aves"},

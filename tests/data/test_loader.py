@@ -8,9 +8,9 @@ import torch
 from loading import BATCH, STEPS, VIEW, Images, joined, loader_of
 
 from errors import refuses
-from quadriga.data.image_views import ImageViewsConfig
-from quadriga.data.loader import sequential
-from quadriga.data.sampling import step_samples
+from quadriga.data.reading.loader import sequential
+from quadriga.data.reading.sampling import step_samples
+from quadriga.data.views.crops import ImageViewsConfig
 from quadriga.distributed.environment import SINGLE, DistEnv
 from quadriga.randomness import Stream, fold, fold_numpy
 

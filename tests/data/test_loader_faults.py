@@ -11,8 +11,8 @@ from loading import BATCH, VIEW, Images, joined, loader_of
 
 from errors import refuses
 from quadriga.contracts import Transform, UnreadableSample
-from quadriga.data.loader import sequential
-from quadriga.data.sampling import step_samples
+from quadriga.data.reading.loader import sequential
+from quadriga.data.reading.sampling import step_samples
 from quadriga.distributed.environment import SINGLE
 from quadriga.errors import UserError
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from quadriga.data.mixing import Mixing, beta, mix
+from quadriga.data.views.mixing import Mixing, beta, mix
 from quadriga.randomness import fold, uniform_rows
 
 BOTH = Mixing(0.8, 1.0, None, 1.0, 0.5, "elem")

@@ -13,14 +13,14 @@ from pictures import encoded, noise, write_classes, write_tar
 
 from errors import refuses
 from quadriga.contracts import DatasetConfig
-from quadriga.data.cifar import CifarConfig
-from quadriga.data.clutter import ClutterConfig
-from quadriga.data.digits import DigitsConfig
-from quadriga.data.image_folder import ImageFolderConfig
+from quadriga.data.images.cifar import CifarConfig
+from quadriga.data.images.clutter import ClutterConfig
+from quadriga.data.images.digits import DigitsConfig
+from quadriga.data.images.folder import ImageFolderConfig
+from quadriga.data.images.tar_shards import TarShardsConfig
 from quadriga.data.labelled import LabelledDataset
-from quadriga.data.part import PartConfig, balanced_part
-from quadriga.data.shapes import ShapesConfig
-from quadriga.data.tar_shards import TarShardsConfig
+from quadriga.data.parts.subsets import PartConfig, balanced_part
+from quadriga.data.shapes.dataset import ShapesConfig
 
 LABELS = st.lists(st.integers(-1, 5), max_size=60).map(lambda x: np.array(x, np.int64))
 FRACTIONS = st.floats(0.01, 1)

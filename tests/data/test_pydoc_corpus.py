@@ -9,8 +9,8 @@ import pytest
 from corpora import TOKENS, vocabulary
 
 from errors import refuses
-from quadriga.data.pydoc_corpus import PydocCorpusConfig, pydoc_documents
-from quadriga.data.sentence_pairs import SentencePairsConfig
+from quadriga.data.text.pydoc import PydocCorpusConfig, pydoc_documents
+from quadriga.data.text.sentence_pairs import SentencePairsConfig
 
 
 def test_topics_become_english_sentences() -> None:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from quadriga.data.decode import Box, OpenedImage
-from quadriga.data.image_folder import ImageFolderConfig
-from quadriga.data.image_record import ImageRecord
-from quadriga.data.image_views import ImageViewsConfig
+from quadriga.data.images.decode import Box, OpenedImage
+from quadriga.data.images.folder import ImageFolderConfig
+from quadriga.data.images.record import ImageRecord
+from quadriga.data.views.crops import ImageViewsConfig
 
 
 def members(archive: Path, suffix: str, count: int) -> list[tuple[str, bytes]]:

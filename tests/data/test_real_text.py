@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quadriga.data.sentence_pairs import SentencePairsConfig
-from quadriga.data.text_corpus import TextCorpusConfig
-from quadriga.data.text_files import format_of
-from quadriga.data.tokenise import sentences_of, sources
+from quadriga.data.text.corpus import TextCorpusConfig
+from quadriga.data.text.files import format_of
+from quadriga.data.text.sentence_pairs import SentencePairsConfig
+from quadriga.data.text.tokenise import sentences_of, sources
+from quadriga.data.text.wordpiece import read_vocabulary
 from quadriga.data.tokenizer_training import train_vocabulary, write_vocabulary
-from quadriga.data.wordpiece import read_vocabulary
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from errors import refuses
-from quadriga.data.sampling import micro_batches, step_samples
+from quadriga.data.reading.sampling import micro_batches, step_samples
 from quadriga.randomness import fold
 
 MASK = 2**64 - 1

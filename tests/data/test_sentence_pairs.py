@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from loading import loader_of
 
 from errors import refuses
-from quadriga.data.loader import sequential
-from quadriga.data.sentence_pairs import SentencePairsConfig, cut, longest_first
-from quadriga.data.text_corpus import TextCorpus, TextCorpusConfig
+from quadriga.data.reading.loader import sequential
+from quadriga.data.text.corpus import TextCorpus, TextCorpusConfig
+from quadriga.data.text.sentence_pairs import SentencePairsConfig, cut, longest_first
 from quadriga.distributed.environment import SINGLE, DistEnv
 from quadriga.randomness import fold
 

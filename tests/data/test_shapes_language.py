@@ -8,9 +8,9 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quadriga.data.shapes import ShapesConfig
-from quadriga.data.shapes_language import captions, questions
-from quadriga.data.shapes_scene import (
+from quadriga.data.shapes.dataset import ShapesConfig
+from quadriga.data.shapes.language import captions, questions
+from quadriga.data.shapes.scene import (
     BACKGROUNDS,
     COLORS,
     POSITIONS,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from quadriga.data.shapes import ShapesConfig
-from quadriga.data.shapes_render import render
-from quadriga.data.shapes_scene import (
+from quadriga.data.shapes.dataset import ShapesConfig
+from quadriga.data.shapes.render import render
+from quadriga.data.shapes.scene import (
     BACKGROUNDS,
     COLORS,
     POSITIONS,

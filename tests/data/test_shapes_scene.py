@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from errors import refuses
 from quadriga.contracts import DatasetConfig
-from quadriga.data.shapes import MOTION_CLASSES, ShapesConfig
-from quadriga.data.shapes_scene import (
+from quadriga.data.shapes.dataset import MOTION_CLASSES, ShapesConfig
+from quadriga.data.shapes.scene import (
     CLASS_COUNT,
     COLORS,
     MOTIONS,

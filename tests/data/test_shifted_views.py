@@ -11,8 +11,8 @@ from pictures import encoded, noise
 
 from errors import refuses
 from quadriga.contracts import ViewsConfig
-from quadriga.data.image_record import ImageRecord
-from quadriga.data.shifted_views import ShiftedViewsConfig, shifted
+from quadriga.data.images.record import ImageRecord
+from quadriga.data.views.shifts import ShiftedViewsConfig, shifted
 
 
 def by_numpy(image, shift, flip, fill):

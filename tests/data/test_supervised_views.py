@@ -12,14 +12,14 @@ from pictures import encoded, noise
 from PIL import Image
 
 from errors import refuses
-from quadriga.config import construct
+from quadriga.config.base import construct
 from quadriga.contracts import ViewsConfig, stack
-from quadriga.data.erasing import erase
-from quadriga.data.image_operations import apply
-from quadriga.data.image_record import ImageRecord
-from quadriga.data.image_views import ImageViewsConfig, flip, normalise, random_box
-from quadriga.data.mixing import mix
-from quadriga.data.supervised_views import SupervisedViewsConfig
+from quadriga.data.images.record import ImageRecord
+from quadriga.data.views.crops import ImageViewsConfig, flip, normalise, random_box
+from quadriga.data.views.erasing import erase
+from quadriga.data.views.mixing import mix
+from quadriga.data.views.operations import apply
+from quadriga.data.views.supervised import SupervisedViewsConfig
 from quadriga.randomness import Stream, fold
 
 PLAIN = {

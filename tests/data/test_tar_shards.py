@@ -9,12 +9,13 @@ import pytest
 from pictures import encoded, noise, write, write_tar
 
 from errors import assert_says, refuses
-from quadriga.config import construct
+from quadriga.config.base import construct
 from quadriga.contracts import DatasetConfig, UnreadableSample
-from quadriga.data import tar_index, tar_shards
-from quadriga.data.image_folder import ImageFolderConfig
-from quadriga.data.image_views import ImageViewsConfig
-from quadriga.data.tar_shards import TarShardsConfig, expand_braces
+from quadriga.data import tar_index
+from quadriga.data.images import tar_shards
+from quadriga.data.images.folder import ImageFolderConfig
+from quadriga.data.images.tar_shards import TarShardsConfig, expand_braces
+from quadriga.data.views.crops import ImageViewsConfig
 
 
 def shard(count, start=0, label=lambda i: str(i % 3)):

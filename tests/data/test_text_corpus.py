@@ -27,11 +27,13 @@ from corpora import (
 )
 
 from errors import assert_says, refuses
-from quadriga.config import construct
+from quadriga.config.base import construct
 from quadriga.contracts import DatasetConfig
-from quadriga.data import text_cache, text_corpus, tokenise
-from quadriga.data.text_corpus import TextCorpusConfig, in_split
-from quadriga.data.token_store import StoreWriter, TokenStore
+from quadriga.data import text_cache
+from quadriga.data.text import corpus as text_corpus
+from quadriga.data.text import tokenise
+from quadriga.data.text.corpus import TextCorpusConfig, in_split
+from quadriga.data.text.store import StoreWriter, TokenStore
 
 SIZES = (4, 3, 5, 1, 2)
 

@@ -10,7 +10,7 @@ import pytest
 from corpora import write_jsonl
 
 from errors import refuses
-from quadriga.data.text_files import find_text, format_of, read_documents
+from quadriga.data.text.files import find_text, format_of, read_documents
 
 WIKI = """ \n = First title = \n \n One sentence . Another @-@ one of 2 @.@ 5 <unk> . \n
  = = Part = = \n \n A third . \n \n = Second = \n \n Alone . \n"""

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from errors import refuses
+from quadriga.data.text.wordpiece import SPECIAL_TOKENS, Vocabulary
 from quadriga.data.tokenizer_training import train_vocabulary, write_vocabulary
-from quadriga.data.wordpiece import SPECIAL_TOKENS, Vocabulary
 
 TEXT = ["low lower lowest Löwe", "new newer newest wide wider widest", "slow slower"] * 3
 

@@ -21,10 +21,10 @@ from parallel_worker import tiny_config
 
 from quadriga.contracts import Dataset
 from quadriga.distributed.environment import DistEnv, process_group
-from quadriga.engine.arithmetic import make_plan
 from quadriga.engine.build import EXACT, build_loader, build_objective, build_on_meta
-from quadriga.engine.checkpoint import CheckpointStore
-from quadriga.engine.data_parallel import DataParallelExecutor
+from quadriga.engine.checkpoint.store import CheckpointStore
+from quadriga.engine.run_plan import make_plan
+from quadriga.engine.step.data_parallel import DataParallelExecutor
 from quadriga.errors import UserError
 from ranks import free_port
 

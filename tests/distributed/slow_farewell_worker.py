@@ -16,15 +16,15 @@ from pathlib import Path
 
 from parallel_worker import tiny_config
 
+from quadriga.config.provenance import Resolved
 from quadriga.distributed.collectives import from_main
 from quadriga.distributed.environment import DistEnv, process_group
-from quadriga.engine import replay
-from quadriga.engine.arithmetic import make_plan
 from quadriga.engine.build import build_objective
-from quadriga.engine.health import BadStep, stop_at
-from quadriga.engine.preemption import Preemption
+from quadriga.engine.faults import replay
+from quadriga.engine.faults.preemption import Preemption
+from quadriga.engine.run_plan import make_plan
+from quadriga.engine.step.bad_step import BadStep, stop_at
 from quadriga.errors import UserError
-from quadriga.provenance import Resolved
 
 SECONDS = 3.0
 

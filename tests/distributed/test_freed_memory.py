@@ -11,7 +11,7 @@ import pytest
 
 PROGRAM = """
 import resource, torch
-from quadriga.distributed.freed_memory import keep_freed_memory
+from quadriga.distributed.allocator import keep_freed_memory
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

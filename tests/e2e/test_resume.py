@@ -92,7 +92,7 @@ def test_an_unfinished_run_wants_resume(tmp_path: Path, capsys: pytest.CaptureFi
 def test_two_runs_cannot_share_a_work_dir(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from quadriga.engine.run_directory import RunDirectory
+    from quadriga.engine.logs.directory import RunDirectory
 
     work_dir = tmp_path / "run"
     assert run(tiny_run(work_dir, 1)) == 0

@@ -16,9 +16,9 @@ from parallel_worker import tiny_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from quadriga.distributed.environment import DistEnv, process_group
-from quadriga.engine.arithmetic import make_plan
 from quadriga.engine.build import build_objective
-from quadriga.engine.data_parallel import DataParallelExecutor
+from quadriga.engine.run_plan import make_plan
+from quadriga.engine.step.data_parallel import DataParallelExecutor
 
 LAYOUTS = {
     "ddp": ["train.parallel=ddp"],

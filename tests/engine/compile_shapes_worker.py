@@ -13,7 +13,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from quadriga.engine.compilation import compile_blocks
-from quadriga.models.bert_blocks import BertBlock, BertShape, Places
+from quadriga.models.parts.bert_blocks import BertBlock, BertShape, Places
 
 
 class Encoder(nn.Module):

@@ -15,9 +15,9 @@ from parallel_worker import tiny_config
 from torch._dynamo.utils import counters
 
 from quadriga.distributed.environment import SINGLE
-from quadriga.engine.arithmetic import make_plan
 from quadriga.engine.build import EXACT, build_loader, build_objective
-from quadriga.engine.data_parallel import DataParallelExecutor
+from quadriga.engine.run_plan import make_plan
+from quadriga.engine.step.data_parallel import DataParallelExecutor
 
 
 def losses(words: list[str]) -> list[float]:

@@ -15,10 +15,10 @@ import torch
 
 from quadriga.distributed.environment import DistEnv, process_group
 from quadriga.distributed.shards import whole
-from quadriga.engine.arithmetic import make_plan
 from quadriga.engine.build import EXACT, build_loader, build_objective
-from quadriga.engine.data_parallel import DataParallelExecutor
 from quadriga.engine.run_config import RunConfig
+from quadriga.engine.run_plan import make_plan
+from quadriga.engine.step.data_parallel import DataParallelExecutor
 from quadriga.recipes.mae import mae_digits
 from tiny import TINY
 

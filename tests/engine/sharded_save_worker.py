@@ -12,7 +12,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from trained_executor import Trained
 
 from quadriga.distributed.environment import process_group
-from quadriga.engine.checkpoint import CheckpointStore
+from quadriga.engine.checkpoint.store import CheckpointStore
 from quadriga.engine.run_config import CheckpointConfig
 from quadriga.methods.mae import MAEConfig
 from quadriga.models.vit import ViTConfig

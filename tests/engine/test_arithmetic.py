@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from errors import assert_says, refuses
 from quadriga.contracts import Progress
-from quadriga.engine.arithmetic import describe_batch, make_plan, scaled_lr, segments
 from quadriga.engine.run_config import RunConfig
+from quadriga.engine.run_plan import describe_batch, make_plan, scaled_lr, segments
 from quadriga.optim.adamw import AdamWConfig
-from quadriga.optim.schedules.warmup_cosine import WarmupCosineConfig
 from quadriga.recipes.mae import mae_digits, mae_vit_base
+from quadriga.schedules.warmup_cosine import WarmupCosineConfig
 
 
 def run(**overrides: object) -> RunConfig:

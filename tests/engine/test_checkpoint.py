@@ -18,7 +18,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from checkpoint_fakes import Tensors
 from errors import assert_says, refuses
 from quadriga.distributed.environment import SINGLE
-from quadriga.engine.checkpoint import (
+from quadriga.engine.checkpoint.folder import sha256_of
+from quadriga.engine.checkpoint.store import (
     CheckpointStore,
     InvalidCheckpoint,
     list_checkpoints,
@@ -26,7 +27,6 @@ from quadriga.engine.checkpoint import (
     read_manifest,
     verify,
 )
-from quadriga.engine.checkpoint_files import sha256_of
 from quadriga.engine.checkpoint_staging import StagedFile
 from quadriga.engine.run_config import CheckpointConfig
 

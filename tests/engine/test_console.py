@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from errors import assert_says
-from quadriga.engine.console import Console
+from quadriga.engine.logs.console import Console
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_a_reader_that_has_gone_ends_nothing(tmp_path: Path) -> None:
     script = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from quadriga.engine.console import Console\n"
+        "from quadriga.engine.logs.console import Console\n"
         "with Console() as console:\n"
         "    console.open_log(Path(sys.argv[1]))\n"
         "    for number in range(3):\n"

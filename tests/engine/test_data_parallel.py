@@ -9,7 +9,7 @@ import pytest
 import torch
 from parallel_worker import tiny_config, train
 
-from quadriga.data.sampling import step_samples
+from quadriga.data.reading.sampling import step_samples
 from quadriga.engine.build import build_objective
 from ranks import run_ranks
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quadriga.engine.devices import DEVICES, peak_flops
+from quadriga.engine.meters.devices import DEVICES, peak_flops
 
 TERA = 1e12
 

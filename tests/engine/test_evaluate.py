@@ -14,7 +14,6 @@ from errors import assert_says, refuses
 from quadriga.contracts import EvaluationContext, EvaluationResult, Evaluator, EvaluatorConfig
 from quadriga.distributed.environment import SINGLE, DistEnv
 from quadriga.engine.build import build_objective
-from quadriga.engine.console import Console
 from quadriga.engine.evaluate import (
     describe,
     evaluate,
@@ -23,6 +22,7 @@ from quadriga.engine.evaluate import (
     missing_protocols,
     read_results,
 )
+from quadriga.engine.logs.console import Console
 from quadriga.errors import UserError
 
 

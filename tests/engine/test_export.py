@@ -17,23 +17,17 @@ from trained_executor import Trained
 from errors import assert_command_refused, assert_says, refuses
 from quadriga.cli.entry import run
 from quadriga.distributed.environment import SINGLE
-from quadriga.engine import export_hf, export_onnx, export_safetensors, export_timm
 from quadriga.engine.build import build_objective
-from quadriga.engine.checkpoint import CheckpointStore
-from quadriga.engine.console import Console
-from quadriga.engine.export import ExportRequest, export
-from quadriga.engine.export_safetensors import rebuild
-from quadriga.engine.export_subject import (
-    Check,
-    Subject,
-    greatest_difference,
-    keyed_images,
-    read_back,
-)
+from quadriga.engine.checkpoint.store import CheckpointStore
+from quadriga.engine.logs.console import Console
+from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.run_config import CheckpointConfig, RunConfig
-from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.session import load_objective
-from quadriga.models.weights.arguments import hf_arguments, timm_arguments
+from quadriga.export import huggingface, onnx, safetensors, timm
+from quadriga.export.arguments import hf_arguments, timm_arguments
+from quadriga.export.export import ExportRequest, export
+from quadriga.export.safetensors import rebuild
+from quadriga.export.subject import Check, Subject, greatest_difference, keyed_images, read_back
 from tiny import tiny_run
 
 Capture = pytest.CaptureFixture[str]
@@ -107,7 +101,7 @@ def test_hugging_face_computes_the_same(
     config = config_of(trained).override(
         {"objective.normalise_pixels": normalise, "model.pool": "mean"}
     )
-    subject, form = disturbed(config, part), export_hf.HuggingFaceFormat()
+    subject, form = disturbed(config, part), huggingface.HuggingFaceFormat()
     form.check(config, part)
     form.write(subject, tmp_path / "hf")
     check = form.verify(subject, tmp_path / "hf")
@@ -116,8 +110,8 @@ def test_hugging_face_computes_the_same(
     assert check.difference < 1e-5
     # Without the library the same file is read back by this project.
     with torch.no_grad():
-        compare = export_hf._encoder_read_back if part == "encoder" else None
-        compare = compare or export_hf._objective_read_back
+        compare = huggingface._encoder_read_back if part == "encoder" else None
+        compare = compare or huggingface._objective_read_back
         assert greatest_difference(compare(subject, tmp_path / "hf")) < 1e-6
     cls = transformers.AutoModel if part == "encoder" else transformers.ViTMAEForPreTraining
     model = cls.from_pretrained(tmp_path / "hf")
@@ -127,9 +121,9 @@ def test_hugging_face_computes_the_same(
     # A weight that was changed afterwards does not pass.
     tensors = load_file(tmp_path / "hf" / "model.safetensors")
     tensors[name] = tensors[name] * 1.01
-    export_hf.export_weights(subject.module, tmp_path / "hf" / "model.safetensors", "hf")
+    huggingface.export_weights(subject.module, tmp_path / "hf" / "model.safetensors", "hf")
     assert form.verify(subject, tmp_path / "hf").passed
-    export_safetensors.write_tensors(tensors, tmp_path / "hf" / "model.safetensors")
+    safetensors.write_tensors(tensors, tmp_path / "hf" / "model.safetensors")
     assert not form.verify(subject, tmp_path / "hf").passed
 
 
@@ -144,7 +138,7 @@ def test_hugging_face_computes_the_same(
 def test_timm_reads_back(changes: dict[str, Any], trained: Path, tmp_path: Path) -> None:
     config = config_of(trained)
     config = config.override({f"model.{name}": value for name, value in changes.items()})
-    subject, form = disturbed(config), export_timm.TimmFormat()
+    subject, form = disturbed(config), timm.TimmFormat()
     form.check(config, "encoder")
     form.write(subject, tmp_path / "vit.safetensors")
     assert form.verify(subject, tmp_path / "vit.safetensors").passed
@@ -161,15 +155,15 @@ def test_onnx_computes_the_same(trained: Path, tmp_path: Path) -> None:
             pytest.skip(f"{name} is not installed (the extra quadriga[onnx])")
     changes = {"model.registers": 2, "model.layer_scale": 0.1, "model.pool": "mean"}
     subject = disturbed(config_of(trained).override(changes))
-    form = export_onnx.OnnxFormat()
+    form = onnx.OnnxFormat()
     form.check(subject.config, "encoder")
-    for limit in (export_onnx.ONE_FILE_BYTES, 0):
-        export_onnx.ONE_FILE_BYTES, before = limit, export_onnx.ONE_FILE_BYTES
+    for limit in (onnx.ONE_FILE_BYTES, 0):
+        onnx.ONE_FILE_BYTES, before = limit, onnx.ONE_FILE_BYTES
         target = tmp_path / f"{limit}.onnx"
         try:
             form.write(subject, target)
         finally:
-            export_onnx.ONE_FILE_BYTES = before
+            onnx.ONE_FILE_BYTES = before
         assert (tmp_path / f"{limit}.onnx.data").exists() == (limit == 0)
         check = form.verify(subject, target)
         print(check)
@@ -187,7 +181,7 @@ def test_a_wrong_export_is_not_kept(
     def fail(*ignored: Any) -> Check:
         return Check(against="here", difference=float("nan"), tolerance=1.0)
 
-    monkeypatch.setattr(export_timm.TimmFormat, "verify", fail)
+    monkeypatch.setattr(timm.TimmFormat, "verify", fail)
     request = ExportRequest(source=trained, output=tmp_path / "x.safetensors", to="timm")
     with refuses("nan"):
         export(request, print)
@@ -275,7 +269,7 @@ def test_damaged_and_missing_sources(trained: Path, tmp_path: Path, capsys: Capt
 
 def test_files_that_do_not_say_what_they_are(tmp_path: Path) -> None:
     path = tmp_path / "plain.safetensors"
-    export_safetensors.write_tensors({"weight": torch.zeros(2)}, path)
+    safetensors.write_tensors({"weight": torch.zeros(2)}, path)
     with refuses(path, "load_weights"):
         rebuild(path)
     path.write_bytes(b"no")

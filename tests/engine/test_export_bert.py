@@ -7,16 +7,17 @@ import pytest
 import torch
 
 from errors import refuses
-from quadriga.data.pydoc_corpus import PydocCorpusConfig
-from quadriga.data.sentence_pairs import SentencePairsConfig
-from quadriga.engine import export_hf, export_hf_bert, export_safetensors, export_timm
+from quadriga.data.text.pydoc import PydocCorpusConfig
+from quadriga.data.text.sentence_pairs import SentencePairsConfig
+from quadriga.engine import export_hf_bert
 from quadriga.engine.build import build_objective
-from quadriga.engine.export_subject import Subject, greatest_difference
 from quadriga.engine.run_config import RunConfig, TrainConfig
+from quadriga.export import huggingface, safetensors, timm
+from quadriga.export.subject import Subject, greatest_difference
 from quadriga.methods.masked_lm import MaskedLMConfig
 from quadriga.models.bert import BertConfig
 from quadriga.optim.adamw import AdamWConfig
-from quadriga.optim.schedules.linear import LinearConfig
+from quadriga.schedules.linear import LinearConfig
 
 CONFIG = RunConfig(
     name="bert",
@@ -57,7 +58,7 @@ def test_hugging_face_computes_the_same(
     part: str, changes: dict[str, Any], name: str, tmp_path: Path
 ) -> None:
     transformers = pytest.importorskip("transformers", reason="needs the extra quadriga[hf]")
-    made, form = subject(part, **changes), export_hf.HuggingFaceFormat()
+    made, form = subject(part, **changes), huggingface.HuggingFaceFormat()
     form.check(made.config, made.part)
     form.write(made, tmp_path / "hf")
     check = form.verify(made, tmp_path / "hf")
@@ -78,15 +79,15 @@ def test_hugging_face_computes_the_same(
 
 @pytest.mark.parametrize("part", ["encoder", "all"])
 def test_own_names_rebuild_the_model(part: str, tmp_path: Path) -> None:
-    made, form = subject(part), export_safetensors.SafetensorsFormat()
+    made, form = subject(part), safetensors.SafetensorsFormat()
     form.write(made, tmp_path / "bert.safetensors")
     check = form.verify(made, tmp_path / "bert.safetensors")
     assert check.difference == 0
-    rebuilt = export_safetensors.rebuild(tmp_path / "bert.safetensors")
+    rebuilt = safetensors.rebuild(tmp_path / "bert.safetensors")
     for name, tensor in made.module.state_dict().items():
         assert torch.equal(rebuilt.state_dict()[name], tensor), name
 
 
 def test_timm_has_no_bert() -> None:
     with refuses("--to timm", "model.kind=vit", "bert", "--to safetensors"):
-        export_timm.TimmFormat().check(CONFIG, "encoder")
+        timm.TimmFormat().check(CONFIG, "encoder")

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from errors import refuses
-from quadriga.engine import export_hf, export_subject, export_timm
 from quadriga.engine.build import build_objective
-from quadriga.engine.export_subject import Subject, greatest_difference, keyed_images
 from quadriga.engine.run_config import RunConfig
-from quadriga.models.weights import load_weights
+from quadriga.export import huggingface, timm
+from quadriga.export import subject as export_subject
+from quadriga.export.subject import Subject, greatest_difference, keyed_images
 from quadriga.recipes.deit import deit_digits
 from quadriga.recipes.mae import mae_digits
+from quadriga.weights import load_weights
 
 CLASSES = 7
 
@@ -36,7 +37,7 @@ def disturbed(config: RunConfig) -> Subject:
 
 
 def test_timm_reads_the_classifier(tmp_path: Path) -> None:
-    form, config = export_timm.TimmFormat(), supervised(pool="mean", layer_scale=0.1)
+    form, config = timm.TimmFormat(), supervised(pool="mean", layer_scale=0.1)
     form.check(config, "all")
     subject, target = disturbed(config), tmp_path / "x.safetensors"
     form.write(subject, target)
@@ -49,7 +50,7 @@ def test_timm_reads_the_classifier(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_transformers_computes_the_logits(tmp_path: Path, bias: bool) -> None:
-    form, config = export_hf.HuggingFaceFormat(), supervised(qkv_bias=bias)
+    form, config = huggingface.HuggingFaceFormat(), supervised(qkv_bias=bias)
     form.check(config, "all")
     subject, folder = disturbed(config), tmp_path / "x"
     form.write(subject, folder)
@@ -69,7 +70,7 @@ def test_transformers_computes_the_logits(tmp_path: Path, bias: bool) -> None:
 def test_a_classifier_is_left_out_where_there_is_none(tmp_path: Path) -> None:
     config = supervised()
     subject, folder = disturbed(config), tmp_path / "x"
-    export_hf.HuggingFaceFormat().write(subject, folder)
+    huggingface.HuggingFaceFormat().write(subject, folder)
     encoder = config.model.build()
     pixels = mae_digits().override({"model": config.model.as_dict()})
     for module in (encoder, build_objective(pixels, torch.device("cpu"), 0)):
@@ -79,8 +80,8 @@ def test_a_classifier_is_left_out_where_there_is_none(tmp_path: Path) -> None:
 
 def test_what_the_classes_cannot_express() -> None:
     with refuses("hf", "model.pool=mean", "timm"):
-        export_hf.HuggingFaceFormat().check(supervised(pool="mean"), "all")
-    for form in (export_hf.HuggingFaceFormat(), export_timm.TimmFormat()):
+        huggingface.HuggingFaceFormat().check(supervised(pool="mean"), "all")
+    for form in (huggingface.HuggingFaceFormat(), timm.TimmFormat()):
         form.check(supervised(pool="mean"), "encoder")
     with refuses("--part", "encoder", "objective.kind=mae", "all", "--to hf"):
-        export_timm.TimmFormat().check(mae_digits(), "all")
+        timm.TimmFormat().check(mae_digits(), "all")

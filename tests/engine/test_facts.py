@@ -16,7 +16,7 @@ import torch
 
 import quadriga
 from quadriga.distributed.environment import SINGLE
-from quadriga.engine.facts import (
+from quadriga.engine.logs.environment import (
     PACKAGES,
     cores,
     device_name,

@@ -11,13 +11,13 @@ from parallel_worker import tiny_config
 
 from quadriga.contracts import Batch
 from quadriga.distributed.environment import SINGLE, DistEnv
-from quadriga.engine import data_parallel
-from quadriga.engine.arithmetic import make_plan
 from quadriga.engine.build import build_objective
-from quadriga.engine.checkpoint import CheckpointStore
-from quadriga.engine.data_parallel import DataParallelExecutor
-from quadriga.engine.layout import Layout, Sharded
+from quadriga.engine.checkpoint.store import CheckpointStore
 from quadriga.engine.run_config import CheckpointConfig, TrainConfig
+from quadriga.engine.run_plan import make_plan
+from quadriga.engine.step import data_parallel
+from quadriga.engine.step.data_parallel import DataParallelExecutor
+from quadriga.engine.step.sharding import Layout, Sharded
 from ranks import free_port
 
 pytestmark = pytest.mark.gpu

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quadriga.engine.ledger import Spent, as_json, bill, longest_path, spent
+from quadriga.workflow.ledger import Spent, as_json, bill, longest_path, spent
 
 
 def begin(step, process="a", ranks=2, time=100.0, start_up=4.0):

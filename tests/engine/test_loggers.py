@@ -14,13 +14,13 @@ import pytest
 
 from errors import assert_command_refused, assert_says, refuses
 from quadriga.cli.entry import run
-from quadriga.config import kinds
+from quadriga.config.base import kinds
 from quadriga.contracts import Logger, LoggerConfig, LoggerContext
 from quadriga.engine import logger_set
 from quadriga.engine.logger_set import LoggerSet, check_loggers
-from quadriga.engine.loggers.csv import CSVConfig
-from quadriga.engine.loggers.mlflow import MLflowConfig
-from quadriga.engine.loggers.wandb import WandbConfig
+from quadriga.loggers.csv import CSVConfig
+from quadriga.loggers.mlflow import MLflowConfig
+from quadriga.loggers.wandb import WandbConfig
 from tiny import read_metrics, tiny_run
 
 TREE = {"name": "run", "optim": {"lr": 0.1}}
@@ -315,7 +315,7 @@ def test_a_run_outlives_its_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def down(self: Any, record: Any, step: int) -> None:
         raise ConnectionError("network is down")
 
-    monkeypatch.setattr("quadriga.engine.loggers.csv.CSV.log", down)
+    monkeypatch.setattr("quadriga.loggers.csv.CSV.log", down)
     assert run(tiny_run(tmp_path / "run", 3, "log.loggers=csv")) == 0
     assert len(read_metrics(tmp_path / "run")) == 3
     assert_says((tmp_path / "run" / "log.txt").read_text(), "network is down")

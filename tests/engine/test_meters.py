@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from quadriga import randomness
 from quadriga.contracts import LossOutput, Objective
-from quadriga.engine.meters import activation_bytes, measure, memory_estimate
+from quadriga.engine.meters.cost import activation_bytes, measure, memory_estimate
 from quadriga.engine.recompute import apply_recompute
 
 BATCH, TOKENS, INPUT, WIDTH, HEADS, DEPTH = 3, 10, 12, 32, 4, 2

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from checkpoint_fakes import Tensors
 from errors import assert_says
 from quadriga.distributed.environment import SINGLE
-from quadriga.engine.checkpoint import CheckpointStore, list_checkpoints, step_of
-from quadriga.engine.retention import Retention, best_step, to_remove
+from quadriga.engine.checkpoint.retention import Retention, best_step, to_remove
+from quadriga.engine.checkpoint.store import CheckpointStore, list_checkpoints, step_of
 from quadriga.engine.run_config import CheckpointConfig
 
 STEPS = st.sets(st.integers(0, 500), max_size=20)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from parallel_worker import tiny_config
 
 from errors import refuses
-from quadriga.engine.run_directory import RunDirectory
-from quadriga.provenance import Resolved
+from quadriga.config.provenance import Resolved
+from quadriga.engine.logs.directory import RunDirectory
 
 CONFIG = tiny_config([])
 
@@ -110,7 +110,7 @@ def test_a_killed_process_leaves_no_lock_to_those_it_forked(tmp_path: Path) -> N
     code = (
         "import os, signal, sys, time\n"
         "from pathlib import Path\n"
-        "from quadriga.engine.run_directory import RunDirectory\n"
+        "from quadriga.engine.logs.directory import RunDirectory\n"
         "lock = RunDirectory(Path(sys.argv[1])).lock()\n"
         "child = os.fork()\n"
         "if child == 0:\n"

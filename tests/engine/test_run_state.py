@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from quadriga.engine.checkpoint_files import Manifest, checkpoint_path, write_manifest
+from quadriga.config.provenance import Resolved
+from quadriga.engine.checkpoint.folder import Manifest, checkpoint_path, write_manifest
 from quadriga.engine.lock import LOCK, is_locked, take_lock
-from quadriga.engine.run_state import state_of
-from quadriga.engine.time_log import FAILED, STOPPED, evaluated, note, read_times
-from quadriga.provenance import Resolved
+from quadriga.engine.logs.status import state_of
+from quadriga.engine.logs.times import FAILED, STOPPED, evaluated, note, read_times
 from quadriga.recipes.mae import mae_digits
 
 CONFIG = mae_digits().override(

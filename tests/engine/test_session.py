@@ -10,12 +10,12 @@ import torch
 from parallel_worker import tiny_config
 
 from errors import assert_says, refuses
+from quadriga.config.provenance import Resolved
 from quadriga.distributed.environment import SINGLE
 from quadriga.engine.build import build_objective
-from quadriga.engine.console import Console
+from quadriga.engine.logs.console import Console
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.session import Request, load_objective, run
-from quadriga.provenance import Resolved
 from tiny import assert_bit_equal, read_checkpoint, read_metrics
 
 WORDS = ["train.steps=4", "checkpoint.every_steps=2", "loader.workers=0"]

@@ -13,13 +13,13 @@ import torch
 from errors import assert_says
 from quadriga.contracts import StepOutput
 from quadriga.distributed.environment import SINGLE, DistEnv
-from quadriga.engine.arithmetic import RunPlan
-from quadriga.engine.console import Console
 from quadriga.engine.events import Events
 from quadriga.engine.health_config import HealthConfig
-from quadriga.engine.journal import Journal
+from quadriga.engine.logs.console import Console
+from quadriga.engine.logs.directory import RunDirectory
+from quadriga.engine.logs.journal import Journal
 from quadriga.engine.run_config import LogConfig
-from quadriga.engine.run_directory import RunDirectory
+from quadriga.engine.run_plan import RunPlan
 from quadriga.engine.spikes import SpikeDetector
 
 CONFIG = HealthConfig(window=8, spike_factor=4.0)

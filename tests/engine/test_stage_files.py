@@ -11,14 +11,14 @@ from torch import Tensor
 
 from errors import refuses
 from quadriga.distributed.environment import SINGLE
-from quadriga.engine.checkpoint import CheckpointStore
+from quadriga.engine.checkpoint.store import CheckpointStore
 from quadriga.engine.run_config import CheckpointConfig
 from quadriga.engine.stage_export import write_missing, write_stage_files
 from quadriga.engine.stage_files import choose_files, read_stages, stage_file, write_stage
 from quadriga.engine.stage_files_config import StageFilesConfig
 from quadriga.methods.masked_lm import MaskedLMConfig
 from quadriga.models.bert import BertConfig
-from quadriga.models.weights.bert_stages import assemble, foreign_names, own_names
+from quadriga.weights.layouts.pipedream import assemble, foreign_names, own_names
 from tiny import assert_bit_equal
 
 LAYERS = 12

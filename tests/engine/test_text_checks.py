@@ -11,16 +11,16 @@ import pytest
 
 from errors import refuses
 from quadriga.contracts import Dataset
-from quadriga.data.digits import DigitsConfig
-from quadriga.data.image_views import ImageViewsConfig
-from quadriga.data.pydoc_corpus import PydocCorpusConfig
-from quadriga.data.sentence_pairs import SentencePairsConfig
+from quadriga.data.images.digits import DigitsConfig
+from quadriga.data.text.pydoc import PydocCorpusConfig
+from quadriga.data.text.sentence_pairs import SentencePairsConfig
+from quadriga.data.views.crops import ImageViewsConfig
 from quadriga.distributed.environment import SINGLE
-from quadriga.engine.arithmetic import make_plan
 from quadriga.engine.build import build_on_meta
-from quadriga.engine.console import Console
 from quadriga.engine.evaluate import make_context
-from quadriga.engine.start import announce, check_text
+from quadriga.engine.logs.console import Console
+from quadriga.engine.preflight import announce, check_text
+from quadriga.engine.run_plan import make_plan
 from quadriga.recipes.bert import bert_mini, bert_tiny_pydoc
 
 CORPUS = PydocCorpusConfig(vocabulary_size=1000)

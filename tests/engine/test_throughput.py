@@ -10,10 +10,10 @@ from parallel_worker import tiny_config
 
 from errors import assert_says
 from quadriga.distributed.environment import SINGLE, DistEnv
-from quadriga.engine import throughput
 from quadriga.engine.build import build_on_meta
-from quadriga.engine.meters import measure
-from quadriga.engine.throughput import Interval, Work, measure_work
+from quadriga.engine.meters import throughput
+from quadriga.engine.meters.cost import measure
+from quadriga.engine.meters.throughput import Interval, Work, measure_work
 
 SECONDS = {"step": 2.0, "data": 0.5, "communication": 0.25}
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quadriga.engine.units import bytes_, count, duration, flops, measured
+from quadriga.formatting import bytes_, count, duration, flops, measured
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from quadriga.cli.entry import run
 from quadriga.cli.resolve import resolve
 from quadriga.cli.verify_resume import VerifyRequest, conclude, judged
-from quadriga.engine.sample_log import SampleLog, read_samples, rewind_samples
-from quadriga.engine.verify_resume import (
+from quadriga.engine.logs.samples import SampleLog, read_samples, rewind_samples
+from quadriga.verify_resume.compare import (
     Comparison,
     compare,
     greatest_difference,

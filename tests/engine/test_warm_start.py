@@ -15,13 +15,13 @@ from errors import assert_says, refuses
 from quadriga import randomness
 from quadriga.contracts import Executor
 from quadriga.distributed.environment import SINGLE
-from quadriga.engine.checkpoint import CheckpointStore
+from quadriga.engine.checkpoint.store import CheckpointStore
 from quadriga.engine.run_config import CheckpointConfig, WarmStartConfig
 from quadriga.engine.warm_start import check_warm_start, warm_start
 from quadriga.methods.mae import MAE, MAEConfig
-from quadriga.models.positions import interpolate_table
+from quadriga.models.parts.positions import interpolate_table
 from quadriga.models.vit import ViT, ViTConfig
-from quadriga.models.weights import WeightReport, export_weights
+from quadriga.weights import WeightReport, export_weights
 from ranks import run_ranks
 
 MODEL = ViTConfig(image_px=16, patch_px=4, width=16, depth=1, heads=2)

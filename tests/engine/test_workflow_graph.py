@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errors import refuses
-from quadriga.engine.workflow import Node, Workflow
 from quadriga.engine.workflow_graph import (
     bind,
     check_graph,
@@ -21,6 +20,7 @@ from quadriga.engine.workflow_graph import (
     with_all_needed,
 )
 from quadriga.recipes.mae import mae_digits
+from quadriga.workflow.graph import Node, Workflow
 from workflows import diamond
 
 PLAIN = mae_digits()

@@ -8,8 +8,8 @@ import torch
 from errors import refuses
 from quadriga.contracts import EvaluationContext
 from quadriga.distributed.environment import DistEnv
-from quadriga.evaluation import features
-from quadriga.evaluation.features import evaluation_mode, extract, feature_bank
+from quadriga.evaluation.parts import features
+from quadriga.evaluation.parts.features import evaluation_mode, extract, feature_bank
 
 
 def expected_values(dataset, rows=slice(None)):

@@ -9,7 +9,6 @@ from torch.nn import functional
 
 from errors import refuses
 from quadriga.distributed.collectives import slice_of
-from quadriga.evaluation.features import feature_bank
 from quadriga.evaluation.linear_heads import MOMENTUM, cosine, fit_heads
 from quadriga.evaluation.linear_probe import (
     EPSILON,
@@ -18,6 +17,7 @@ from quadriga.evaluation.linear_probe import (
     split_holdout,
     statistics_of,
 )
+from quadriga.evaluation.parts.features import feature_bank
 from quadriga.randomness import fold, shuffled
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 
 from quadriga.cli.entry import main
-from quadriga.data.reader import BatchReader
+from quadriga.data.reading.workers import BatchReader
 from quadriga.methods.mae import MAE
 
 

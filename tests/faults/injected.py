@@ -18,8 +18,8 @@ import psutil
 
 from quadriga.cli.entry import run
 from quadriga.contracts import Batch, LossOutput
-from quadriga.engine.activity import Activity
-from quadriga.engine.checkpoint_writing import CheckpointWriter
+from quadriga.engine.checkpoint.write import CheckpointWriter
+from quadriga.engine.meters.activity import Activity
 from quadriga.methods.mae import MAE
 
 

@@ -27,9 +27,11 @@ import torch
 
 from checkpoint_fakes import Tensors
 from quadriga.distributed.environment import SINGLE, DistEnv, process_group
-from quadriga.engine import checkpoint_files, checkpoint_staging, retention
-from quadriga.engine.checkpoint import CheckpointStore, newest_valid, read_manifest
-from quadriga.engine.checkpoint_writing import CheckpointWriter
+from quadriga.engine import checkpoint_staging
+from quadriga.engine.checkpoint import folder as checkpoint_files
+from quadriga.engine.checkpoint import retention
+from quadriga.engine.checkpoint.store import CheckpointStore, newest_valid, read_manifest
+from quadriga.engine.checkpoint.write import CheckpointWriter
 from quadriga.engine.run_config import CheckpointConfig
 from quadriga.errors import UserError
 from ranks import free_port

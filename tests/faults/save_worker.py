@@ -24,7 +24,7 @@ import torch
 
 from quadriga.contracts import Batch, Executor, Objective, StepOutput
 from quadriga.distributed.environment import SINGLE
-from quadriga.engine.checkpoint import CheckpointStore, newest_valid
+from quadriga.engine.checkpoint.store import CheckpointStore, newest_valid
 from quadriga.engine.run_config import CheckpointConfig
 from quadriga.randomness import Stream, fold
 

@@ -12,7 +12,7 @@ import pytest
 from checkpoint_fakes import Tensors
 from errors import assert_says, refuses
 from quadriga.distributed.environment import SINGLE
-from quadriga.engine.checkpoint import CheckpointStore, list_checkpoints, newest_valid, verify
+from quadriga.engine.checkpoint.store import CheckpointStore, list_checkpoints, newest_valid, verify
 from quadriga.engine.run_config import CheckpointConfig
 
 

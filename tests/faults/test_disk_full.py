@@ -11,7 +11,7 @@ import pytest
 
 from errors import assert_says
 from quadriga.cli.entry import run
-from quadriga.engine.checkpoint import list_checkpoints, verify
+from quadriga.engine.checkpoint.store import list_checkpoints, verify
 from ranks import quadriga, run_ranks
 from tiny import assert_bit_equal, read_checkpoint, read_metrics, tiny_run
 

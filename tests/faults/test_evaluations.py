@@ -13,8 +13,8 @@ import torch
 from quadriga.cli.entry import run
 from quadriga.contracts import Batch, LossOutput
 from quadriga.engine import session
-from quadriga.engine.activity import Activity
-from quadriga.engine.preemption import Preempted
+from quadriga.engine.faults.preemption import Preempted
+from quadriga.engine.meters.activity import Activity
 from quadriga.methods.mae import MAE
 from tiny import assert_bit_equal, read_checkpoint, tiny_run
 

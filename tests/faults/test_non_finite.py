@@ -14,15 +14,15 @@ from parallel_worker import tiny_config
 
 from errors import assert_command_refused, assert_says
 from quadriga.cli.entry import run
-from quadriga.data.sampling import step_samples
+from quadriga.config.provenance import Resolved
+from quadriga.data.reading.sampling import step_samples
 from quadriga.distributed.environment import SINGLE
-from quadriga.engine.arithmetic import make_plan
 from quadriga.engine.build import build_objective
-from quadriga.engine.checkpoint import list_checkpoints
-from quadriga.engine.health import BadStep
-from quadriga.engine.replay import write_replay
-from quadriga.engine.run_directory import RunDirectory
-from quadriga.provenance import Resolved
+from quadriga.engine.checkpoint.store import list_checkpoints
+from quadriga.engine.faults.replay import write_replay
+from quadriga.engine.logs.directory import RunDirectory
+from quadriga.engine.run_plan import make_plan
+from quadriga.engine.step.bad_step import BadStep
 from ranks import run_ranks
 from tiny import assert_bit_equal, read_checkpoint, read_metrics, tiny_run
 

@@ -10,9 +10,10 @@ import torch
 
 from quadriga.cli.entry import run
 from quadriga.contracts import Batch, LossOutput
-from quadriga.engine import recovery, session
-from quadriga.engine.activity import Activity
-from quadriga.engine.checkpoint import CheckpointStore
+from quadriga.engine import session
+from quadriga.engine.checkpoint.store import CheckpointStore
+from quadriga.engine.faults import recovery
+from quadriga.engine.meters.activity import Activity
 from quadriga.methods.mae import MAE
 from tiny import tiny_run
 

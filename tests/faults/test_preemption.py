@@ -13,9 +13,9 @@ import pytest
 
 from errors import assert_says, refuses
 from quadriga.cli.entry import run
-from quadriga.engine import preemption
-from quadriga.engine.checkpoint import list_checkpoints
-from quadriga.engine.preemption import Preempted, Preemption
+from quadriga.engine.checkpoint.store import list_checkpoints
+from quadriga.engine.faults import preemption
+from quadriga.engine.faults.preemption import Preempted, Preemption
 from ranks import quadriga, run_ranks
 from tiny import assert_bit_equal, read_checkpoint, read_metrics, tiny_run
 
@@ -51,7 +51,7 @@ def test_a_signal_is_a_flag_and_the_handlers_come_back() -> None:
 def test_a_second_sigterm_ends_the_process_at_once() -> None:
     code = (
         "import os, signal, time\n"
-        "from quadriga.engine import preemption\n"
+        "from quadriga.engine.faults import preemption\n"
         "preemption.ECHO_SECONDS = 0.01\n"
         "with preemption.Preemption():\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -66,7 +66,7 @@ def test_the_sigterm_that_follows_a_warning_is_the_first() -> None:
     """A scheduler may warn with SIGUSR1 long before; the run may be saving when SIGTERM comes."""
     code = (
         "import os, signal, time\n"
-        "from quadriga.engine import preemption\n"
+        "from quadriga.engine.faults import preemption\n"
         "preemption.ECHO_SECONDS = 0.01\n"
         "with preemption.Preemption():\n"
         "    for number in (signal.SIGUSR1, signal.SIGTERM):\n"

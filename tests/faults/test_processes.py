@@ -12,7 +12,7 @@ import pytest
 
 from errors import assert_command_refused, assert_refused, assert_says
 from quadriga.cli.entry import run
-from quadriga.engine.checkpoint import list_checkpoints, newest_valid
+from quadriga.engine.checkpoint.store import list_checkpoints, newest_valid
 from ranks import run_ranks, start_ranks
 from tiny import assert_bit_equal, read_checkpoint, read_metrics, tiny_run
 

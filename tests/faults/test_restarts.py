@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from errors import assert_says
-from quadriga.cli.training import TrainRequest, start_of
+from quadriga.cli.train import TrainRequest, start_of
 from quadriga.launch.attempts import remember, remembered, restarts
 from ranks import quadriga, run_ranks
 from tiny import assert_bit_equal, read_checkpoint, read_metrics, tiny_run

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from quadriga.engine.time_log import read_times
-from quadriga.engine.workflow_files import WorkflowDirectory
+from quadriga.engine.logs.times import read_times
+from quadriga.workflow.directory import WorkflowDirectory
 from ranks import run_worker
 from tiny import assert_bit_equal, read_checkpoint, read_metrics
 from workflows import EVERY

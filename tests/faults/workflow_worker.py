@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from quadriga.engine.run_state import state_of
+from quadriga.engine.logs.status import state_of
 from workflows import Forked, diamond, fork, known, run
 
 PATIENCE_SECONDS = 30.0

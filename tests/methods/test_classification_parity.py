@@ -11,7 +11,7 @@ from quadriga.methods.sequence_classification import (
     SequenceClassificationConfig,
 )
 from quadriga.models.bert import BertConfig
-from quadriga.models.weights import load_weights
+from quadriga.weights import load_weights
 from text_batches import text_batch
 
 transformers = pytest.importorskip("transformers", reason="needs the extra quadriga[hf]")

@@ -6,7 +6,7 @@ from errors import refuses
 from quadriga import randomness
 from quadriga.contracts import Batch, Encoder
 from quadriga.methods.mae import MAE, MAEConfig
-from quadriga.models.patches import channels_first, patchify
+from quadriga.models.parts.patches import channels_first, patchify
 from quadriga.models.vit import ViTConfig
 
 MODEL = ViTConfig(image_px=16, patch_px=4, width=16, depth=2, heads=2)

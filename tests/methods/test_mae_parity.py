@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from quadriga import randomness
 from quadriga.methods.mae import MAE, MAEConfig
 from quadriga.models.vit import ViTConfig
-from quadriga.models.weights import export_weights, load_weights
+from quadriga.weights import export_weights, load_weights
 
 transformers = pytest.importorskip("transformers", reason="needs the extra quadriga[hf]")
 pytestmark = pytest.mark.filterwarnings("ignore")

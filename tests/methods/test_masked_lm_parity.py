@@ -13,7 +13,7 @@ from quadriga import randomness
 from quadriga.contracts import Batch
 from quadriga.methods.masked_lm import MaskedLM, MaskedLMConfig
 from quadriga.models.bert import Bert, BertConfig
-from quadriga.models.weights import export_weights, load_weights
+from quadriga.weights import export_weights, load_weights
 from text_batches import text_batch
 
 transformers = pytest.importorskip("transformers", reason="needs the extra quadriga[hf]")

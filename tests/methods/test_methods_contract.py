@@ -8,7 +8,7 @@ import torch
 
 from errors import refuses
 from quadriga import randomness
-from quadriga.config import construct, kinds
+from quadriga.config.base import construct, kinds
 from quadriga.contracts import Batch, Encoder, ModelConfig, Objective, ObjectiveConfig
 from quadriga.models.bert import BertConfig
 from quadriga.models.vit import ViTConfig

@@ -18,7 +18,7 @@ from quadriga.methods.sequence_classification import (
 )
 from quadriga.models.bert import BertConfig
 from quadriga.models.vit import ViTConfig
-from quadriga.models.weights import export_weights, load_weights
+from quadriga.weights import export_weights, load_weights
 
 MODEL = BertConfig(vocabulary_size=30, width=16, depth=3, heads=2, mlp_width=32, max_positions=12)
 LENGTHS = (5, 12, 3, 8)

@@ -12,8 +12,8 @@ from errors import refuses
 from quadriga import randomness
 from quadriga.contracts import Batch
 from quadriga.models.bert import Bert, BertConfig, first_tokens, token_places
-from quadriga.models.bert_blocks import BertAttention, collect_rows
-from quadriga.models.initialise import initialise
+from quadriga.models.parts.bert_blocks import BertAttention, collect_rows
+from quadriga.models.parts.initialise import initialise
 from text_batches import text_batch
 
 CONFIG = BertConfig(vocabulary_size=60, width=12, depth=2, heads=3, mlp_width=20, max_positions=16)

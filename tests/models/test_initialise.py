@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from errors import refuses
-from quadriga.models.initialise import initialise
+from quadriga.models.parts.initialise import initialise
 from quadriga.models.vit import ViT, ViTConfig
 
 

@@ -16,9 +16,9 @@ from errors import refuses
 from quadriga.methods.mae import MAEConfig
 from quadriga.methods.supervised import Supervised, SupervisedConfig
 from quadriga.models.vit import ViTConfig
-from quadriga.models.weights import export_weights, load_weights
-from quadriga.models.weights.files import read_tensors, read_weights
-from quadriga.models.weights.modular_stages import (
+from quadriga.weights import export_weights, load_weights
+from quadriga.weights.files import read_tensors, read_weights
+from quadriga.weights.layouts.model_stages import (
     cut_stages,
     depths_of,
     digest,

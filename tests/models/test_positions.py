@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from errors import refuses
-from quadriga.models.positions import interpolate_table, sincos_1d, sincos_table
+from quadriga.models.parts.positions import interpolate_table, sincos_1d, sincos_table
 
 
 def reference_row(row: int, column: int, width: int) -> list[float]:

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from quadriga import randomness
-from quadriga.models.initialise import initialise
-from quadriga.models.transformer import (
+from quadriga.models.parts.initialise import initialise
+from quadriga.models.parts.transformer import (
     MLP,
     Attention,
     Block,

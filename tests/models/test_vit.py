@@ -5,10 +5,10 @@ from torch.nn import functional
 
 from errors import refuses
 from quadriga import randomness
-from quadriga.config import construct
+from quadriga.config.base import construct
 from quadriga.contracts import Encoder, ModelConfig
-from quadriga.models.initialise import initialise
-from quadriga.models.patches import (
+from quadriga.models.parts.initialise import initialise
+from quadriga.models.parts.patches import (
     channels_first,
     channels_last,
     patchify,

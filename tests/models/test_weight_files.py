@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from errors import refuses
-from quadriga.models.weights.files import read_tensors, write_tensors
+from quadriga.weights.files import read_tensors, write_tensors
 
 
 def tensors() -> dict[str, Tensor]:

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from errors import assert_says, refuses
 from quadriga import randomness
-from quadriga.models.initialise import initialise
-from quadriga.models.positions import interpolate_table
+from quadriga.models.parts.initialise import initialise
+from quadriga.models.parts.positions import interpolate_table
 from quadriga.models.vit import ViT, ViTConfig
-from quadriga.models.weights import Layout, export_weights, load_weights
-from quadriga.models.weights.files import read_tensors
+from quadriga.weights import Layout, export_weights, load_weights
+from quadriga.weights.files import read_tensors
 
 SMALL = ViTConfig(image_px=12, patch_px=4, width=16, depth=2, heads=2)
 FULL = SMALL.override({"positions": "learned", "registers": 3, "layer_scale": 0.1})

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from quadriga.cli.entry import run
-from quadriga.data.digits import DigitsConfig
-from quadriga.data.image_views import ImageViewsConfig
+from quadriga.config.provenance import Resolved
+from quadriga.data.images.digits import DigitsConfig
+from quadriga.data.views.crops import ImageViewsConfig
 from quadriga.engine.build import build_objective
 from quadriga.engine.run_config import (
     CheckpointConfig,
@@ -25,8 +26,7 @@ from quadriga.modular.assembly import AssemblyConfig
 from quadriga.modular.growth import GrowthConfig
 from quadriga.modular.hybrid import HybridConfig
 from quadriga.optim.adamw import AdamWConfig
-from quadriga.optim.schedules.warmup_cosine import WarmupCosineConfig
-from quadriga.provenance import Resolved
+from quadriga.schedules.warmup_cosine import WarmupCosineConfig
 
 DEPTHS = (2, 2)
 

@@ -10,8 +10,8 @@ from incubations import assembly_run, built, growth_run, hybrid_run, meta_run
 
 from errors import refuses
 from quadriga.contracts import WeightSource
-from quadriga.models.weights.modular_stages import digest, document, foreign_names
-from quadriga.modular.given import META, given_modules
+from quadriga.modular.parts.sources import META, given_modules
+from quadriga.weights.layouts.model_stages import digest, document, foreign_names
 
 
 def source_of(config, path="runs/meta", objective=None):

@@ -7,7 +7,7 @@ import sys
 import torch
 from incubations import assembly_run, hybrid_run, meta_run, train
 
-from quadriga.provenance import Resolved
+from quadriga.config.provenance import Resolved
 from ranks import run_ranks
 from tiny import read_checkpoint
 

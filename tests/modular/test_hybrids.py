@@ -12,10 +12,10 @@ from incubations import DEPTHS, batch, built, growth_run, hybrid_run, meta_run, 
 
 from quadriga import randomness
 from quadriga.contracts import LossOutput, WeightSource
-from quadriga.data.image_views import ImageViewsConfig
+from quadriga.data.views.crops import ImageViewsConfig
 from quadriga.engine.build import build_on_meta
-from quadriga.engine.meters import measure
-from quadriga.models.transformer import DropPath
+from quadriga.engine.meters.cost import measure
+from quadriga.models.parts.transformer import DropPath
 from quadriga.models.vit import ViTConfig
 from quadriga.optim.partial import partial_optimizer
 

@@ -8,8 +8,8 @@ from incubations import hybrid_run, meta_run, train, whole
 from PIL import Image
 
 from errors import assert_command_refused, assert_says
+from quadriga.config.provenance import Resolved
 from quadriga.engine.dry_run import dry_run
-from quadriga.provenance import Resolved
 
 
 @pytest.fixture(scope="module")

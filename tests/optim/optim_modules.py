@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from quadriga.contracts import OptimizerConfig
-from quadriga.optim.groups import materialise_state
+from quadriga.optim.parts.groups import materialise_state
 from quadriga.randomness import generator
 
 SHAPES = {

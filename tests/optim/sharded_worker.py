@@ -11,9 +11,9 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from quadriga.config import construct
+from quadriga.config.base import construct
 from quadriga.contracts import OptimizerConfig
-from quadriga.optim.groups import materialise_state
+from quadriga.optim.parts.groups import materialise_state
 
 
 def steps_of(kind: str, named: Named, shard: bool) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from errors import refuses
 from quadriga.optim.adamw import AdamWConfig
-from quadriga.optim.groups import decay_groups, materialise_state
+from quadriga.optim.parts.groups import decay_groups, materialise_state
 from quadriga.randomness import generator
 
 NAMES = st.text(alphabet="abn._", min_size=1, max_size=6)

@@ -9,9 +9,9 @@ import torch
 from optim_modules import Named, make_steps, named_parameters
 
 from errors import refuses
-from quadriga.config import construct, kinds
+from quadriga.config.base import construct, kinds
 from quadriga.contracts import OptimizerConfig
-from quadriga.optim.groups import materialise_state
+from quadriga.optim.parts.groups import materialise_state
 
 KINDS = kinds(OptimizerConfig)  # type: ignore[type-abstract]
 

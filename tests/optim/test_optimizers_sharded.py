@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from quadriga.config import kinds
+from quadriga.config.base import kinds
 from quadriga.contracts import OptimizerConfig
 from ranks import run_ranks
 

@@ -13,8 +13,8 @@ from quadriga.contracts import OptimizerConfig
 from quadriga.optim.adadelta import AdadeltaConfig
 from quadriga.optim.adafactor import AdafactorConfig
 from quadriga.optim.adam import AdamConfig
-from quadriga.optim.groups import decay_groups, materialise_state
 from quadriga.optim.nadam import NAdamConfig
+from quadriga.optim.parts.groups import decay_groups, materialise_state
 from quadriga.optim.radam import RAdamConfig
 from quadriga.optim.rmsprop import RMSpropConfig
 

@@ -9,8 +9,8 @@ from torch.func import functional_call
 from toy import make_toy, toy_batch
 
 from quadriga import randomness
-from quadriga.engine.arithmetic import RunPlan
 from quadriga.engine.run_config import RunConfig
+from quadriga.engine.run_plan import RunPlan
 from quadriga.recipes.mae import mae_digits
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {

@@ -25,9 +25,9 @@ import torch
 
 from pipeline_fakes import words_run
 from quadriga.cli.entry import main as command
-from quadriga.pipeline.stage_runner import StageRunner
-from quadriga.pipeline.updates import Updates
-from quadriga.provenance import Resolved
+from quadriga.config.provenance import Resolved
+from quadriga.pipeline.runtime.stage_runner import StageRunner
+from quadriga.pipeline.runtime.updates import Updates
 from ranks import free_port
 
 LIMIT = 60.0
@@ -124,7 +124,7 @@ def become(case: dict[str, Any], rank: int, port: int, folder: Path) -> None:
 
 def start(cases: list[dict[str, Any]], folder: Path) -> bool:
     """Run the cases one after the other; True in a forked rank, which is to go on."""
-    importlib.import_module("quadriga.cli.training")  # once, and not on each rank
+    importlib.import_module("quadriga.cli.train")  # once, and not on each rank
     told = {}
     for case in cases:
         port, children = free_port(), {}

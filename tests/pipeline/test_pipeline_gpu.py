@@ -8,7 +8,7 @@ from cases import config_of, plan_of, reference
 from toy import make_toy, toy_batch
 
 from quadriga.distributed.environment import DistEnv
-from quadriga.pipeline.choice import make_executor
+from quadriga.pipeline.runtime.choose import make_executor
 
 STEPS = 12
 

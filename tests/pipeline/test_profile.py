@@ -14,14 +14,14 @@ from pipeline_fakes import words_run
 from plan_fakes import LINKS, made_profile
 from quadriga import randomness
 from quadriga.engine.build import build_on_meta
-from quadriga.engine.meters import measure
-from quadriga.optim.groups import materialise_state
+from quadriga.engine.meters.cost import measure
 from quadriga.optim.muon import MuonConfig
+from quadriga.optim.parts.groups import materialise_state
 from quadriga.pipeline.device_spec import SPECS, DeviceSpec, find_spec
-from quadriga.pipeline.estimate import estimate_profile
-from quadriga.pipeline.measure import measure_profile, micro_batch_sizes
 from quadriga.pipeline.network import LARGE, SMALL, link_of, measure_network
-from quadriga.pipeline.profile import Profile, read_profile, save_profile
+from quadriga.pipeline.planner.estimate import estimate_profile
+from quadriga.pipeline.planner.measure import measure_profile, micro_batch_sizes
+from quadriga.pipeline.planner.profile import Profile, read_profile, save_profile
 from quadriga.pipeline.units import forward, make_units, sizes
 
 CPU = torch.device("cpu")
@@ -126,7 +126,7 @@ def test_threads_are_those_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(torch.get_num_threads())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("quadriga.pipeline.measure._measurements", stop)
+    monkeypatch.setattr("quadriga.pipeline.planner.measure._measurements", stop)
     with pytest.raises(KeyboardInterrupt):
         measure_profile(words_run(), CPU, LINKS, [1], threads=before + 1)
     assert seen == [before + 1]

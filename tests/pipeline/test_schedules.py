@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from errors import refuses
-from quadriga.pipeline.actions import Backward, Forward, Place, Update, Wait
 from quadriga.pipeline.schedules import SCHEDULES, TwoBW, make_schedule
+from quadriga.pipeline.schedules.actions import Backward, Forward, Place, Update, Wait
 
 NUMBERS = {"stages": st.integers(1, 6), "extra": st.integers(0, 7), "steps": st.integers(0, 5)}
 

@@ -13,9 +13,17 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from errors import refuses
-from quadriga.pipeline.actions import Action, Backward, Forward, Place, Schedule, Update, Wait
+from quadriga.pipeline.planner.timeline import simulate
 from quadriga.pipeline.schedules import SCHEDULES, make_schedule
-from quadriga.pipeline.simulate import simulate
+from quadriga.pipeline.schedules.actions import (
+    Action,
+    Backward,
+    Forward,
+    Place,
+    Schedule,
+    Update,
+    Wait,
+)
 from quadriga.pipeline.timing import Event, Timeline, Times, lower_bound, slack
 
 STEPS = 5

@@ -13,13 +13,13 @@ from toy import ToyBlock, make_toy, toy_batch
 from errors import refuses
 from quadriga.contracts import StepOutput
 from quadriga.distributed.environment import SINGLE
-from quadriga.engine.activity import Activity
-from quadriga.pipeline import stage_runner
-from quadriga.pipeline.actions import Place
-from quadriga.pipeline.choice import check_schedule, make_executor
+from quadriga.engine.meters.activity import Activity
 from quadriga.pipeline.groups import Groups
+from quadriga.pipeline.runtime import stage_runner
+from quadriga.pipeline.runtime.choose import check_schedule, make_executor
+from quadriga.pipeline.runtime.stage_runner import StageRunner
 from quadriga.pipeline.schedules import SCHEDULES
-from quadriga.pipeline.stage_runner import StageRunner
+from quadriga.pipeline.schedules.actions import Place
 
 STEPS = 4
 

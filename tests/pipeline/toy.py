@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from quadriga import randomness
 from quadriga.contracts import Batch, LossOutput, Objective, Stage
-from quadriga.models.initialise import initialise
-from quadriga.models.transformer import Dropout
+from quadriga.models.parts.initialise import initialise
+from quadriga.models.parts.transformer import Dropout
 
 VOCABULARY, WIDTH, LENGTH, SAMPLES = 11, 6, 4, 3
 

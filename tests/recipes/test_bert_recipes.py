@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from quadriga.cli.resolve import resolve
-from quadriga.engine.arithmetic import make_plan
 from quadriga.engine.run_config import RunConfig
+from quadriga.engine.run_plan import make_plan
 from quadriga.models.bert import BertConfig
-from quadriga.optim.groups import groups_of
+from quadriga.optim.parts.groups import groups_of
 from quadriga.recipes import bert
 
 RECIPES = [

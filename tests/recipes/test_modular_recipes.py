@@ -7,7 +7,7 @@ import pytest
 from quadriga.cli.arguments import find_recipes, find_workflows
 from quadriga.engine.build import build_on_meta
 from quadriga.engine.workflow_graph import check_graph, needs_of
-from quadriga.engine.workflow_plan import Planner
+from quadriga.workflow.preview import Planner
 
 MODULAR = [name for name in find_workflows() if name.startswith("deep_incubation")]
 

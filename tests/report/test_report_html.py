@@ -7,7 +7,7 @@ import report_fakes as fakes
 from PIL import Image
 
 from errors import assert_says, refuses
-from quadriga.report.html import render, write_report
+from quadriga.report.run import render, write_report
 from quadriga.report.run_files import read_run
 from quadriga.report.sections import training_seconds
 from quadriga.report.series import curves_of

@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from report_fakes import record
 
-from quadriga.report.chart import linear_scale, logarithmic_scale, path_of, value_range
+from quadriga.report.charts import linear_scale, logarithmic_scale, path_of, value_range
 from quadriga.report.series import (
     buckets,
     curve_of,

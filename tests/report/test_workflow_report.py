@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from test_report_html import Page
 
-from quadriga.engine.ledger import Spent, as_json
-from quadriga.engine.run_state import RunState
-from quadriga.engine.workflow_files import Graph, Planned
+from quadriga.engine.logs.status import RunState
 from quadriga.report.graph import BOX_HEIGHT, BOX_WIDTH, graph_picture, places_of
 from quadriga.report.workflow import render_workflow
+from quadriga.workflow.directory import Graph, Planned
+from quadriga.workflow.ledger import Spent, as_json
 
 NEEDS = {"meta": (), "a": ("meta",), "b<i>": ("meta",), "end": ("a", "b<i>"), "plain": ()}
 PLANNED = Planned(

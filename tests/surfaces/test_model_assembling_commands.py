@@ -17,16 +17,16 @@ import torch
 from assembling_files import FT, MT, PT, TRAIN, commands, make_images, small
 
 from errors import assert_says, refuses
-from quadriga.cli import model_assembling
-from quadriga.cli.model_assembling import in_flags, read_command, read_words, train
 from quadriga.distributed.environment import SINGLE
-from quadriga.engine.console import Console
-from quadriga.engine.preemption import Preempted
+from quadriga.engine.faults.preemption import Preempted
+from quadriga.engine.logs.console import Console
+from quadriga.engine.preflight import Request
 from quadriga.engine.session import run
-from quadriga.engine.start import Request
 from quadriga.errors import UserError
-from quadriga.models.weights.files import read_weights
-from quadriga.models.weights.modular_stages import digest, own_names
+from quadriga.surfaces.model_assembling import main
+from quadriga.surfaces.model_assembling.main import in_flags, read_command, read_words, train
+from quadriga.weights.files import read_weights
+from quadriga.weights.layouts.model_stages import digest, own_names
 from ranks import free_port
 from tiny import assert_bit_equal, read_checkpoint, read_metrics
 
@@ -45,7 +45,7 @@ def chain(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chain")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(model_assembling, "write_report", lambda work_dir: work_dir)
+        patch.setattr(main, "write_report", lambda work_dir: work_dir)
         for script in (PT, MT, FT):
             for words in commands(script, folder):
                 assert train([*words, *small(images, *ONE_EPOCH)], {}) == 0
@@ -55,7 +55,7 @@ def chain(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports are pictures, which take longer than the runs."""
-    monkeypatch.setattr(model_assembling, "write_report", lambda work_dir: work_dir)
+    monkeypatch.setattr(main, "write_report", lambda work_dir: work_dir)
 
 
 @pytest.fixture

@@ -11,16 +11,16 @@ import torch
 from assembling_files import make_images, small
 
 from errors import assert_says
-from quadriga.cli.model_assembling import in_flags, read_command, read_words, train
-from quadriga.cli.model_assembling_flags import parser, read_flags
-from quadriga.cli.model_assembling_plan import config_tree, with_length
-from quadriga.cli.model_assembling_zoo import MODELS, find_model
 from quadriga.contracts import Progress
-from quadriga.engine.arithmetic import make_plan
 from quadriga.engine.build import build_on_meta
 from quadriga.engine.run_config import RunConfig
+from quadriga.engine.run_plan import make_plan
 from quadriga.errors import UserError
 from quadriga.methods.supervised import SupervisedConfig
+from quadriga.surfaces.model_assembling.flags import parser, read_flags
+from quadriga.surfaces.model_assembling.main import in_flags, read_command, read_words, train
+from quadriga.surfaces.model_assembling.models import MODELS, find_model
+from quadriga.surfaces.model_assembling.to_config import config_tree, with_length
 
 IMAGENET = 1_281_167
 DOCUMENTED = (

@@ -16,14 +16,14 @@ import torch
 from pipedream_files import QUIET, Files, make_files
 
 from errors import assert_says, refuses
-from quadriga.cli.pipedream_bert import main, pretrain
-from quadriga.cli.pipedream_bert_glue import compute, read_pretrained
-from quadriga.cli.pipedream_bert_glue_flags import read_flags as read_glue_flags
-from quadriga.cli.pipedream_bert_words import in_flags
-from quadriga.engine.preemption import Preempted
+from quadriga.engine.faults.preemption import Preempted
 from quadriga.engine.stage_files import choose_files, read_stages
 from quadriga.launch import processes
-from quadriga.models.weights.bert_stages import own_names
+from quadriga.surfaces.pipedream_bert.glue import compute, read_pretrained
+from quadriga.surfaces.pipedream_bert.glue_flags import read_flags as read_glue_flags
+from quadriga.surfaces.pipedream_bert.pretrain import main, pretrain
+from quadriga.surfaces.pipedream_bert.words import in_flags
+from quadriga.weights.layouts.pipedream import own_names
 from ranks import free_port
 from tiny import assert_bit_equal, read_checkpoint, read_metrics
 

@@ -11,19 +11,19 @@ import pytest
 from pipedream_files import Files, make_files
 
 from errors import assert_says, refuses
-from quadriga.cli.pipedream_bert import read_command
-from quadriga.cli.pipedream_bert_cut import process_environ, read_cut
-from quadriga.cli.pipedream_bert_flags import parser as flags_parser
-from quadriga.cli.pipedream_bert_flags import read_flags
-from quadriga.cli.pipedream_bert_glue import config_tree as glue_tree
-from quadriga.cli.pipedream_bert_glue_flags import parser as glue_parser
-from quadriga.cli.pipedream_bert_glue_flags import read_flags as read_glue_flags
-from quadriga.cli.pipedream_bert_launch import parser as launch_parser
-from quadriga.cli.pipedream_bert_launch import place_of
-from quadriga.cli.pipedream_bert_words import in_flags
 from quadriga.engine.run_config import RunConfig
 from quadriga.errors import UserError
 from quadriga.models.bert import BertConfig
+from quadriga.surfaces.pipedream_bert.cut import process_environ, read_cut
+from quadriga.surfaces.pipedream_bert.flags import parser as flags_parser
+from quadriga.surfaces.pipedream_bert.flags import read_flags
+from quadriga.surfaces.pipedream_bert.glue import config_tree as glue_tree
+from quadriga.surfaces.pipedream_bert.glue_flags import parser as glue_parser
+from quadriga.surfaces.pipedream_bert.glue_flags import read_flags as read_glue_flags
+from quadriga.surfaces.pipedream_bert.launch import parser as launch_parser
+from quadriga.surfaces.pipedream_bert.launch import place_of
+from quadriga.surfaces.pipedream_bert.pretrain import read_command
+from quadriga.surfaces.pipedream_bert.words import in_flags
 
 SURFACE = Path(__file__).resolve().parents[2] / "surfaces" / "pipedream_bert"
 TWO = {"RANK": "0", "WORLD_SIZE": "2"}

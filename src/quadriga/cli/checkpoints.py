@@ -13,9 +13,8 @@ from typing import Any, cast, get_args
 from rich.console import Console as RichConsole
 from rich.table import Table
 
-from quadriga.engine import checkpoint as store
-from quadriga.engine import export as exports
-from quadriga.engine.checkpoint import InvalidCheckpoint, Manifest, read_manifest
+from quadriga.engine.checkpoint import store
+from quadriga.engine.checkpoint.store import InvalidCheckpoint, Manifest, read_manifest
 from quadriga.engine.checkpoint_contents import (
     StoredTensor,
     Weights,
@@ -23,10 +22,11 @@ from quadriga.engine.checkpoint_contents import (
     stored_tensors,
     trainable_elements,
 )
-from quadriga.engine.console import Console
-from quadriga.engine.export_subject import Part
-from quadriga.engine.units import bytes_, count
+from quadriga.engine.logs.console import Console
 from quadriga.errors import UserError, did_you_mean
+from quadriga.export import export as exports
+from quadriga.export.subject import Part
+from quadriga.formatting import bytes_, count
 
 DAMAGED = 1
 """Exit code of ``verify`` when a checkpoint is damaged."""
@@ -222,7 +222,7 @@ def export(
         force: Whether an export that is there is replaced.
 
     Raises:
-        UserError: A word is none of the valid ones; or as `quadriga.engine.export.export`.
+        UserError: A word is none of the valid ones; or as `quadriga.export.export.export`.
     """
     _one_of("--to", to, list(exports.FORMATS))
     _one_of("--weights", weights, get_args(Weights))

@@ -11,7 +11,7 @@ import traceback
 from typing import NoReturn
 
 from quadriga.cli.arguments import split_resume
-from quadriga.engine.preemption import Preempted
+from quadriga.engine.faults.preemption import Preempted
 from quadriga.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, UserError
 from quadriga.launch.attempts import RESTARTS, remember, remembered
 from quadriga.launch.parent import end_with_parent

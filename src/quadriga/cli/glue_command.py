@@ -59,7 +59,7 @@ def glue(
 
     Started again after a stop, it goes on: finished runs are not made again.
     """
-    from quadriga.cli import glue as command
+    from quadriga.cli.glue import command
 
     return command.glue(
         command.GlueRequest(

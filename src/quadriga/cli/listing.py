@@ -11,8 +11,8 @@ import torch
 
 from quadriga.cli.arguments import find_recipes, find_workflows
 from quadriga.distributed.environment import SINGLE
-from quadriga.engine.facts import device_name, environment_facts, version_of
-from quadriga.engine.units import bytes_
+from quadriga.engine.logs.environment import device_name, environment_facts, version_of
+from quadriga.formatting import bytes_
 
 OPTIONAL = {
     "transformers": "checking exports to Hugging Face (pip install 'quadriga[hf]')",

@@ -9,8 +9,8 @@ import typer
 
 from quadriga import __version__
 from quadriga.cli import glue_command, options, workflow_command
-from quadriga.cli.checkpoint_app import checkpoint_app
-from quadriga.cli.tokenizer_app import tokenizer_app
+from quadriga.cli.checkpoint import checkpoint_app
+from quadriga.cli.tokenizer import tokenizer_app
 
 app = typer.Typer(
     name="quadriga",
@@ -68,7 +68,7 @@ def train(
     dry_run: options.DryRun = False,
 ) -> int:
     """Train a recipe, evaluate it and write its report."""
-    from quadriga.cli import training
+    from quadriga.cli import train as training
 
     return training.train(
         training.TrainRequest(
@@ -110,7 +110,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Evaluate a run's newest whole checkpoint and write its report."""
-    from quadriga.cli import judging
+    from quadriga.cli import evaluate as judging
 
     judging.evaluate(run, tuple(protocols or ()), device)
 
@@ -221,7 +221,7 @@ def plan(
 @app.command(epilog=options.examples("quadriga report runs/mae_digits"))
 def report(run: Annotated[Path, typer.Argument(help="The run's work directory.")]) -> None:
     """Write a run's report: one self-contained HTML file."""
-    from quadriga.cli import judging
+    from quadriga.cli import evaluate as judging
 
     judging.report(run)
 

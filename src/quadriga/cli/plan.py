@@ -18,17 +18,17 @@ from quadriga.cli.resolve import resolve
 from quadriga.distributed.environment import pick_device
 from quadriga.engine.build import build_on_meta
 from quadriga.engine.run_config import RunConfig
-from quadriga.engine.topology import check_pipeline
-from quadriga.engine.units import bytes_, duration
 from quadriga.errors import UserError
+from quadriga.formatting import bytes_, duration
 from quadriga.pipeline.conf import write_conf
 from quadriga.pipeline.device_spec import find_spec
-from quadriga.pipeline.estimate import estimate_profile
-from quadriga.pipeline.measure import measure_profile, micro_batch_sizes, threads_per_rank
 from quadriga.pipeline.network import measure_network
-from quadriga.pipeline.picture import draw
-from quadriga.pipeline.planner import Plan, Planner, Ranking, Refusal
-from quadriga.pipeline.profile import Profile, read_profile, save_profile
+from quadriga.pipeline.planner.estimate import estimate_profile
+from quadriga.pipeline.planner.measure import measure_profile, micro_batch_sizes, threads_per_rank
+from quadriga.pipeline.planner.picture import draw
+from quadriga.pipeline.planner.profile import Profile, read_profile, save_profile
+from quadriga.pipeline.planner.search import Plan, Planner, Ranking, Refusal
+from quadriga.pipeline.topology import check_pipeline
 from quadriga.pipeline.units import splittable
 
 UNITS = {

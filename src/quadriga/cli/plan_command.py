@@ -8,7 +8,7 @@ from pathlib import Path
 
 from quadriga.cli.arguments import read_overrides
 from quadriga.cli.resolve import resolve
-from quadriga.pipeline.planner import Plan
+from quadriga.pipeline.planner.search import Plan
 
 CUT = {"schedule": "none", "stages": 1, "depths": None, "stages_per_rank": 1, "conf": None}
 """What of ``pipeline`` a plan decides, and its values for a model in one piece."""

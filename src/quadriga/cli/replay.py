@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from quadriga.distributed.environment import pick_device, set_threads
-from quadriga.engine.replay import Part, Replay
+from quadriga.engine.faults.replay import Part, Replay
 
 SHOWN = 8
 _WIDTH = 160

@@ -11,11 +11,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from quadriga.cli.arguments import Recipe, find_recipe, flatten, read_overrides, recipe_arguments
-from quadriga.config_errors import sentence
+from quadriga.config.messages import sentence
+from quadriga.config.provenance import Resolved
 from quadriga.engine.classes import settle
 from quadriga.engine.run_config import RunConfig
 from quadriga.errors import UserError
-from quadriga.provenance import Resolved
 
 COMMAND_LINE = "command line"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from quadriga.cli.workflow_show import (
+from quadriga.cli.workflow.show import (
     ledger_table,
     node_json,
     run_table,
@@ -13,10 +13,10 @@ from quadriga.cli.workflow_show import (
     state_table,
     waits_for,
 )
-from quadriga.engine.run_directory import RunDirectory
-from quadriga.engine.run_state import state_of
-from quadriga.engine.workflow_files import WorkflowDirectory
+from quadriga.engine.logs.directory import RunDirectory
+from quadriga.engine.logs.status import state_of
 from quadriga.errors import UserError
+from quadriga.workflow.directory import WorkflowDirectory
 
 
 def status(work_dir: Path, as_json: bool) -> None:

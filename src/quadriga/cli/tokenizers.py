@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from quadriga.data.text_files import find_text
-from quadriga.data.tokenise import sentences_of, sources
+from quadriga.data.text.files import find_text
+from quadriga.data.text.tokenise import sentences_of, sources
+from quadriga.data.text.wordpiece import read_vocabulary
 from quadriga.data.tokenizer_training import train_vocabulary, write_vocabulary
-from quadriga.data.wordpiece import read_vocabulary
 from quadriga.errors import UserError
 
 

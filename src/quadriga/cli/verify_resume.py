@@ -20,8 +20,10 @@ from torch import Tensor
 
 from quadriga.cli.arguments import read_overrides
 from quadriga.cli.resolve import resolve
-from quadriga.engine.start import check_start
-from quadriga.engine.verify_resume import (
+from quadriga.engine.preflight import check_start
+from quadriga.errors import UserError
+from quadriga.verify_resume.children import OWN, ChildFailed, Layout, Runner, own_words, read_layout
+from quadriga.verify_resume.compare import (
     EQUAL,
     Comparison,
     Kill,
@@ -35,15 +37,6 @@ from quadriga.engine.verify_resume import (
     read_tensors,
     samples_difference,
 )
-from quadriga.engine.verify_resume_run import (
-    OWN,
-    ChildFailed,
-    Layout,
-    Runner,
-    own_words,
-    read_layout,
-)
-from quadriga.errors import UserError
 
 _FEWEST_STEPS, _WIDTH = 4, 160
 Tensors = Mapping[str, Tensor]

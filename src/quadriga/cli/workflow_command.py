@@ -63,7 +63,7 @@ def run(
 
     Started again after a stop or a kill, it goes on: finished nodes are not made again.
     """
-    from quadriga.cli import workflow as command
+    from quadriga.cli.workflow import command
 
     return command.run(
         command.RunRequest(

@@ -9,10 +9,10 @@ from typing import Self, final
 from rich.console import Console as RichConsole
 from rich.live import Live as RichLive
 
-from quadriga.cli.workflow_show import figures, state_table
-from quadriga.engine.run_state import RunState
-from quadriga.engine.workflow_files import Graph, WorkflowDirectory
-from quadriga.launch.workflow import Outcome, Progress
+from quadriga.cli.workflow.show import figures, state_table
+from quadriga.engine.logs.status import RunState
+from quadriga.workflow.directory import Graph, WorkflowDirectory
+from quadriga.workflow.runner import Outcome, Progress
 
 LOOK_SECONDS = 1.0
 """Time between two looks at the nodes' files, on a terminal."""

@@ -21,7 +21,7 @@ from quadriga.contracts.configs import (
 from quadriga.contracts.data import Dataset, Sample, Split, Transform, UnreadableSample, stack
 from quadriga.contracts.evaluation import EvaluationContext, EvaluationResult, Evaluator
 from quadriga.contracts.logging import Logger, LoggerConfig, LoggerContext
-from quadriga.contracts.training import (
+from quadriga.contracts.objective import (
     Batch,
     Encoder,
     Executor,

@@ -10,10 +10,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from quadriga.config import Choice
+from quadriga.config.base import Choice
 from quadriga.contracts.data import Dataset, Split, Transform
 from quadriga.contracts.evaluation import Evaluator
-from quadriga.contracts.training import Objective, Progress
+from quadriga.contracts.objective import Objective, Progress
 from quadriga.contracts.weights import WeightSource
 
 
@@ -185,9 +185,9 @@ class OptimizerConfig(Choice, ABC):
 
 
 class ScheduleConfig(Choice, ABC):
-    """A learning-rate schedule. Its kinds are the files of `quadriga.optim.schedules`."""
+    """A learning-rate schedule. Its kinds are the files of `quadriga.schedules`."""
 
-    room: ClassVar[str] = "quadriga.optim.schedules"
+    room: ClassVar[str] = "quadriga.schedules"
 
     warmup_epochs: float = Field(0.0, ge=0)
     """Length of the warm-up in epochs."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from quadriga.contracts.training import Batch
+from quadriga.contracts.objective import Batch
 
 Split = Literal["train", "test"]
 

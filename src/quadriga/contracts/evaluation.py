@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quadriga.contracts.data import Dataset, Transform
-from quadriga.contracts.training import Objective
+from quadriga.contracts.objective import Objective
 from quadriga.distributed.environment import DistEnv
 
 

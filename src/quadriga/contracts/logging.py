@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from quadriga.config import Choice
+from quadriga.config.base import Choice
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Logger(ABC):
 
 
 class LoggerConfig(Choice, ABC):
-    """A logger. Its kinds are the files of `quadriga.engine.loggers`."""
+    """A logger. Its kinds are the files of `quadriga.loggers`."""
 
-    room: ClassVar[str] = "quadriga.engine.loggers"
+    room: ClassVar[str] = "quadriga.loggers"
     package: ClassVar[str | None] = None
     """The module it needs beside those that every installation has."""
     extra: ClassVar[str | None] = None

@@ -1,26 +1,26 @@
-"""Datasets, transforms, sampling and the loader: from disk to a batch, by index."""
+"""From disk to a sample to a batch; here the tables of datasets and of views."""
 
 DATASETS = {
-    "cifar": "quadriga.data.cifar:CifarConfig",
-    "clutter": "quadriga.data.clutter:ClutterConfig",
-    "digits": "quadriga.data.digits:DigitsConfig",
-    "glue": "quadriga.data.glue:GlueConfig",
-    "image_folder": "quadriga.data.image_folder:ImageFolderConfig",
-    "image_list": "quadriga.data.image_list:ImageListConfig",
-    "inaturalist": "quadriga.data.inaturalist:InaturalistConfig",
-    "part": "quadriga.data.part:PartConfig",
-    "pydoc_corpus": "quadriga.data.pydoc_corpus:PydocCorpusConfig",
-    "shapes": "quadriga.data.shapes:ShapesConfig",
-    "tar_shards": "quadriga.data.tar_shards:TarShardsConfig",
-    "text_corpus": "quadriga.data.text_corpus:TextCorpusConfig",
+    "cifar": "quadriga.data.images.cifar:CifarConfig",
+    "clutter": "quadriga.data.images.clutter:ClutterConfig",
+    "digits": "quadriga.data.images.digits:DigitsConfig",
+    "glue": "quadriga.data.text.glue.dataset:GlueConfig",
+    "image_folder": "quadriga.data.images.folder:ImageFolderConfig",
+    "image_list": "quadriga.data.images.list:ImageListConfig",
+    "inaturalist": "quadriga.data.images.inaturalist:InaturalistConfig",
+    "part": "quadriga.data.parts.subsets:PartConfig",
+    "pydoc_corpus": "quadriga.data.text.pydoc:PydocCorpusConfig",
+    "shapes": "quadriga.data.shapes.dataset:ShapesConfig",
+    "tar_shards": "quadriga.data.images.tar_shards:TarShardsConfig",
+    "text_corpus": "quadriga.data.text.corpus:TextCorpusConfig",
 }
 """Kinds of `DatasetConfig`: name -> ``module:Class``, imported when used."""
 
 VIEWS = {
-    "image_views": "quadriga.data.image_views:ImageViewsConfig",
-    "sentence_pairs": "quadriga.data.sentence_pairs:SentencePairsConfig",
-    "shifted_views": "quadriga.data.shifted_views:ShiftedViewsConfig",
-    "supervised_views": "quadriga.data.supervised_views:SupervisedViewsConfig",
-    "text_pairs": "quadriga.data.text_pairs:TextPairsConfig",
+    "image_views": "quadriga.data.views.crops:ImageViewsConfig",
+    "sentence_pairs": "quadriga.data.text.sentence_pairs:SentencePairsConfig",
+    "shifted_views": "quadriga.data.views.shifts:ShiftedViewsConfig",
+    "supervised_views": "quadriga.data.views.supervised:SupervisedViewsConfig",
+    "text_pairs": "quadriga.data.text.text_pairs:TextPairsConfig",
 }
 """Kinds of `ViewsConfig`: name -> ``module:Class``, imported when used."""

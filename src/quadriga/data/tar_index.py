@@ -18,7 +18,7 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from quadriga.data.image_files import PackedNames, is_image
+from quadriga.data.images.files import PackedNames, is_image
 from quadriga.errors import UserError
 
 _VERSION = 1

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from quadriga.data.wordpiece import SPECIAL_TOKENS, UNKNOWN, prepare
+from quadriga.data.text.wordpiece import SPECIAL_TOKENS, UNKNOWN, prepare
 from quadriga.errors import UserError
 
 _LETTERS = 1000

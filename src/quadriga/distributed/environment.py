@@ -14,7 +14,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from quadriga.distributed.freed_memory import keep_freed_memory
+from quadriga.distributed.allocator import keep_freed_memory
 from quadriga.errors import UserError
 
 

@@ -6,10 +6,10 @@ import torch
 
 from quadriga import randomness
 from quadriga.contracts import Dataset, Objective
-from quadriga.data.loader import Loader, OnRead, Warn
+from quadriga.data.reading.loader import Loader, OnRead, Warn
 from quadriga.distributed.environment import DistEnv
-from quadriga.engine.arithmetic import RunPlan
 from quadriga.engine.run_config import LoaderConfig, RunConfig
+from quadriga.engine.run_plan import RunPlan
 
 EXACT = LoaderConfig(workers=0, prefetch=1, max_unreadable_fraction=0.0)
 """Reads in the calling process and forgives nothing."""

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from quadriga.engine.checkpoint_files import (
+from quadriga.engine.checkpoint.folder import (
     MANIFEST,
     InvalidCheckpoint,
     list_checkpoints,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from quadriga.config.provenance import Resolved
 from quadriga.contracts import Dataset
 from quadriga.data.labelled import LabelledDataset
 from quadriga.engine.run_config import RunConfig
 from quadriga.errors import UserError
-from quadriga.provenance import Resolved
 
 ASSUMED = 1000
 """Classes that a rehearsal counts with where the data is not at hand: those of ImageNet."""

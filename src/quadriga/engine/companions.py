@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from quadriga.engine.checkpoint_files import step_of
+from quadriga.engine.checkpoint.folder import step_of
+from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.modular_files import write_modular_files
 from quadriga.engine.modular_log import log_epoch
 from quadriga.engine.run_config import CheckpointConfig
-from quadriga.engine.run_directory import RunDirectory
 from quadriga.engine.stage_export import write_stage_files
 
 

@@ -8,7 +8,7 @@ import shutil
 import torch
 from torch import nn
 
-from quadriga.engine.blocks import blocks_of
+from quadriga.engine.step.blocks import blocks_of
 from quadriga.errors import UserError
 
 PROGRAMS = 64

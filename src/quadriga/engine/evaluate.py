@@ -20,17 +20,17 @@ from quadriga.contracts import (
     Objective,
     Split,
 )
-from quadriga.data.sentence_pairs import SentencePairsConfig
 from quadriga.data.subset import Subset
-from quadriga.data.text_corpus import TextCorpus
+from quadriga.data.text.corpus import TextCorpus
+from quadriga.data.text.sentence_pairs import SentencePairsConfig
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.build import build_objective
-from quadriga.engine.console import Console
-from quadriga.engine.files import write_text
+from quadriga.engine.logs.console import Console
+from quadriga.engine.logs.times import evaluated
 from quadriga.engine.run_config import RunConfig
-from quadriga.engine.time_log import evaluated
-from quadriga.engine.units import measured
 from quadriga.errors import UserError
+from quadriga.files import write_text
+from quadriga.formatting import measured
 
 RESULTS = "evaluation.json"
 

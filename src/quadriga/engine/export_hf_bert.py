@@ -10,10 +10,10 @@ from torch import Tensor
 
 from quadriga.contracts import Batch
 from quadriga.engine.export_hf_loading import WEIGHTS, load_with_transformers
-from quadriga.engine.export_subject import Pairs, Part, Subject, keyed_text
 from quadriga.engine.run_config import RunConfig
 from quadriga.errors import UserError
-from quadriga.models.weights import load_weights
+from quadriga.export.subject import Pairs, Part, Subject, keyed_text
+from quadriga.weights import load_weights
 
 
 def bert_architecture(config: RunConfig, part: Part) -> str:

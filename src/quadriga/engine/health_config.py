@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from quadriga.config import Config
+from quadriga.config.base import Config
 
 
 class HealthConfig(Config):

@@ -10,13 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from quadriga.contracts import Progress
-from quadriga.engine.arithmetic import scaled_lr
 from quadriga.engine.checkpoint_contents import OBJECTIVE, OPTIMIZER, read_stored, stored_tensors
 from quadriga.engine.modular_files_config import ModularFilesConfig
 from quadriga.engine.run_config import RunConfig
+from quadriga.engine.run_plan import scaled_lr
 from quadriga.models.vit import ViTConfig
-from quadriga.models.weights.fit import foreign_shape
-from quadriga.models.weights.modular_stages import (
+from quadriga.weights.fit import foreign_shape
+from quadriga.weights.layouts.model_stages import (
     NOTES,
     digest,
     document,

@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 
-from quadriga.engine.checkpoint_files import list_checkpoints, step_of, verify
-from quadriga.engine.files import fsync_file, fsync_folder
+from quadriga.engine.checkpoint.folder import list_checkpoints, step_of, verify
+from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.modular_contents import contents
 from quadriga.engine.modular_files_config import ModularFilesConfig
-from quadriga.engine.run_directory import RunDirectory
+from quadriga.files import fsync_file, fsync_folder
 
 FINISHED = "finished_checkpoint.pth"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from quadriga.engine.build import build_on_meta
-from quadriga.engine.files import write_text
+from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.modular_contents import whole_names
 from quadriga.engine.modular_files_config import ModularFilesConfig
-from quadriga.engine.run_directory import RunDirectory
+from quadriga.files import write_text
 
 LOG = "log.txt"
 

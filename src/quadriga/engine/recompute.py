@@ -14,7 +14,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from quadriga.engine.blocks import blocks_of
+from quadriga.engine.step.blocks import blocks_of
 
 Mode = Literal["none", "selective", "full"]
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from quadriga.config import Config
+from quadriga.config.base import Config
 from quadriga.contracts import (
     DatasetConfig,
     EvaluatorConfig,
@@ -21,11 +21,11 @@ from quadriga.contracts import (
 )
 from quadriga.contracts.logging import LoggerConfig
 from quadriga.engine.health_config import HealthConfig
-from quadriga.engine.loggers.tensorboard import TensorboardConfig
 from quadriga.engine.modular_files_config import ModularFilesConfig
-from quadriga.engine.pipeline_config import PipelineConfig
 from quadriga.engine.stage_files_config import StageFilesConfig
 from quadriga.engine.steps import profiled_steps
+from quadriga.loggers.tensorboard import TensorboardConfig
+from quadriga.pipeline.config import PipelineConfig
 
 
 class TrainConfig(Config):

@@ -7,17 +7,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import final
 
+from quadriga.config.provenance import Resolved
 from quadriga.contracts import Dataset, EvaluationContext, LoggerContext, Objective
-from quadriga.data.loader import Loader, OnRead
+from quadriga.data.reading.loader import Loader, OnRead
 from quadriga.distributed.collectives import all_gather_values, from_main, on_all
 from quadriga.distributed.environment import DistEnv
-from quadriga.engine.activity import Activity
-from quadriga.engine.arithmetic import RunPlan
 from quadriga.engine.build import build_loader, build_objective, build_on_meta
-from quadriga.engine.checkpoint import CheckpointStore, newest_valid, read_objective
+from quadriga.engine.checkpoint.store import CheckpointStore, newest_valid, read_objective
 from quadriga.engine.compilation import check_compile
-from quadriga.engine.console import Console
-from quadriga.engine.data_parallel import DataParallelExecutor, MakeExecutor
 from quadriga.engine.evaluate import (
     evaluate,
     make_context,
@@ -25,24 +22,27 @@ from quadriga.engine.evaluate import (
     numbers_at,
     owes_evaluation,
 )
-from quadriga.engine.hang import HangDetector, whereabouts
-from quadriga.engine.health import RollBack
-from quadriga.engine.journal import Journal
+from quadriga.engine.faults.hang import HangDetector, whereabouts
+from quadriga.engine.faults.preemption import Preemption
+from quadriga.engine.faults.recovery import Recovery
+from quadriga.engine.initial_weights import fill_from_origins
 from quadriga.engine.logger_set import LoggerSet
-from quadriga.engine.origins import fill_from_origins
-from quadriga.engine.precision import check_precision
-from quadriga.engine.preemption import Preemption
-from quadriga.engine.profiling import Profiler
-from quadriga.engine.recovery import Recovery
+from quadriga.engine.logs.console import Console
+from quadriga.engine.logs.directory import RunDirectory
+from quadriga.engine.logs.journal import Journal
+from quadriga.engine.logs.profile import Profiler
+from quadriga.engine.logs.samples import SampleLog
+from quadriga.engine.loop import train
+from quadriga.engine.meters.activity import Activity
+from quadriga.engine.meters.throughput import Work, measure_work
+from quadriga.engine.preflight import Request, announce, check_start, choose, write_start
 from quadriga.engine.run_config import RunConfig, config_hash
-from quadriga.engine.run_directory import RunDirectory
-from quadriga.engine.sample_log import SampleLog
-from quadriga.engine.start import Request, announce, check_start, choose, write_start
-from quadriga.engine.throughput import Work, measure_work
-from quadriga.engine.topology import reads_for_others, replica_env
-from quadriga.engine.train import train
+from quadriga.engine.run_plan import RunPlan
+from quadriga.engine.step.bad_step import RollBack
+from quadriga.engine.step.data_parallel import DataParallelExecutor, MakeExecutor
+from quadriga.engine.step.precision import check_precision
 from quadriga.errors import UserError
-from quadriga.provenance import Resolved
+from quadriga.pipeline.topology import reads_for_others, replica_env
 
 
 def run(

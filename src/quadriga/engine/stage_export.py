@@ -14,10 +14,10 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from quadriga.engine.checkpoint_files import list_checkpoints, step_of, verify
+from quadriga.engine.checkpoint.folder import list_checkpoints, step_of, verify
 from quadriga.engine.stage_files import epochs_in, write_stage
 from quadriga.engine.stage_files_config import StageFilesConfig
-from quadriga.models.weights.bert_stages import FOREIGN_WORDS, TIED, WORDS, foreign_names
+from quadriga.weights.layouts.pipedream import FOREIGN_WORDS, TIED, WORDS, foreign_names
 
 _OBJECTIVE = "objective."
 _BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")

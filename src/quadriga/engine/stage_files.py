@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from quadriga.errors import UserError
-from quadriga.models.weights.bert_stages import assemble
+from quadriga.weights.layouts.pipedream import assemble
 
 Modules = Sequence[Mapping[str, Tensor]]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from quadriga.config import Config
+from quadriga.config.base import Config
 
 
 class StageFilesConfig(Config):

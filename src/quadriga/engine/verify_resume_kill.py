@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import psutil
 
-from quadriga.engine.verify_resume import Kill
+from quadriga.verify_resume.compare import Kill
 
 
 def family_of(pid: int) -> list[psutil.Process]:

@@ -15,7 +15,7 @@ from torch import nn
 
 from quadriga.distributed.collectives import from_main, on_all
 from quadriga.distributed.environment import DistEnv
-from quadriga.engine.checkpoint import MANIFEST, InvalidCheckpoint, read_manifest
+from quadriga.engine.checkpoint.store import MANIFEST, InvalidCheckpoint, read_manifest
 from quadriga.engine.checkpoint_contents import (
     EMA,
     checkpoints_of,
@@ -26,8 +26,8 @@ from quadriga.engine.checkpoint_contents import (
 from quadriga.engine.run_config import WarmStartConfig
 from quadriga.engine.weight_sources import weights_of
 from quadriga.errors import UserError
-from quadriga.models.weights import Remedies, WeightReport, load_tensors
-from quadriga.models.weights.files import check_suffix, read_tensors
+from quadriga.weights import Remedies, WeightReport, load_tensors
+from quadriga.weights.files import check_suffix, read_tensors
 
 _SWITCHES = Remedies(
     loose="set warm_start.strict=false", resample="set warm_start.interpolate=true"

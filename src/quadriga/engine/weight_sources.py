@@ -15,7 +15,7 @@ from quadriga.engine.checkpoint_contents import (
     whole_checkpoint,
 )
 from quadriga.errors import UserError
-from quadriga.models.weights.files import check_suffix, read_weights
+from quadriga.weights.files import check_suffix, read_weights
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
 """What the weights are called in the folder of a published model."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from quadriga.config_tree import leaves_of
 from quadriga.engine.run_config import RunConfig
-from quadriga.engine.workflow import REFERENCE, Workflow
 from quadriga.errors import UserError, did_you_mean
+from quadriga.workflow.graph import REFERENCE, Workflow
 
 RESERVED = ("workflow", "report", "reference", "logs")
 """Names that no node may have: they are those of other folders, or stand for the reference."""

@@ -26,14 +26,14 @@ from quadriga.contracts import (
     Evaluator,
     EvaluatorConfig,
 )
-from quadriga.data.glue import GlueDataset
-from quadriga.data.glue_tasks import GlueTask
-from quadriga.data.loader import sequential
+from quadriga.data.reading.loader import sequential
 from quadriga.data.subset import Subset
+from quadriga.data.text.glue.dataset import GlueDataset
+from quadriga.data.text.glue.tasks import GlueTask
 from quadriga.distributed.collectives import all_reduce_sum, from_main, slice_of
 from quadriga.errors import UserError
-from quadriga.evaluation.features import evaluation_mode
 from quadriga.evaluation.glue_metrics import majority_share, metrics_of, score_of
+from quadriga.evaluation.parts.features import evaluation_mode
 
 
 @runtime_checkable

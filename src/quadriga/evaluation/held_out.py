@@ -17,9 +17,9 @@ from quadriga.contracts import (
     EvaluatorConfig,
     LossOutput,
 )
-from quadriga.data.loader import sequential
+from quadriga.data.reading.loader import sequential
 from quadriga.distributed.collectives import all_reduce_sum, slice_of
-from quadriga.evaluation.features import evaluation_mode
+from quadriga.evaluation.parts.features import evaluation_mode
 
 
 @final

@@ -19,7 +19,7 @@ from quadriga.contracts import EvaluationContext, EvaluationResult, Evaluator, E
 from quadriga.distributed.collectives import all_reduce_sum, slice_of
 from quadriga.errors import UserError
 from quadriga.evaluation.accuracy import beside_random, percentages, reported_ranks, top_hits
-from quadriga.evaluation.features import Encoded, check_features, feature_bank
+from quadriga.evaluation.parts.features import Encoded, check_features, feature_bank
 
 QUERY_CHUNK = 512
 BANK_CHUNK = 65536

@@ -23,8 +23,8 @@ from quadriga.contracts import EvaluationContext, EvaluationResult, Evaluator, E
 from quadriga.distributed.collectives import broadcast_value
 from quadriga.errors import UserError
 from quadriga.evaluation.accuracy import beside_random, percentages, reported_ranks, top_hits
-from quadriga.evaluation.features import Encoded, FeatureBank, check_features, feature_bank
 from quadriga.evaluation.linear_heads import PREDICT_CHUNK, Heads, fit_heads
+from quadriga.evaluation.parts.features import Encoded, FeatureBank, check_features, feature_bank
 from quadriga.randomness import fold, shuffled
 
 EPSILON = 1e-6

@@ -19,11 +19,11 @@ from quadriga.contracts import (
     EvaluatorConfig,
     Transform,
 )
-from quadriga.data.loader import sequential
+from quadriga.data.reading.loader import sequential
 from quadriga.distributed.collectives import broadcast_value
 from quadriga.distributed.environment import DistEnv
 from quadriga.errors import UserError
-from quadriga.evaluation.features import evaluation_mode
+from quadriga.evaluation.parts.features import evaluation_mode
 from quadriga.evaluation.picture_grid import Pixels, draw_grid, save_picture
 from quadriga.randomness import fold, shuffled
 

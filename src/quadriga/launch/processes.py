@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from quadriga.engine.preemption import SIGNALS, handling
+from quadriga.engine.faults.preemption import SIGNALS, handling
 from quadriga.errors import UserError
 from quadriga.launch.attempts import FINAL
 

@@ -17,10 +17,10 @@ from torch.nn import functional
 from quadriga import randomness
 from quadriga.contracts import Batch, LossOutput, ModelConfig, Objective, ObjectiveConfig
 from quadriga.errors import UserError
-from quadriga.models.initialise import Filler, initialise
-from quadriga.models.patches import channels_first, channels_last, take_rows, unpatchify
-from quadriga.models.positions import sincos_table
-from quadriga.models.transformer import Block, BlockShape
+from quadriga.models.parts.initialise import Filler, initialise
+from quadriga.models.parts.patches import channels_first, channels_last, take_rows, unpatchify
+from quadriga.models.parts.positions import sincos_table
+from quadriga.models.parts.transformer import Block, BlockShape
 from quadriga.models.vit import ViTConfig
 
 VARIANCE_EPS = 1e-6

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quadriga.contracts import Batch, LossOutput, ModelConfig, Objective, ObjectiveConfig, Stage
+from quadriga.contracts.stage import check_depths
 from quadriga.errors import UserError
 from quadriga.losses.cross_entropy import CHUNK_ELEMENTS, linear_cross_entropy
 from quadriga.models.bert import BertConfig, BertSlice, Pooler
-from quadriga.models.bert_blocks import collect_rows
-from quadriga.models.initialise import Filler, initialise
-from quadriga.models.stages import check_depths
+from quadriga.models.parts.bert_blocks import collect_rows
+from quadriga.models.parts.initialise import Filler, initialise
 
 METRICS = ("masked_lm_loss", "masked_lm_accuracy")
 SENTENCE_METRICS = ("next_sentence_loss", "next_sentence_accuracy")

@@ -16,11 +16,11 @@ from torch.nn import functional
 
 from quadriga import randomness
 from quadriga.contracts import Batch, LossOutput, ModelConfig, Objective, ObjectiveConfig, Stage
+from quadriga.contracts.stage import check_depths
 from quadriga.errors import UserError
 from quadriga.models.bert import BertConfig, BertSlice, Pooler
-from quadriga.models.initialise import initialise
-from quadriga.models.stages import check_depths
-from quadriga.models.transformer import Dropout
+from quadriga.models.parts.initialise import initialise
+from quadriga.models.parts.transformer import Dropout
 
 
 @final

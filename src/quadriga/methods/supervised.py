@@ -13,11 +13,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from quadriga.contracts import Batch, LossOutput, ModelConfig, Objective, ObjectiveConfig, Stage
+from quadriga.contracts.stage import check_depths
 from quadriga.errors import UserError
 from quadriga.losses.soft_targets import Criterion, soft_target_loss
-from quadriga.models.initialise import initialise
+from quadriga.models.parts.initialise import initialise
 from quadriga.models.residual import zero_branches
-from quadriga.models.stages import check_depths
 from quadriga.models.vit import ViTConfig
 from quadriga.models.vit_slice import ViTSlice
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from quadriga import randomness
 from quadriga.contracts import Batch, ModelConfig
 from quadriga.errors import UserError
-from quadriga.models.bert_blocks import BertBlock, BertShape, Places, collect_rows
-from quadriga.models.transformer import Dropout
+from quadriga.models.parts.bert_blocks import BertBlock, BertShape, Places, collect_rows
+from quadriga.models.parts.transformer import Dropout
 
 _GOOGLE_KEYS = {
     "vocab_size": "vocabulary_size",

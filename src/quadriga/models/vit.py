@@ -13,10 +13,10 @@ from torch.nn import functional
 from quadriga import randomness
 from quadriga.contracts import ModelConfig
 from quadriga.errors import UserError
-from quadriga.models.initialise import Filler
-from quadriga.models.patches import patchify
-from quadriga.models.positions import sincos_table
-from quadriga.models.transformer import Block, BlockShape, Dropout, drop_path_rates
+from quadriga.models.parts.initialise import Filler
+from quadriga.models.parts.patches import patchify
+from quadriga.models.parts.positions import sincos_table
+from quadriga.models.parts.transformer import Block, BlockShape, Dropout, drop_path_rates
 
 
 @final

@@ -7,16 +7,10 @@ from typing import Any, final
 
 from torch import Tensor
 
-from quadriga.contracts import (
-    ModelConfig,
-    ModularConfig,
-    Objective,
-    ObjectiveConfig,
-    WeightSource,
-)
+from quadriga.contracts import ModelConfig, ModularConfig, Objective, ObjectiveConfig, WeightSource
 from quadriga.errors import UserError
-from quadriga.modular.given import GivenModule, check_facts, given_modules, to_come
-from quadriga.modular.parts import check_cut, classes_of, copy_into, depth_of, misfits
+from quadriga.modular.parts.cut import check_cut, classes_of, copy_into, depth_of, misfits
+from quadriga.modular.parts.sources import GivenModule, check_facts, given_modules, to_come
 
 
 @final

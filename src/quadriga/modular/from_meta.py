@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quadriga.contracts import ModelConfig, ModularConfig, ObjectiveConfig
-from quadriga.modular.meta import check_meta
-from quadriga.modular.parts import classes_of, meta_depths_of
+from quadriga.modular.parts.cut import classes_of, meta_depths_of
+from quadriga.modular.parts.meta import check_meta
 
 
 class FromMetaConfig(ModularConfig, ABC):

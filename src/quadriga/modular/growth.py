@@ -7,22 +7,11 @@ from typing import final
 
 import torch
 
-from quadriga.contracts import (
-    ModelConfig,
-    Objective,
-    ObjectiveConfig,
-    Splittable,
-    WeightSource,
-)
+from quadriga.contracts import ModelConfig, Objective, ObjectiveConfig, Splittable, WeightSource
 from quadriga.modular.from_meta import FromMetaConfig
-from quadriga.modular.incubate import Growth, start_module
-from quadriga.modular.meta import fill_meta
-from quadriga.modular.parts import (
-    check_cut,
-    classes_of,
-    cut_meta,
-    depth_of,
-)
+from quadriga.modular.parts.cut import check_cut, classes_of, cut_meta, depth_of
+from quadriga.modular.parts.meta import fill_meta
+from quadriga.modular.parts.start import Growth, start_module
 
 
 @final

@@ -27,10 +27,10 @@ from quadriga.contracts import (
     WeightSource,
 )
 from quadriga.modular.from_meta import FromMetaConfig
-from quadriga.modular.given import LIVE
-from quadriga.modular.incubate import Start, start_module
-from quadriga.modular.meta import fill_meta
-from quadriga.modular.parts import Cut, classes_of, cut_meta, cut_target
+from quadriga.modular.parts.cut import Cut, classes_of, cut_meta, cut_target
+from quadriga.modular.parts.meta import fill_meta
+from quadriga.modular.parts.sources import LIVE
+from quadriga.modular.parts.start import Start, start_module
 
 
 @final

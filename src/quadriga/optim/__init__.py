@@ -1,1 +1,1 @@
-"""Optimizers and, in `schedules`, the learning rate as a pure function of progress."""
+"""Optimizers: a file of this folder is a kind, those that share a file stand below."""

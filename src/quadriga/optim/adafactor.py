@@ -11,14 +11,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from quadriga.contracts import OptimizerConfig
-from quadriga.optim.foreach import (
+from quadriga.optim.parts.foreach import (
     ForeachOptimizer,
     average_in,
     gathered,
     norms_of,
     step_counts,
 )
-from quadriga.optim.groups import groups_of
+from quadriga.optim.parts.groups import groups_of
 
 _SQUARE_EPS = 1e-30  # Epsilon 1 of the paper, added to squared gradients.
 

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from quadriga.contracts import OptimizerConfig
-from quadriga.optim.foreach import ForeachOptimizer, state_like
-from quadriga.optim.groups import groups_of, require_below_one
+from quadriga.optim.parts.foreach import ForeachOptimizer, state_like
+from quadriga.optim.parts.groups import groups_of, require_below_one
 
 
 @final

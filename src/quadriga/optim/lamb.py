@@ -11,14 +11,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from quadriga.contracts import OptimizerConfig
-from quadriga.optim.foreach import (
+from quadriga.optim.parts.foreach import (
     ForeachOptimizer,
     norms_of,
     state_like,
     step_counts,
     trust_ratio,
 )
-from quadriga.optim.groups import groups_of, is_exempt, require_below_one
+from quadriga.optim.parts.groups import groups_of, is_exempt, require_below_one
 
 
 @final

@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from quadriga.contracts import OptimizerConfig
-from quadriga.optim.foreach import ForeachOptimizer, norms_of, state_like, trust_ratio
-from quadriga.optim.groups import groups_of, is_exempt
+from quadriga.optim.parts.foreach import ForeachOptimizer, norms_of, state_like, trust_ratio
+from quadriga.optim.parts.groups import groups_of, is_exempt
 
 
 @final

@@ -16,9 +16,9 @@ from torch.optim.adamw import adamw
 
 from quadriga.contracts import OptimizerConfig
 from quadriga.errors import UserError
-from quadriga.optim.foreach import loss_of, state_like, step_counts, with_gradient
-from quadriga.optim.groups import groups_of, require_below_one
 from quadriga.optim.orthogonal import orthogonalise_all
+from quadriga.optim.parts.foreach import loss_of, state_like, step_counts, with_gradient
+from quadriga.optim.parts.groups import groups_of, require_below_one
 
 StepLength = Literal["match_rms_adamw", "original"]
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim.nadam import nadam
 
 from quadriga.contracts import OptimizerConfig
-from quadriga.optim.foreach import ForeachOptimizer, state_like, step_counts
-from quadriga.optim.groups import groups_of, require_below_one
+from quadriga.optim.parts.foreach import ForeachOptimizer, state_like, step_counts
+from quadriga.optim.parts.groups import groups_of, require_below_one
 
 
 @final

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from quadriga.optim.foreach import gathered
+from quadriga.optim.parts.foreach import gathered
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the odd quintic of Jordan et al. 2024, steepest at 0: it takes singular values that are not

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from quadriga.contracts import OptimizerConfig
-from quadriga.optim.groups import groups_of
+from quadriga.optim.parts.groups import groups_of
 
 
 @final

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from quadriga.engine.files import write_text
 from quadriga.errors import UserError
+from quadriga.files import write_text
 
 
 def make_conf(depths: Sequence[int], width: int) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from typing import final
 
 from pydantic import Field
 
-from quadriga.config import Config
+from quadriga.config.base import Config
 from quadriga.errors import UserError, did_you_mean
-from quadriga.pipeline.profile import Link, Network, read_object
+from quadriga.pipeline.planner.profile import Link, Network, read_object
 
 GIGA, TERA, GIB = 1e9, 1e12, 2**30
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch.distributed as dist
 
 from quadriga.distributed.environment import DistEnv
-from quadriga.engine.topology import Topology
+from quadriga.pipeline.topology import Topology
 
 Group = Any
 """A process group; torch's type is not exported on every platform."""

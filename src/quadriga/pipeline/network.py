@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from quadriga.errors import UserError
-from quadriga.pipeline.profile import Link, Network
+from quadriga.pipeline.planner.profile import Link, Network
 
 SMALL, LARGE = 1024, 8 * 2**20
 """Bytes of the two messages that latency and bandwidth follow from."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import final
 
-from quadriga.pipeline.profile import Link, Network
+from quadriga.pipeline.planner.profile import Link, Network
 
 
 @final

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, final
 
 from quadriga.contracts import Batch, StepOutput
-from quadriga.engine.totals import Totals
-from quadriga.pipeline.actions import Backward, Forward, Update, Wait
-from quadriga.pipeline.updates import Outcome
+from quadriga.engine.step.sums import Totals
+from quadriga.pipeline.runtime.updates import Outcome
+from quadriga.pipeline.schedules.actions import Backward, Forward, Update, Wait
 
 if TYPE_CHECKING:
-    from quadriga.pipeline.executor import PipelineExecutor
+    from quadriga.pipeline.runtime.executor import PipelineExecutor
 
 
 @final

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, final
 
-from quadriga.pipeline.actions import Action, Backward, Forward
+from quadriga.pipeline.schedules.actions import Action, Backward, Forward
 
 
 @final

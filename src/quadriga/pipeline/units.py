@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from quadriga.contracts import Batch, LossOutput, OptimizerConfig, Stage
-from quadriga.contracts.training import Splittable
+from quadriga.contracts.objective import Splittable
 from quadriga.engine.build import build_on_meta
-from quadriga.engine.meters import LiveStorages
+from quadriga.engine.meters.cost import LiveStorages
 from quadriga.engine.recompute import apply_recompute
 from quadriga.engine.run_config import RunConfig
 from quadriga.errors import UserError
-from quadriga.optim.groups import materialise_state
-from quadriga.pipeline.profile import Recompute, UnitSize
+from quadriga.optim.parts.groups import materialise_state
+from quadriga.pipeline.planner.profile import Recompute, UnitSize
 
 
 class Units(NamedTuple):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quadriga.data.image_folder import ImageFolderConfig
-from quadriga.data.supervised_views import SupervisedViewsConfig
+from quadriga.data.images.folder import ImageFolderConfig
+from quadriga.data.views.supervised import SupervisedViewsConfig
 from quadriga.engine.run_config import (
     CheckpointConfig,
     EvaluationConfig,
@@ -18,7 +18,7 @@ from quadriga.evaluation.held_out import HeldOutConfig
 from quadriga.methods.supervised import SupervisedConfig
 from quadriga.models.vit import ViTConfig
 from quadriga.optim.adamw import AdamWConfig
-from quadriga.optim.schedules.warmup_cosine import WarmupCosineConfig
+from quadriga.schedules.warmup_cosine import WarmupCosineConfig
 
 IMAGENET_SAMPLES = 1_281_167
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quadriga.data.pydoc_corpus import PydocCorpusConfig
-from quadriga.data.sentence_pairs import SentencePairsConfig
-from quadriga.data.text_corpus import TextCorpusConfig
-from quadriga.engine.pipeline_config import PipelineConfig
+from quadriga.data.text.corpus import TextCorpusConfig
+from quadriga.data.text.pydoc import PydocCorpusConfig
+from quadriga.data.text.sentence_pairs import SentencePairsConfig
 from quadriga.engine.run_config import (
     CheckpointConfig,
     EvaluationConfig,
@@ -20,7 +19,8 @@ from quadriga.evaluation.held_out import HeldOutConfig
 from quadriga.methods.masked_lm import MaskedLMConfig
 from quadriga.models.bert import BertConfig
 from quadriga.optim.adamw import AdamWConfig
-from quadriga.optim.schedules.linear import LinearConfig
+from quadriga.pipeline.config import PipelineConfig
+from quadriga.schedules.linear import LinearConfig
 
 _CORPUS = Path("data/corpus")
 

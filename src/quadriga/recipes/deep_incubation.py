@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from quadriga.engine.run_config import RunConfig
-from quadriga.engine.workflow import REFERENCE, Node, Workflow
 from quadriga.errors import UserError
 from quadriga.models.vit import ViTConfig
 from quadriga.modular.assembly import AssemblyConfig
 from quadriga.modular.hybrid import HybridConfig
-from quadriga.modular.incubate import Start
+from quadriga.modular.parts.start import Start
 from quadriga.recipes._imagenet import imagenet_run, imagenet_vit
 from quadriga.recipes.deit import deit_cifar10, deit_digits
+from quadriga.workflow.graph import REFERENCE, Node, Workflow
 
 
 @dataclass(frozen=True)

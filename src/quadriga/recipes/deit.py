@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quadriga.data.digits import DigitsConfig
-from quadriga.data.image_folder import ImageFolderConfig
-from quadriga.data.image_views import ImageViewsConfig
-from quadriga.data.part import PartConfig
-from quadriga.data.shifted_views import ShiftedViewsConfig
-from quadriga.data.supervised_views import SupervisedViewsConfig
+from quadriga.data.images.digits import DigitsConfig
+from quadriga.data.images.folder import ImageFolderConfig
+from quadriga.data.parts.subsets import PartConfig
+from quadriga.data.views.crops import ImageViewsConfig
+from quadriga.data.views.shifts import ShiftedViewsConfig
+from quadriga.data.views.supervised import SupervisedViewsConfig
 from quadriga.engine.run_config import (
     CheckpointConfig,
     EvaluationConfig,
@@ -23,8 +23,8 @@ from quadriga.methods.supervised import SupervisedConfig
 from quadriga.models.vit import ViTConfig
 from quadriga.optim.adamw import AdamWConfig
 from quadriga.optim.lamb import LAMBConfig
-from quadriga.optim.schedules.warmup_cosine import WarmupCosineConfig
 from quadriga.recipes._imagenet import imagenet_run, imagenet_vit
+from quadriga.schedules.warmup_cosine import WarmupCosineConfig
 
 
 def deit_digits(epochs: float = 20) -> RunConfig:

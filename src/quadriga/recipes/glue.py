@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quadriga.data.glue import GlueConfig
-from quadriga.data.glue_tasks import TASKS
-from quadriga.data.text_pairs import TextPairsConfig
+from quadriga.data.text.glue.dataset import GlueConfig
+from quadriga.data.text.glue.tasks import TASKS
+from quadriga.data.text.text_pairs import TextPairsConfig
 from quadriga.engine.health_config import HealthConfig
 from quadriga.engine.run_config import (
     CheckpointConfig,
@@ -23,7 +23,7 @@ from quadriga.evaluation.glue import GlueConfig as GlueProtocol
 from quadriga.methods.sequence_classification import SequenceClassificationConfig
 from quadriga.models.bert import BertConfig
 from quadriga.optim.adamw import AdamWConfig
-from quadriga.optim.schedules.linear import LinearConfig
+from quadriga.schedules.linear import LinearConfig
 
 _ROOT = Path("data/glue")
 

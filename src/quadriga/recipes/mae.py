@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quadriga.data.digits import DigitsConfig
-from quadriga.data.image_folder import ImageFolderConfig
-from quadriga.data.image_views import ImageViewsConfig
+from quadriga.data.images.digits import DigitsConfig
+from quadriga.data.images.folder import ImageFolderConfig
+from quadriga.data.views.crops import ImageViewsConfig
 from quadriga.engine.run_config import (
     CheckpointConfig,
     EvaluationConfig,
@@ -21,7 +21,7 @@ from quadriga.evaluation.reconstruction import ReconstructionConfig
 from quadriga.methods.mae import MAEConfig
 from quadriga.models.vit import ViTConfig
 from quadriga.optim.adamw import AdamWConfig
-from quadriga.optim.schedules.warmup_cosine import WarmupCosineConfig
+from quadriga.schedules.warmup_cosine import WarmupCosineConfig
 
 PROTOCOLS = EvaluationConfig(
     protocols=(KNNConfig(), LinearProbeConfig(), ReconstructionConfig()),

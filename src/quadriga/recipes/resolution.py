@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from quadriga.engine.run_config import RunConfig
-from quadriga.engine.workflow import Node, Workflow
 from quadriga.recipes.mae import mae_digits, mae_vit_base
+from quadriga.workflow.graph import Node, Workflow
 
 LOW, HIGH = "low", "high"
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quadriga.report.chart import value_range
+from quadriga.report.charts import value_range
 from quadriga.report.series import Curve, envelope
 
 if TYPE_CHECKING:

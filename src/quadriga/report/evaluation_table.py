@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from quadriga.engine.units import reading
+from quadriga.formatting import reading
 from quadriga.report.run_files import RunFiles, mapping_of, number_of
 from quadriga.report.series import short
 

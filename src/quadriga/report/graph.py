@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
-from quadriga.engine.run_state import RunState
-from quadriga.engine.units import measured
+from quadriga.engine.logs.status import RunState
 from quadriga.engine.workflow_graph import Needs, levels_of
+from quadriga.formatting import measured
 
 BOX_WIDTH, BOX_HEIGHT = 212, 58
 _GAP_ACROSS, _GAP_DOWN, _MARGIN = 56, 16, 4

@@ -10,7 +10,7 @@ from datetime import datetime
 from html import escape
 from typing import Any
 
-from quadriga.engine.units import count, duration
+from quadriga.formatting import count, duration
 from quadriga.report.evaluation_table import plain, rows_of
 from quadriga.report.run_files import RunFiles, mapping_of, number_of
 from quadriga.report.series import short

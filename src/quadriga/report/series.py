@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from quadriga.engine.units import reading
+from quadriga.formatting import reading
 from quadriga.report.run_files import Record, number_of
 
 BUCKETS = 400

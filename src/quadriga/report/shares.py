@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from quadriga.report.chart import HEIGHT, WIDTH, linear_scale
+from quadriga.report.charts import HEIGHT, WIDTH, linear_scale
 from quadriga.report.run_files import Record, number_of
 from quadriga.report.series import buckets, short, ticks
 

@@ -7,14 +7,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from quadriga.engine.files import write_text
-from quadriga.engine.run_state import RunState
-from quadriga.engine.units import bytes_, duration, flops, measured
-from quadriga.engine.workflow_files import Graph, WorkflowDirectory
+from quadriga.engine.logs.status import RunState
 from quadriga.engine.workflow_graph import order_of
 from quadriga.errors import UserError
+from quadriga.files import write_text
+from quadriga.formatting import bytes_, duration, flops, measured
 from quadriga.report.graph import graph_picture
 from quadriga.report.page import page
+from quadriga.workflow.directory import Graph, WorkflowDirectory
 
 DASH = "\N{EN DASH}"
 

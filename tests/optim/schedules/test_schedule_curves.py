@@ -10,12 +10,12 @@ from torch.optim import lr_scheduler
 
 from errors import refuses
 from quadriga.contracts import Progress, ScheduleConfig
-from quadriga.optim.schedules.linear import LinearConfig
-from quadriga.optim.schedules.polynomial import PolynomialConfig
-from quadriga.optim.schedules.step_decay import StepDecayConfig
-from quadriga.optim.schedules.tanh import TanhConfig
-from quadriga.optim.schedules.warmup_cosine import WarmupCosineConfig
-from quadriga.optim.schedules.warmup_stable_decay import WarmupStableDecayConfig
+from quadriga.schedules.linear import LinearConfig
+from quadriga.schedules.polynomial import PolynomialConfig
+from quadriga.schedules.step_decay import StepDecayConfig
+from quadriga.schedules.tanh import TanhConfig
+from quadriga.schedules.warmup_cosine import WarmupCosineConfig
+from quadriga.schedules.warmup_stable_decay import WarmupStableDecayConfig
 
 TOTAL, WARMUP = 25, 5
 LEFT = TOTAL - WARMUP

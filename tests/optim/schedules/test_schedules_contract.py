@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errors import refuses
-from quadriga.config import construct, kinds
+from quadriga.config.base import construct, kinds
 from quadriga.contracts import Progress, ScheduleConfig
-from quadriga.optim.schedules.warmup import warmup_length
+from quadriga.schedules.warmup import warmup_length
 
 KINDS = kinds(ScheduleConfig)  # type: ignore[type-abstract]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import final
 
-from quadriga.pipeline.actions import Action, Backward, FlushedSchedule, Forward, Place
+from quadriga.pipeline.schedules.actions import Action, Backward, FlushedSchedule, Forward, Place
 
 
 @final

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import final
 
-from quadriga.pipeline.actions import (
+from quadriga.pipeline.schedules.actions import (
     Action,
     Backward,
     Forward,

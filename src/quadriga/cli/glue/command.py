@@ -1,0 +1,233 @@
+"""``quadriga glue``: a pre-trained BERT on the tasks of GLUE, several seeds each, one table."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+from rich.console import Console as RichConsole
+from rich.table import Table
+
+from quadriga.cli import train
+from quadriga.cli.arguments import read_overrides
+from quadriga.cli.glue.results import average_line, numbers_of, rows_of, summary, write_results
+from quadriga.cli.glue.source import Source, find_source
+from quadriga.cli.resolve import resolve
+from quadriga.data.text.glue.tasks import GlueTask, task_called, tasks_in
+from quadriga.distributed.environment import read_launch
+from quadriga.engine.checkpoint.store import list_checkpoints
+from quadriga.engine.logs.directory import RunDirectory
+from quadriga.engine.preflight import check_start
+from quadriga.engine.run_config import RunConfig, WarmStartConfig
+from quadriga.engine.warm_start import check_warm_start
+from quadriga.errors import UserError
+
+OWN = ("seed", "data.kind", "data.root", "data.task", "warm_start.path", "name")
+"""Keys that the command sets itself."""
+
+_WIDTH = 200
+
+
+@dataclass(frozen=True)
+class GlueRequest:
+    """The command line of ``quadriga glue``."""
+
+    source: str
+    data: Path
+    overrides: tuple[str, ...] = ()
+    tasks: str | None = None
+    seeds: int = 3
+    from_scratch: bool = False
+    vocabulary: Path | None = None
+    work_dir: Path | None = None
+    device: str | None = None
+    ranks: int | None = None
+    dry_run: bool = False
+
+
+@final
+class _Run:
+    """One task with one seed."""
+
+    def __init__(self, task: GlueTask, seed: int, folder: Path, values: dict[str, str]) -> None:
+        self.task, self.seed = task, seed
+        self.folder = folder / task.name / f"seed_{seed}"
+        self.words = tuple(f"{key}={value}" for key, value in {**values, "seed": seed}.items())
+        self.recipe = f"glue_{task.name.replace('-', '_')}"
+        self.config: RunConfig = resolve(self.recipe, None, self.words).config
+        self.steps = 0
+
+    def __str__(self) -> str:
+        return f"{self.task.name} seed {self.seed}"
+
+    def numbers(self) -> dict[str, float]:
+        """Return what it found; nothing before it is finished."""
+        return numbers_of(self.folder, self.steps)
+
+    def state(self) -> str:
+        if self.numbers():
+            return "finished"
+        return "begun" if list_checkpoints(RunDirectory(self.folder).checkpoints) else "new"
+
+    def make(self) -> int:
+        """Train and judge; return the exit code."""
+        request = train.TrainRequest(
+            arguments=(
+                *("train", self.recipe, *self.words),
+                *("--work-dir", str(self.folder), "--resume"),
+            ),
+            recipe=self.recipe,
+            overrides=self.words,
+            work_dir=self.folder,
+            config=None,
+            resume=True,
+            resume_from=None,
+            device=None,
+            print_config=False,
+            dry_run=False,
+            ranks=None,
+        )
+        try:
+            return train.train(request)
+        except UserError as error:
+            raise UserError(f"{self}: {error}") from error
+
+
+def glue(request: GlueRequest) -> int:
+    """Fine-tune every task with every seed, and print and write what came out.
+
+    Finished runs are not made again, and a run that was stopped goes on.
+
+    Returns:
+        The exit code: 0, or that of a run that failed.
+
+    Raises:
+        UserError: Anything the user can mend; of all tasks before the first is begun.
+    """
+    launcher = read_launch(os.environ).launcher
+    if launcher != "none":
+        raise UserError(f"glue starts its own processes: use --ranks N instead of {launcher}")
+    if request.seeds < 1:
+        raise UserError(f"--seeds must be at least 1, but is {request.seeds}")
+    source = _source(request)
+    tasks = _tasks(request)
+    folder = request.work_dir or Path("runs") / f"glue_{source.name}"
+    values = _values(request, source)
+    runs = [_Run(t, s, folder, {**values}) for t in tasks for s in range(request.seeds)]
+    _check(runs, request.seeds)
+    if request.dry_run:
+        for run in runs:
+            print(f"{run!s:<16} {run.steps:>6} steps  {run.state():<8}  {run.folder}")
+        return 0
+    return _make(runs, source.name, tasks, request.seeds, folder)
+
+
+def _make(
+    runs: Sequence[_Run], name: str, tasks: Sequence[GlueTask], seeds: int, folder: Path
+) -> int:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"work dir {folder} cannot be made: {error.strerror}") from error
+    found: dict[str, dict[int, dict[str, float]]] = {}
+
+    def note(run: _Run, numbers: dict[str, float]) -> None:
+        found.setdefault(run.task.name, {})[run.seed] = numbers
+        write_results(folder, summary(name, range(seeds), tasks, found))
+
+    for place, run in enumerate(runs, 1):
+        numbers = run.numbers()
+        where = f"[{place}/{len(runs)}] {run}"
+        print(f"{where}: {'finished already' if numbers else run.folder}", flush=True)
+        if not numbers:
+            code = run.make()
+            if code != 0:
+                return code
+            numbers = run.numbers()
+            gc.collect()  # what the run was made of has cycles, and the next is as large
+        if not numbers:
+            raise UserError(
+                f"{run} has no result: evaluation.protocols must have glue; leave it as it is"
+            )
+        note(run, numbers)
+    _print(summary(name, range(seeds), tasks, found))
+    print(f"results: {folder / 'glue.md'}, {folder / 'glue.json'}")
+    return 0
+
+
+def _source(request: GlueRequest) -> Source:
+    source = find_source(request.source)
+    if request.vocabulary is not None:
+        source = replace(source, vocabulary=request.vocabulary.resolve())
+    if request.from_scratch and source.weights is not None:
+        return replace(source, weights=None, name=f"{source.name}_from_scratch")
+    return source
+
+
+def _tasks(request: GlueRequest) -> list[GlueTask]:
+    """Return the tasks asked for, each once; by default all that are there.
+
+    Raises:
+        UserError: One does not exist, or there is none.
+    """
+    if request.tasks is not None:
+        words = [word for word in request.tasks.split(",") if word.strip()]
+        named = {task.name: task for task in (task_called(word.strip()) for word in words)}
+        if "mnli-mm" in named:
+            raise UserError("--tasks: mnli is judged on both sets, so name mnli, not mnli-mm")
+        if named:
+            return list(named.values())
+    found = tasks_in(request.data)
+    if not found:
+        raise UserError(
+            f"--data must be a folder with the tasks of GLUE (CoLA, SST-2, ...), but "
+            f"{request.data} holds none"
+        )
+    return found
+
+
+def _values(request: GlueRequest, source: Source) -> dict[str, str]:
+    """Return the overrides that all runs share; the user's own come on top.
+
+    Raises:
+        UserError: The user sets what the command sets.
+    """
+    given = read_overrides(request.overrides)
+    for key in given:
+        if key in OWN:
+            raise UserError(f"{key} is set by glue itself; leave it out")
+    values = {"data.root": str(request.data), **source.values()}
+    if source.model is not None and "views.max_length" not in given:
+        values["views.max_length"] = str(min(128, source.model.max_positions))
+    if request.device is not None:
+        values["train.device"] = request.device
+    if request.ranks is not None:
+        values["train.ranks"] = str(request.ranks)
+    return values | given
+
+
+def _check(runs: Sequence[_Run], seeds: int) -> None:
+    """Check that no folder is another run's, and one run of each task; count the steps of all."""
+    for run in runs:
+        RunDirectory(run.folder).check_owner(run.config)
+    check_warm_start(WarmStartConfig(path=runs[0].config.warm_start.path))
+    for first in range(0, len(runs), seeds):
+        config = runs[first].config
+        _, plan = check_start(config, config.train.ranks)
+        for run in runs[first : first + seeds]:
+            run.steps = plan.total_steps
+
+
+def _print(summed: Mapping[str, Any]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for position, name in enumerate(("task", "seeds", "score", "metrics")):
+        table.add_column(name, justify="left" if position in (0, 3) else "right", overflow="fold")
+    for row in rows_of(summed):
+        table.add_row(*row)
+    console = RichConsole(highlight=False, markup=False)
+    console.print(table, width=None if console.is_terminal else _WIDTH)
+    print(average_line(summed))

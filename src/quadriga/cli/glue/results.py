@@ -1,0 +1,143 @@
+"""What the runs of ``quadriga glue`` found: collected, as JSON, as Markdown and as a table."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from quadriga.data.text.glue.tasks import GlueTask
+from quadriga.engine.evaluate import RESULTS, read_results
+from quadriga.engine.logs.directory import RunDirectory
+from quadriga.errors import UserError
+from quadriga.files import write_text
+
+SCORE = "score"
+_TITLES = {"mcc": "Matthews", "f1": "F1", "pearson": "Pearson", "spearman": "Spearman"}
+
+Found = Mapping[str, Mapping[int, Mapping[str, float]]]
+"""Task -> seed -> name of a number -> value."""
+
+
+def numbers_of(run: Path, step: int) -> dict[str, float]:
+    """Return the GLUE numbers of a run after `step` steps; none where it has not been judged."""
+    results = read_results(RunDirectory(run).report / RESULTS)
+    if results["step"] != step or results.get("overrides"):
+        return {}
+    for result in results["results"]:
+        if result.get("protocol") == "glue":
+            return {name: float(value) for name, value in result["numbers"].items()}
+    return {}
+
+
+def summary(source: str, seeds: Sequence[int], tasks: Sequence[GlueTask], found: Found) -> Any:
+    """Return what was found as plain JSON values.
+
+    Args:
+        source: What was fine-tuned.
+        seeds: The seeds asked for.
+        tasks: The tasks asked for.
+        found: What there is so far.
+    """
+    described = {}
+    for task in tasks:
+        by_seed = found.get(task.name, {})
+        names = list(next(iter(by_seed.values()), {}))
+        described[task.name] = {
+            name: _spread({seed: numbers[name] for seed, numbers in by_seed.items()})
+            for name in names
+        }
+    means = [task[SCORE]["mean"] for task in described.values() if SCORE in task]
+    missing = [f"{t.name} seed {s}" for t in tasks for s in seeds if s not in found.get(t.name, {})]
+    return {
+        "source": source,
+        "seeds": list(seeds),
+        "tasks": described,
+        "average": {
+            "of": [name for name, task in described.items() if SCORE in task],
+            "score": statistics.fmean(means) if means else None,
+        },
+        "missing": missing,
+    }
+
+
+def _spread(values: Mapping[int, float]) -> dict[str, Any]:
+    several = list(values.values())
+    return {
+        "mean": statistics.fmean(several),
+        # Of a sample, so with one degree of freedom less; of one value there is none.
+        "deviation": statistics.stdev(several) if len(several) > 1 else None,
+        "by_seed": {str(seed): value for seed, value in values.items()},
+    }
+
+
+def rows_of(summed: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return the table: task, seeds done, score, then its metrics; every number times 100."""
+    rows: list[tuple[str, ...]] = []
+    for task, numbers in summed["tasks"].items():
+        if not numbers:
+            rows.append((task, "0", "-", ""))
+            continue
+        metrics = ", ".join(
+            f"{_title(name)} {_shown(value)}" for name, value in numbers.items() if name != SCORE
+        )
+        score = numbers[SCORE]
+        rows.append((task, str(len(score["by_seed"])), _shown(score), metrics))
+    return rows
+
+
+def average_line(summed: Mapping[str, Any]) -> str:
+    """Return the sentence on the average."""
+    average = summed["average"]
+    if average["score"] is None:
+        return "no task has a result yet"
+    count = len(average["of"])
+    which = f"of these {count} tasks' scores" if count > 1 else "of this one task's score"
+    return (
+        f"average {which} on the development sets: {average['score']:.2f} "
+        "(the benchmark's own is of its test sets)"
+    )
+
+
+def markdown(summed: Mapping[str, Any]) -> str:
+    """Return the table as Markdown."""
+    seeds = ", ".join(map(str, summed["seeds"]))
+    lines = [
+        f"# GLUE: {summed['source']}",
+        "",
+        f"Development sets, times 100; mean and standard deviation over the seeds {seeds}.",
+        "",
+        "| task | seeds | score | metrics |",
+        "|---|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in rows_of(summed)),
+        "",
+        f"{average_line(summed)[:1].upper()}{average_line(summed)[1:]}.",
+    ]
+    if summed["missing"]:
+        lines += ["", f"Not run yet: {', '.join(summed['missing'])}."]
+    return "\n".join(lines) + "\n"
+
+
+def write_results(folder: Path, summed: Mapping[str, Any]) -> None:
+    """Write ``glue.json`` and ``glue.md``.
+
+    Raises:
+        UserError: They cannot be written.
+    """
+    try:
+        write_text(folder / "glue.json", json.dumps(summed, indent=2) + "\n")
+        write_text(folder / "glue.md", markdown(summed))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}; make room") from error
+
+
+def _shown(value: Mapping[str, Any]) -> str:
+    spread = value["deviation"]
+    return f"{value['mean']:.2f}" + (f" ± {spread:.2f}" if spread is not None else "")
+
+
+def _title(name: str) -> str:
+    metric, _, part = name.partition("_")
+    return " ".join([_TITLES.get(metric, metric), *([part] if part else [])])

@@ -1,0 +1,138 @@
+"""``quadriga train``."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from quadriga.cli.resolve import resolve
+from quadriga.config.provenance import Resolved
+from quadriga.distributed.collectives import all_gather_values, on_all
+from quadriga.distributed.environment import pick_device, process_group, read_launch
+from quadriga.engine.checkpoint.store import list_checkpoints
+from quadriga.engine.dry_run import dry_run
+from quadriga.engine.faults.preemption import Preemption
+from quadriga.engine.initial_weights import check_origins
+from quadriga.engine.logs.console import Console
+from quadriga.engine.logs.directory import RunDirectory
+from quadriga.engine.preflight import Request, check_start
+from quadriga.engine.run_config import RunConfig
+from quadriga.engine.session import run
+from quadriga.errors import UserError
+from quadriga.launch.attempts import restarts
+from quadriga.launch.torchrun import run_ranks
+from quadriga.pipeline.runtime.choose import check_schedule, make_executor
+from quadriga.report.run import write_report
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """The command line of ``quadriga train``."""
+
+    arguments: tuple[str, ...]
+    """The whole command line after ``quadriga``, for the ranks that are to be started."""
+    recipe: str
+    overrides: tuple[str, ...]
+    work_dir: Path | None
+    config: Path | None
+    resume: bool
+    resume_from: Path | None
+    device: str | None
+    print_config: bool
+    dry_run: bool
+    ranks: int | None
+    max_restarts: int = 0
+    """How often the ranks that this command starts are started again."""
+    profile: str | None = None
+    amp: bool = False
+
+
+def train(request: TrainRequest) -> int:
+    """Print, rehearse or run what was asked for.
+
+    Returns:
+        The exit code: 0, or that of a rank that failed.
+
+    Raises:
+        UserError: Anything the user can mend.
+    """
+    try:
+        resolved = resolve(
+            request.recipe,
+            request.config,
+            request.overrides,
+            {
+                "train.device": request.device,
+                "train.ranks": request.ranks,
+                "log.profile": request.profile,
+                "train.precision": "bfloat16" if request.amp else None,
+            },
+        )
+    except UserError as error:
+        error.on_every_rank = True
+        raise
+    launch = read_launch(os.environ)
+    if (request.print_config or request.dry_run) and launch.rank != 0:
+        return 0
+    if request.print_config:
+        print("\n".join(config_lines(resolved)))
+        return 0
+    if request.dry_run:
+        rows = dry_run(resolved.config, max(launch.world_size, resolved.config.train.ranks))
+        width = max(len(name) for name, _ in rows)
+        print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+        return 0
+    work_dir = request.work_dir or Path("runs") / resolved.config.name
+    if launch.launcher == "none" and resolved.config.train.ranks > 1:
+        ranks = resolved.config.train.ranks
+        for local_rank in range(ranks):
+            pick_device(resolved.config.train.device, local_rank)
+        check_schedule(resolved.config, ranks)
+        check_start(resolved.config, ranks)
+        if not list_checkpoints(RunDirectory(work_dir).checkpoints):
+            check_origins(resolved.config)
+        return run_ranks(ranks, request.arguments, request.max_restarts)
+    with (
+        # Around the process group, so that a signal while it is left does not kill.
+        Preemption() as preemption,
+        process_group(resolved.config.train.device) as env,
+        Console(env.is_main) as console,
+    ):
+        # The largest: a host's torchrun counts the failures of its own ranks only.
+        again = max(all_gather_values(restarts(os.environ), env)) > 0
+        on_all(lambda: check_schedule(resolved.config, env.world_size), env)
+        start = start_of(request, work_dir, again)
+        run(resolved, start, env, console, preemption, make_executor)
+        if env.is_main:
+            console.say(f"report: {write_report(work_dir)}")
+    return 0
+
+
+def start_of(request: TrainRequest, work_dir: Path, again: bool) -> Request:
+    """Return where the session starts; `again`: a launcher restarts ranks, so they resume.
+
+    A checkpoint that the user named is where the first attempt started. Later ones go on with
+    what the work directory holds, if it holds anything yet.
+    """
+    named = request.resume_from
+    if again and list_checkpoints(RunDirectory(work_dir).checkpoints):
+        named = None
+    return Request(work_dir, request.resume or again, named)
+
+
+def config_lines(resolved: Resolved[RunConfig]) -> list[str]:
+    """Return one line for each value: its path, the value, where it came from."""
+    leaves = list(resolved.config.leaves())
+    shown = [f"{path} = {_text(value)}" for path, value in leaves]
+    width = min(60, max(map(len, shown)))
+    return [
+        f"{line:<{width}}  # {resolved.sources[path]}"
+        for line, (path, _) in zip(shown, leaves, strict=True)
+    ]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "none" if value is None else str(value)

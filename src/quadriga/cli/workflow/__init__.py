@@ -1,0 +1,1 @@
+"""The commands `quadriga run` and `quadriga status`."""

@@ -1,0 +1,131 @@
+"""From the words of ``quadriga run`` to a workflow whose nodes are resolved configs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from quadriga.cli.arguments import find_workflow, read_overrides, recipe_arguments
+from quadriga.cli.resolve import COMMAND_LINE, call, release
+from quadriga.config.provenance import Resolved
+from quadriga.engine.classes import settle
+from quadriga.engine.run_config import RunConfig
+from quadriga.engine.workflow_graph import check_graph, matching, needs_of
+from quadriga.errors import UserError
+from quadriga.workflow.graph import Node, Workflow
+
+REFERENCE_NAME = "reference"
+"""What the run that the workflow replaces is called on the command line."""
+
+
+@final
+@dataclass(frozen=True)
+class ResolvedWorkflow:
+    """A workflow with the source of every value."""
+
+    workflow: Workflow
+    """Its nodes have the overrides."""
+    nodes: dict[str, Resolved[RunConfig]]
+    needs: dict[str, tuple[str, ...]]
+
+
+def resolve_workflow(
+    recipe: str, words: Sequence[str], options: Mapping[str, Any] | None = None
+) -> ResolvedWorkflow:
+    """Resolve a workflow: the recipe, then the command line.
+
+    Args:
+        recipe: Its name.
+        words: ``key=value`` for all nodes and the reference, or for the recipe's own arguments;
+            ``NODE:key=value`` for some nodes, which come after in order.
+        options: Values of options that are short for a key, None where not given.
+
+    Raises:
+        UserError: An unknown workflow, node, key or value, or a graph that cannot be made.
+    """
+    function = find_workflow(recipe)
+    everywhere = read_overrides([word for word in words if ":" not in word.partition("=")[0]])
+    arguments, used = recipe_arguments(function, everywhere)
+    workflow: Workflow = call(function, arguments)
+    check_graph(workflow)
+    values = {key: value for key, value in everywhere.items() if key not in used}
+    values |= {key: str(value) for key, value in (options or {}).items() if value is not None}
+    some = _values_of_some(words, [node.name for node in workflow.nodes])
+    source = f"recipe {recipe}"
+    nodes = {
+        node.name: _resolved(node.name, node.config, source, values, some.get(node.name, []))
+        for node in workflow.nodes
+    }
+    reference = workflow.reference
+    if reference is not None:
+        own = some.get(REFERENCE_NAME, [])
+        reference = _resolved(REFERENCE_NAME, reference, source, values, own).config
+    changed = Workflow(
+        name=workflow.name,
+        nodes=tuple(Node(name, resolved.config) for name, resolved in nodes.items()),
+        result=workflow.result,
+        reference=reference,
+    )
+    check_graph(changed)
+    return ResolvedWorkflow(changed, nodes, needs_of(changed))
+
+
+def as_it_is(workflow: Workflow) -> ResolvedWorkflow:
+    """Resolve a workflow that was made elsewhere, without overrides.
+
+    Raises:
+        UserError: A graph that cannot be made.
+    """
+    check_graph(workflow)
+    nodes = {node.name: settle(Resolved.of(node.config, workflow.name)) for node in workflow.nodes}
+    changed = Workflow(
+        name=workflow.name,
+        nodes=tuple(Node(name, resolved.config) for name, resolved in nodes.items()),
+        result=workflow.result,
+        reference=workflow.reference,
+    )
+    return ResolvedWorkflow(changed, nodes, needs_of(changed))
+
+
+def _values_of_some(words: Sequence[str], names: Sequence[str]) -> dict[str, list[dict[str, str]]]:
+    """Return the overrides of each node that ``NODE:key=value`` words are for, word by word."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for word in words:
+        head, equals, value = word.partition("=")
+        pattern, colon, key = head.partition(":")
+        if not colon:
+            continue
+        if not key or not equals:
+            raise UserError(
+                f"an override of some nodes must look like module_*:train.epochs=5, but is {word!r}"
+            )
+        chosen = (
+            [REFERENCE_NAME]
+            if pattern == REFERENCE_NAME
+            else matching(pattern, names, f"the part of {word} before the colon")
+        )
+        for name in chosen:
+            found.setdefault(name, []).append({key: value})
+    return found
+
+
+def _resolved(
+    name: str,
+    config: RunConfig,
+    source: str,
+    values: Mapping[str, str],
+    own: Sequence[Mapping[str, str]],
+) -> Resolved[RunConfig]:
+    resolved = Resolved.of(config, source)
+    given: Mapping[str, str] = {}
+    try:
+        for given in (values, *own):
+            if given:
+                resolved = resolved.override(release(dict(given)), COMMAND_LINE)
+    except UserError as error:
+        hint = ""
+        if str(error).startswith("unknown key") and given is values:
+            hint = "; NODE:key=value sets it in some nodes only"
+        raise UserError(f"{name}: {error}{hint}") from error
+    return settle(resolved)

@@ -1,0 +1,1 @@
+"""Typed, frozen configs: values, kinds, overrides, and where each value came from."""

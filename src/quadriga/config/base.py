@@ -1,0 +1,313 @@
+"""Typed, frozen configuration: values only, with overrides, provenance and one error grammar.
+
+A `Config` is a pydantic model that refuses unknown keys. A `Choice` is a Config with several
+kinds, which live in one package, its room. A file at the room's top level is the kind of its name:
+``{"kind": "mae"}`` in the room ``quadriga.methods`` is the config in ``quadriga/methods/mae.py``.
+Kinds in nested folders, and kinds that share a file, stand in a table in the room's
+``__init__.py``: name -> ``module:Class``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import pkgutil
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from quadriga.config.messages import sentence
+from quadriga.config_tree import child_of, leaves_of, position_in, within
+from quadriga.errors import UserError, did_you_mean
+
+
+class Config(BaseModel):
+    """Base of every config: frozen, unknown keys refused, every default validated."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values from which `from_dict` rebuilds an equal config."""
+        return {name: _plain(getattr(self, name)) for name in type(self).model_fields}
+
+    def as_json(self) -> str:
+        """Return `as_dict` as indented JSON text."""
+        return json.dumps(self.as_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build a config from plain values.
+
+        Args:
+            values: Nested mappings, lists and scalars; strings are read as the field's type.
+
+        Raises:
+            UserError: An unknown key or a value that breaks a rule, with the full path.
+        """
+        return construct(cls, values, _Context({}, cls, values))
+
+    def override(self, values: Mapping[str, Any], source: str = "override") -> Self:
+        """Return a new config with dotted keys replaced.
+
+        Args:
+            values: Dotted path to value, for example ``{"optim.lr": "3e-4"}``. Strings are read
+                as the field's type; ``[..]`` and ``{..}`` are JSON. Setting ``x.kind`` changes
+                the kind of ``x`` and keeps the fields that both kinds have.
+            source: Where the values come from, for error sentences.
+
+        Raises:
+            UserError: An unknown key or a value that breaks a rule, with the full path.
+        """
+        tree = _tree_with(self, values)
+        context = _Context(dict.fromkeys(values, source), type(self), self.as_dict())
+        return construct(type(self), tree, context)
+
+    def leaves(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
+        """Yield each dotted path with its plain value; a tuple of configs is walked by index."""
+        yield from leaves_of(self.as_dict(), prefix)
+
+
+class Choice(Config):
+    """A config with several kinds: files of `room`, or entries of its table."""
+
+    room: ClassVar[str]
+    """The package of the kinds, for example ``quadriga.methods``."""
+    table: ClassVar[str] = "KINDS"
+    """What the room calls its table of nested kinds and of kinds that share a file."""
+
+    @classmethod
+    def kind(cls) -> str:
+        """Return the name of this kind: in the table, or of its file, else ``module:Class``."""
+        target = f"{cls.__module__}:{cls.__qualname__}"
+        for listed, of_listed in _table(cls).items():
+            if of_listed == target:
+                return listed
+        module, _, name = cls.__module__.rpartition(".")
+        return name if module == cls.room else target
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values, with the kind first."""
+        return {"kind": self.kind(), **super().as_dict()}
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+class _Context:
+    """What an error sentence needs beside the value: provenance and all valid paths."""
+
+    def __init__(
+        self, sources: Mapping[str, str], root: type[Config], tree: Mapping[str, Any]
+    ) -> None:
+        self.sources = sources
+        self.root = root
+        self.tree = tree
+
+    def source_of(self, path: str) -> str | None:
+        return next((s for name, s in self.sources.items() if within(path, name)), None)
+
+    def unknown(self, path: str, siblings: Sequence[str]) -> UserError:
+        """Return the error for a key that does not exist, with the nearest that does."""
+        prefix = path.rpartition(".")[0]
+        near = [f"{prefix}.{name}" if prefix else name for name in siblings]
+        everywhere = [known for known, _ in leaves_of(self.tree, "")]
+        leaf = path.rpartition(".")[2]
+        candidates = near + [
+            k for k in everywhere if k.rpartition(".")[2] == leaf and k not in near
+        ]
+        source = self.source_of(path)
+        where = f" ({_set_where(source)})" if source else ""
+        return UserError(f"unknown key {path}{where}{did_you_mean(path, candidates)}")
+
+
+def construct(
+    cls: type[ConfigT], values: Any, context: _Context | None = None, path: str = ""
+) -> ConfigT:
+    """Build `cls` from plain values, children first, so that each error knows its full path.
+
+    Raises:
+        UserError: An unknown key or a value that breaks a rule.
+    """
+    if context is None:
+        context = _Context({}, cls, values if isinstance(values, Mapping) else {})
+    if isinstance(values, cls):
+        return values
+    if not isinstance(values, Mapping):
+        raise UserError(f"{path or cls.__name__} must be a group of keys, but is {values!r}")
+    values = dict(values)
+    if issubclass(cls, Choice):
+        cls = _concrete(cls, values.pop("kind", None), path)
+    fields = cls.model_fields
+    built: dict[str, Any] = {}
+    for name, value in values.items():
+        where = f"{path}.{name}" if path else name
+        if name not in fields:
+            siblings = [*fields, *(["kind"] if issubclass(cls, Choice) else [])]
+            raise context.unknown(where, siblings)
+        built[name] = _read(fields[name].annotation, value, where, context)
+    try:
+        return cls(**built)
+    except ValidationError as error:
+        first = error.errors()[0]
+        location = ".".join(str(part) for part in (path, *first["loc"]) if part != "")
+        source = context.source_of(location)
+        known = dict(fields)[str(first["loc"][0])] if first["loc"] else None
+        raise UserError(
+            sentence(first, location, known, _set_where(source) if source else None)
+        ) from error
+
+
+def load(target: str) -> Any:
+    """Import ``module:name`` and return what it names."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def kinds(base: type[Choice]) -> list[str]:
+    """Return the kinds of `base`: its table, and the files of its room that the table leaves out.
+
+    No kind that the table lists is imported.
+    """
+    table = _table(base)
+    listed = {target.partition(":")[0] for target in table.values()}
+    found = pkgutil.iter_modules(importlib.import_module(base.room).__path__)
+    files = [f.name for f in found if not f.ispkg and f"{base.room}.{f.name}" not in listed]
+    return sorted([*table, *(name for name in files if _class_in(base, name) is not None)])
+
+
+def _table(base: type[Choice]) -> Mapping[str, str]:
+    table: Mapping[str, str] = getattr(importlib.import_module(base.room), base.table, {})
+    return table
+
+
+def _class_in(base: type[ConfigT], name: str) -> type[ConfigT] | None:
+    """Return the concrete class of `base` that a file at the top of its room defines."""
+    module = importlib.import_module(f"{base.room}.{name}")  # type: ignore[attr-defined]
+    for found in vars(module).values():
+        if isinstance(found, type) and issubclass(found, base) and not inspect.isabstract(found):
+            if found.__module__ == module.__name__:
+                return found
+    return None
+
+
+def _concrete(base: type[ConfigT], kind: Any, path: str) -> type[ConfigT]:
+    """Find the class of a kind: in the table, among the room's files, or loaded already."""
+    if kind is None:
+        if not inspect.isabstract(base):
+            return base
+        raise UserError(f"{path}.kind is missing{did_you_mean('', kinds(base))}")  # type: ignore[arg-type]
+    for loaded in _descendants(base):
+        if f"{loaded.__module__}:{loaded.__qualname__}" == kind:
+            return loaded
+    table = _table(base)  # type: ignore[arg-type]
+    if kind in table:
+        listed: type[ConfigT] = load(table[kind])
+        return listed
+    choices = kinds(base)  # type: ignore[arg-type]
+    if kind in choices:
+        found = _class_in(base, kind)
+        if found is not None:
+            return found
+    raise UserError(f"{path}.kind {kind!r} does not exist{did_you_mean(str(kind), choices)}")
+
+
+def _descendants(base: type[ConfigT]) -> Iterator[type[ConfigT]]:
+    yield base
+    for child in base.__subclasses__():
+        yield from _descendants(child)
+
+
+def _arms(annotation: Any) -> list[Any]:
+    """Return the members of a union, or the annotation alone."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [arm for part in typing.get_args(annotation) for arm in _arms(part)]
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _arms(typing.get_args(annotation)[0])
+    return [annotation]
+
+
+def _read(annotation: Any, value: Any, path: str, context: _Context) -> Any:
+    """Turn one plain value into what pydantic takes for `annotation`."""
+    arms = _arms(annotation)
+    if isinstance(value, str):
+        if type(None) in arms and value.lower() in ("none", "null"):
+            return None
+        compound = [arm for arm in arms if arm not in (str, Path, type(None))]
+        is_text = len(compound) < len([arm for arm in arms if arm is not type(None)])
+        if not is_text and value[:1] in ("[", "{"):
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise UserError(f"{path} must be valid JSON, but is {value!r}: {error}") from error
+        elif any(typing.get_origin(arm) is tuple for arm in arms):
+            value = [part for part in value.split(",") if part]
+    for arm in arms:
+        if isinstance(arm, type) and issubclass(arm, Config) and value is not None:
+            return construct(arm, value, context, path)
+        if typing.get_origin(arm) is tuple and isinstance(value, (list, tuple)):
+            inner = typing.get_args(arm)[0]
+            if isinstance(inner, type) and issubclass(inner, Choice):  # a,b names kinds
+                value = [{"kind": v} if isinstance(v, str) else v for v in value]
+            return tuple(_read(inner, v, f"{path}.{i}", context) for i, v in enumerate(value))
+    return value
+
+
+def _tree_with(config: Config, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Set dotted paths in the config's tree; kinds first, since they decide which keys exist."""
+    tree = config.as_dict()
+    for path, value in sorted(values.items(), key=lambda item: not item[0].endswith(".kind")):
+        *parents, leaf = path.split(".")
+        if not leaf or not all(parents):
+            raise UserError(f"a key must look like optim.lr, but is {path!r}")
+        node: Any = tree
+        for depth, part in enumerate(parents):
+            node = child_of(node, part, ".".join(parents[: depth + 1]))
+        if leaf == "kind" and isinstance(node, dict) and node.get("kind") != value:
+            _change_kind(config, node, parents, str(value))
+        elif isinstance(node, list):
+            node[position_in(node, leaf, path)] = value
+        else:
+            node[leaf] = value
+    return tree
+
+
+def _change_kind(config: Config, node: dict[str, Any], parents: list[str], kind: str) -> None:
+    """Give `node` another kind and keep the fields that both kinds have."""
+    current: Any = config
+    for part in parents:
+        current = current[int(part)] if isinstance(current, tuple) else getattr(current, part, None)
+    base = type(current)
+    while Choice not in base.__bases__ and issubclass(base, Choice):
+        base = next(parent for parent in base.__bases__ if issubclass(parent, Choice))
+    if not issubclass(base, Choice):
+        node["kind"] = kind
+        return
+    fields = _concrete(base, kind, ".".join(parents)).model_fields
+    for name in [name for name in node if name not in fields]:
+        del node[name]
+    node["kind"] = kind
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.as_dict()
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+def _set_where(source: str) -> str:
+    return f"set on the {source}" if source == "command line" else f"set in {source}"

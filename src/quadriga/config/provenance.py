@@ -1,0 +1,82 @@
+"""Where each value of a config came from: default, recipe, file or command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Generic
+
+from quadriga.config.base import Choice, Config, ConfigT
+from quadriga.config_tree import within
+from quadriga.errors import UserError
+
+
+class Resolved(Generic[ConfigT]):
+    """A config and where each of its values came from."""
+
+    def __init__(self, config: ConfigT, sources: Mapping[str, str]) -> None:
+        """Pair `config` with the source of each of its dotted leaf paths."""
+        self.config = config
+        self.sources = dict(sources)
+
+    @classmethod
+    def of(cls, config: ConfigT, source: str) -> Resolved[ConfigT]:
+        """Start from a config that `source` (a recipe) built.
+
+        Values the recipe did not name are marked "default".
+        """
+        named = set(_named(config))
+        sources = {
+            path: source if any(within(path, name) for name in named) else "default"
+            for path, _ in config.leaves()
+        }
+        return cls(config, sources)
+
+    def override(self, values: Mapping[str, Any], source: str) -> Resolved[ConfigT]:
+        """Return a new pair with dotted keys replaced and marked with `source`.
+
+        Raises:
+            UserError: As `Config.override`.
+        """
+        config = self.config.override(values, source)
+        before = dict(self.config.leaves())
+        sources = {}
+        for path, value in config.leaves():
+            touched = any(within(path, name) for name in values)
+            unchanged = path in before and before[path] == value
+            sources[path] = source if touched else self.sources[path] if unchanged else "default"
+        return Resolved(config, sources)
+
+    def as_json(self) -> str:
+        """Return the config and the sources as indented JSON text."""
+        return (
+            json.dumps({"config": self.config.as_dict(), "sources": self.sources}, indent=2) + "\n"
+        )
+
+    @classmethod
+    def from_json(cls, config_class: type[ConfigT], text: str) -> Resolved[ConfigT]:
+        """Rebuild what `as_json` wrote.
+
+        Raises:
+            UserError: The text is not such a file.
+        """
+        try:
+            tree = json.loads(text)
+            values, sources = tree["config"], tree["sources"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"not a saved config: {error}") from error
+        config = config_class.from_dict(values)
+        # A config that was saved before a field existed has that field's default.
+        return cls(config, {path: sources.get(path, "default") for path, _ in config.leaves()})
+
+
+def _named(config: Config, prefix: str = "") -> Iterator[str]:
+    """Yield the paths that were given a value explicitly when the config was built."""
+    for name in config.model_fields_set:
+        value, path = getattr(config, name), f"{prefix}{name}"
+        if isinstance(value, Config):
+            yield from _named(value, f"{path}.")
+            if isinstance(value, Choice):
+                yield f"{path}.kind"
+        else:
+            yield path

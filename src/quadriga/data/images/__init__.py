@@ -1,0 +1,1 @@
+"""Datasets of images, and how image files are found and decoded."""

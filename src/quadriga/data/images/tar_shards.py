@@ -1,0 +1,237 @@
+"""Images in `tar` shards named as WebDataset does, read at random without unpacking."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from quadriga.contracts import DatasetConfig, Split, UnreadableSample
+from quadriga.data.images.files import PackedNames, check_folder, in_split, number_classes
+from quadriga.data.images.record import ImageRecord
+from quadriga.data.labelled import LabelledDataset
+from quadriga.data.tar_index import ShardIndex, load_or_build
+from quadriga.errors import UserError
+
+_OPEN_FILES = 64
+
+
+@final
+class TarShardsConfig(DatasetConfig):
+    """Images in ``tar`` files: the members ``NAME.jpg`` and ``NAME.cls`` are one sample.
+
+    The label is the text of ``.cls``, or ``label`` in ``.json``: a number from 0, or a class
+    name. Shards are not unpacked; an index is kept beside each.
+    """
+
+    root: Path
+    """The folder that holds the shards."""
+    shards: str = "*.tar"
+    """Training shards below `root`: a pattern with ``*``, or ``train-{000..146}.tar``."""
+    test_shards: str | None = None
+    """Test shards below `root`; none: a fixed hold-out of the samples."""
+    holdout: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the samples held out for testing when `test_shards` is not given."""
+
+    def build(self, split: Split) -> TarShards:
+        """Open the shards of one split, and index those that are not indexed yet.
+
+        Raises:
+            UserError: A shard is missing or damaged, or there are none.
+        """
+        check_folder(self.root, "data.root")
+        train = self._open("data.shards", self.shards)
+        if self.test_shards is None:
+            chosen = in_split(train.keys(), split, self.holdout)
+            return TarShards(train.shards, train.classes, chosen)
+        if split == "train":
+            return train
+        return self._open("data.test_shards", self.test_shards, train.classes)
+
+    def _open(self, key: str, pattern: str, classes: tuple[str, ...] | None = None) -> TarShards:
+        paths = find_shards(self.root, pattern, key)
+        shards = list(index_shards(paths, logging.getLogger("quadriga").warning))
+        if not sum(len(shard.keys) for shard in shards):
+            raise UserError(f"{key} must hold images, but there are none in {paths[0]} and so on")
+        return TarShards(shards, _classes(shards) if classes is None else classes)
+
+
+@final
+class TarShards(LabelledDataset):
+    """The images of some shards, by index."""
+
+    def __init__(
+        self,
+        shards: Sequence[ShardIndex],
+        classes: tuple[str, ...],
+        chosen: npt.NDArray[np.int64] | None = None,
+    ) -> None:
+        """Take the samples of `shards`, one shard after the other.
+
+        Args:
+            shards: The indices of the shards.
+            classes: Class names in the order of the labels.
+            chosen: Positions among all samples; None takes all.
+
+        Raises:
+            UserError: A label is not one of the classes.
+        """
+        self.shards = list(shards)
+        self.classes = classes
+        self._starts = np.cumsum([0, *(len(shard.keys) for shard in shards)])
+        self._chosen = np.arange(self._starts[-1]) if chosen is None else chosen
+        self._labels = np.concatenate([_positions(shard, classes) for shard in shards])
+        self._files: OrderedDict[int, int] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._chosen)
+
+    def read(self, index: int) -> ImageRecord:
+        """Return image `index` as its encoded bytes.
+
+        Raises:
+            UnreadableSample: The shard cannot be read there.
+        """
+        number, member = self._place(index)
+        shard = self.shards[number]
+        offset, size = int(shard.offsets[member]), int(shard.sizes[member])
+        try:
+            # pread leaves the file's position alone, which forked workers share.
+            data = os.pread(self._descriptor(number), size, offset)
+        except OSError as error:
+            raise UnreadableSample(f"{self.name(index)}: {error.strerror or error}") from error
+        if len(data) < size:
+            raise UnreadableSample(f"{self.name(index)}: the shard ends after {len(data)} bytes")
+        label = int(self._labels[self._chosen[index]])
+        return ImageRecord(data, label if label >= 0 else None, self.name(index))
+
+    def name(self, index: int) -> str:
+        """Return shard and member of image `index`."""
+        number, member = self._place(index)
+        return f"{self.shards[number].path}/{self.shards[number].keys[member]}"
+
+    def keys(self) -> list[str]:
+        """Return the names of all samples, without the name of their shard."""
+        return [key for shard in self.shards for key in shard.keys]
+
+    def labels(self) -> npt.NDArray[np.int64]:
+        """Return the class of each image; -1 without one."""
+        return self._labels[self._chosen]
+
+    def close(self) -> None:
+        """Close the shards' files; the next `read` opens them again."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def _place(self, index: int) -> tuple[int, int]:
+        position = int(self._chosen[index])
+        number = int(np.searchsorted(self._starts, position, side="right")) - 1
+        return number, position - int(self._starts[number])
+
+    def _descriptor(self, number: int) -> int:
+        """Return an open descriptor; the least recently used are closed."""
+        if number not in self._files:
+            if len(self._files) >= _OPEN_FILES:
+                os.close(self._files.popitem(last=False)[1])
+            self._files[number] = os.open(self.shards[number].path, os.O_RDONLY)
+        self._files.move_to_end(number)
+        return self._files[number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A descriptor means nothing in a process that was not forked from this one.
+        return {**self.__dict__, "_files": OrderedDict()}
+
+    def __del__(self) -> None:
+        if hasattr(self, "_files"):
+            self.close()
+
+
+def find_shards(root: Path, pattern: str, key: str) -> list[Path]:
+    """Return the shards that a pattern names, in order.
+
+    Args:
+        root: The folder the pattern is relative to.
+        pattern: May hold ``*``, ``?`` and ``{000..146}`` or ``{a,b}``.
+        key: The config path of the pattern, for the sentence.
+
+    Raises:
+        UserError: There are none, or one that braces name is missing.
+    """
+    found: list[Path] = []
+    for part in expand_braces(pattern):
+        if any(mark in part for mark in "*?["):
+            found += [root / name for name in sorted(glob.glob(part, root_dir=root))]
+        elif (root / part).is_file():
+            found.append(root / part)
+        else:
+            raise UserError(f"{key}: the shard {root / part} does not exist; check {key}")
+    if not found:
+        raise UserError(f"{key} must name tar files, but nothing in {root} matches {pattern!r}")
+    return list(dict.fromkeys(found))
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Expand ``{000..146}`` (numbers, keeping leading zeros) and ``{a,b}`` as a shell does."""
+    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if match is None:
+        return [pattern]
+    first, last, items = match.groups()
+    if items is not None:
+        values = items.split(",")
+    else:
+        step = 1 if int(first) <= int(last) else -1
+        width = max(len(first), len(last)) if first[0] == "0" or last[0] == "0" else 0
+        values = [f"{i:0{width}d}" for i in range(int(first), int(last) + step, step)]
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return [head + value + rest for value in values for rest in expand_braces(tail)]
+
+
+def index_shards(paths: Sequence[Path], warn: Callable[[str], None]) -> Iterator[ShardIndex]:
+    """Yield the index of each shard; say once if indices cannot be kept.
+
+    Raises:
+        UserError: A shard is damaged.
+    """
+    told = False
+    for path in paths:
+        shard, problem = load_or_build(path)
+        if problem and not told:
+            told = True
+            warn(f"the index of {path} cannot be kept ({problem}); it is made anew at every start")
+        yield shard
+
+
+def _classes(shards: Sequence[ShardIndex]) -> tuple[str, ...]:
+    """Return the class names of all labels: sorted, or every number up to the greatest."""
+    used = {shard.labels[i] for shard in shards for i in _first_of_each(shard.labels)} - {""}
+    if used and all(label.isdecimal() for label in used):
+        samples = sum(len(shard.keys) for shard in shards)
+        return number_classes(max(map(int, used)), samples, "data.shards")
+    return tuple(sorted(used))
+
+
+def _first_of_each(labels: PackedNames) -> list[int]:
+    return list({label: i for i, label in enumerate(labels)}.values())
+
+
+def _positions(shard: ShardIndex, classes: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    """Return each label as its position in `classes`, -1 without one."""
+    position = {name: i for i, name in enumerate(classes)} | {"": -1}
+    labels = [str(int(label)) if label.isdecimal() else label for label in shard.labels]
+    unknown = next((label for label in labels if label not in position), None)
+    if unknown is not None:
+        raise UserError(
+            f"data.test_shards: every label must be a class of the training shards, but "
+            f"{unknown!r} in {shard.path} is not"
+        )
+    return np.array([position[label] for label in labels], np.int64)

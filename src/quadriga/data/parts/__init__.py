@@ -1,0 +1,1 @@
+"""What datasets of every sort share: subsets, and pickles read without running code."""

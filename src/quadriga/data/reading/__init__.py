@@ -1,0 +1,1 @@
+"""Which samples a step takes, and how they are read and batched."""

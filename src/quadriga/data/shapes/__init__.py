@@ -1,0 +1,1 @@
+"""Procedural scenes: what is in one, its picture, its language."""

@@ -1,0 +1,1 @@
+"""Datasets of text and their views: files, vocabulary, token store."""

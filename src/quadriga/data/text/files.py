@@ -1,0 +1,256 @@
+"""Text in files: finding them, telling their format, reading them as documents of sentences."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from quadriga.data.images.files import check_folder
+from quadriga.data.sentences import CLOSING, LONGEST, paragraphs, split_sentences
+from quadriga.errors import UserError
+
+Format = Literal["sentences", "raw", "jsonl", "parquet"]
+
+TEXT_SUFFIXES = frozenset((".txt", ".text", ".jsonl", ".ndjson", ".parquet"))
+"""Lower-case suffixes of the files of a folder that are read; files that are named may have any."""
+
+Sentences = Iterator[str | None]
+"""Sentences in order; None ends a document."""
+
+_LOOK = 1 << 16
+_TRIED = 8
+_HEADING = re.compile(r"^ ?= [^=].*[^=] = ?$|^ ?= [^=] = ?$")
+_SUBHEADING = re.compile(r"^ ?= =.*= = ?$")
+_JOINED = re.compile(r" @([-,.])@ ")
+_REFUSED = {
+    b"\x1f\x8b": "compressed (gzip)",
+    b"\x28\xb5\x2f\xfd": "compressed (zstd)",
+    b"BZh": "compressed (bzip2)",
+    b"\xfd7zXZ": "compressed (xz)",
+    b"PK\x03\x04": "a zip archive",
+}
+
+
+def find_text(
+    root: Path | None, files: Sequence[str], key: str, leave_out: Sequence[Path] = ()
+) -> list[Path]:
+    """Return the files of a corpus, each once: patterns in their order, sorted within.
+
+    Args:
+        root: The folder of the files; the only file; or None where `files` has whole paths.
+        files: Paths or patterns (``part-*.txt``, ``**/*.parquet``), relative to `root`; none for
+            every file below it with one of `TEXT_SUFFIXES`. Hidden ones are passed over.
+        key: The config path of `files`, for the sentences.
+        leave_out: Files that are no text, such as the vocabulary.
+
+    Raises:
+        UserError: There are none.
+    """
+    left_out = {path.resolve() for path in leave_out}
+    if root is not None and not root.is_file():
+        check_folder(root, "data.root")
+    if files:
+        found = [path for pattern in files for path in _matches(root, pattern, key)]
+    elif root is None:
+        raise UserError(f"data.root or {key} must be set; name a folder with data.root=FOLDER")
+    elif root.is_file():
+        found = [root]
+    else:
+        found = [path for path in sorted(_below(root)) if path.resolve() not in left_out]
+        if not found:
+            for name in sorted(path for path in root.iterdir() if path.is_file())[:_TRIED]:
+                format_of(name)  # says so where it is of a kind that is never read
+            raise UserError(
+                f"data.root must hold text ({', '.join(sorted(TEXT_SUFFIXES))}), but there is none "
+                f"in {root}; name other files with {key}"
+            )
+    return list(dict.fromkeys(found))
+
+
+def _matches(root: Path | None, pattern: str, key: str) -> list[Path]:
+    base = root.parent if root is not None and root.is_file() else root
+    whole = pattern if base is None else os.path.join(base, pattern)
+    if os.path.isfile(whole):
+        return [Path(whole)]
+    found = [Path(name) for name in sorted(glob.glob(whole, recursive=True))]
+    found = [path for path in found if path.is_file()]
+    if not found:
+        raise UserError(f"{key} must name existing files, but there is none at {whole}; check it")
+    return found
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and Path(name).suffix.lower() in TEXT_SUFFIXES:
+                yield Path(place, name)
+
+
+def format_of(path: Path) -> Format:
+    """Tell a file's format by its suffix, and text from sentences by its first 64 KiB.
+
+    Raises:
+        UserError: It cannot be read, or is of a kind that is never read.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(_LOOK)
+    except OSError as error:
+        raise UserError(f"the text {path} cannot be read: {error.strerror or error}") from error
+    suffix = path.suffix.lower()
+    if suffix == ".parquet" or head.startswith(b"PAR1"):
+        return "parquet"
+    _refuse(path, head)
+    if suffix in (".jsonl", ".ndjson"):
+        return "jsonl"
+    return "raw" if _is_raw(head.decode(errors="replace").split("\n")) else "sentences"
+
+
+def _refuse(path: Path, head: bytes) -> None:
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        raise UserError(
+            f"data must be text, but {path} is a pickle (as of a PretrainingDataCreator): loading "
+            "one runs what is in it, so none is read; name the folder of the text files that it "
+            "was made from with data.root"
+        )
+    if head.startswith(b"\x89HDF\r\n"):
+        raise UserError(
+            f"data must be text, but {path} is HDF5 (as of NVIDIA's prepared shards), which has "
+            "masks and pairs already; name the text that it was made from with data.root"
+        )
+    for magic, name in _REFUSED.items():
+        if head.startswith(magic):
+            raise UserError(f"data must be text, but {path} is {name}; unpack it")
+    if b"\x00" in head:
+        raise UserError(f"data must be text in UTF-8, but {path} is not; convert it")
+
+
+def _is_raw(lines: list[str]) -> bool:
+    """Return whether lines are text to be split, not one sentence each."""
+    if any(_HEADING.match(line) for line in lines):
+        return True
+    lines = [line for line in lines[:-1] or lines if line.strip()]
+    several = sum(len(split_sentences(line)) > 1 for line in lines)
+    ended = sum(line.rstrip().rstrip(CLOSING).endswith((".", "!", "?")) for line in lines)
+    # Text of hard-wrapped lines has few that end as sentences do, whole paragraphs several.
+    return several > 0.25 * len(lines) or ended < 0.5 * len(lines)
+
+
+def read_documents(path: Path, file_format: Format, column: str) -> Sentences:
+    """Read a file as documents of sentences.
+
+    Bytes that are no UTF-8 become U+FFFD, which the tokenizer leaves out.
+
+    Args:
+        path: The file.
+        file_format: See `format_of`.
+        column: Name of the text in JSONL and parquet: a document, or a list of its sentences.
+
+    Raises:
+        UserError: It cannot be read, or a line or table is not as it must be.
+    """
+    try:
+        if file_format == "parquet":
+            yield from _parquet(path, column)
+            return
+        with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as lines:
+            if file_format == "jsonl":
+                yield from _jsonl(path, lines, column)
+            elif file_format == "raw":
+                yield from _raw(lines)
+            else:
+                yield from _one_a_line(lines)
+    except OSError as error:
+        raise UserError(f"the text {path} cannot be read: {error.strerror or error}") from error
+
+
+def _one_a_line(lines: Iterator[str]) -> Sentences:
+    for line in lines:
+        text = line.strip()
+        yield text[:LONGEST] if text else None
+    yield None
+
+
+def _raw(lines: Iterator[str]) -> Sentences:
+    """Split paragraphs; headings in the manner of wikitext start documents and are left out."""
+    is_wiki = False
+    held: list[str] = []
+    for line in lines:
+        is_heading = _HEADING.match(line.rstrip("\n")) is not None
+        if is_heading or _SUBHEADING.match(line):
+            yield from _split(held, is_wiki)
+            held = []
+            if is_heading:
+                is_wiki = True
+                yield None
+            continue
+        held.append(line)
+        if not line.strip() or len(held) == 1000:
+            yield from _split(held, is_wiki)
+            held = []
+    yield from _split(held, is_wiki)
+    yield None
+
+
+def _split(lines: list[str], is_wiki: bool) -> Sentences:
+    for paragraph in paragraphs(lines):
+        if is_wiki:  # marks of the published data set: numbers and compounds, and rare words
+            paragraph = _JOINED.sub(r"\1", paragraph).replace("<unk>", "[UNK]")
+        yield from split_sentences(paragraph)
+
+
+def _jsonl(path: Path, lines: Iterator[str], column: str) -> Sentences:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)[column]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"every line of {path} must be a JSON object with the text in {column!r}, but line "
+                f"{number} is not; name another with data.column"
+            ) from error
+        yield from _document(value, f"{path}, line {number}")
+
+
+def _parquet(path: Path, column: str) -> Sentences:
+    try:
+        import pyarrow.lib as arrow
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise UserError(
+            f"{path} needs pyarrow; install it with: pip install 'quadriga[parquet]'"
+        ) from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if column not in names:
+                raise UserError(
+                    f"data.column must be a column of {path} ({', '.join(names)}), but is {column}"
+                )
+            number = 0
+            for batch in file.iter_batches(batch_size=256, columns=[column]):
+                for value in batch.column(0).to_pylist():
+                    number += 1
+                    yield from _document(value, f"{path}, row {number}")
+    except arrow.ArrowException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} must be a whole parquet file, but is not: {reason}") from error
+
+
+def _document(value: object, where: str) -> Sentences:
+    """Yield one document: a text to be split, or a list of sentences."""
+    if isinstance(value, str):
+        for paragraph in paragraphs(iter(value.split("\n"))):
+            yield from split_sentences(paragraph)
+    elif isinstance(value, list) and all(isinstance(item, str) for item in value):
+        yield from (item.strip()[:LONGEST] for item in value if item.strip())
+    elif value is not None:
+        raise UserError(f"{where}: data.column must be a text or a list of sentences, but is not")
+    yield None

@@ -1,0 +1,1 @@
+"""The tasks of GLUE and their official files."""

@@ -1,0 +1,263 @@
+"""Samples of masked language modelling: pairs of segments with hidden tokens."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+
+from quadriga.contracts import Batch, Sample, Split, Transform, ViewsConfig
+from quadriga.data.masking import choose_tokens, choose_words, hide
+from quadriga.data.text.corpus import TextCorpus, TextRecord
+from quadriga.errors import UserError
+from quadriga.randomness import Stream, bits_numpy, fold
+
+_PAIR, _CUT = fold("pair of segments"), fold("truncation")
+
+Ids = npt.NDArray[Any]
+
+
+@final
+class SentencePairsConfig(ViewsConfig):
+    """``[CLS] A [SEP] B [SEP]``, some of the tokens hidden.
+
+    A starts with the sample's sentence. B follows it in the text, or with probability 0.5 is from
+    another document of the split: documents are drawn with equal probability, then where it starts
+    in it.
+    """
+
+    max_length: int = Field(128, ge=8)
+    """Tokens of a sample, with the three special ones."""
+    mask_probability: float = Field(0.15, gt=0, lt=1)
+    """Probability that a token is to be predicted; at least one of a sample is. Of those 80 % are
+    hidden by ``[MASK]``, 10 % by any token, 10 % left as they are."""
+    whole_word: bool = False
+    """Whether all pieces of a word are to be predicted, or none."""
+    max_predictions: int | None = Field(None, ge=1)
+    """Most tokens of a sample that are to be predicted."""
+    pairing: Literal["adjacent", "segments"] = "adjacent"
+    """adjacent: A and B are one sentence each. segments: sentences that follow one another up to
+    `max_length`, cut between two of them into A and B (the BERT paper)."""
+    next_sentence: bool = True
+    """Whether there is a B, and so the task of telling whether it follows; else ``[CLS] A [SEP]``
+    of sentences that follow one another."""
+    short_probability: float = Field(0.1, ge=0, le=1)
+    """segments: probability that a sample aims for a length drawn from 2 to the longest."""
+    padding: Literal["longest", "fixed"] = "longest"
+    """longest: a micro-batch is as long as its longest sample, and padding is no token. fixed: it
+    has `max_length` columns, all of them tokens: for schedules that need equal shapes."""
+
+    def check(self, corpus: TextCorpus, split: Split | None = None) -> None:
+        """Check that a corpus has what the samples are made of.
+
+        Args:
+            corpus: The sentences.
+            split: Which part of the data they are, for the message.
+
+        Raises:
+            UserError: A random second segment needs another document, and there is none.
+        """
+        if self.next_sentence and len(corpus.documents) < 2:
+            where = "the data has one only" if split is None else f"the {split} split has one only"
+            remedy = "raise data.test_fraction, " if split == "test" else ""
+            raise UserError(
+                f"a random second segment is from another document, but {where}; add text, {remedy}"
+                "cut long documents with data.document_sentences, or set views.next_sentence=false"
+            )
+
+    def build(self, split: Split) -> Transform:
+        """Make the samples' transform; evaluation draws from keys that are always the same."""
+        return SentencePairs(self)
+
+
+@final
+class SentencePairs(Transform):
+    """From a sentence's number to a row of ids; what depends on the batch on the device."""
+
+    def __init__(self, config: SentencePairsConfig) -> None:
+        """Take the parameters from `config`."""
+        self.config = config
+        self._checked: TextCorpus | None = None
+
+    def sample(self, record: TextRecord, key: int) -> Sample:
+        """Put one sample together.
+
+        Returns:
+            ``ids`` int32 (max_length,), padded with 0; ``labels`` int32 (max_length,): what the
+            tokens to predict were, -1 elsewhere; int64 (): ``border`` (where B starts),
+            ``lengths`` and, with `next_sentence`, ``is_random``.
+
+        Raises:
+            UserError: See `SentencePairsConfig.check`.
+        """
+        config, corpus = self.config, record.corpus
+        if corpus is not self._checked:
+            config.check(corpus)
+            self._checked = corpus
+        first, second, is_random = self._segments(corpus, record.number, key)
+        a, count = len(first), len(first) + len(second)
+        pieces = np.concatenate((first, second))
+        if config.whole_word:
+            starts = ~corpus.continuations[pieces]
+            starts[0] = True
+            starts[a : a + 1] = True
+            chosen = choose_words(starts, config.mask_probability, config.max_predictions, key)
+        else:
+            chosen = choose_tokens(count, config.mask_probability, config.max_predictions, key)
+        originals = pieces[chosen]
+        special = corpus.special
+        pieces[chosen] = hide(originals, special.mask, special.size, key)
+        ids = np.zeros(config.max_length, np.int32)
+        ids[0] = special.class_
+        ids[1 : a + 1] = pieces[:a]
+        ids[a + 1] = special.separator
+        labels = np.full(config.max_length, -1, np.int32)
+        labels[chosen + 1 + (chosen >= a)] = originals
+        sample = {"ids": ids, "labels": labels, "border": np.array(a + 2)}
+        if not config.next_sentence:
+            return {**sample, "lengths": np.array(a + 2)}
+        ids[a + 2 : count + 2] = pieces[a:]
+        ids[count + 2] = special.separator
+        return {**sample, "lengths": np.array(count + 3), "is_random": np.array(int(is_random))}
+
+    def _segments(self, corpus: TextCorpus, index: int, key: int) -> tuple[Ids, Ids, bool]:
+        """Return A and B, not longer than there is room for, and whether B is a random one."""
+        config = self.config
+        room = config.max_length - 3 if config.next_sentence else config.max_length - 2
+        stream = Stream(fold(key, _PAIR))
+        if config.pairing == "adjacent" and config.next_sentence:
+            first, second, is_random = _adjacent(corpus, index, stream)
+            a, b = longest_first(len(first), len(second), room)
+            return first[:a], second[:b], is_random
+        if stream.uniform() < config.short_probability and config.pairing == "segments":
+            target = 2 + stream.integer(room - 1)
+        else:
+            target = room
+        if not config.next_sentence:
+            first = _following(corpus, index, target, 1, stream)
+            return cut(first, min(room, len(first)), fold(key, _CUT, 0)), first[:0], False
+        first, second, is_random = _two_segments(corpus, index, target, stream)
+        a, b = longest_first(len(first), len(second), room)
+        return cut(first, a, fold(key, _CUT, 0)), cut(second, b, fold(key, _CUT, 1)), is_random
+
+    def batch(self, batch: Batch) -> Batch:
+        """Trim the rows, and find the tokens and those to predict."""
+        ids, labels, lengths = batch["ids"], batch["labels"], batch["lengths"]
+        is_fixed = self.config.padding == "fixed"
+        length = ids.shape[1] if is_fixed else int(lengths.max())
+        ids, labels = ids[:, :length].long(), labels[:, :length].flatten()
+        column = torch.arange(length, device=ids.device)
+        real = column < lengths[:, None]
+        segments = (real & (column >= batch["border"][:, None])).long()
+        if is_fixed:
+            tokens = torch.arange(labels.numel(), device=ids.device)
+        else:
+            tokens = real.flatten().nonzero().squeeze(1)
+            labels = labels[tokens]
+        masked = (labels >= 0).nonzero().squeeze(1)
+        rest = {k: v for k, v in batch.items() if k not in ("labels", "border")}
+        made = {"ids": ids, "segments": segments, "tokens": tokens, "masked": masked}
+        return {**rest, **made, "targets": labels[masked].long()}
+
+    def example(self, size: int, device: torch.device) -> Batch:
+        """Return a batch of `size` full samples with arbitrary values."""
+        config = self.config
+        index = torch.arange(size, device=device)
+        ids = torch.zeros(size, config.max_length, dtype=torch.int64, device=device)
+        hidden = max(1, round(config.mask_probability * config.max_length))
+        if config.max_predictions is not None:
+            hidden = min(hidden, config.max_predictions)
+        masked = torch.arange(size * hidden, device=device)
+        example = {
+            "ids": ids,
+            "segments": torch.zeros_like(ids),
+            "lengths": torch.full_like(index, config.max_length),
+            "tokens": torch.arange(ids.numel(), device=device),
+            "masked": masked,
+            "targets": torch.zeros_like(masked),
+            "index": index,
+            "key": index,
+        }
+        return {**example, "is_random": index % 2} if config.next_sentence else example
+
+
+def _adjacent(corpus: TextCorpus, index: int, stream: Stream) -> tuple[Ids, Ids, bool]:
+    place = corpus.place(index)
+    is_random = stream.uniform() < 0.5
+    following = place.sentence + 1
+    if is_random:
+        first, end = _other_document(corpus, place.document, stream)
+        following = first + stream.integer(end - first)
+    return _sentences(corpus, place.sentence, 1), _sentences(corpus, following, 1), is_random
+
+
+def _two_segments(
+    corpus: TextCorpus, index: int, target: int, stream: Stream
+) -> tuple[Ids, Ids, bool]:
+    """Fill up to `target` tokens, at least two sentences, and cut between two of them."""
+    place = corpus.place(index)
+    count = _count_to(corpus, place.sentence, place.end, target, 2)
+    in_first = 1 + stream.integer(count - 1)
+    first = _sentences(corpus, place.sentence, in_first)
+    if stream.uniform() >= 0.5:
+        return first, _sentences(corpus, place.sentence + in_first, count - in_first), False
+    start, end = _other_document(corpus, place.document, stream)
+    start += stream.integer(end - start)
+    count = _count_to(corpus, start, end, max(1, target - len(first)), 1)
+    return first, _sentences(corpus, start, count), True
+
+
+def _following(corpus: TextCorpus, index: int, target: int, least: int, stream: Stream) -> Ids:
+    place = corpus.place(index)
+    count = _count_to(corpus, place.sentence, place.end, target, least)
+    return _sentences(corpus, place.sentence, count)
+
+
+def _count_to(corpus: TextCorpus, sentence: int, end: int, target: int, least: int) -> int:
+    """Return how many sentences from `sentence` on have `target` tokens, up to the document's."""
+    starts = corpus.store.sentences[sentence + 1 : end + 1]
+    wanted = int(corpus.store.sentences[sentence]) + target
+    return min(len(starts), max(least, int(starts.searchsorted(wanted)) + 1))
+
+
+def _sentences(corpus: TextCorpus, first: int, count: int) -> Ids:
+    start, end = corpus.store.sentences[first], corpus.store.sentences[first + count]
+    return corpus.store.tokens[start:end]
+
+
+def _other_document(corpus: TextCorpus, document: int, stream: Stream) -> tuple[int, int]:
+    """Draw a document other than `document` of the same split; return its sentences."""
+    others = len(corpus.documents) - 1
+    drawn = stream.integer(others)
+    return corpus.document(drawn + (drawn >= document))
+
+
+def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """Return the lengths of two segments after tokens were taken from the longer one by one.
+
+    Of equal ones the second gives.
+
+    Args:
+        first: Length of the first segment.
+        second: Length of the second.
+        room: What both may have together.
+    """
+    if first + second <= room:
+        return first, second
+    if second <= room // 2:
+        return room - second, second
+    if first <= (room + 1) // 2:
+        return first, room - first
+    return (room + 1) // 2, room // 2
+
+
+def cut(segment: Ids, length: int, key: int) -> Ids:
+    """Take tokens from the front or the back of a segment, each side with probability 0.5."""
+    surplus = len(segment) - length
+    if surplus <= 0:
+        return segment
+    front = int((bits_numpy(key, surplus) >> np.uint64(63)).sum())
+    return segment[front : front + length]

@@ -1,0 +1,113 @@
+"""The views of labelled texts: ``[CLS] A [SEP]``, or ``[CLS] A [SEP] B [SEP]``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, final
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from quadriga.contracts import Batch, Sample, Split, Transform, ViewsConfig
+from quadriga.data.text.sentence_pairs import longest_first
+
+LONGEST_FRAME = 3
+"""Special tokens of a pair: one at its start, one after each text."""
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """One or two texts as tokens, and their label."""
+
+    first: Sequence[int]
+    second: Sequence[int] | None
+    label: int | float | None
+    """An integer is a class, a float the number of a regression."""
+    start: int
+    """Id of ``[CLS]``."""
+    end: int
+    """Id of ``[SEP]``."""
+
+
+@final
+class TextPairsConfig(ViewsConfig):
+    """One or two texts with their label, as BERT is fine-tuned (arXiv:1810.04805, figure 4)."""
+
+    max_length: int = Field(default=128, ge=LONGEST_FRAME + 2)
+    """Tokens of a sample at most, the special ones counted; of longer pairs the longer text loses
+    tokens at its end."""
+    padding: Literal["longest", "fixed"] = "longest"
+    """Whether a micro-batch is as long as its longest sample, or always `max_length`."""
+
+    def build(self, split: Split) -> TextPairs:
+        """Make the view: nothing is random, so it is the same for both splits."""
+        return TextPairs(self)
+
+
+@final
+class TextPairs(Transform):
+    """Frame, cut and pad; then the places of the real tokens."""
+
+    def __init__(self, config: TextPairsConfig) -> None:
+        """Take the view's parameters from `config`."""
+        self.config = config
+
+    def sample(self, record: LabelledText, key: int) -> Sample:
+        """Frame the texts; `key` is not used.
+
+        Returns:
+            ``ids`` and ``segments`` int32 (max_length,), padded with 0; ``lengths`` int64 ();
+            ``label`` int64 or float32 () where there is one.
+        """
+        limit = self.config.max_length
+        first, second = record.first, record.second
+        if second is None:
+            tokens = [record.start, *first[: limit - 2], record.end]
+            border = len(tokens)
+        else:
+            kept = longest_first(len(first), len(second), limit - LONGEST_FRAME)
+            head = [record.start, *first[: kept[0]], record.end]
+            tokens, border = [*head, *second[: kept[1]], record.end], len(head)
+        ids = np.zeros(limit, np.int32)
+        ids[: len(tokens)] = tokens
+        segments = np.zeros(limit, np.int32)
+        segments[border : len(tokens)] = 1
+        sample: Sample = {"ids": ids, "segments": segments, "lengths": np.array(len(tokens))}
+        if record.label is not None:
+            kind = np.float32 if isinstance(record.label, float) else np.int64
+            sample["label"] = np.array(record.label, kind)
+        return sample
+
+    def batch(self, batch: Batch) -> Batch:
+        """Trim to the longest sample, unless the padding is fixed, and add ``tokens``.
+
+        ``tokens`` are the places of the real tokens in the flattened ids, int64; with fixed
+        padding all places.
+        """
+        lengths = batch["lengths"]
+        is_fixed = self.config.padding == "fixed"
+        length = batch["ids"].shape[1] if is_fixed else int(lengths.max())
+        rows = {name: batch[name][:, :length].long().contiguous() for name in ("ids", "segments")}
+        if is_fixed:
+            tokens = torch.arange(rows["ids"].numel(), device=lengths.device)
+        else:
+            real = torch.arange(length, device=lengths.device) < lengths[:, None]
+            tokens = real.flatten().nonzero()[:, 0]
+        return {**batch, **rows, "tokens": tokens}
+
+    def example(self, size: int, device: torch.device) -> Batch:
+        """Return full samples with arbitrary values and labels of class 0."""
+        length = self.config.max_length
+        zeros = torch.zeros(size, length, dtype=torch.int64, device=device)
+        places = torch.arange(size, device=device)
+        return {
+            "ids": zeros,
+            "segments": zeros.clone(),
+            "lengths": torch.full((size,), length, device=device),
+            "tokens": torch.arange(size * length, device=device),
+            "label": torch.zeros(size, dtype=torch.int64, device=device),
+            "index": places,
+            "key": places.clone(),
+        }

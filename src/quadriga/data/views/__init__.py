@@ -1,0 +1,1 @@
+"""From one image record to a sample: crops, augmentation, mixing."""

@@ -1,0 +1,257 @@
+"""The standard views of images: random resized crop and flip, and the evaluation crop."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Literal, final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from quadriga.contracts import Batch, Sample, Split, Transform, ViewsConfig
+from quadriga.data.images.decode import Box, Interpolation, OpenedImage, resize
+from quadriga.data.images.record import ImageRecord
+from quadriga.randomness import Stream, fold, uniform_rows
+
+_FLIP = fold("flip")
+_LONGEST = 16
+# Images more elongated than this are cut about their centre before they are resized: scaled to
+# the output's height, a strip of one pixel by 60,000 would need gigabytes.
+
+Rgb = tuple[float, float, float]
+
+
+@final
+class ImageViewsConfig(ViewsConfig):
+    """One view per image.
+
+    Training: a random part of the image, resized, and flipped at random. Evaluation: the shorter
+    side resized, then the centre.
+    """
+
+    image_px: int = Field(default=224, gt=0)
+    """Height and width of a view in pixels."""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Least and greatest share of the image's area in a training crop."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Least and greatest width / height of a training crop."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """Filter of the antialiased resize."""
+    flip_probability: float = Field(default=0.5, ge=0, le=1)
+    """Share of the training samples that are mirrored left to right."""
+    mean: Rgb = (0.485, 0.456, 0.406)
+    """Mean of each channel, for values from 0 to 1; subtracted."""
+    std: Rgb = (0.229, 0.224, 0.225)
+    """Standard deviation of each channel, for values from 0 to 1; divided by."""
+    test_crop_fraction: float = Field(default=0.875, gt=0, le=1)
+    """View side / resized shorter side in evaluation; 1 keeps the whole shorter side."""
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> ImageViewsConfig:
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(
+                f"crop_scale must be two ascending shares in (0, 1], but is [{low},{high}]"
+            )
+        low, high = self.crop_ratio
+        if not 0 < low <= high:
+            raise ValueError(f"crop_ratio must be two ascending ratios, but is [{low},{high}]")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be above 0 in every channel, but is {list(self.std)}")
+        return self
+
+    def build(self, split: Split) -> Transform:
+        """Make the random training view, or the deterministic evaluation view."""
+        if split == "train":
+            return TrainingView(self)
+        return EvaluationView(
+            self.image_px, self.test_crop_fraction, self.interpolation, self.mean, self.std
+        )
+
+
+@final
+class TrainingView(Transform):
+    """A random resized crop on the CPU; flip and normalisation on the device."""
+
+    def __init__(self, config: ImageViewsConfig) -> None:
+        """Take the view's parameters from `config`."""
+        self.config = config
+
+    def sample(self, record: ImageRecord, key: int) -> Sample:
+        """Decode and crop one image.
+
+        Returns:
+            ``image`` uint8 (3, image_px, image_px), and ``label`` int64 () where there is one.
+
+        Raises:
+            UnreadableSample: The image cannot be decoded.
+        """
+        config = self.config
+        image = OpenedImage(record)
+        box = random_box(
+            image.height, image.width, config.crop_scale, config.crop_ratio, Stream(key)
+        )
+        pixels = image.crop(box, config.image_px, config.image_px)
+        view = resize(pixels, config.image_px, config.image_px, config.interpolation)
+        return sample_of(view, record.label)
+
+    def batch(self, batch: Batch) -> Batch:
+        """Flip each image with its own key's draw, then normalise all."""
+        images = flip(batch["image"], batch["key"], self.config.flip_probability)
+        return {**batch, "image": normalise(images, self.config.mean, self.config.std)}
+
+    def example(self, size: int, device: torch.device) -> Batch:
+        """Return a batch of `size` views with arbitrary values."""
+        return example(size, self.config.image_px, device)
+
+
+@final
+class EvaluationView(Transform):
+    """The shorter side resized to ``image_px / test_crop_fraction``, then the centre."""
+
+    def __init__(
+        self,
+        image_px: int,
+        test_crop_fraction: float,
+        interpolation: Interpolation,
+        mean: Rgb,
+        std: Rgb,
+    ) -> None:
+        """Take what the fields of `ImageViewsConfig` say."""
+        self._image_px = image_px
+        self._side = math.floor(image_px / test_crop_fraction)
+        self._interpolation = interpolation
+        self._mean, self._std = mean, std
+
+    def sample(self, record: ImageRecord, key: int) -> Sample:
+        """Decode, resize and crop one image, every pixel of it decoded; `key` is not used.
+
+        Returns:
+            ``image`` uint8 (3, image_px, image_px), and ``label`` int64 () where there is one.
+
+        Raises:
+            UnreadableSample: The image cannot be decoded.
+        """
+        image = OpenedImage(record)
+        pixels = image.crop(not_too_long(image.height, image.width))
+        return sample_of(
+            centre(pixels, self._side, self._image_px, self._interpolation), record.label
+        )
+
+    def batch(self, batch: Batch) -> Batch:
+        """Normalise."""
+        return {**batch, "image": normalise(batch["image"], self._mean, self._std)}
+
+    def example(self, size: int, device: torch.device) -> Batch:
+        """Return a batch of `size` views with arbitrary values."""
+        return example(size, self._image_px, device)
+
+
+def random_box(
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    stream: Stream,
+) -> Box:
+    """Draw the box of a random resized crop (Szegedy et al., "Going deeper with convolutions").
+
+    The area is uniform, the logarithm of the aspect ratio is uniform, the position is uniform.
+    After ten boxes that do not fit, the largest central one with an allowed ratio is taken.
+
+    Args:
+        height: Image height in pixels.
+        width: Image width in pixels.
+        scale: Least and greatest share of the area.
+        ratio: Least and greatest width / height.
+        stream: Where the draws come from.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = height * width * stream.uniform(*scale)
+        aspect = math.exp(stream.uniform(low, high))
+        box_width = round(math.sqrt(area * aspect))
+        box_height = round(math.sqrt(area / aspect))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = stream.integer(height - box_height + 1)
+            left = stream.integer(width - box_width + 1)
+            return Box(top, left, box_height, box_width)
+    box_height = min(height, max(1, round(width / ratio[0])))
+    box_width = min(width, max(1, round(height * ratio[1])))
+    return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
+
+
+def centre(
+    pixels: UInt8[np.ndarray, "in_height in_width 3"],
+    side: int,
+    image_px: int,
+    interpolation: Interpolation,
+) -> UInt8[np.ndarray, "3 {image_px} {image_px}"]:
+    """Resize the shorter side to `side`, keep the aspect ratio, and cut out the centre.
+
+    Args:
+        pixels: uint8 RGB.
+        side: Length of the resized shorter side in pixels, at least `image_px`.
+        image_px: Side of the square that is cut out.
+        interpolation: The filter.
+    """
+    height, width = pixels.shape[:2]
+    shorter = min(height, width)
+    height, width = side * height // shorter, side * width // shorter
+    resized = resize(pixels, height, width, interpolation)
+    top, left = round((height - image_px) / 2), round((width - image_px) / 2)
+    return np.ascontiguousarray(resized[:, top : top + image_px, left : left + image_px])
+
+
+def flip(
+    images: UInt8[Tensor, "batch 3 height width"], key: Int64[Tensor, " batch"], probability: float
+) -> UInt8[Tensor, "batch 3 height width"]:
+    """Mirror images left to right, each with `probability`, by its own key's draw."""
+    if probability == 0:
+        return images
+    flipped = uniform_rows(key, _FLIP, 1)[:, :, None, None] < probability
+    return torch.where(flipped, images.flip(-1), images)
+
+
+def normalise(
+    images: UInt8[Tensor, "batch 3 height width"], mean: Rgb, std: Rgb
+) -> Float[Tensor, "batch 3 height width"]:
+    """Return ``(images / 255 - mean) / std`` in float32 as one multiplication and one addition."""
+    factor, offset = _affine(mean, std, images.device)
+    floats = images.to(torch.float32)
+    return torch.addcmul(offset, floats, factor, out=floats)
+
+
+@functools.lru_cache(maxsize=16)
+def _affine(mean: Rgb, std: Rgb, device: torch.device) -> tuple[Tensor, Tensor]:
+    # Kept, since making them anew would copy from host to device in every batch.
+    factor = [1 / (255 * s) for s in std]
+    offset = [-m / s for m, s in zip(mean, std, strict=True)]
+    values = torch.tensor([factor, offset], dtype=torch.float32).reshape(2, 3, 1, 1).to(device)
+    return values[0], values[1]
+
+
+def not_too_long(height: int, width: int) -> Box:
+    """Return the central part of an image, at most 16 times as long as it is wide."""
+    kept_height, kept_width = min(height, _LONGEST * width), min(width, _LONGEST * height)
+    return Box((height - kept_height) // 2, (width - kept_width) // 2, kept_height, kept_width)
+
+
+def sample_of(view: UInt8[np.ndarray, "3 height width"], label: int | None) -> Sample:
+    """Return a view as a sample, with its label where there is one."""
+    return {"image": view} if label is None else {"image": view, "label": np.array(label, np.int64)}
+
+
+def example(size: int, image_px: int, device: torch.device) -> Batch:
+    """Return a labelled batch of `size` black views."""
+    index = torch.arange(size, device=device)
+    return {
+        "image": torch.zeros(size, 3, image_px, image_px, device=device),
+        "label": torch.zeros_like(index),
+        "index": index,
+        "key": index,
+    }

@@ -1,0 +1,120 @@
+"""Views of small images: shifted by a few pixels and flipped, nothing resampled.
+
+The augmentation of small images since Krizhevsky ("Learning Multiple Layers of Features from Tiny
+Images", 2009) and He et al. (CVPR 2016, section 4.2): a random crop of the padded image. It is
+done for the whole batch on the device; a worker only hands the pixels on.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, final
+
+import torch
+from jaxtyping import Bool, Int, UInt8
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from quadriga.contracts import Batch, Sample, Split, Transform, ViewsConfig
+from quadriga.data.images.record import ImageRecord
+from quadriga.data.views.crops import EvaluationView, Rgb
+from quadriga.randomness import fold, uniform_rows
+
+_DRAWS = fold("shift and flip")
+
+
+@final
+class ShiftedViewsConfig(ViewsConfig):
+    """One view per image: the image itself, in training shifted and flipped at random."""
+
+    image_px: int = Field(default=32, gt=0)
+    """Height and width of a view in pixels; images of another size are resized first."""
+    shift_px: int = Field(default=4, ge=0)
+    """Most pixels that an image is shifted by in each direction."""
+    fill: Literal["zero", "edge"] = "zero"
+    """What comes in from outside: black, or the nearest pixel of the image."""
+    flip_probability: float = Field(default=0.5, ge=0, le=1)
+    """Share of the training samples that are mirrored left to right."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """Filter of the antialiased resize of images of another size."""
+    mean: Rgb = (0.485, 0.456, 0.406)
+    """Mean of each channel, for values from 0 to 1; subtracted."""
+    std: Rgb = (0.229, 0.224, 0.225)
+    """Standard deviation of each channel, for values from 0 to 1; divided by."""
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> ShiftedViewsConfig:
+        if self.shift_px >= self.image_px:
+            raise ValueError(
+                f"shift_px must be below image_px ({self.image_px}), but is {self.shift_px}"
+            )
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be above 0 in every channel, but is {list(self.std)}")
+        return self
+
+    def build(self, split: Split) -> Transform:
+        """Make the random training view, or the deterministic evaluation view."""
+        whole = EvaluationView(self.image_px, 1.0, self.interpolation, self.mean, self.std)
+        return ShiftedView(self, whole) if split == "train" else whole
+
+
+@final
+class ShiftedView(Transform):
+    """Whole images from the CPU; shift, flip and normalisation on the device."""
+
+    def __init__(self, config: ShiftedViewsConfig, whole: EvaluationView) -> None:
+        """Take the view's parameters from `config`, and what makes whole images samples."""
+        self.config = config
+        self.whole = whole
+
+    def sample(self, record: ImageRecord, key: int) -> Sample:
+        """Decode one image; one of exactly `image_px` is handed on as it is.
+
+        Returns:
+            ``image`` uint8 (3, image_px, image_px), and ``label`` int64 () where there is one.
+
+        Raises:
+            UnreadableSample: The image cannot be decoded.
+        """
+        return self.whole.sample(record, key)
+
+    def batch(self, batch: Batch) -> Batch:
+        """Shift and flip each image with its own key's draws, then normalise all."""
+        config = self.config
+        draws = uniform_rows(batch["key"], _DRAWS, 3)
+        shifts = (draws[:, :2] * (2 * config.shift_px + 1)).long() - config.shift_px
+        flips = draws[:, 2] < config.flip_probability
+        images = shifted(batch["image"], shifts, flips, config.fill)
+        return self.whole.batch({**batch, "image": images})
+
+    def example(self, size: int, device: torch.device) -> Batch:
+        """Return a batch of `size` views with arbitrary values."""
+        return self.whole.example(size, device)
+
+
+def shifted(
+    images: UInt8[Tensor, "batch channels height width"],
+    shifts: Int[Tensor, "batch 2"],
+    flips: Bool[Tensor, " batch"],
+    fill: Literal["zero", "edge"],
+) -> UInt8[Tensor, "batch channels height width"]:
+    """Move each image down and to the right, then mirror some left to right.
+
+    Args:
+        images: uint8 images.
+        shifts: int64 pixels down and to the right, below the image's size; negative: up, left.
+        flips: bool (batch,), whether an image is mirrored.
+        fill: What comes in from outside the image.
+    """
+    height, width = images.shape[-2:]
+    rows = torch.arange(height, device=images.device) - shifts[:, :1]
+    columns = torch.arange(width, device=images.device) - shifts[:, 1:]
+    columns = torch.where(flips[:, None], columns.flip(-1), columns)
+    place = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]
+    flat = images.flatten(2)
+    moved = flat.gather(2, place.flatten(1)[:, None].expand(-1, flat.shape[1], -1))
+    moved = moved.reshape(images.shape)
+    if fill == "edge":
+        return moved
+    row_inside = (rows >= 0) & (rows < height)
+    column_inside = (columns >= 0) & (columns < width)
+    return moved * (row_inside[:, :, None] & column_inside[:, None, :])[:, None]

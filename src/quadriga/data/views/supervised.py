@@ -1,0 +1,256 @@
+"""The views of supervised training: crops, augmentation, random erasing, mixup and cutmix."""
+
+from __future__ import annotations
+
+from typing import Literal, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from quadriga.contracts import Batch, Sample, Split, Transform, ViewsConfig
+from quadriga.data.images.decode import Interpolation, OpenedImage, resize
+from quadriga.data.images.record import ImageRecord
+from quadriga.data.views.augmentation import (
+    Augmentation,
+    ColorJitter,
+    FilterChoice,
+    RandAugment,
+    ThreeAugment,
+    parse_rand_augment,
+)
+from quadriga.data.views.crops import (
+    EvaluationView,
+    Rgb,
+    example,
+    flip,
+    normalise,
+    not_too_long,
+    random_box,
+    sample_of,
+)
+from quadriga.data.views.erasing import Erasing, erase
+from quadriga.data.views.mixing import Mixing, mix
+from quadriga.data.views.operations import apply
+from quadriga.errors import UserError
+from quadriga.randomness import Stream, fold
+
+Range = tuple[float, float]
+
+
+@final
+class SupervisedViewsConfig(ViewsConfig):
+    """Views of labelled images; the defaults are those of the DeiT recipes.
+
+    Training: a random crop, flipped, augmented, erased in and mixed with another image of the
+    batch. Evaluation: the shorter side resized, then the centre.
+    """
+
+    image_px: int = Field(default=224, gt=0)
+    """Height and width of a view in pixels."""
+    crop: Literal["resized", "padded"] = "resized"
+    """resized: a random part of the image, resized. padded: the image with its shorter side
+    resized to `image_px`, a border around it, and a random square of that; for small images."""
+    crop_scale: Range = (0.08, 1.0)
+    """Least and greatest share of the image's area in a resized crop."""
+    crop_ratio: Range = (3 / 4, 4 / 3)
+    """Least and greatest width / height of a resized crop."""
+    crop_padding: int = Field(default=4, ge=0)
+    """Width of the border of a padded crop in pixels."""
+    crop_border: Literal["black", "reflect"] = "black"
+    """What the border is: black, or the image mirrored."""
+    interpolation: FilterChoice = "bicubic"
+    """Filter of the resize and of operations that move pixels; random: one of the two for each."""
+    flip_probability: float = Field(default=0.5, ge=0, le=1)
+    """Share of the training samples that are mirrored left to right."""
+    augment: str = "rand-m9-mstd0.5-inc1"
+    """none; three_augment (grey, solarised or blurred, then jitter); or RandAugment: ``rand`` and
+    parts m (magnitude, 10 is full), n (operations, 2), mstd (standard deviation of the magnitude;
+    above 100 uniform from 0), mmax (its bound, 10), p (probability of each operation, 0.5), inc1
+    (all operations grow with the magnitude) and w0 (geometric operations more often)."""
+    color_jitter: float = Field(default=0.4, ge=0)
+    """Range of the factors of brightness, contrast and saturation, where `augment` is none or
+    three_augment (whose published value is 0.3)."""
+    erase_probability: float = Field(default=0.25, ge=0, le=1)
+    """Share of the training samples that boxes are erased in."""
+    erase_mode: Literal["pixel", "rand", "const"] = "pixel"
+    """What fills a box: pixel, noise; rand, one random colour; const, the mean colour."""
+    erase_count: int = Field(default=1, ge=1, le=100)
+    """The greatest number of boxes; uniform from 1 on."""
+    erase_area: Range = (0.02, 1 / 3)
+    """Least and greatest share of the image's area that is erased."""
+    erase_aspect: Range = (0.3, 1 / 0.3)
+    """Least and greatest height / width of a box."""
+    mixup: float = Field(default=0.8, ge=0)
+    """Both parameters of mixup's beta distribution; 0 for no mixup."""
+    cutmix: float = Field(default=1.0, ge=0)
+    """Both parameters of cutmix's beta distribution; 0 for no cutmix."""
+    cutmix_minmax: Range | None = None
+    """Least and greatest side of cutmix's box / the image's side, instead of `cutmix`."""
+    mix_probability: float = Field(default=1.0, ge=0, le=1)
+    """Share of what is drawn for (`mix_mode`) that is mixed at all."""
+    mix_switch_probability: float = Field(default=0.5, ge=0, le=1)
+    """Share of cutmix where mixup is on too."""
+    mix_mode: Literal["batch", "pair", "elem"] = "batch"
+    """What shares one draw: batch, a whole micro-batch, so that the draws follow how a step is cut;
+    pair, two samples; elem, one sample."""
+    mean: Rgb = (0.485, 0.456, 0.406)
+    """Mean of each channel, for values from 0 to 1; subtracted, and the colour of what operations
+    leave empty."""
+    std: Rgb = (0.229, 0.224, 0.225)
+    """Standard deviation of each channel, for values from 0 to 1; divided by."""
+    test_crop_fraction: float = Field(default=0.875, gt=0, le=1)
+    """View side / resized shorter side in evaluation; 1 keeps the whole shorter side."""
+    test_interpolation: Interpolation = "bicubic"
+    """Filter of the resize in evaluation."""
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> SupervisedViewsConfig:
+        if self.augment not in ("none", "three_augment"):
+            parse_rand_augment(self.augment)
+        for name, high in (("crop_scale", 1.0), ("erase_area", 1.0), ("cutmix_minmax", 1.0)):
+            _check_range(name, getattr(self, name), high)
+        for name in ("crop_ratio", "erase_aspect"):
+            _check_range(name, getattr(self, name), None)
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be above 0 in every channel, but is {list(self.std)}")
+        if self.crop_border == "reflect" and self.crop_padding >= self.image_px:
+            raise ValueError(
+                f"crop_padding must be below image_px ({self.image_px}) to mirror the image, but "
+                f"is {self.crop_padding}"
+            )
+        return self
+
+    @property
+    def mixing(self) -> Mixing:
+        """How images are mixed."""
+        return Mixing(
+            mixup=self.mixup,
+            cutmix=self.cutmix,
+            cutmix_minmax=self.cutmix_minmax,
+            probability=self.mix_probability,
+            switch_probability=self.mix_switch_probability,
+            mode=self.mix_mode,
+        )
+
+    @property
+    def erasing(self) -> Erasing:
+        """How boxes are erased."""
+        return Erasing(
+            probability=self.erase_probability,
+            mode=self.erase_mode,
+            count=self.erase_count,
+            area=self.erase_area,
+            aspect=self.erase_aspect,
+        )
+
+    def augmentation(self) -> Augmentation:
+        """Make the policy that `augment` names."""
+        if self.augment == "none":
+            return ColorJitter(self.color_jitter)
+        if self.augment == "three_augment":
+            return ThreeAugment(self.color_jitter)
+        red, green, blue = (min(255, round(255 * mean)) for mean in self.mean)
+        settings = parse_rand_augment(self.augment)
+        return RandAugment(settings, self.interpolation, (red, green, blue))
+
+    def build(self, split: Split) -> Transform:
+        """Make the random training view, or the deterministic evaluation view."""
+        if split == "train":
+            return SupervisedView(self)
+        return EvaluationView(
+            self.image_px, self.test_crop_fraction, self.test_interpolation, self.mean, self.std
+        )
+
+
+@final
+class SupervisedView(Transform):
+    """Crop and augmentation on the CPU; flip, erasing and mixing on the device.
+
+    The published order flips before it augments. It makes no difference to what is drawn, since
+    operations go left and right with the same probability, but that a vertical shear, which leaves
+    the left edge in place, leaves the right one where the image is flipped.
+    """
+
+    def __init__(self, config: SupervisedViewsConfig) -> None:
+        """Take the view's parameters from `config`."""
+        self.config = config
+        self._augmentation = config.augmentation()
+        self._mixing, self._erasing = config.mixing, config.erasing
+
+    def sample(self, record: ImageRecord, key: int) -> Sample:
+        """Decode, crop and augment one image.
+
+        Returns:
+            ``image`` uint8 (3, image_px, image_px), and ``label`` int64 () where there is one.
+
+        Raises:
+            UnreadableSample: The image cannot be decoded.
+            UserError: Images are mixed, and this one has no label.
+        """
+        if record.label is None and self._mixing.on:
+            raise UserError(
+                f"views.mixup and views.cutmix mix labels, but {record.name} has none; set both to "
+                "0, or use data with labels"
+            )
+        image = OpenedImage(record)
+        stream = Stream(key)
+        cropped = self._resized if self.config.crop == "resized" else self._padded
+        view = apply(
+            cropped(image, key, stream), self._augmentation.draw(Stream(fold(key, "augment")))
+        )
+        return sample_of(view, record.label)
+
+    def _resized(self, image: OpenedImage, key: int, stream: Stream) -> npt.NDArray[np.uint8]:
+        config, px = self.config, self.config.image_px
+        box = random_box(image.height, image.width, config.crop_scale, config.crop_ratio, stream)
+        return resize(image.crop(box, px, px), px, px, self._interpolation(key))
+
+    def _padded(self, image: OpenedImage, key: int, stream: Stream) -> npt.NDArray[np.uint8]:
+        px, border = self.config.image_px, self.config.crop_padding
+        pixels = image.crop(not_too_long(image.height, image.width))
+        shorter = min(pixels.shape[:2])
+        height, width = (px * side // shorter for side in pixels.shape[:2])
+        pixels = resize(pixels, height, width, self._interpolation(key))
+        sides = ((0, 0), (border, border), (border, border))
+        mirror = self.config.crop_border == "reflect"
+        padded = np.pad(pixels, sides, mode="reflect") if mirror else np.pad(pixels, sides)
+        top = stream.integer(height + 2 * border - px + 1)
+        left = stream.integer(width + 2 * border - px + 1)
+        return np.ascontiguousarray(padded[:, top : top + px, left : left + px])
+
+    def _interpolation(self, key: int) -> Interpolation:
+        chosen = self.config.interpolation
+        if chosen != "random":
+            return chosen
+        names: tuple[Interpolation, ...] = ("bicubic", "bilinear")
+        return Stream(fold(key, "interpolation")).choice(names)
+
+    def batch(self, batch: Batch) -> Batch:
+        """Flip, normalise, erase and mix, by the samples' keys.
+
+        Returns:
+            The batch with ``image`` float32, and where images are mixed with ``mixed_label``
+            (int64) and ``share`` (float32), the share of each sample's own label.
+        """
+        config, key = self.config, batch["key"]
+        images: Tensor = flip(batch["image"], key, config.flip_probability)
+        images = erase(normalise(images, config.mean, config.std), key, self._erasing)
+        return mix({**batch, "image": images}, self._mixing)
+
+    def example(self, size: int, device: torch.device) -> Batch:
+        """Return a batch of `size` views with arbitrary values."""
+        batch = example(size, self.config.image_px, device)
+        if not self._mixing.on:
+            return batch
+        share = torch.ones(size, dtype=torch.float32, device=device)
+        return {**batch, "mixed_label": batch["label"].clone(), "share": share}
+
+
+def _check_range(name: str, bounds: Range | None, most: float | None) -> None:
+    if bounds is None or 0 < bounds[0] <= bounds[1] <= (most or bounds[1]):
+        return
+    what = "ratios above 0" if most is None else f"shares in (0, {most:g}]"
+    raise ValueError(f"{name} must be two ascending {what}, but is [{bounds[0]},{bounds[1]}]")

@@ -1,0 +1,150 @@
+"""Which checkpoints stay: the newest, every so many steps, and the best."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, final
+
+from quadriga.engine.checkpoint.folder import checkpoint_path, list_checkpoints, remove, step_of
+from quadriga.engine.run_config import CheckpointConfig
+from quadriga.files import write_text
+
+BEST = "best.json"
+"""File beside the checkpoints: the number, the best step and its value, and the others' values."""
+
+
+def to_remove(steps: Sequence[int], keep: int, every: int | None, best: int | None) -> list[int]:
+    """Return the steps whose checkpoints go.
+
+    Args:
+        steps: Steps that have a checkpoint, in any order.
+        keep: How many of the newest stay; at least 1.
+        every: Multiples of this stay.
+        best: This step stays.
+    """
+    older = sorted(set(steps))[:-keep]
+    return [step for step in older if step != best and (every is None or step % every)]
+
+
+def best_step(values: Mapping[int, float], best_is: Literal["highest", "lowest"]) -> int | None:
+    """Return the step of the best value, the earlier of equals; None without values."""
+    sign = -1.0 if best_is == "highest" else 1.0
+    return min(values, key=lambda step: (sign * values[step], step), default=None)
+
+
+@final
+class Retention:
+    """Removes the checkpoints of one folder that are not to stay; used by one process."""
+
+    def __init__(self, folder: Path, config: CheckpointConfig, warn: Callable[[str], None]) -> None:
+        """Take up the values that an earlier process has written down."""
+        self._folder, self._config, self._warn = folder, config, warn
+        self._values = self._read()
+        self._lock = threading.Lock()  # a report may come while the writing thread prunes
+        self.reported = bool(self._values)
+        """Whether any checkpoint has a value of ``keep_best``."""
+        self.explained = False
+        """Whether the user was told that nothing of that name is measured."""
+
+    def report(self, step: int, numbers: Mapping[str, float], saving: int | None) -> None:
+        """Note what is known of the state after `step`.
+
+        Args:
+            step: Finished steps.
+            numbers: Names and values; only ``keep_best`` is looked at.
+            saving: A step whose checkpoint is being written.
+        """
+        name = self._config.keep_best
+        if name is None:
+            return
+        if name not in numbers:
+            self._explain(name, numbers)
+            return
+        value = numbers[name]
+        if not math.isfinite(value):
+            return
+        with self._lock:
+            self.reported = True
+            self._values[step] = float(value)
+            there = {step_of(path) for path in list_checkpoints(self._folder)}
+            if step in there or step == saving:
+                try:
+                    self._write(there | {step})
+                except OSError as error:
+                    self._warn(
+                        f"{self._folder / BEST} cannot be written: {error}; if the run is stopped "
+                        f"now, the value of step {step} is forgotten"
+                    )
+
+    def _explain(self, name: str, numbers: Mapping[str, float]) -> None:
+        """Tell a name that does not exist: the others of its protocol, or of a step, are there."""
+        source = name.rpartition(".")[0]
+        known = sorted(other for other in numbers if other.rpartition(".")[0] == source)
+        if known and not self.explained:
+            self.explained = True
+            self._warn(
+                f"checkpoint.keep_best is {name}, but what is measured is called "
+                f"{', '.join(known)}: no best checkpoint is kept"
+            )
+
+    def prune(self, newest: int) -> None:
+        """Remove what is not to stay, `newest` being the step that was saved last.
+
+        Checkpoints of later steps are those of a history that is made anew: they are let be, and
+        do not push out what is made now.
+
+        Raises:
+            OSError: The best one could not be noted; nothing is removed then.
+        """
+        config = self._config
+        with self._lock:
+            there = {step_of(path) for path in list_checkpoints(self._folder)}
+            steps = {step for step in there if step <= newest}
+            best = None
+            if config.keep_best is not None:
+                self._values = {s: v for s, v in self._values.items() if s in steps or s > newest}
+                best = self._best(steps)
+                self._write(steps)
+        for step in to_remove(sorted(steps), config.keep, config.keep_every_steps, best):
+            remove(checkpoint_path(self._folder, step))
+
+    def forget_after(self, step: int) -> None:
+        """Drop the values of later steps: a run that goes on from `step` makes them anew."""
+        with self._lock:
+            self._values = {s: value for s, value in self._values.items() if s <= step}
+
+    def _best(self, steps: set[int]) -> int | None:
+        values = {step: value for step, value in self._values.items() if step in steps}
+        return best_step(values, self._config.best_is)
+
+    def _write(self, steps: set[int]) -> None:
+        values = {step: v for step, v in sorted(self._values.items()) if step in steps}
+        best = best_step(values, self._config.best_is)
+        if best is not None:
+            content = {
+                "metric": self._config.keep_best,
+                "best_is": self._config.best_is,
+                "step": best,
+                "value": values[best],
+                "values": {str(step): value for step, value in values.items()},
+            }
+            self._folder.mkdir(parents=True, exist_ok=True)  # the first save may not have made it
+            write_text(self._folder / BEST, json.dumps(content, indent=2) + "\n")
+
+    def _read(self) -> dict[int, float]:
+        """Return the values of best.json; none if it is of another number, or damaged."""
+        if self._config.keep_best is None:
+            return {}
+        try:
+            content = json.loads((self._folder / BEST).read_text(encoding="utf-8"))
+            if content["metric"] == self._config.keep_best:
+                return {int(step): float(value) for step, value in content["values"].items()}
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self._warn(f"{self._folder / BEST} is passed over: it is damaged ({error!r})")
+        return {}

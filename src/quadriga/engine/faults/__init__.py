@@ -1,0 +1,1 @@
+"""What goes wrong: hangs, signals, bad steps, and how a run recovers."""

@@ -1,0 +1,256 @@
+"""A run that stands still ends itself, and names the rank that holds up the others.
+
+Every rank has a thread that watches what the rank is doing (`Activity`). One rank that stands
+still stands in all others' way: they wait for it in a collective, so all of them notice. Each
+writes down where it stands, with the Python stacks of its threads, in ``WORK_DIR/hang``; the
+lowest rank that has written reads what the others wrote, tells in one line who is least far or
+does not answer at all, and everyone ends with exit code 70. No collective is involved: one of
+those may be what hangs.
+
+A thread that cannot run writes nothing: a process that was stopped, or whose interpreter lock is
+held. Against the latter `faulthandler` has a timer outside the interpreter, which prints the stacks
+to standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import io
+import os
+import socket
+import statistics
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self, final
+
+from quadriga.distributed.environment import DistEnv
+from quadriga.engine.hang_reports import Report, read_report, report_path, verdict
+from quadriga.engine.health_config import HealthConfig
+from quadriga.engine.meters.activity import Activity, Phase
+from quadriga.errors import EXIT_HANG
+from quadriga.files import write_text
+
+FACTORS: dict[Phase, float] = {"start": 10.0, "save": 10.0, "evaluate": 100.0}
+"""Multiples of ``health.hang_seconds`` that a phase beside the steps may take: building a model
+and reading its checkpoint, writing one, judging. With the default of 5 minutes: 50 minutes, 50
+minutes and 8 hours. A probe on a large data set takes hours and says nothing meanwhile."""
+
+FIRST_STEP = 3.0
+"""Multiple of ``health.hang_seconds`` for a step before any has ended: it compiles, and its data
+workers start."""
+
+_WINDOW = 50
+_SHORTEST_POLL, _LONGEST_POLL = 0.05, 5.0
+_SHORTEST_GRACE, _LONGEST_GRACE = 2.0, 60.0
+
+
+@final
+class StepClock:
+    """What the watcher knows of the pace: how long steps took, and since when it stands still."""
+
+    def __init__(self, activity: Activity) -> None:
+        """Start with what `activity` shows now."""
+        self._activity = activity
+        self._step: int | None = None  # until the first one begins
+        self._began = activity.step_since
+        self._beside = activity.since
+        self._seconds: deque[float] = deque(maxlen=_WINDOW)
+
+    def look(self, now: float) -> None:
+        """Take in what the rank is doing at `now` (`time.monotonic`)."""
+        activity = self._activity
+        if activity.phase in FACTORS:
+            self._beside = now
+        step, began = activity.step, activity.step_since
+        if self._step is not None and step > self._step:
+            # Several may have passed since the last look; their mean will do. A save or an
+            # evaluation among them makes one large number, which a median bears.
+            self._seconds.append((began - self._began) / (step - self._step))
+        if began != self._began:
+            self._step, self._began = step, began
+
+    def standing(self, now: float) -> float:
+        """Return the seconds that the phase beside the steps, or the step, has lasted."""
+        if self._activity.phase in FACTORS:
+            return now - self._activity.since
+        return now - max(self._activity.step_since, self._beside)
+
+    def limit(self, config: HealthConfig) -> float:
+        """Return the seconds after which the rank counts as standing still."""
+        if config.hang_factor is None:
+            return float("inf")
+        beside = FACTORS.get(self._activity.phase)
+        if beside is not None:
+            return beside * config.hang_seconds
+        if not self._seconds:
+            return FIRST_STEP * config.hang_seconds
+        return max(config.hang_seconds, config.hang_factor * statistics.median(self._seconds))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a rank stands; when it changes, the rank has moved."""
+
+    step: int
+    phase: Phase
+    since: float
+
+
+@final
+class HangDetector:
+    """Context in which a rank that stands still for too long ends the run with a name."""
+
+    def __init__(
+        self,
+        activity: Activity,
+        config: HealthConfig,
+        env: DistEnv,
+        folder: Path,
+        members: Sequence[str] = (),
+    ) -> None:
+        """Watch nothing yet.
+
+        Args:
+            activity: What this rank is doing; the training thread writes it.
+            config: The limits; without a `hang_factor` nothing is ever watched.
+            env: This rank.
+            folder: ``WORK_DIR/hang``, which all ranks share.
+            members: `whereabouts` of every rank, to say where one is that does not answer.
+        """
+        self._activity, self._config, self._env = activity, config, env
+        self._folder, self._members = folder, members
+        seconds = config.hang_seconds
+        self._poll = min(_LONGEST_POLL, max(_SHORTEST_POLL, seconds / 20))
+        # Long enough for the slower ranks to notice, and for a shared disk to show their files.
+        self._grace = min(_LONGEST_GRACE, max(_SHORTEST_GRACE, seconds / 4))
+        self._over, self._suspects = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        """Start to watch; what an earlier hang left of this rank is kept under another name."""
+        if self._config.hang_factor is None:
+            return self
+        own = report_path(self._folder, self._env.rank)
+        with contextlib.suppress(OSError):
+            own.replace(own.with_suffix(".before.txt"))
+        self._thread = threading.Thread(target=self._watch, name="hang detector", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop to watch.
+
+        A rank that has ended because of a hang breaks the others' connections. Where this one
+        stood still as well, that error is no news: the watcher has the last word.
+        """
+        if self._thread is None:
+            return
+        if isinstance(error, Exception) and self._suspects.is_set():
+            self._thread.join(3 * self._grace)
+        if isinstance(error, RuntimeError) and self._reports():
+            # Of another rank, which has spoken and gone before this one noticed anything.
+            self._end_with_the_others(error)
+        self._over.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join(10)
+        faulthandler.cancel_dump_traceback_later()
+
+    def _watch(self) -> None:
+        clock = StepClock(self._activity)
+        while not self._over.wait(self._poll):
+            now = time.monotonic()
+            clock.look(now)
+            limit = clock.limit(self._config)
+            _arm(limit)
+            standing = clock.standing(now)
+            # Paces differ a little: where another rank has said so, this one answers sooner.
+            if standing > limit or (standing > limit / 2 and self._reports()):
+                self._suspects.set()
+                self._conclude(clock.standing(now))
+                self._suspects.clear()
+
+    def _place(self) -> _Place:
+        return _Place(self._activity.step, self._activity.phase, self._activity.since)
+
+    def _conclude(self, seconds: float) -> None:
+        """Write a report, wait for the others', and end the run; or return if the rank moves."""
+        place, path = self._place(), report_path(self._folder, self._env.rank)
+        report = Report(
+            rank=self._env.rank,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            step=place.step,
+            phase=place.phase,
+            seconds=seconds,
+        )
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_text(path, f"{report.header()}\n{stacks()}")
+        except OSError as error:  # a full disk, or the very disk that hangs: end all the same
+            print(f"warning: {path} cannot be written: {error.strerror}", file=sys.stderr)
+        deadline = time.monotonic() + self._grace
+        while time.monotonic() < deadline:
+            if self._over.wait(self._poll) or self._place() != place:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                return
+            if len(self._reports()) == self._env.world_size:
+                break
+        reports = self._reports()
+        if min(reports, default=self._env.rank) == self._env.rank:
+            reports.setdefault(self._env.rank, report)
+            line = verdict(
+                list(reports.values()), self._env.world_size, self._folder, self._members
+            )
+            print(f"error: {line}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(2 * self._poll)  # the one that speaks goes first
+        os._exit(EXIT_HANG)
+
+    def _end_with_the_others(self, error: RuntimeError) -> None:
+        """End as a rank that was found in a hang; the broken connection's error goes to a file."""
+        path = report_path(self._folder, self._env.rank).with_suffix(".error.txt")
+        with contextlib.suppress(OSError):
+            write_text(path, "".join(traceback.format_exception(error)))
+        os._exit(EXIT_HANG)
+
+    def _reports(self) -> dict[int, Report]:
+        found = (read_report(self._folder, rank) for rank in range(self._env.world_size))
+        return {report.rank: report for report in found if report is not None}
+
+
+def whereabouts() -> str:
+    """Return the host and the process of this rank, for `HangDetector`'s `members`."""
+    return f"{socket.gethostname()}, {os.getpid()}"
+
+
+def stacks() -> str:
+    """Return the Python stacks of all threads of this process."""
+    text = io.StringIO()
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    for ident, frame in sys._current_frames().items():
+        text.write(f"\nthread {names.get(ident, ident)}\n")
+        traceback.print_stack(frame, file=text)
+    return text.getvalue()
+
+
+def _arm(limit: float) -> None:
+    """Have the stacks printed if no Python code of this process runs for so many seconds."""
+    stream = sys.__stderr__
+    if stream is None or limit == float("inf"):
+        return
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # a stream without a file
+        faulthandler.dump_traceback_later(limit, file=stream)

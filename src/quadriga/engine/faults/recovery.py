@@ -1,0 +1,121 @@
+"""What a run does about a bad step: record it, leave its update out, or go back."""
+
+from __future__ import annotations
+
+from typing import final
+
+from quadriga.config.provenance import Resolved
+from quadriga.contracts import Executor, Objective
+from quadriga.data.reading.sampling import step_samples
+from quadriga.distributed.collectives import from_main
+from quadriga.distributed.environment import DistEnv
+from quadriga.engine.checkpoint.store import CheckpointStore, newest_valid
+from quadriga.engine.evaluate import forget_results_after
+from quadriga.engine.events import Events
+from quadriga.engine.faults.replay import write_replay
+from quadriga.engine.logs.console import Console
+from quadriga.engine.logs.directory import RunDirectory
+from quadriga.engine.logs.samples import rewind_samples
+from quadriga.engine.run_config import RunConfig
+from quadriga.engine.run_plan import RunPlan
+from quadriga.engine.step.bad_step import BadStep, Health, LeftOut, stop_at
+
+
+@final
+class Recovery:
+    """Applies ``health.non_finite`` in a run's directory."""
+
+    def __init__(
+        self,
+        resolved: Resolved[RunConfig],
+        directory: RunDirectory,
+        plan: RunPlan,
+        env: DistEnv,
+        console: Console,
+        objective: Objective | None,
+    ) -> None:
+        """Read which steps the run leaves out; every rank calls it.
+
+        Without an objective, where no rank has the whole model, bad steps get no replay file.
+
+        Raises:
+            UserError: ``left_out.json`` is damaged.
+        """
+        self._resolved, self._directory, self._plan = resolved, directory, plan
+        self._env, self._console, self._objective = env, console, objective
+        # Read once: a rank whose network file system is behind would leave out other steps.
+        self.left_out = from_main(lambda: LeftOut(directory.path / "left_out.json"), env)
+        health = resolved.config.health
+        self.health = Health(health, self.left_out, self._record, self._tell)
+
+    def go_back(self, bad: BadStep, store: CheckpointStore, executor: Executor) -> int:
+        """Load the newest checkpoint before a bad step; every rank calls it.
+
+        The first time the steps since then are made again: a fault of the hardware does not come
+        back. A step that is bad again is a matter of the data or the weights: the updates from
+        the checkpoint to it are left out.
+
+        Returns:
+            The step it is at.
+
+        Raises:
+            UserError: There is no checkpoint.
+        """
+        store.wait()
+        directory, left_out = self._directory, self.left_out
+        # Up to the bad step: one that was passed over at the start may be readable by now.
+        found = from_main(
+            lambda: newest_valid(directory.checkpoints, self._console.warn, bad.step), self._env
+        )
+        if found is None:
+            stop_at(bad, "; there is no checkpoint to go back to (checkpoint.every_steps)")
+        if len(left_out.tried) >= self._resolved.config.health.max_bad_steps:
+            steps = f"{len(left_out.tried)} steps have made the run go back already"
+            stop_at(bad, f"; {steps} (health.max_bad_steps)")
+        start = store.load(found, executor)
+        if bad.step in left_out.tried:
+            left_out.ranges.append((start, bad.step))
+            what = f"leaving out the updates of steps {start + 1} to {bad.step + 1}"
+        else:
+            left_out.tried.append(bad.step)
+            what = "the steps since then are made again"
+
+        def note() -> None:
+            directory.rewind_metrics(start)
+            with directory.writing():
+                left_out.save()
+                rewind_samples(directory.samples, start)
+                forget_results_after(directory.report, start)
+                events, value = Events(directory.events), str(bad.value)
+                events.write("rollback", bad.step + 1, back_to=start, what=bad.what, value=value)
+            self._console.warn(f"{bad}: back to {found.name}, {what}")
+
+        from_main(note, self._env)
+        return start
+
+    def _record(self, bad: BadStep) -> str:
+        where = ""
+        if self._objective is not None:
+            where = write_replay(
+                self._directory.replay, self._resolved, self._plan, self._env, self._objective, bad
+            )
+        from_main(lambda: self._note(bad, where), self._env)
+        return where
+
+    def _note(self, bad: BadStep, where: str) -> None:
+        plan, config = self._plan, self._resolved.config
+        size, batch_size, repeats = plan.dataset_size, plan.batch_size, config.train.repeats
+        index, _ = step_samples(config.seed, size, batch_size, bad.step, repeats)
+        with self._directory.writing():
+            Events(self._directory.events).write(
+                "bad step",
+                bad.step + 1,
+                what=bad.what,
+                value=str(bad.value),
+                samples=index.tolist(),
+                replay=where,
+            )
+
+    def _tell(self, bad: BadStep, text: str) -> None:
+        if self._env.is_main:
+            self._console.warn(text)

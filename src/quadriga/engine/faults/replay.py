@@ -1,0 +1,233 @@
+"""A bad step, alone: its weights in a file, and what each part of it computes.
+
+``WORK_DIR/replay/step_00000123.safetensors`` holds the objective's tensors before the step, whole,
+and in its header the config and the step's numbers. Samples, masks and dropout follow from those,
+so nothing else is needed but the data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from quadriga import randomness
+from quadriga.config.provenance import Resolved
+from quadriga.contracts import Batch, Objective
+from quadriga.data.reading.sampling import step_samples
+from quadriga.distributed.collectives import from_main
+from quadriga.distributed.environment import DistEnv
+from quadriga.distributed.shards import whole
+from quadriga.engine.build import EXACT, build_loader, build_objective
+from quadriga.engine.run_config import RunConfig
+from quadriga.engine.run_plan import RunPlan, make_plan
+from quadriga.engine.step.bad_step import BadStep
+from quadriga.engine.step.precision import reduced_precision
+from quadriga.errors import UserError
+from quadriga.files import fsync_file
+
+_FORGIVING = EXACT.override({"max_unreadable_fraction": 1.0})
+
+KEPT = 3
+"""Replay files of a run that stay: each is as large as the model."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a replay file says of its step."""
+
+    bad: BadStep
+    world_size: int
+    dataset_size: int
+    index: list[int]
+    """Indices of the step's samples, over all ranks in order."""
+
+
+def write_replay(
+    folder: Path,
+    resolved: Resolved[RunConfig],
+    plan: RunPlan,
+    env: DistEnv,
+    objective: Objective,
+    bad: BadStep,
+) -> str:
+    """Write the replay file of a step; every rank calls it, before the step's update.
+
+    No rank returns before the file is there: the run may end next, and a launcher ends the others
+    once one has left.
+
+    Returns:
+        Where it is; a clause that says why it could not be written, if so.
+    """
+    tensors = {}
+    for name, tensor in objective.state_dict().items():
+        gathered = whole(tensor.detach())  # a collective where it is sharded: on every rank
+        if env.is_main:
+            tensors[name] = gathered.to("cpu", copy=True).contiguous()
+
+    def write() -> str:
+        config = resolved.config
+        size, batch_size, repeats = plan.dataset_size, plan.batch_size, config.train.repeats
+        index, _ = step_samples(config.seed, size, batch_size, bad.step, repeats)
+        recorded = Recorded(bad, plan.world_size, plan.dataset_size, index.tolist())
+        header = {"config": resolved.as_json(), "recorded": json.dumps(asdict(recorded))}
+        return _write(folder / f"step_{bad.step + 1:08d}.safetensors", tensors, header)
+
+    return from_main(write, env)
+
+
+def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> str:
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, beside, metadata=header)
+        fsync_file(beside)
+        os.replace(beside, path)
+        # By their age and not their steps: a run may have gone on from an earlier step.
+        files = path.parent.glob("step_*.safetensors")
+        for old in sorted(files, key=lambda file: file.stat().st_mtime_ns)[:-KEPT]:
+            old.unlink()
+    except (OSError, safetensors.SafetensorError) as error:
+        beside.unlink(missing_ok=True)
+        return f"FILE, which could not be written: {error};"
+    return str(path)
+
+
+def read_replay(path: Path) -> tuple[Resolved[RunConfig], Recorded, dict[str, Tensor]]:
+    """Read a replay file.
+
+    Raises:
+        UserError: It is none, or damaged.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} must be a file, but is a folder; name one of the files in it")
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; see the folder replay of the run")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        recorded = json.loads(header["recorded"])
+        bad = BadStep(**recorded.pop("bad"))
+        resolved = Resolved.from_json(RunConfig, header["config"])
+    except KeyError as error:
+        raise UserError(f"{path} is not a whole replay file: its header has no {error}") from error
+    except (OSError, safetensors.SafetensorError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is not a whole replay file: {error}") from error
+    return resolved, Recorded(bad=bad, **recorded), tensors
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one micro-batch of one rank computed."""
+
+    rank: int
+    micro: int
+    index: list[int]
+    loss: float
+    """Mean over the targets."""
+    first: str | None
+    """The first module whose output was not finite."""
+    samples: list[int]
+    """Samples whose loss alone is not finite; looked for in bad parts only."""
+
+
+@final
+class Replay:
+    """Makes one step again, without its update, on this process alone."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        """Read the file and build what it needs.
+
+        Raises:
+            UserError: The file is no replay, or the data is not that of the run.
+        """
+        resolved, self.recorded, tensors = read_replay(path)
+        self.config, self._device = resolved.config, device
+        self._dataset = self.config.data.build("train")
+        if len(self._dataset) != self.recorded.dataset_size:
+            raise UserError(
+                f"{path} was made with {self.recorded.dataset_size} samples, but data.root holds "
+                f"{len(self._dataset)}; restore the data"
+            )
+        self._plan = make_plan(self.config, len(self._dataset), self.recorded.world_size)
+        self.objective = build_objective(self.config, device, self.config.seed)
+        self.objective.load_state_dict(tensors)
+
+    def parts(self) -> Iterator[Part]:
+        """Compute every micro-batch of every rank, forward and backward; gradients add up."""
+        bad = self.recorded.bad
+        self.objective.train()
+        self.objective.before_step(self._plan.progress(bad.updates))
+        for rank in range(self.recorded.world_size):
+            env = DistEnv(rank, self._plan.world_size, 0, 1, self._device)
+            with build_loader(self.config, self._dataset, self._plan, env, _FORGIVING) as loader:
+                batches = loader.batches(range(bad.step, bad.step + 1))
+                for micro, batch in enumerate(batches):
+                    yield self._part(batch, rank, micro)
+
+    def _part(self, batch: Batch, rank: int, micro: int) -> Part:
+        with _FirstNonFinite(self.objective) as watch:
+            loss = self._loss(batch, rank, micro, backward=True)
+        index = batch["index"].tolist()
+        samples = []
+        if not torch.isfinite(torch.tensor(loss)):
+            for row, number in enumerate(index):
+                alone = {name: tensor[row : row + 1] for name, tensor in batch.items()}
+                one = self._loss(alone, rank, micro, backward=False)
+                if not torch.isfinite(torch.tensor(one)):
+                    samples.append(number)
+        return Part(rank, micro, index, loss, watch.first, samples)
+
+    def _loss(self, batch: Batch, rank: int, micro: int, backward: bool) -> float:
+        bad, scale = self.recorded.bad, self.recorded.bad.loss_scale
+        with randomness.micro_batch(self.config.seed, bad.step, micro, rank):
+            with reduced_precision(self._device, self.config.train):
+                output = self.objective(batch)
+            if backward:
+                (output.loss / (self._plan.batch_size / scale)).backward()
+        count = 1.0 if output.count is None else output.count
+        return float(output.loss.detach() / count)
+
+    def bad_gradients(self) -> list[str]:
+        """Return the names of the parameters whose summed gradient is not finite."""
+        return [
+            name
+            for name, parameter in self.objective.named_parameters()
+            if parameter.grad is not None and not parameter.grad.isfinite().all()
+        ]
+
+
+class _FirstNonFinite:
+    """Finds the first module, in the order of the forward pass, that puts out a bad number."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.first: str | None = None
+        self._module = module
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> _FirstNonFinite:
+        for name, module in self._module.named_modules():
+            if not any(module.children()):
+                self._handles.append(module.register_forward_hook(self._hook(name)))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, name: str) -> Any:
+        def look(module: nn.Module, arguments: Any, output: Any) -> None:
+            is_number = isinstance(output, Tensor) and output.is_floating_point()
+            if self.first is None and is_number and not output.isfinite().all():
+                self.first = name
+
+        return look

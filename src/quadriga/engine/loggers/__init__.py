@@ -1,1 +1,0 @@
-"""Places that a run's numbers go to, one file each."""

@@ -1,0 +1,1 @@
+"""What a run writes down: console, metrics, events, times, status."""

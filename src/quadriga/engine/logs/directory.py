@@ -1,0 +1,200 @@
+"""The run directory: who owns it, and the files that describe the run.
+
+WORK_DIR/
+    config.json         the resolved config and where each value came from
+    environment.json    versions, device, ranks, command line
+    log.txt             what the console said
+    metrics.jsonl       one JSON object per logged step
+    events.jsonl        one JSON object per event: a spike of the loss, a skipped step
+    times.jsonl         when the run was made: attempts, their steps, evaluations and ends
+    console.txt         what the run's process said, where another process has started it
+    tensorboard/        the logged steps as event files
+    samples/            which samples each rank read, when log.samples
+    hang/               where each rank stood when the run stood still
+    left_out.json       steps whose update is left out, after a rollback
+    replay/             the weights before each bad step: quadriga replay FILE
+    checkpoints/        step_00001000/ ...
+    report/             pictures, evaluation.json, index.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from quadriga.config.provenance import Resolved
+from quadriga.engine.lock import LOCK, take_lock
+from quadriga.engine.run_config import RunConfig, identity
+from quadriga.errors import UserError
+from quadriga.files import write_text
+
+_OWN = (LOCK, "log.txt", "report", ".config.json.partial", "times.jsonl", "console.txt")
+"""What a run that was stopped before it wrote its config may have left."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config with its sources."""
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """One JSON object per event."""
+        return self.path / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        """What each rank read, when ``log.samples``."""
+        return self.path / "samples"
+
+    @property
+    def report(self) -> Path:
+        """The folder of the report and its pictures."""
+        return self.path / "report"
+
+    @property
+    def replay(self) -> Path:
+        """The folder of the bad steps that can be made again."""
+        return self.path / "replay"
+
+    def read_config(self) -> Resolved[RunConfig]:
+        """Read the run's config.
+
+        Raises:
+            UserError: There is no run here, or its config is damaged.
+        """
+        try:
+            text = self.config.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise UserError(f"{self.path} holds no run: there is no {self.config.name}") from error
+        except OSError as error:
+            raise UserError(f"{self.config} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.config} is damaged: it is not text") from error
+        try:
+            return Resolved.from_json(RunConfig, text)
+        except UserError as error:
+            raise UserError(f"{self.config} is damaged: {error}") from error
+
+    def check_owner(self, config: RunConfig) -> None:
+        """Check that the directory is free or holds this run; change nothing.
+
+        Raises:
+            UserError: It belongs to another run or to nobody known.
+        """
+        if not self.config.exists():
+            if self.path.is_dir() and any(p.name not in _OWN for p in self.path.iterdir()):
+                raise UserError(
+                    f"work dir {self.path} is not empty and holds no run; choose another --work-dir"
+                )
+            return
+        there, here = identity(self.read_config().config), identity(config)
+        names = sorted(set(there) | set(here))
+        different = [name for name in names if there.get(name) != here.get(name)]
+        if different:
+            first = different[0]
+            more = f" (and {len(different) - 1} more differences)" if len(different) > 1 else ""
+            raise UserError(
+                f"work dir {self.path} belongs to another run: {first} is {there.get(first)!r} "
+                f"there and {here.get(first)!r} here{more}; choose another --work-dir"
+            )
+
+    def create(self) -> None:
+        """Make the folders.
+
+        Raises:
+            UserError: They cannot be written.
+        """
+        with self.writing():
+            self.report.mkdir(parents=True, exist_ok=True)
+
+    def write_config(self, resolved: Resolved[RunConfig]) -> None:
+        """Write config.json: from now on the directory is this run's.
+
+        Raises:
+            UserError: It cannot be written.
+        """
+        with self.writing():
+            write_text(self.config, resolved.as_json())
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Return a context in which files of the run are written.
+
+        Raises:
+            UserError: One cannot be written.
+        """
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"work dir {self.path} cannot be written: {error.strerror}; make room or choose "
+                "another --work-dir"
+            ) from error
+
+    def lock(self) -> IO[str]:
+        """Keep every other process from training in this directory until the file is closed.
+
+        Raises:
+            UserError: Another process is training here.
+        """
+        with self.writing():
+            stream = take_lock(self.path / LOCK)
+        if stream is None:
+            raise UserError(
+                f"work dir {self.path} is in use: another process trains there; "
+                "wait for it or choose another --work-dir"
+            )
+        return stream
+
+    def write_environment(self, facts: Mapping[str, Any]) -> None:
+        """Write environment.json.
+
+        Raises:
+            UserError: It cannot be written.
+        """
+        with self.writing():
+            write_text(self.path / "environment.json", json.dumps(dict(facts), indent=2) + "\n")
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop the logged steps after `step`, which will be made again; keep a torn last line out.
+
+        The file that a resumed run leaves is then that of a run that never stopped.
+
+        Raises:
+            UserError: It cannot be written.
+        """
+        if not self.metrics.exists():
+            return
+        kept = []
+        with self.writing():
+            text = self.metrics.read_text(encoding="utf-8", errors="replace")
+        for line in text.splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and record.get("step", step + 1) <= step:
+                kept.append(line)
+        with self.writing():
+            write_text(self.metrics, "".join(f"{line}\n" for line in kept))

@@ -1,0 +1,223 @@
+"""The journal of a run: metrics.jsonl, times.jsonl, the loggers and the console, from the steps."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+import torch
+from torch import Tensor
+
+from quadriga.contracts import StepOutput
+from quadriga.distributed.environment import DistEnv
+from quadriga.engine.events import Events
+from quadriga.engine.health_config import HealthConfig
+from quadriga.engine.logger_set import LoggerSet
+from quadriga.engine.logs.console import Console
+from quadriga.engine.logs.directory import RunDirectory
+from quadriga.engine.logs.times import TimeLog
+from quadriga.engine.meters.throughput import Interval, Work
+from quadriga.engine.run_config import LogConfig
+from quadriga.engine.run_plan import RunPlan
+from quadriga.engine.spikes import SpikeDetector
+from quadriga.errors import UserError
+from quadriga.formatting import duration
+
+Record = dict[str, Any]
+
+
+class Journal:
+    """Writes down every ``every_steps``-th step, the first and the last, on rank 0.
+
+    A record holds the values of its own step (not of a window), so the file of a resumed run
+    equals that of a run that never stopped, but for the times.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        config: LogConfig,
+        plan: RunPlan,
+        env: DistEnv,
+        console: Console,
+        start: int,
+        work: Work | None = None,
+        loggers: LoggerSet | None = None,
+        health: HealthConfig | None = None,
+    ) -> None:
+        """Continue the files after `start` finished steps.
+
+        Args:
+            directory: Where the files are.
+            config: Which steps are written down.
+            plan: The run's numbers.
+            env: This rank; rank 0 writes.
+            console: Shows what is written.
+            start: Finished steps.
+            work: What a sample costs; unknown by default.
+            loggers: Opened loggers, closed with the journal; none by default.
+            health: When a loss is a spike; its defaults by default.
+        """
+        self._config, self._plan, self._env, self._console = config, plan, env, console
+        self._start, self._folder = start, directory.path
+        self._loggers = loggers or LoggerSet(console.warn)
+        self._began = time.perf_counter()
+        self._interval = Interval(work or Work(), self._began)
+        self._status = ""
+        self._file = directory.metrics.open("a", encoding="utf-8") if env.is_main else None
+        self._events = Events(directory.events, env.is_main)
+        self._spikes = SpikeDetector(health or HealthConfig())
+        self._unseen: list[tuple[int, Tensor]] = []
+        self._times = TimeLog(
+            directory.path,
+            active=env.is_main,
+            start=start,
+            total_steps=plan.total_steps,
+            batch_size=plan.batch_size,
+            ranks=env.world_size,
+            flops_per_sample=None if work is None else work.flops_per_sample,
+        )
+
+    def __enter__(self) -> Self:
+        """Use as a context manager: the files are closed at the end."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Look at the last losses and close the files."""
+        self._times.end(kind)
+        try:
+            self._loggers.close()
+            self._look_for_spikes()
+            if self._file is not None:
+                self._file.close()
+        except OSError as problem:
+            # A full disk refuses once more what it refused before: the first error is the news.
+            if error is None:
+                raise self._unwritable(problem) from problem
+
+    def step(self, output: StepOutput) -> None:
+        """Take in one step.
+
+        Raises:
+            UserError: The disk is full.
+        """
+        done = output.step + 1
+        self._interval.add(output.samples, output.seconds)
+        self._times.advance(done)
+        if self._env.is_main:
+            self._unseen.append((done, output.metrics["loss"].detach()))
+            if output.skipped:
+                self._event("skipped step", done)
+        first_or_last = done in (1, self._plan.total_steps)
+        if not first_or_last and done % self._config.every_steps:
+            self._console.advance("train", done, self._plan.total_steps, self._status)
+            return
+        record = self._record(output, done)
+        self._look_for_spikes()
+        try:
+            self._write(record, done)
+        except OSError as problem:
+            raise self._unwritable(problem) from problem
+        self._show(record, done)
+        self._times.steps(done, record["memory_peak_gib"])
+        self._interval.restart(time.perf_counter())
+
+    def add_stall(self, seconds: float) -> None:
+        """Take the time that training stood still for a checkpoint."""
+        self._interval.add_stall(seconds)
+
+    def _event(self, event: str, done: int, **plain: float) -> None:
+        try:
+            self._events.write(event, done, **plain)
+        except OSError as problem:
+            raise self._unwritable(problem) from problem
+
+    def _look_for_spikes(self) -> None:
+        """Look at every loss since the last time: on a GPU, one synchronisation for all."""
+        if not self._unseen:
+            return
+        unseen, self._unseen = self._unseen, []
+        losses = torch.stack([loss.to(torch.float64) for _, loss in unseen]).tolist()
+        for (done, _), loss in zip(unseen, losses, strict=True):
+            spike = self._spikes.spike(done, loss)
+            if spike is not None:
+                self._console.warn(str(spike))
+                self._event(
+                    "loss spike", done, loss=loss, median=spike.median, deviation=spike.deviation
+                )
+
+    def _write(self, record: Record, done: int) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        self._loggers.log({k: v for k, v in record.items() if k not in ("step", "skipped")}, done)
+
+    def _unwritable(self, problem: OSError) -> UserError:
+        return UserError(
+            f"metrics.jsonl or events.jsonl cannot be written in {self._folder}: "
+            f"{problem.strerror}; make room, then --resume"
+        )
+
+    def _record(self, output: StepOutput, done: int) -> Record:
+        metrics = {name: float(value) for name, value in output.metrics.items()}
+        now = time.perf_counter()
+        per_step = (now - self._began) / max(1, done - self._start)
+        return {
+            "step": done,
+            "epoch": done * self._plan.batch_size / self._plan.dataset_size,
+            "samples": done * self._plan.batch_size,
+            **{name: value for name, value in metrics.items() if math.isfinite(value)},
+            "lr": output.lr,
+            **({"grad_norm": norm} if math.isfinite(norm := float(output.grad_norm)) else {}),
+            **({"skipped": True} if output.skipped else {}),
+            **self._interval.fields(now),
+            "memory_gib": memory_gib(self._env),
+            "memory_peak_gib": memory_peak_gib(self._env),
+            "eta_seconds": per_step * (self._plan.total_steps - done),
+        }
+
+    def _show(self, record: Record, done: int) -> None:
+        loss = f"loss {record['loss']:.4f}" if "loss" in record else "no finite loss"
+        status = (
+            f"epoch {record['epoch']:.2f}  {loss}  lr {record['lr']:.2e}  "
+            f"{record['samples_per_second']:.1f} samples/s  "
+            f"data wait {100 * record['data_wait_share']:.1f} %"
+        )
+        if "mfu" in record:
+            status += f"  mfu {100 * record['mfu']:.1f} %"
+        self._console.line(
+            f"step {done}/{self._plan.total_steps}  {status}  eta {duration(record['eta_seconds'])}"
+        )
+        self._console.advance("train", done, self._plan.total_steps, status)
+        self._status = status
+
+
+def memory_gib(env: DistEnv) -> float:
+    """Return this process's memory in GiB: the tensors' peak on CUDA, the resident set on CPU."""
+    if env.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(env.device) / 2**30
+    resident: int = psutil.Process().memory_info().rss
+    return resident / 2**30
+
+
+def memory_peak_gib(env: DistEnv) -> float:
+    """Return the most that this process has held, in GiB.
+
+    On CUDA what PyTorch reserved of the device, its cache too; on the CPU the resident set.
+    """
+    if env.device.type == "cuda":
+        return torch.cuda.max_memory_reserved(env.device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # The kernel brings the peak up to date now and then only, so what is held may be above it.
+    return max(peak / (2**30 if sys.platform == "darwin" else 2**20), memory_gib(env))

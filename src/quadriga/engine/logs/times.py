@@ -1,0 +1,160 @@
+"""times.jsonl: when a run was made, and what it cost, over all its attempts.
+
+Nothing in it is ever taken back. metrics.jsonl forgets the steps that a killed run makes again;
+here their time stays, so that it can be told apart from the time of the steps that count
+(`quadriga.workflow.ledger`). One JSON object a line, each with ``event`` and ``time`` (Unix):
+
+``start``      a process was started to make the run, by `quadriga run`
+``begin``      an attempt begins at ``step`` finished steps, with what a sample of it costs
+``steps``      ``step`` steps are finished, ``seconds`` after the attempt began
+``evaluated``  the state after ``step`` was judged within ``seconds``
+``end``        the attempt is over; also written by who started the process, with its ``code``
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, final
+
+import psutil
+
+TIMES = "times.jsonl"
+
+STAMP_SECONDS = 5.0
+"""Time between two ``steps``, which is what a kill can keep from being counted; less at the start,
+where it doubles, and of a long attempt a hundredth of its length, a minute at most."""
+
+_STAMP_SHARE, _STAMP_MOST = 0.01, 60.0
+
+FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
+"""How an attempt ends."""
+
+Event = dict[str, Any]
+
+
+def note(folder: Path, event: str, **plain: str | float | None) -> None:
+    """Append an event to a run's times.jsonl.
+
+    A disk that is full is told of by metrics.jsonl: a run does not end for its times.
+    """
+    known = {name: value for name, value in plain.items() if value is not None}
+    line = json.dumps({"event": event, "time": round(time.time(), 3), **known})
+    with contextlib.suppress(OSError), (folder / TIMES).open("a", encoding="utf-8") as stream:
+        stream.write(f"{line}\n")
+
+
+def read_times(folder: Path) -> list[Event]:
+    """Return the events of a run in their order; a torn line is passed over."""
+    try:
+        lines = (folder / TIMES).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and isinstance(event.get("event"), str):
+            found.append(event)
+    return found
+
+
+def process_name() -> str:
+    """Return a name for this process that no other has, also after a restart of the machine."""
+    return f"{os.getpid()}@{psutil.Process().create_time():.2f}"
+
+
+@contextlib.contextmanager
+def evaluated(folder: Path, step: int, ranks: int) -> Iterator[None]:
+    """Return a context whose time is that of an evaluation; one that is cut off is not noted."""
+    began = time.perf_counter()
+    yield
+    seconds = round(time.perf_counter() - began, 3)
+    note(folder, "evaluated", step=step, seconds=seconds, ranks=ranks, process=process_name())
+
+
+def how_it_ended(kind: type[BaseException] | None) -> str:
+    """Return how an attempt ended that this kind of exception left."""
+    if kind is None:
+        return FINISHED
+    return FAILED if issubclass(kind, Exception) else STOPPED
+
+
+@final
+class TimeLog:
+    """Writes one attempt at a run into its times.jsonl, on rank 0."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        active: bool,
+        start: int,
+        total_steps: int,
+        batch_size: int,
+        ranks: int,
+        flops_per_sample: float | None = None,
+    ) -> None:
+        """Begin.
+
+        Args:
+            folder: The run's work directory.
+            active: Whether this rank writes.
+            start: Finished steps.
+            total_steps: Steps of the whole run.
+            batch_size: Samples of a step, over all ranks.
+            ranks: Processes that work on it, one device each.
+            flops_per_sample: Model FLOPs of a sample's forward and backward pass, if known.
+        """
+        self._folder, self._active = folder, active
+        self._began = self._stamped = time.perf_counter()
+        self._done, self._peak = start, 0.0
+        if active:
+            note(
+                folder,
+                "begin",
+                process=process_name(),
+                # What went by before the first step: imports, the model, the checkpoint.
+                start_up_seconds=round(time.time() - psutil.Process().create_time(), 3),
+                step=start,
+                total_steps=total_steps,
+                batch_size=batch_size,
+                ranks=ranks,
+                flops_per_sample=flops_per_sample,
+            )
+
+    def steps(self, done: int, memory_peak_gib: float) -> None:
+        """Take the number of finished steps and the memory's peak; write them now and then."""
+        self._done, self._peak = done, max(self._peak, memory_peak_gib)
+        now = time.perf_counter()
+        age = self._stamped - self._began
+        pause = max(min(STAMP_SECONDS, age), min(_STAMP_MOST, _STAMP_SHARE * age))
+        if now - self._stamped >= pause:
+            self._stamped = now
+            self._note("steps")
+
+    def advance(self, done: int) -> None:
+        """Take the number of finished steps; nothing is written."""
+        self._done = done
+
+    def end(self, kind: type[BaseException] | None) -> None:
+        """Write down how the attempt ended; `kind` is the exception that it left by."""
+        self._note("steps")
+        if self._active:
+            note(self._folder, "end", how=how_it_ended(kind), process=process_name())
+
+    def _note(self, event: str) -> None:
+        if self._active:
+            note(
+                self._folder,
+                event,
+                step=self._done,
+                seconds=round(time.perf_counter() - self._began, 3),
+                memory_peak_gib=round(self._peak, 4),
+            )

@@ -1,0 +1,134 @@
+"""What happens when a loss or a gradient is not finite: the same on every rank."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, final
+
+from quadriga.engine.health_config import HealthConfig
+from quadriga.errors import UserError
+from quadriga.files import write_text
+
+
+@dataclass(frozen=True)
+class BadStep:
+    """A step whose loss or gradient is not finite, before its update."""
+
+    step: int
+    """The step, from 0."""
+    what: str
+    """"loss" or "gradient norm"."""
+    value: float
+    """What it was: not a number, or infinite."""
+    loss_scale: float
+    """What the loss was multiplied with."""
+    updates: int
+    """Updates that were made before it: what schedules follow."""
+
+    def __str__(self) -> str:
+        """Return the fact as a clause."""
+        return f"the {self.what} is {self.value} at step {self.step + 1}"
+
+
+class RollBack(Exception):
+    """The run is to go on from its last checkpoint; every rank raises it at the same step."""
+
+    def __init__(self, bad: BadStep) -> None:
+        """Carry the step that was bad."""
+        super().__init__(str(bad))
+        self.bad = bad
+
+
+def stop_at(bad: BadStep, more: str = "", others: str = "") -> NoReturn:
+    """End the run at a bad step.
+
+    Args:
+        bad: The step.
+        more: What else is known, to follow the fact.
+        others: Remedies beside those of the learning rate and the norm.
+
+    Raises:
+        UserError: Always, on every rank.
+    """
+    error = UserError(
+        f"{bad}; its update was not made and the checkpoints before it are untouched{more}: lower "
+        f"optim.lr or set optim.clip_norm=1 in a new work directory{others}"
+    )
+    error.on_every_rank = True
+    raise error
+
+
+@final
+class LeftOut:
+    """The steps that make no update, kept in the run's directory: a resumed run leaves them too."""
+
+    def __init__(self, path: Path) -> None:
+        """Read `path`, if it is there: a list of [first, last]."""
+        self._path = path
+        self.ranges: list[tuple[int, int]] = []
+        self.tried: list[int] = []
+        if path.exists():
+            try:
+                saved = json.loads(path.read_text(encoding="utf-8"))
+                self.ranges = [(int(first), int(last)) for first, last in saved["ranges"]]
+                self.tried = [int(step) for step in saved["tried"]]
+            except (ValueError, TypeError, KeyError) as error:
+                raise UserError(
+                    f"{path} is damaged ({error}); it lists the steps that the run leaves out: "
+                    'restore it, or write {"ranges": [], "tried": []}'
+                ) from error
+
+    def __contains__(self, step: object) -> bool:
+        """Return whether a step makes no update."""
+        return any(first <= step <= last for first, last in self.ranges)  # type: ignore[operator]
+
+    def save(self) -> None:
+        """Write the file; rank 0 alone calls it."""
+        write_text(self._path, json.dumps({"ranges": self.ranges, "tried": self.tried}) + "\n")
+
+
+@final
+class Health:
+    """Applies ``health.non_finite`` to bad steps."""
+
+    def __init__(
+        self,
+        config: HealthConfig,
+        left_out: LeftOut,
+        record: Callable[[BadStep], str],
+        tell: Callable[[BadStep, str], None],
+    ) -> None:
+        """Start without bad steps.
+
+        Args:
+            config: The policy.
+            left_out: Steps that make no update; extended by a rollback.
+            record: Writes the replay file of a bad step and returns where it is; every rank
+                calls it.
+            tell: Reports what is done about a bad step.
+        """
+        self._config, self._left_out = config, left_out
+        self._record, self._tell = record, tell
+        self._bad: list[int] = []
+
+    def __call__(self, bad: BadStep) -> None:
+        """Decide on a bad step; returning means that its update is left out.
+
+        Raises:
+            UserError: The run ends.
+            RollBack: The run goes back.
+        """
+        where = self._record(bad)
+        more = f" (quadriga replay {where} makes this step alone)" if where else ""
+        self._bad = [s for s in self._bad if bad.step - s <= self._config.window] + [bad.step]
+        if self._config.non_finite == "stop":
+            stop_at(bad, more, ", or --resume with health.non_finite=skip or rollback")
+        if len(self._bad) > self._config.max_bad_steps:
+            number = f"; it is bad step number {len(self._bad)} (health.max_bad_steps)"
+            stop_at(bad, more + number, ", or raise health.max_bad_steps")
+        if self._config.non_finite == "rollback":
+            raise RollBack(bad)
+        self._tell(bad, f"{bad}: its update is left out{more}")

@@ -1,0 +1,188 @@
+"""Frozen features of a whole data set: extracted once, over all ranks, for every protocol."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from quadriga.contracts import Dataset, Encoder, EvaluationContext, Objective
+from quadriga.data.reading.loader import sequential
+from quadriga.distributed.collectives import all_gather_values, all_reduce_sum, slice_of
+from quadriga.errors import UserError
+
+BATCH = 256
+"""Images that go through the encoders at once."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """One vector and one label per readable sample of a split, in the order of the data set."""
+
+    values: Tensor
+    """float32 (samples, width), in host memory."""
+    labels: Tensor
+    """int64 (samples,), in host memory."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Both splits as one encoder sees them."""
+
+    train: Features
+    test: Features
+
+
+@dataclass(frozen=True)
+class FeatureBank:
+    """What the protocols of frozen features work on."""
+
+    trained: Encoded
+    random: Encoded
+    """The same encoder before training: the baseline."""
+    classes: int
+
+
+def feature_bank(context: EvaluationContext, protocol: str) -> FeatureBank:
+    """Extract the features of both splits by the trained and the random encoder.
+
+    The images are decoded once for both encoders, and the bank is kept in `context.cache` for
+    the next protocol. Every rank calls this and gets the whole bank.
+
+    Args:
+        context: What is evaluated.
+        protocol: Who asks, for error sentences.
+
+    Raises:
+        UserError: The objective has no image encoder, or the data have no labels.
+    """
+    found = context.cache.get("feature_bank")
+    if isinstance(found, FeatureBank):
+        return found
+    check_features(context, protocol)
+    objectives = [context.objective, context.fresh().to(context.env.device)]
+    with contextlib.ExitStack() as stack:
+        encoders = [stack.enter_context(frozen_encoder(objective)) for objective in objectives]
+        train = extract(encoders, context.train, context, "features of the training images")
+        test = extract(encoders, context.test, context, "features of the test images")
+    bank = FeatureBank(
+        trained=Encoded(train[0], test[0]),
+        random=Encoded(train[1], test[1]),
+        classes=len(context.train.classes),
+    )
+    context.cache["feature_bank"] = bank
+    return bank
+
+
+def extract(
+    encoders: Sequence[Encoder], dataset: Dataset, context: EvaluationContext, what: str
+) -> list[Features]:
+    """Encode every sample of `dataset` once; each rank does its share and gets all of it.
+
+    Samples that cannot be read are left out, on every rank.
+
+    Args:
+        encoders: Modules in evaluation mode on the context's device.
+        dataset: A labelled data set.
+        context: Gives the transform, the ranks, the workers and the progress bar.
+        what: Name of the work in the progress bar.
+
+    Returns:
+        The features of each encoder.
+    """
+    env, total = context.env, len(dataset)
+    mine = slice_of(total, env.rank, env.world_size)
+    labels = torch.zeros(total, dtype=torch.int64)
+    seen = torch.zeros(total, dtype=torch.int64)
+    values: list[Tensor] = []
+    done = 0
+    for batch in sequential(
+        dataset,
+        context.transform,
+        mine,
+        batch_size=BATCH,
+        env=env,
+        workers=context.workers,
+        warn=context.warn,
+    ):
+        with torch.inference_mode():
+            vectors = [encoder.features(batch["image"]).float() for encoder in encoders]
+        if not values:
+            values = [torch.zeros(total, vector.shape[1]) for vector in vectors]
+        index = batch["index"].cpu()
+        for whole, part in zip(values, vectors, strict=True):
+            whole[index] = part.cpu()
+        labels[index] = batch["label"].cpu()
+        seen[index] = 1
+        done += len(index)
+        context.report_progress(what, done, len(mine))
+    # A rank without samples learns the widths from the others.
+    widths = max(all_gather_values([whole.shape[1] for whole in values], env), key=len)
+    values = values or [torch.zeros(total, width) for width in widths]
+    # Every row is zero on all ranks but one, so that the sum gathers exactly and in order.
+    for tensor in (labels, seen, *values):
+        all_reduce_sum(tensor, env)
+    if not bool(seen.all()):
+        rows = seen.nonzero()[:, 0]
+        labels, values = labels[rows], [whole[rows] for whole in values]
+    return [Features(whole, labels) for whole in values]
+
+
+@contextlib.contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Put `module` in evaluation mode, and each of its parts back as it was."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+@contextlib.contextmanager
+def frozen_encoder(objective: Objective) -> Iterator[Encoder]:
+    """Yield `objective` as an encoder in evaluation mode.
+
+    Raises:
+        TypeError: It has no `features`.
+    """
+    if not isinstance(objective, Encoder):
+        raise TypeError(f"{type(objective).__name__} has no features(images)")
+    with evaluation_mode(objective):
+        yield objective
+
+
+def check_features(context: EvaluationContext, protocol: str) -> None:
+    """Check that features can be extracted and judged by their labels.
+
+    Raises:
+        UserError: The objective has no image encoder, or the data have no labels.
+    """
+    if not isinstance(context.objective, Encoder):
+        name = type(context.objective).__name__
+        raise UserError(
+            f"{protocol} needs an objective with an image encoder (features), but {name} has"
+            f" none; leave {protocol} out"
+        )
+    for split, dataset in (("training", context.train), ("test", context.test)):
+        if not dataset.classes:
+            raise UserError(
+                f"{protocol} needs labelled {split} images, but the data set names no classes;"
+                f" point data at class folders, or leave {protocol} out"
+            )
+        if len(dataset) == 0:
+            raise UserError(
+                f"{protocol} needs at least one of the {split} images, but the split is empty;"
+                f" point data at a split with images, or leave {protocol} out"
+            )
+    if context.train.classes != context.test.classes:
+        train, test = len(context.train.classes), len(context.test.classes)
+        raise UserError(
+            f"{protocol} needs the same classes in both splits, but the training images have"
+            f" {train} and the test images {test}, or under other names; give both splits the"
+            " same class folders"
+        )

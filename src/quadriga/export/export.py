@@ -1,0 +1,226 @@
+"""Exports of a checkpoint's model: written beside, run beside the model, then put in place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from quadriga.config.provenance import Resolved
+from quadriga.engine.build import build_objective
+from quadriga.engine.checkpoint.store import read_manifest
+from quadriga.engine.checkpoint_contents import (
+    Weights,
+    checkpoints_of,
+    is_checkpoint,
+    read_model,
+    whole_checkpoint,
+)
+from quadriga.engine.export_hf_loading import WEIGHTS
+from quadriga.engine.logs.directory import RunDirectory
+from quadriga.engine.run_config import RunConfig
+from quadriga.errors import UserError
+from quadriga.export.huggingface import CONFIG, HuggingFaceFormat
+from quadriga.export.onnx import OnnxFormat
+from quadriga.export.safetensors import SafetensorsFormat
+from quadriga.export.subject import Check, Format, Part, Subject
+from quadriga.export.timm import TimmFormat
+from quadriga.files import fsync_file, fsync_folder
+from quadriga.weights import Remedies, load_tensors
+
+FORMATS: dict[str, Format] = {
+    "safetensors": SafetensorsFormat(),
+    "hf": HuggingFaceFormat(),
+    "timm": TimmFormat(),
+    "onnx": OnnxFormat(),
+}
+
+_REMEDIES = Remedies(
+    loose="name the config that the checkpoint was made with (--config)",
+    resample="use that config's sizes",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """What to export, and where to."""
+
+    source: Path
+    """A run or a checkpoint of one."""
+    output: Path
+    to: str
+    """One of `FORMATS`."""
+    weights: Weights = "raw"
+    part: Part = "encoder"
+    config: Path | None = None
+    """The config.json of the run, for a checkpoint that is not in its run any more."""
+    force: bool = False
+    """Whether an export that is there already is replaced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What was exported."""
+
+    checkpoint: Path
+    step: int
+    files: tuple[Path, ...]
+    check: Check
+    remark: str | None
+    """What users of the export must know."""
+
+
+def export(request: ExportRequest, warn: Callable[[str], None]) -> Exported:
+    """Export the model of a checkpoint, run the export, and put it in place if the two agree.
+
+    Args:
+        request: What to export.
+        warn: Told which damaged checkpoints of a run are passed over.
+
+    Raises:
+        UserError: There is no whole checkpoint, the format cannot hold the model, the output
+            exists, or the export computes something else; then nothing is written.
+    """
+    form = FORMATS[request.to]
+    checkpoints_of(request.source)
+    config = read_run_config(request.source, request.config)
+    if config.modular is not None and config.modular.kind() == "hybrid":
+        raise UserError(
+            f"{request.source} must be a whole model, but has modules that train apart "
+            "(modular.kind=hybrid); assemble them (modular.kind=assembly) and export that run"
+        )
+    form.check(config, request.part)
+    _check_output(form, request)
+    folder = whole_checkpoint(request.source, warn)
+    subject = _subject(config, folder, request)
+    with _staging(request.output) as staging:
+        staged = staging / request.output.name
+        form.write(subject, staged)
+        check = form.verify(subject, staged)
+        if not check.passed:
+            raise UserError(
+                f"the export computes something else than the model, and is not kept: {check}"
+            )
+        staged_files = [path for path in [*form.companions(staged), staged] if path.exists()]
+        files = tuple(_place(path, request.output.parent) for path in staged_files)
+        for left_over in set(form.companions(request.output)) - set(files):
+            left_over.unlink(missing_ok=True)  # of the export that was replaced
+        fsync_folder(request.output.parent)
+    return Exported(
+        checkpoint=folder,
+        step=subject.step,
+        files=files,
+        check=check,
+        remark=form.remark(subject),
+    )
+
+
+def read_run_config(source: Path, file: Path | None) -> RunConfig:
+    """Return the config of the run that a checkpoint is of.
+
+    Args:
+        source: A run, a checkpoint, or the folder ``checkpoints`` of a run.
+        file: The config.json, where it is not in the run's folder.
+
+    Raises:
+        UserError: There is none, or it is damaged.
+    """
+    if file is not None:
+        try:
+            return Resolved.from_json(RunConfig, file.read_text(encoding="utf-8")).config
+        except (OSError, UnicodeDecodeError, UserError) as error:
+            raise UserError(f"--config must be the config.json of a run: {error}") from error
+    start = source.resolve()
+    for folder in (start, *start.parents[:3]):
+        directory = RunDirectory(folder)
+        if directory.config.is_file():
+            return directory.read_config().config
+    what = "checkpoint" if is_checkpoint(source) else "folder"
+    raise UserError(
+        f"the {what} {source} is in no run: there is no config.json above it; add --config FILE, "
+        "the config.json of its run"
+    )
+
+
+def _subject(config: RunConfig, folder: Path, request: ExportRequest) -> Subject:
+    """Build the objective on the CPU and fill it from the checkpoint."""
+    objective = build_objective(config, torch.device("cpu"), config.seed)
+    tensors = read_model(folder, request.weights, "--weights")
+    load_tensors(objective, tensors, folder, "quadriga", remedies=_REMEDIES)
+    return Subject(
+        config=config,
+        objective=objective.eval(),
+        part=request.part,
+        step=read_manifest(folder).step,
+        weights=request.weights,
+    )
+
+
+def _check_output(form: Format, request: ExportRequest) -> None:
+    """Check that the output has the right name and nothing is lost by writing it.
+
+    Raises:
+        UserError: It has another suffix, or exists and must not or cannot be replaced.
+    """
+    output = request.output
+    if form.suffix and output.suffix != form.suffix:
+        raise UserError(f"OUTPUT must end in {form.suffix} for --to {request.to}, but is {output}")
+    for path in [output, *form.companions(output)]:
+        empty = path.is_dir() and not any(path.iterdir())
+        if not path.exists() or (empty and not form.suffix):
+            continue
+        if not request.force:
+            raise UserError(f"{path} exists; add --force to replace it, or choose another OUTPUT")
+        if path.is_dir() == bool(form.suffix):
+            kind = "file" if form.suffix else "folder"
+            raise UserError(f"OUTPUT must be a {kind} for --to {request.to}, but {path} is none")
+        if path.is_dir():
+            foreign = sorted(p.name for p in path.iterdir() if p.name not in (CONFIG, WEIGHTS))
+            if foreign:
+                raise UserError(
+                    f"{path} holds files that no export wrote ({foreign[0]}) and is not replaced; "
+                    "choose another OUTPUT"
+                )
+
+
+@contextlib.contextmanager
+def _staging(output: Path) -> Iterator[Path]:
+    """Make a folder beside the output for what is not whole yet; it is always removed.
+
+    Raises:
+        UserError: Something cannot be written.
+    """
+    staging = output.parent / f".{output.name}.{os.getpid()}.partial"
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        staging.mkdir()
+        yield staging
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write the export to {output}: {reason}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _place(staged: Path, folder: Path) -> Path:
+    """Flush what was staged and move it to its place."""
+    for path in staged.iterdir() if staged.is_dir() else (staged,):
+        fsync_file(path)
+    final = folder / staged.name
+    if not (staged.is_dir() and final.exists()):
+        os.rename(staged, final)
+        return final
+    # A folder cannot replace another that is not empty: the old one steps aside first.
+    aside = staged.with_name(f"{staged.name}.old")
+    os.rename(final, aside)
+    try:
+        os.rename(staged, final)
+    except OSError:
+        os.rename(aside, final)
+        raise
+    return final

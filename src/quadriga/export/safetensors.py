@@ -1,0 +1,109 @@
+"""Exports under this project's own names: one file that says itself what model it is of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from quadriga import randomness
+from quadriga.contracts import ModelConfig, ObjectiveConfig
+from quadriga.engine.run_config import RunConfig
+from quadriga.errors import UserError
+from quadriga.export.subject import (
+    OWN_TOLERANCE,
+    Check,
+    Format,
+    Part,
+    Subject,
+    greatest_difference,
+    keyed_batch,
+    keyed_images,
+)
+from quadriga.models.bert import Bert
+from quadriga.models.vit import ViT
+from quadriga.weights import load_weights
+from quadriga.weights.files import write_tensors
+
+HEADER = "quadriga"
+"""The key of the file's header under which the configs are."""
+
+
+class SafetensorsFormat(Format):
+    """A safetensors file with the configs of its model in the header."""
+
+    suffix = ".safetensors"
+
+    def check(self, config: RunConfig, part: Part) -> None:
+        """Any model can be written."""
+
+    def write(self, subject: Subject, target: Path) -> None:
+        """Write the tensors, and the configs from which `rebuild` makes the model."""
+        configs = {"model": subject.config.model.as_dict()}
+        if subject.part == "all":
+            configs["objective"] = subject.config.objective.as_dict()
+        notes = {HEADER: json.dumps({**subject.notes(), **configs})}
+        write_tensors(subject.module.state_dict(), target, notes)
+
+    def verify(self, subject: Subject, target: Path) -> Check:
+        """Rebuild the model from the file alone and compare its outputs."""
+        rebuilt = rebuild(target)
+        with torch.no_grad():
+            expected, actual = _outputs(subject, subject.module), _outputs(subject, rebuilt)
+        difference = greatest_difference(list(zip(actual, expected, strict=True)))
+        return Check(
+            against="with the model rebuilt from the file",
+            difference=difference,
+            tolerance=OWN_TOLERANCE,
+        )
+
+
+def rebuild(path: Path | str) -> nn.Module:
+    """Make the model of a file that was exported with this project's names.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The encoder, or with ``--part all`` the objective: on the CPU, in evaluation mode.
+
+    Raises:
+        UserError: It is no such file.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            described = json.loads((file.metadata() or {})[HEADER])
+    except KeyError as error:
+        raise UserError(
+            f"{path} does not say what model it is of: it was not written by checkpoint export; "
+            "build the model from its config and use load_weights"
+        ) from error
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path} is not a whole safetensors file: {error}") from error
+    model = ModelConfig.from_dict(described["model"])
+    with torch.device("meta"):
+        if "objective" in described:
+            made: nn.Module = ObjectiveConfig.from_dict(described["objective"]).build(model)
+        else:
+            made = model.build()
+    made = made.to_empty(device="cpu")
+    load_weights(made, path, "quadriga")
+    return made.eval()
+
+
+def _outputs(subject: Subject, module: nn.Module) -> list[Tensor]:
+    """Return what the exported part computes: the encoder's tokens, or the objective's loss."""
+    if isinstance(module, ViT):
+        images = keyed_images(module.config)
+        return [module(images), module.features(images)]
+    batch = keyed_batch(subject.config)
+    if subject.part == "encoder":
+        tokens: Tensor = module(batch if isinstance(module, Bert) else batch["image"])
+        return [tokens]
+    with randomness.micro_batch(0, 0, 0, 0):
+        output = module(batch)
+    return [output.loss, *(total for total, _ in output.metrics.values())]

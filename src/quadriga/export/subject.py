@@ -1,0 +1,259 @@
+"""What is exported, what a format must be able to do, and how two models are compared."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from quadriga import __version__, randomness
+from quadriga.contracts import Batch, Objective
+from quadriga.engine.run_config import RunConfig
+from quadriga.errors import UserError
+from quadriga.models.bert import Bert, BertConfig
+from quadriga.models.vit import ViT, ViTConfig
+from quadriga.weights import load_weights
+
+Part = Literal["encoder", "all"]
+"""The encoder alone, or the whole objective: with the decoder and all else it learned."""
+
+Pairs = list[tuple[Tensor, Tensor]]
+"""(actual, expected)."""
+
+BATCH = 2
+"""Images that both models are run on."""
+
+OWN_TOLERANCE = 1e-6
+"""Largest difference where the same code computes both: the same weights in the same order."""
+
+FOREIGN_TOLERANCE = 1e-4
+"""Largest difference where another implementation computes: float32, summed in another order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model to export."""
+
+    config: RunConfig
+    objective: Objective
+    """In evaluation mode, on the CPU."""
+    part: Part
+    step: int
+    weights: str
+    """raw or ema."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The part that is exported."""
+        return self.objective if self.part == "all" else encoder_of(self.objective)
+
+    @property
+    def vit(self) -> ViT:
+        """The encoder, of a format that knows vision transformers only."""
+        encoder = encoder_of(self.objective)
+        if not isinstance(encoder, ViT):
+            raise UserError(f"the encoder must be a vision transformer, but is {type(encoder)}")
+        return encoder
+
+    @property
+    def bert(self) -> Bert:
+        """The encoder, of a text model.
+
+        Raises:
+            UserError: It is another one.
+        """
+        encoder = encoder_of(self.objective)
+        if not isinstance(encoder, Bert):
+            raise UserError(f"the encoder must be a BERT, but is {type(encoder)}")
+        return encoder
+
+    def notes(self) -> dict[str, Any]:
+        """Return where the weights come from and what images they expect."""
+        views = self.config.views.as_dict()
+        origin = {
+            "version": __version__,
+            "run": self.config.name,
+            "step": self.step,
+            "weights": self.weights,
+            "part": self.part,
+        }
+        return {**origin, **{f"image_{k}": views[k] for k in ("mean", "std") if k in views}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """The outcome of running the model and its export on the same input."""
+
+    against: str
+    """What ran the export."""
+    difference: float
+    """Greatest difference of an output, relative to its greatest value."""
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the two agree; outputs that are not finite never do."""
+        return self.difference <= self.tolerance
+
+    def __str__(self) -> str:
+        """Return one line for people."""
+        return (
+            f"checked {self.against}: greatest difference {self.difference:.1e} of the greatest "
+            f"value (tolerance {self.tolerance:.0e})"
+        )
+
+
+class Format(ABC):
+    """A format of exports."""
+
+    suffix: ClassVar[str]
+    """What the output's name ends in; empty for a folder."""
+
+    @abstractmethod
+    def check(self, config: RunConfig, part: Part) -> None:
+        """Check, before anything is read, that the format can hold the model.
+
+        Raises:
+            UserError: It cannot, or a library is missing.
+        """
+
+    @abstractmethod
+    def write(self, subject: Subject, target: Path) -> None:
+        """Write the model; `target` and its companions are new.
+
+        Raises:
+            UserError: It cannot be written.
+        """
+
+    @abstractmethod
+    def verify(self, subject: Subject, target: Path) -> Check:
+        """Read what was written and run it beside the model."""
+
+    def remark(self, subject: Subject) -> str | None:
+        """Return what users of the export must know; None where there is nothing."""
+        return None
+
+    def companions(self, target: Path) -> list[Path]:
+        """Return what may be written beside `target`."""
+        return []
+
+
+def encoder_of(objective: nn.Module) -> nn.Module:
+    """Return an objective's encoder.
+
+    Raises:
+        UserError: It has none.
+    """
+    encoder = getattr(objective, "encoder", None)
+    if not isinstance(encoder, nn.Module):
+        raise UserError(
+            f"--part must be all for a {type(objective).__name__}, which has no encoder of its own"
+        )
+    return encoder
+
+
+def require_vit(config: RunConfig, layout: str) -> ViTConfig:
+    """Return the model's config, of a layout that knows vision transformers only.
+
+    Raises:
+        UserError: The model is of another kind.
+    """
+    if not isinstance(config.model, ViTConfig):
+        raise UserError(
+            f"--to {layout} needs model.kind=vit, but the run's is {config.model.kind()}; "
+            "use --to safetensors"
+        )
+    return config.model
+
+
+def classes_of(config: RunConfig, part: Part) -> int:
+    """Return the classes of the classifier that is exported with the encoder; 0 without one."""
+    is_classifier = part == "all" and config.objective.kind() == "supervised"
+    return int(config.objective.as_dict()["classes"] or 0) if is_classifier else 0
+
+
+def logits(objective: nn.Module, images: Tensor) -> Tensor:
+    """Return what a supervised objective's classifier returns."""
+    scores: Tensor = objective.scores(images)  # type: ignore[operator]
+    return scores
+
+
+def read_classifier_back(subject: Subject, path: Path, layout: Literal["timm", "hf"]) -> Tensor:
+    """Return the logits that this project's classifier computes from the weights in a file."""
+    again = subject.config.objective.build(subject.config.model).eval()
+    load_weights(again, path, layout)
+    return logits(again, keyed_images(subject.vit.config))
+
+
+def read_back(config: ViTConfig, path: Path) -> ViT:
+    """Return a fresh encoder filled from a file, in evaluation mode."""
+    with torch.device("meta"):
+        made = config.build()
+    made = made.to_empty(device="cpu")
+    load_weights(made, path)
+    return made.eval()
+
+
+def keyed_images(config: ViTConfig, batch: int = BATCH) -> Tensor:
+    """Return the images that both models are run on: (batch, channels, side, side), N(0, 1)."""
+    shape = (batch, config.channels, config.image_px, config.image_px)
+    return torch.empty(shape).normal_(generator=randomness.generator("export", "images"))
+
+
+def keyed_text(config: BertConfig) -> Batch:
+    """Return the sequences that both models are run on: of two lengths, some words hidden."""
+    longest = min(32, config.max_positions)
+    lengths = torch.tensor([longest, max(1, 3 * longest // 4)])
+    columns = torch.arange(longest)
+    real = columns < lengths[:, None]
+    source = randomness.generator("export", "text")
+    ids = torch.empty(real.shape, dtype=torch.int64)
+    ids = ids.random_(0, config.vocabulary_size, generator=source) * real
+    tokens = real.flatten().nonzero().squeeze(1)
+    masked = torch.arange(0, tokens.shape[0], 5)
+    segments = (real & (columns >= longest // 2)).long() % config.segment_types
+    index = torch.arange(lengths.shape[0])
+    return {
+        "ids": ids,
+        "segments": segments,
+        "lengths": lengths,
+        "tokens": tokens,
+        "masked": masked,
+        "targets": ids.flatten()[tokens[masked]].flip(0),
+        "is_random": index,
+        "index": index,
+        "key": index,
+    }
+
+
+def keyed_batch(config: RunConfig) -> Batch:
+    """Return a batch of the run's views, its floating tensors drawn from N(0, 1)."""
+    if isinstance(config.model, BertConfig):
+        return keyed_text(config.model)
+    batch = config.views.build("train").example(BATCH, torch.device("cpu"))
+    for name, tensor in batch.items():
+        if tensor.is_floating_point():
+            tensor.normal_(generator=randomness.generator("export", name))
+    return batch
+
+
+def greatest_difference(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """Return the greatest difference of (actual, expected) pairs, relative to the greatest value.
+
+    Returns:
+        Infinity where a value is not finite or the shapes differ.
+    """
+    worst = 0.0
+    for actual, expected in pairs:
+        if actual.shape != expected.shape:
+            return math.inf
+        scale = expected.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+        found = ((actual.float() - expected.float()).abs().max() / scale).item()
+        worst = max(worst, found if math.isfinite(found) else math.inf)
+    return worst

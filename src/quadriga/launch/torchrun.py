@@ -1,0 +1,109 @@
+"""Several ranks on this machine, through torchrun, with one exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from types import FrameType
+from typing import final
+
+import psutil
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from quadriga.engine.faults.preemption import SIGNALS, handling
+from quadriga.engine.logs.environment import cores
+from quadriga.launch.attempts import FINAL, RESTARTS
+
+_OURS = "--signals-to-handle"
+_INTERRUPTED = 130
+
+
+def torchrun_arguments(ranks: int, arguments: Sequence[str]) -> list[str]:
+    """Return torchrun's arguments for a ``quadriga`` command on this machine alone.
+
+    Args:
+        ranks: Number of processes.
+        arguments: The command line after ``quadriga``.
+    """
+    # Standalone: a free port is found, so that two runs on one machine do not meet.
+    options = ["--standalone", f"--nproc-per-node={ranks}"]
+    if _OURS in torchrun.get_args_parser()._option_string_actions:
+        # Without SIGTERM, which this module hands on: torchrun would kill the ranks 30 seconds
+        # later, while they save, and would not tell what they ended with.
+        options.append(f"{_OURS}=SIGINT,SIGHUP,SIGQUIT")
+    return [*options, "--module", "quadriga", *arguments]
+
+
+@final
+class _HandOn:
+    """Context in which the signals that stop a run are handed on to this process's ranks."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def installed(self) -> AbstractContextManager[None]:
+        """Return the context; outside the main thread it changes nothing."""
+        return handling(SIGNALS, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+                if "RANK" in child.environ():
+                    child.send_signal(number)
+
+
+def run_ranks(ranks: int, arguments: Sequence[str], max_restarts: int = 0) -> int:
+    """Run a ``quadriga`` command on several ranks of this machine and wait for them.
+
+    SIGTERM and SIGUSR1 are handed on to the ranks, which save and end; they are waited for.
+
+    Args:
+        ranks: Number of processes; the machine's cores are shared between them.
+        arguments: The command line after ``quadriga``.
+        max_restarts: How often all ranks are started again when one has failed; they go on with
+            the newest checkpoint. What the user must mend, and a run that was asked to stop, is
+            not started again. Here and not in torchrun, which would do so.
+
+    Returns:
+        The exit code: 0, or that of the first rank that failed.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // ranks)))
+    # The rank that failed has said why, in one line; the agent would add a page.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    hand_on = _HandOn()
+    with hand_on.installed():
+        for attempt in range(max_restarts + 1):
+            os.environ[RESTARTS] = str(attempt)
+            try:
+                code = _run_once(ranks, arguments)
+            finally:
+                del os.environ[RESTARTS]
+            final = code in (0, _INTERRUPTED, *FINAL) or hand_on.asked
+            if final or attempt == max_restarts:
+                break
+            print(
+                f"warning: a rank ended with exit code {code}; all are started again and resume "
+                f"(restart {attempt + 1} of {max_restarts})",
+                file=sys.stderr,
+                flush=True,
+            )
+    return code
+
+
+def _run_once(ranks: int, arguments: Sequence[str]) -> int:
+    try:
+        options = torchrun.parse_args(torchrun_arguments(ranks, arguments))  # type: ignore[no-untyped-call]
+        torchrun.run(options)  # type: ignore[no-untyped-call]
+    except ChildFailedError as error:
+        first = min(error.failures.values(), key=lambda failure: failure.timestamp)
+        return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
+    except SignalException as error:
+        return 128 + error.sigval.value
+    return 0

@@ -1,0 +1,223 @@
+"""The parts of a transformer: attention, MLP, residual scaling and dropping, the pre-norm block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from quadriga import randomness
+from quadriga.models.parts.initialise import Filler
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockShape:
+    """The dimensions and options that all blocks of a transformer share."""
+
+    width: int
+    """Features of a token."""
+    heads: int
+    """Attention heads; they divide `width`."""
+    mlp_width: int
+    """Features of the MLP's hidden layer."""
+    qkv_bias: bool = True
+    norm_eps: float = 1e-6
+    layer_scale: float | None = None
+    """Initial factor of each residual branch; None: no factors."""
+    dropout: float = 0.0
+    """Probability that a feature of a residual branch is dropped."""
+
+
+@final
+class Attention(nn.Module):
+    """Multi-head self-attention (Vaswani et al., 2017, section 3.2) with one fused projection."""
+
+    def __init__(self, width: int, heads: int, qkv_bias: bool = True) -> None:
+        """Make the projections of `width` features, split into `heads`."""
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.output = nn.Linear(width, width)
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "batch tokens width"],
+        mask: Bool[Tensor, "..."] | Float[Tensor, "..."] | None = None,
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Let each token attend to all tokens of its sequence.
+
+        Args:
+            tokens: The sequences.
+            mask: Broadcastable to (batch, heads, tokens, tokens). Boolean: True where a query may
+                look at a key; float: added to the scores.
+        """
+        batch, length, width = tokens.shape
+        fused = self.qkv(tokens).view(batch, length, 3, self.heads, width // self.heads)
+        query, key, value = fused.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        output: Tensor = self.output(mixed.transpose(1, 2).reshape(batch, length, width))
+        return output
+
+
+@final
+class MLP(nn.Module):
+    """Two linear maps with the exact (erf) GELU of Hendrycks and Gimpel (2016) between them."""
+
+    def __init__(self, width: int, hidden_width: int, drop: nn.Module | None = None) -> None:
+        """Make the maps ``width -> hidden_width -> width``; `drop` acts on the hidden features."""
+        super().__init__()
+        self.hidden = nn.Linear(width, hidden_width)
+        self.drop = nn.Identity() if drop is None else drop
+        self.output = nn.Linear(hidden_width, width)
+
+    def forward(self, tokens: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
+        """Map each token on its own."""
+        output: Tensor = self.output(self.drop(functional.gelu(self.hidden(tokens))))
+        return output
+
+
+@final
+class LayerScale(nn.Module):
+    """A learned factor per feature of a residual branch (Touvron et al., 2021, CaiT, eq. 4)."""
+
+    def __init__(self, width: int, initial: float) -> None:
+        """Make `width` factors that start at `initial`."""
+        super().__init__()
+        self.initial = initial
+        self.factor = nn.Parameter(torch.empty(width))
+
+    def fill(self, filler: Filler) -> None:
+        """Set every factor to its initial value."""
+        filler.constant("factor", self.initial)
+
+    def forward(self, branch: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
+        """Scale the features of `branch`."""
+        return branch * self.factor
+
+
+@final
+class DropPath(nn.Module):
+    """Stochastic depth per sample (Huang et al., 2016), drawn in the scope of the micro-batch."""
+
+    def __init__(self, rate: float, salt: int) -> None:
+        """Drop a sample's branch with probability `rate`; `salt` tells branches apart."""
+        super().__init__()
+        self.drops = rate > 0.0
+        # Tensors, for a compiled block: as constants they would make every layer another program.
+        self.rate = torch.tensor(rate, dtype=torch.float32, device="cpu")
+        self.salt = randomness.salt_tensor(salt)
+
+    def forward(self, branch: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Zero the branch of some samples and scale the others to keep the expectation.
+
+        Args:
+            branch: A residual branch, with the samples in dimension 0.
+        """
+        if not (self.drops and self.training):
+            return branch
+        rows, device = branch.shape[0], branch.device
+        opaque = device.type == "cpu" and torch.compiler.is_compiling()
+        draw = _factors_as_one_operation if opaque else _factors
+        factors = draw(randomness.micro_batch_key(device), self.salt, self.rate, rows)
+        return branch * factors.to(branch.dtype).view(-1, *(1,) * (branch.dim() - 1))
+
+
+def _factors(key: Tensor, salt: Tensor, rate: Tensor, rows: int) -> Float[Tensor, " {rows}"]:
+    """Return what each sample's branch is multiplied by: 0, or 1 / (1 - rate)."""
+    uniform = randomness.uniform_rows(key, salt, rows)[0]
+    return (uniform >= rate).to(torch.float32) / (1.0 - rate)
+
+
+# Not taken apart when compiled for the CPU: the kernel that torch 2.13 makes of it writes a whole
+# vector at the end of batches that are no multiple of one (100 samples), over other memory.
+_factors_as_one_operation = torch.library.custom_op(
+    "quadriga::drop_path_factors",
+    _factors,
+    mutates_args=(),
+    schema="(Tensor key, Tensor salt, Tensor rate, SymInt rows) -> Tensor",
+)
+
+
+@_factors_as_one_operation.register_fake
+def _(key: Tensor, salt: Tensor, rate: Tensor, rows: int) -> Tensor:
+    return key.new_empty((rows,), dtype=torch.float32)
+
+
+@final
+class Dropout(nn.Module):
+    """Dropout (Srivastava et al., 2014), drawn in the scope of the micro-batch."""
+
+    def __init__(self, rate: float, salt: int) -> None:
+        """Drop each feature with probability `rate`; `salt` tells layers apart."""
+        super().__init__()
+        self.rate = rate
+        self.salt = salt
+
+    def forward(self, features: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+        """Zero some features and scale the others to keep the expectation."""
+        if self.rate == 0.0 or not self.training:
+            return features
+        source = randomness.layer_generator(self.salt, features.device)
+        keep = torch.empty_like(features).bernoulli_(1.0 - self.rate, generator=source)
+        return features * keep.div_(1.0 - self.rate)
+
+
+@final
+class Block(nn.Module):
+    """A pre-norm block: ``x += attention(norm(x)); x += mlp(norm(x))`` (Xiong et al., 2020)."""
+
+    def __init__(self, shape: BlockShape, layer: int, drop_path: float = 0.0) -> None:
+        """Make one block.
+
+        Args:
+            shape: What all blocks share.
+            layer: Global number of the block, the same whichever process holds it.
+            drop_path: Probability that a sample skips a branch of this block.
+        """
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(shape.width, eps=shape.norm_eps)
+        self.attention = Attention(shape.width, shape.heads, shape.qkv_bias)
+        self.attention_residual = _residual(shape, layer, "attention", drop_path)
+        self.mlp_norm = nn.LayerNorm(shape.width, eps=shape.norm_eps)
+        drop = None
+        if shape.dropout > 0.0:
+            drop = Dropout(shape.dropout, randomness.fold("dropout", layer, "hidden"))
+        self.mlp = MLP(shape.width, shape.mlp_width, drop)
+        self.mlp_residual = _residual(shape, layer, "mlp", drop_path)
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "batch tokens width"],
+        mask: Bool[Tensor, "..."] | Float[Tensor, "..."] | None = None,
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Map the sequences; `mask` as for `Attention`."""
+        branch = self.attention(self.attention_norm(tokens), mask)
+        tokens = tokens + self.attention_residual(branch)
+        branch = self.mlp(self.mlp_norm(tokens))
+        output: Tensor = tokens + self.mlp_residual(branch)
+        return output
+
+
+def _residual(shape: BlockShape, layer: int, branch: str, drop_path: float) -> nn.Sequential:
+    """Make what a branch passes before it is added: dropout, layer scale, drop path."""
+    parts: dict[str, nn.Module] = {}
+    if shape.dropout > 0.0:
+        salt = randomness.fold("dropout", layer, branch)
+        parts["dropout"] = Dropout(shape.dropout, salt)
+    if shape.layer_scale is not None:
+        parts["scale"] = LayerScale(shape.width, shape.layer_scale)
+    if drop_path > 0.0:
+        parts["drop_path"] = DropPath(drop_path, randomness.fold("drop_path", layer, branch))
+    residual = nn.Sequential()
+    for name, part in parts.items():
+        residual.add_module(name, part)
+    return residual
+
+
+def drop_path_rates(highest: float, depth: int) -> list[float]:
+    """Return the drop path rate of each block: from 0 linearly to `highest` at the last one."""
+    return [highest * layer / max(1, depth - 1) for layer in range(depth)]

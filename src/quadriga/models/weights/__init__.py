@@ -1,9 +1,0 @@
-"""Weights to and from files, under this project's names, timm's or Hugging Face's.
-
-One file per foreign layout: its table of names, and what its tensors look like.
-"""
-
-from quadriga.models.weights.report import Remedies, WeightReport
-from quadriga.models.weights.transfer import Layout, export_weights, load_tensors, load_weights
-
-__all__ = ["Layout", "Remedies", "WeightReport", "export_weights", "load_tensors", "load_weights"]

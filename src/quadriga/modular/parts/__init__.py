@@ -1,0 +1,1 @@
+"""What modular training shares: cuts, the meta model, sources, starts."""

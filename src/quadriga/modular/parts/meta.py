@@ -1,0 +1,87 @@
+"""Putting a trained meta model into its frozen stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from quadriga.contracts import ModelConfig, Stage, WeightSource
+from quadriga.errors import UserError
+from quadriga.modular.parts.cut import block_of, copy_into, misfits
+from quadriga.modular.parts.sources import check_facts, facts_of, to_come, whole_model
+from quadriga.weights.layouts.model_stages import digest
+
+
+def check_meta(
+    model: ModelConfig,
+    depths: Sequence[int],
+    classes: int | None,
+    path: str,
+    run: Mapping[str, Any] | None,
+) -> None:
+    """Check that a meta model that is still to be trained will be that of this target.
+
+    Args:
+        model: The target model.
+        depths: Blocks of each stage of the meta model.
+        classes: Classes of the target, where it has any.
+        path: Where it will be.
+        run: The values of its run's config, where known.
+
+    Raises:
+        UserError: It will be another one.
+    """
+    if run is None:
+        return
+    who = f"the meta model {path}"
+    kind = (run.get("modular") or {}).get("kind")
+    if kind == "hybrid":
+        raise UserError(f"{who} must be a whole model, but has modular.kind=hybrid; name another")
+    check_facts(facts_of(to_come(path, run)), model, classes, who)
+    blocks = (run.get("model") or {}).get("depth")
+    if blocks is not None and blocks != sum(depths):
+        raise UserError(
+            f"{who} must have {sum(depths)} blocks (modular.meta_depths {list(depths)}), but has "
+            f"{blocks}; name another one, or change modular.meta_depths"
+        )
+
+
+def fill_meta(
+    stages: Sequence[Stage],
+    model: ModelConfig,
+    depths: Sequence[int],
+    classes: int | None,
+    source: WeightSource,
+) -> str:
+    """Copy a meta model's weights into its stages; all of them, or on an error none.
+
+    Args:
+        stages: Those of the meta model.
+        model: The target model.
+        depths: Blocks of each stage.
+        classes: Classes of the target, where it has any.
+        source: What lies at ``modular.meta``.
+
+    Returns:
+        A few words on what was taken.
+
+    Raises:
+        UserError: It is not the meta model of this target.
+    """
+    who = f"the meta model {source.path}"
+    check_facts(facts_of(source), model, classes, who)
+    tensors = whole_model(source)
+    numbers = {number for name in tensors if (number := block_of(name)) is not None}
+    if numbers != set(range(sum(depths))):
+        raise UserError(
+            f"{who} must have {sum(depths)} blocks (modular.meta_depths {list(depths)}), but has "
+            f"{len(numbers)}; name another one, or change modular.meta_depths"
+        )
+    own = {name: tensor for stage in stages for name, tensor in stage.state_dict().items()}
+    problem = misfits(own, tensors, who)
+    if problem is not None:
+        raise UserError(f"{problem}; name the meta model of this target")
+    for stage in stages:
+        names = stage.state_dict().keys()
+        copy_into(stage, {name: tensors[name] for name in names})
+    return f"the stages of {source.path} (SHA-256 {digest(tensors)[:16]})"

@@ -1,0 +1,1 @@
+"""What optimizers share: groups, multi-tensor updates, the moving average."""

@@ -1,0 +1,280 @@
+"""A profile measured on this machine: the parts of a recipe, timed one by one."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from quadriga import randomness
+from quadriga.contracts import Batch, Stage
+from quadriga.data.reading.loader import Loader
+from quadriga.distributed.environment import DistEnv
+from quadriga.engine.logs.environment import cores, device_name
+from quadriga.engine.run_config import RunConfig
+from quadriga.engine.step.precision import reduced_precision
+from quadriga.errors import UserError
+from quadriga.optim.parts.groups import materialise_state
+from quadriga.pipeline.planner.profile import (
+    Facts,
+    Measurement,
+    Network,
+    Profile,
+    Recompute,
+    UnitCost,
+)
+from quadriga.pipeline.units import Units, forward, make_units, sizes, splittable
+
+BATCHES = 3
+"""Different micro-batches that a size is measured with, since real ones differ."""
+REPEATS = 3
+"""Passes per micro-batch; the median counts."""
+PATIENCE = 20.0
+"""Default of `measure_profile`."""
+LARGEST = 128
+
+Say = Callable[[str], None]
+
+
+def micro_batch_sizes(batch_size: int, largest: int = LARGEST) -> list[int]:
+    """Return the sizes that are worth measuring: divisors of the batch, each about twice the last.
+
+    Args:
+        batch_size: Samples of a step.
+        largest: No size is above it.
+    """
+    chosen: list[int] = []
+    for size in range(1, min(batch_size, largest) + 1):
+        if batch_size % size == 0 and (not chosen or size >= 2 * chosen[-1]):
+            chosen.append(size)
+    return chosen
+
+
+def measure_profile(
+    config: RunConfig,
+    device: torch.device,
+    network: Network,
+    micro_sizes: Sequence[int],
+    *,
+    memory: int | None = None,
+    threads: int | None = None,
+    patience: float = PATIENCE,
+    say: Say = lambda _: None,
+) -> Profile:
+    """Time the parts of a run's objective on a device.
+
+    Args:
+        config: The run.
+        device: Where to measure.
+        network: How ranks are joined.
+        micro_sizes: Micro-batch sizes, ascending.
+        memory: Bytes of a rank.
+        threads: Threads of a rank on a CPU; by default as many as there are now.
+        patience: Seconds after which no larger micro-batches are measured.
+        say: Told what is being measured.
+
+    Raises:
+        UserError: The objective has no stages.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        found, origin = _measurements(config, device, micro_sizes, patience, say)
+        units = make_units(config, device, "none")
+        parts, shared = sizes(units, config.optim)
+        return Profile(
+            facts=Facts(
+                recipe=config.name,
+                method="measured",
+                device=device_name(device),
+                precision=config.train.precision,
+                torch=torch.__version__,
+                threads=torch.get_num_threads(),
+                batches=origin,
+            ),
+            blocks=depth_of(config),
+            input=parts[0],
+            block=parts[1],
+            head=parts[2],
+            shared_bytes=shared,
+            has_average=config.ema.decay is not None,
+            measurements=tuple(found),
+            update_seconds=_update_seconds(config, units.block, device),
+            network=network,
+            memory=memory,
+        )
+    finally:
+        torch.set_num_threads(before)
+
+
+def depth_of(config: RunConfig) -> int:
+    """Return the number of blocks of a run's objective.
+
+    Raises:
+        UserError: It has no stages, or no block.
+    """
+    depth = splittable(config).depth
+    if depth < 1:
+        raise UserError("the model must have at least one block to be planned, but has none")
+    return depth
+
+
+def threads_per_rank(ranks: int) -> int:
+    """Return the threads that a rank has where all ranks share this machine's cores."""
+    return max(1, cores() // ranks)
+
+
+def _measurements(
+    config: RunConfig,
+    device: torch.device,
+    micro_sizes: Sequence[int],
+    patience: float,
+    say: Say,
+) -> tuple[list[Measurement], str]:
+    found: list[Measurement] = []
+    origin = ""
+    began = time.perf_counter()
+    kinds: tuple[Recompute, ...] = ("none", "full")
+    made = {kind: make_units(config, device, kind) for kind in kinds}
+    for size in micro_sizes:
+        if found and time.perf_counter() - began > patience:
+            say(f"micro-batches above {found[-1].micro_batch} are not measured: that takes long")
+            break
+        say(f"measuring micro-batches of {size}")
+        batches, origin = _batches(config, size, device)
+        found += [_measure(config, made[kind], kind, batches, device) for kind in kinds]
+    return found, origin
+
+
+def _batches(config: RunConfig, size: int, device: torch.device) -> tuple[list[Batch], str]:
+    """Return micro-batches of the run's data, or an example where the data is not at hand."""
+    transform = config.views.build("train")
+    try:
+        dataset = config.data.build("train")
+    except UserError:
+        return [transform.example(size, device)], "an example"
+    count = min(BATCHES, max(1, len(dataset) // size))
+    env = DistEnv(0, 1, 0, 1, device)
+    with Loader(
+        dataset,
+        transform,
+        seed=config.seed,
+        batch_size=size,
+        accumulate=1,
+        env=env,
+        workers=0,
+        prefetch=1,
+        max_unreadable_fraction=0.5,
+        warn=lambda _: None,
+    ) as loader:
+        batches: Iterator[Batch] = itertools.islice(loader.batches(range(count)), count)
+        return list(batches), "the data"
+
+
+class _Taken(NamedTuple):
+    """What one pass through a part took."""
+
+    forward: float
+    backward: float
+    kept: int
+    output: Tensor
+
+
+def _measure(
+    config: RunConfig,
+    units: Units,
+    recompute: Recompute,
+    batches: Sequence[Batch],
+    device: torch.device,
+) -> Measurement:
+    """Time the parts with some micro-batches of one size: means over them, of medians."""
+    taken: dict[str, list[_Taken]] = {name: [] for name in units._fields}
+    for number, batch in enumerate(batches):
+        hidden: Tensor | None = None
+        for name, unit in zip(units._fields, units, strict=True):
+            repeats = REPEATS + (2 if number == 0 else 0)  # the first ones warm up
+            passes = [_pass(config, unit, hidden, batch, device) for _ in range(repeats)]
+            passes = passes[-REPEATS:]
+            taken[name].append(
+                _Taken(
+                    statistics.median(p.forward for p in passes),
+                    statistics.median(p.backward for p in passes),
+                    passes[-1].kept,
+                    passes[-1].output,
+                )
+            )
+            hidden = passes[-1].output
+    for unit in units:
+        unit.zero_grad(set_to_none=True)
+    costs = {
+        name: UnitCost(
+            forward=statistics.fmean(t.forward for t in each),
+            backward=statistics.fmean(t.backward for t in each),
+            kept=max(t.kept for t in each),
+        )
+        for name, each in taken.items()
+    }
+    boundary = max(t.output.numel() * t.output.element_size() for t in taken["block"])
+    return Measurement(
+        micro_batch=next(iter(batches[0].values())).shape[0],
+        recompute=recompute,
+        boundary_bytes=boundary,
+        batch_bytes=max(sum(t.nbytes for t in batch.values()) for batch in batches),
+        **costs,
+    )
+
+
+def _pass(
+    config: RunConfig, unit: Stage, hidden: Tensor | None, batch: Batch, device: torch.device
+) -> _Taken:
+    """Compute a part's forward and backward pass once; gradients add up."""
+    if hidden is not None:
+        hidden = hidden.detach().requires_grad_(hidden.is_floating_point())
+    with randomness.micro_batch(config.seed, 0, 0, 0):
+        # Once to count, since counting takes time, and once to time.
+        kept = forward(unit, hidden, batch, reduced_precision(device, config.train))[1]
+        began = _now(device)
+        with reduced_precision(device, config.train):
+            result = unit(hidden, batch)
+        ended = _now(device)
+        output = result if isinstance(result, Tensor) else result.loss
+        gradient = torch.ones_like(output)
+        turned = _now(device)
+        if output.requires_grad:
+            torch.autograd.backward(output, gradient)
+        return _Taken(ended - began, _now(device) - turned, kept, output.detach())
+
+
+def _update_seconds(config: RunConfig, unit: Stage, device: torch.device) -> float:
+    """Return the seconds of an optimizer step per trainable byte, of one block."""
+    named = [(n, p) for n, p in unit.named_parameters() if p.requires_grad]
+    if not named:
+        return 0.0
+    optimizer = config.optim.override({"layer_decay": 1.0, "lr_scales": "{}"}).build(named)
+    materialise_state(optimizer)
+    taken = []
+    for _ in range(2 + REPEATS):
+        for _, parameter in named:
+            parameter.grad = torch.zeros_like(parameter)
+        began = _now(device)
+        optimizer.step()
+        taken.append(_now(device) - began)
+    size = sum(p.numel() * p.element_size() for _, p in named)
+    return statistics.median(taken[2:]) / size
+
+
+def _now(device: torch.device) -> float:
+    """Return the seconds of a clock: that of this process's work where one core does it all.
+
+    A core that is shared for the moment then does not count as a slow one.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif torch.get_num_threads() == 1:
+        return time.process_time()
+    return time.perf_counter()

@@ -1,0 +1,284 @@
+"""The search for the fastest way to train a recipe on so many ranks of so much memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+from quadriga.errors import UserError
+from quadriga.formatting import bytes_
+from quadriga.pipeline.placement import Placement
+from quadriga.pipeline.planner.cost import Candidate, Costs, Memory
+from quadriga.pipeline.planner.profile import Profile, Recompute
+from quadriga.pipeline.planner.timeline import simulate
+from quadriga.pipeline.schedules import SCHEDULES
+from quadriga.pipeline.search import best_cut, most_blocks
+from quadriga.pipeline.timing import Timeline, Times, lower_bound
+
+RECOMPUTES: tuple[Recompute, ...] = ("none", "full")
+STEPS = 6
+"""Steps that are simulated: the pipeline is in its steady state in the middle of them."""
+
+ROUNDING = 1e-7
+"""Relative difference of seconds that means nothing."""
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """A candidate, its cut and what is predicted of it."""
+
+    candidate: Candidate
+    depths: tuple[int, ...]
+    """Blocks of each stage."""
+    times: Times
+    memory: tuple[Memory, ...]
+    """Of each stage."""
+    step_seconds: float
+    samples_per_second: float
+    bubble: float
+    """Share of the stages' time in which they compute nothing."""
+
+    @property
+    def most_memory(self) -> int:
+        """Bytes of the fullest rank."""
+        return max(memory.total for memory in self.memory)
+
+
+class Refusal(NamedTuple):
+    """A class of candidates that cannot run, whatever their micro-batch."""
+
+    width: int
+    depth: int
+    schedule: str
+    recompute: Recompute
+    reason: str
+    need: int | None
+    """Bytes of the fullest stage, where memory is the reason."""
+
+
+@final
+@dataclass(frozen=True)
+class Ranking:
+    """What `plan` found."""
+
+    plans: tuple[Plan, ...]
+    """The best first."""
+    refusals: tuple[Refusal, ...]
+    considered: int
+    """Candidates that can run."""
+
+
+@final
+class Planner:
+    """Judges the candidates of one profile."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        ranks: int,
+        batch_size: int,
+        memory: int,
+        *,
+        is_deferred: bool = True,
+        whole_only: str | None = None,
+    ) -> None:
+        """Plan for a profile.
+
+        Args:
+            profile: What the parts of the model cost.
+            ranks: Ranks to use, all of them.
+            batch_size: Samples of a step over all ranks.
+            memory: Bytes of a rank.
+            is_deferred: Whether 2bw makes its updates beside (`pipeline.deferred_update`).
+            whole_only: Why the run's model cannot be cut, if it cannot.
+        """
+        self._whole_only = whole_only
+        self._profile, self._ranks, self._batch_size = profile, ranks, batch_size
+        self._memory, self._is_deferred = memory, is_deferred
+
+    def rank(self, top: int) -> Ranking:
+        """Return the best candidates, in an order that depends on the profile alone.
+
+        Every candidate is cut and bounded; those whose bound is among the best are simulated.
+
+        Raises:
+            UserError: None can run.
+        """
+        bounded: list[tuple[float, Candidate, Costs, tuple[int, ...]]] = []
+        refusals: list[Refusal] = []
+        for group in self._classes():
+            fitting, refusal = self._judge(*group)
+            bounded += fitting
+            refusals += [refusal] if refusal is not None else []
+        if not bounded:
+            raise self._nothing_fits(refusals)
+        bounded.sort(key=lambda entry: (entry[0], entry[1]))
+        plans: list[Plan] = []
+        for bound, candidate, costs, depths in bounded:
+            if len(plans) >= top and bound > plans[top - 1].step_seconds * (1 + ROUNDING):
+                break
+            plans.append(self._predict(candidate, costs, depths))
+            plans.sort(key=_order)
+        return Ranking(tuple(plans[:top]), tuple(refusals), len(bounded))
+
+    def predict(self, candidate: Candidate, depths: tuple[int, ...] | None = None) -> Plan:
+        """Return what is predicted of one candidate.
+
+        Args:
+            candidate: Its micro-batch must be in the profile.
+            depths: Its cut; the best one by default.
+
+        Raises:
+            UserError: It does not fit.
+        """
+        costs = self._costs(candidate)
+        if depths is None:
+            depths = self._cut(costs)
+        if depths is None:
+            raise UserError(
+                f"the ranks must have memory for {candidate}, but have {bytes_(self._memory)}"
+            )
+        return self._predict(candidate, costs, depths)
+
+    def timeline(self, plan: Plan, steps: int) -> Timeline:
+        """Return the timing of a plan's first steps, to be drawn."""
+        costs = self._costs(plan.candidate)
+        return simulate(costs.schedule, plan.times, plan.candidate.micro_batches, steps)
+
+    def _classes(self) -> Iterator[tuple[int, int, str, Recompute]]:
+        for depth in range(1, min(self._ranks, self._profile.blocks) + 1):
+            if self._ranks % depth == 0:
+                for schedule in ("none",) if depth == 1 else tuple(SCHEDULES):
+                    for recompute in RECOMPUTES:
+                        yield self._ranks // depth, depth, schedule, recompute
+
+    def _judge(
+        self, width: int, depth: int, schedule: str, recompute: Recompute
+    ) -> tuple[list[tuple[float, Candidate, Costs, tuple[int, ...]]], Refusal | None]:
+        """Return the candidates of a class that can run, or why none can."""
+        if depth > 1 and self._whole_only is not None:
+            return [], Refusal(width, depth, schedule, recompute, self._whole_only, None)
+        reasons: list[tuple[int | None, str]] = []
+        found = []
+        for size in self._profile.sizes:
+            if self._batch_size % (width * size):
+                continue
+            micro_batches = self._batch_size // (width * size)
+            candidate = Candidate(width, depth, size, micro_batches, recompute, schedule)
+            costs = self._costs(candidate)
+            try:
+                costs.schedule.check(depth, micro_batches)
+            except UserError:
+                reasons.append((None, f"needs {depth} micro-batches, has {micro_batches}"))
+                continue
+            depths = self._cut(costs)
+            if depths is None:
+                reasons.append(self._need(costs))
+                continue
+            name = costs.schedule.name
+            bound = lower_bound(name, costs.times(depths), micro_batches)
+            found.append((bound, candidate, costs, depths))
+        if found:
+            return found, None
+        if not reasons:
+            text = f"train.batch_size={self._batch_size} has no such part for {width} copies"
+            reasons = [(None, text)]
+        need, text = min(reasons, key=lambda reason: (reason[0] is None, reason[0] or 0))
+        return [], Refusal(width, depth, schedule, recompute, text, need)
+
+    def _costs(self, candidate: Candidate) -> Costs:
+        profile = self._profile
+        plain = profile.at(candidate.micro_batch, "none")
+        if plain is None:
+            raise UserError(
+                f"the profile must have micro-batches of {candidate.micro_batch}, but has "
+                f"{profile.sizes}; make it anew"
+            )
+        full = profile.at(candidate.micro_batch, "full")
+        return Costs(
+            profile,
+            plain,
+            full if candidate.recompute == "full" else None,
+            candidate,
+            Placement(profile.network, candidate.width, candidate.depth),
+            is_deferred=self._is_deferred,
+        )
+
+    def _cut(self, costs: Costs) -> tuple[int, ...] | None:
+        blocks, depth = self._profile.blocks, costs.candidate.depth
+        most = most_blocks(blocks, depth, lambda s, n: costs.memory(s, n).total <= self._memory)
+        return best_cut(blocks, depth, costs.work, most)
+
+    def _need(self, costs: Costs) -> tuple[int, str]:
+        """Return the bytes of the fullest stage when memory alone decides the cut."""
+        depth = costs.candidate.depth
+        depths = best_cut(self._profile.blocks, depth, lambda s, n: costs.memory(s, n).total)
+        assert depths is not None
+        need, stage = max((costs.memory(s, n).total, s) for s, n in enumerate(depths))
+        where = " (heads)" if stage == depth - 1 else " (input)" if stage == 0 else ""
+        where = f" on stage {stage}{where}" if depth > 1 else ""
+        return need, f"needs {bytes_(need)}{where}, memory is {bytes_(self._memory)}"
+
+    def _predict(self, candidate: Candidate, costs: Costs, depths: tuple[int, ...]) -> Plan:
+        times = costs.times(depths)
+        step, bubble = steady_state(costs, times, candidate.micro_batches)
+        return Plan(
+            candidate=candidate,
+            depths=depths,
+            times=times,
+            memory=tuple(costs.memory(s, n) for s, n in enumerate(depths)),
+            step_seconds=step,
+            samples_per_second=self._batch_size / step,
+            bubble=bubble,
+        )
+
+    def _nothing_fits(self, refusals: list[Refusal]) -> UserError:
+        needs = [refusal for refusal in refusals if refusal.need is not None]
+        if not needs:
+            return UserError(
+                f"train.batch_size must be shared by {self._ranks} ranks in parts that were "
+                f"measured, but is {self._batch_size}; make it a multiple of the ranks"
+            )
+        best = min(needs, key=lambda refusal: refusal.need or 0)
+        return UserError(
+            f"--memory must be at least {bytes_(best.need or 0)} (depth {best.depth}, "
+            f"{best.schedule}, recompute {best.recompute}), but is {bytes_(self._memory)}; raise "
+            "it, use more ranks, or a smaller model"
+        )
+
+
+def _order(plan: Plan) -> tuple[float, int, Candidate]:
+    # What differs by rounding is alike, and the one that needs less memory comes first.
+    return float(f"{plan.step_seconds:.8e}"), plan.most_memory, plan.candidate
+
+
+def steady_state(costs: Costs, times: Times, micro_batches: int) -> tuple[float, float]:
+    """Return the seconds of a step and its bubble.
+
+    Steps of many micro-batches are simulated with fewer, since nothing new happens in them: with
+    a flush each further one takes the same time; without, a step and its update shrink alike.
+    """
+    depth = times.stages
+    few = 3 * depth + 1
+    busy = micro_batches * (sum(times.forward) + sum(times.backward))
+    schedule = costs.schedule
+    steps = STEPS if schedule.delay else 3
+    if micro_batches <= few + depth:
+        seconds = simulate(schedule, times, micro_batches, steps).step_seconds
+    elif schedule.delay:
+        share = few / micro_batches
+        smaller = Times(
+            forward=times.forward,
+            backward=times.backward,
+            transfer=times.transfer,
+            beside=tuple(share * each for each in times.beside),
+            step=tuple(share * each for each in times.step),
+            is_deferred=times.is_deferred,
+        )
+        seconds = simulate(schedule, smaller, few, steps).step_seconds / share
+    else:
+        one, more = (simulate(schedule, times, m, steps).step_seconds for m in (few, few + depth))
+        seconds = more + (micro_batches - few - depth) * (more - one) / depth
+    return seconds, 1.0 - busy / (depth * seconds)

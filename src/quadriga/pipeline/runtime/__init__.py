@@ -1,0 +1,1 @@
+"""Carrying a schedule out: stages, links, weight versions, executors."""

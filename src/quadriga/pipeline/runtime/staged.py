@@ -1,0 +1,185 @@
+"""What every pipelined executor has: its stages of the model, their updates, their state."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Container, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+
+from quadriga.contracts import Batch, Executor, Objective, Splittable, StepOutput
+from quadriga.distributed.environment import DistEnv
+from quadriga.engine.build import build_objective
+from quadriga.engine.compilation import compile_blocks
+from quadriga.engine.meters.activity import Activity
+from quadriga.engine.recompute import apply_recompute
+from quadriga.engine.run_config import RunConfig
+from quadriga.engine.run_plan import RunPlan
+from quadriga.engine.step.bad_step import BadStep, stop_at
+from quadriga.engine.step.state import copy_state
+from quadriga.pipeline.groups import make_groups
+from quadriga.pipeline.runtime.partition import Part, cut, shared_parameters
+from quadriga.pipeline.runtime.updates import Outcome, Updates
+from quadriga.pipeline.runtime.versions import Banks
+from quadriga.pipeline.topology import make_topology
+
+
+class StagedExecutor(Executor):
+    """Holds this rank's part of the model; those below decide in which order it is computed."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        config: RunConfig,
+        plan: RunPlan,
+        env: DistEnv,
+        *,
+        versions: int = 1,
+        activity: Activity | None = None,
+        asked_to_stop: Callable[[], bool] = lambda: False,
+        on_bad_step: Callable[[BadStep], None] = stop_at,
+        left_out: Container[int] = (),
+    ) -> None:
+        """Cut an objective and take this rank's part of it; every rank calls it.
+
+        Args:
+            objective: Initialised and on the device, or on the meta device: then this part alone
+                gets memory, and its values from ``config.seed``.
+            config: The run.
+            plan: Its numbers.
+            env: This process among the run's.
+            versions: Versions of the weights to hold.
+            activity: Told what this rank is doing.
+            asked_to_stop: Whether a signal asked this rank to stop.
+            on_bad_step: Called on every rank when a loss or gradient is not finite; it raises, or
+                returns to have the update left out.
+            left_out: Steps that make no update.
+
+        Raises:
+            UserError: The stages, ranks and micro-batches do not fit each other.
+        """
+        self.config, self.plan, self.env = config, plan, env
+        self.activity = activity or Activity()
+        self._asked_to_stop, self._on_bad_step = asked_to_stop, on_bad_step
+        self.topology = make_topology(config, cast(Splittable, objective).depth, env.world_size)
+        everything = {n: p for n, p in objective.named_parameters() if p.requires_grad}
+        parts = self._parts(objective)
+        ties = shared_parameters(parts)
+        self.groups = make_groups(self.topology, env, sorted(set(ties.values())))
+        part = parts[self.groups.stage].materialise(config.seed, env.device)
+        self.banks = Banks(part, versions)
+        for bank in self.banks.modules:
+            # Only now: what is set on a block refers to it, and a copy would still mean the first.
+            if config.train.recompute == "selective":
+                apply_recompute(bank, "selective")
+            if config.train.compile:
+                compile_blocks(bank)
+        self.updates = Updates(
+            self.banks,
+            everything,
+            ties,
+            config,
+            plan,
+            self.groups,
+            env,
+            objective.metric_names,
+            left_out,
+        )
+
+    def _parts(self, objective: Objective) -> list[Part]:
+        """Return the stages that each rank of a copy holds, in order of those ranks."""
+        stages = cast(Splittable, objective).stages(self.topology.depths)
+        return cut(stages, self.topology.stages, self.config.pipeline.schedule)
+
+    def next_batch(self, batches: Iterator[Batch]) -> Batch:
+        """Take the next micro-batch."""
+        self.activity.enter("data")
+        return next(batches)
+
+    def begin_update(self, step: int, totals: Any) -> None:
+        """Have a step's update made."""
+        self.activity.enter("update")
+        self.updates.begin(step, totals, self._asked_to_stop())
+
+    def finish_update(self, step: int) -> Outcome:
+        """Return what became of a step, when it is known."""
+        self.activity.enter("reduce")
+        return self.updates.wait(step)
+
+    def report(self, outcome: Outcome, stop: bool) -> StepOutput:
+        """Return the output of a step, and stop its clock."""
+        return StepOutput(
+            outcome.step,
+            outcome.metrics,
+            outcome.norm,
+            outcome.lr,
+            self.plan.batch_size,
+            self.activity.end_step(),
+            not outcome.updated,
+            stop,
+        )
+
+    def handle_bad_step(self, bad: BadStep) -> None:
+        """Have the policy applied: it raises, or returns when the run goes on."""
+        with self.activity.during("save"):
+            self._on_bad_step(bad)
+
+    def close(self) -> None:
+        """End the thread of the updates."""
+        self.updates.close()
+
+    @contextlib.contextmanager
+    def frozen(self, weights: str = "raw") -> Iterator[Objective]:
+        """Return a context that gives the whole objective for evaluation; see `Executor.frozen`."""
+        average = self.updates.average if weights == "ema" else None
+        with contextlib.ExitStack() as stack:
+            if average is not None:
+                stack.enter_context(average.swapped_in())
+            yield self._gathered()
+
+    @torch.no_grad()
+    def _gathered(self) -> Objective:
+        """Return the whole objective: each part's first copy tells the others its tensors."""
+        whole = build_objective(self.config, self.env.device, self.config.seed)
+        own, targets = self.banks.newest.state_dict(), whole.state_dict()
+        for number, part in enumerate(self._parts(whole)):
+            source = self.topology.ranks[number][0]
+            for name in sorted(part.state_dict()):
+                if number == self.groups.stage:
+                    targets[name].copy_(own[name])
+                if self.env.world_size > 1:
+                    dist.broadcast(targets[name], src=source)
+        return whole
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return this part's live tensors by global name.
+
+        ``objective.NAME``, ``previous.NAME`` (2bw), ``optimizer.PARAMETER.KEY``,
+        ``ema.PARAMETER``, ``feedback.PARAMETER`` and ``executor.NAME``.
+        """
+        state: dict[str, Any] = dict(self.banks.state_dict())
+        updates = self.updates
+        for name, parameter in self.banks.parameters.items():
+            for key, value in updates.optimizer.state[parameter].items():
+                state[f"optimizer.{name}.{key}"] = value
+        if updates.average is not None:
+            state |= {f"ema.{name}": t for name, t in updates.average.tensors.items()}
+        state |= {f"feedback.{name}": tensor for name, tensor in updates.feedback.items()}
+        state["executor.skipped"] = torch.tensor(updates.skipped)
+        if self.config.pipeline.error_feedback:
+            state["executor.has_feedback"] = torch.tensor(int(updates.has_feedback))
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Copy `state` into the live tensors; the names must be the same on both sides."""
+        copy_state(self.state_dict(), state)
+        self.updates.skipped = int(state["executor.skipped"])
+        if "executor.has_feedback" in state:
+            self.updates.has_feedback = bool(int(state["executor.has_feedback"]))
+
+
+def batches_of(executor: StagedExecutor, batches: Iterator[Batch]) -> Sequence[Batch]:
+    """Take all micro-batches of a step."""
+    return [executor.next_batch(batches) for _ in range(executor.plan.accumulate)]

@@ -1,0 +1,232 @@
+"""The update of a step, beside the passes of the steps after it.
+
+When a stage has ended a step's backward passes, all that is left is done here: the sum over the
+replicas, the sum of what tied parameters got in their stages, the norm over all stages, the
+judgement, clipping and the optimizer. Under 2bw none of it is needed before the first forward pass
+of the step after next; a thread does it meanwhile, on groups of its own. The numbers do not depend
+on who does it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Container, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from quadriga.distributed.environment import DistEnv
+from quadriga.engine.run_config import RunConfig
+from quadriga.engine.run_plan import RunPlan
+from quadriga.engine.step.bad_step import BadStep
+from quadriga.engine.step.sums import Totals
+from quadriga.optim.partial import partial_optimizer
+from quadriga.optim.parts.ema import WeightAverage
+from quadriga.optim.parts.groups import materialise_state
+from quadriga.pipeline.gradients import FlatGradients
+from quadriga.pipeline.groups import Groups
+from quadriga.pipeline.runtime.versions import Banks
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a step, the same on every rank."""
+
+    step: int
+    metrics: Mapping[str, Tensor]
+    norm: Tensor
+    lr: float
+    updated: bool
+    stop: bool
+    """Whether a rank was asked to stop."""
+    bad: BadStep | None
+    """What was not finite, if anything."""
+
+
+@final
+class Updates:
+    """Makes the updates of one stage, in order."""
+
+    def __init__(
+        self,
+        banks: Banks,
+        everything: Mapping[str, nn.Parameter],
+        ties: Mapping[str, tuple[int, ...]],
+        config: RunConfig,
+        plan: RunPlan,
+        groups: Groups,
+        env: DistEnv,
+        metric_names: tuple[str, ...],
+        left_out: Container[int],
+    ) -> None:
+        """Make the optimizer and what else has state.
+
+        Args:
+            banks: This stage's weights.
+            everything: All trainable parameters of the objective by name, on any device.
+            ties: Parameters that lie in several stages -> those stages, ascending.
+            config: The run.
+            plan: Its numbers.
+            groups: This rank's groups.
+            env: This rank.
+            metric_names: Names of the objective's metrics.
+            left_out: Steps that make no update.
+        """
+        self._banks, self._config, self._plan = banks, config, plan
+        self._groups, self._env, self._left_out = groups, env, left_out
+        self._names = metric_names
+        own = banks.parameters
+        self._tied = {name: stages for name, stages in ties.items() if name in own}
+        self._first_holder = [
+            name for name in own if ties.get(name, (groups.stage,))[0] == groups.stage
+        ]
+        self.optimizer = partial_optimizer(config.optim, everything, own)
+        materialise_state(self.optimizer)
+        decay = config.ema.decay
+        self.average = WeightAverage(list(own.items()), decay, config.ema.warmup) if decay else None
+        self.feedback: dict[str, Tensor] = {}
+        if banks.count == 2 and config.pipeline.error_feedback:
+            self.feedback = {name: torch.zeros_like(p) for name, p in own.items()}
+        self.buffers = [FlatGradients(own) for _ in range(banks.count)]
+        self.has_feedback = False
+        self.skipped = 0
+        is_deferred = banks.count == 2 and config.pipeline.deferred_update
+        self._thread = ThreadPoolExecutor(1, "update", self._join) if is_deferred else None
+        self._pending: dict[int, Future[Outcome] | Outcome] = {}
+        # One for all updates: the allocator keeps what was freed on a stream for that stream.
+        self._side: torch.cuda.Stream | None = None
+
+    def _join(self) -> None:
+        if self._env.device.type == "cuda":
+            torch.cuda.set_device(self._env.device)
+            self._side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def new_totals(self) -> Totals:
+        """Return the sums of a new step."""
+        return Totals(self._names, self._env.device)
+
+    def begin(self, step: int, totals: Totals, asked_to_stop: bool) -> None:
+        """Make a step's update, or have it made; every rank calls it, in the order of steps."""
+        if self._thread is None:
+            self._pending[step] = self._update(step, totals, asked_to_stop)
+            return
+        if self._env.device.type != "cuda":
+            self._pending[step] = self._thread.submit(self._update, step, totals, asked_to_stop)
+            return
+        passes = torch.cuda.current_stream()
+        ready = passes.record_event()
+
+        def beside() -> Outcome:
+            side = self._side
+            assert side is not None
+            with torch.cuda.stream(side):
+                side.wait_event(ready)
+                outcome = self._update(step, totals, asked_to_stop)
+                side.synchronize()
+            for tensor in (*outcome.metrics.values(), outcome.norm):
+                tensor.record_stream(passes)  # read there: not free again before that is done
+            return outcome
+
+        self._pending[step] = self._thread.submit(beside)
+
+    def wait(self, step: int) -> Outcome:
+        """Return what became of a step, when it is known."""
+        pending = self._pending.pop(step)
+        return pending.result() if isinstance(pending, Future) else pending
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    @torch.no_grad()
+    def _update(self, step: int, totals: Totals, asked_to_stop: bool) -> Outcome:
+        gradients = self.buffers[step % self._banks.count]
+        if self._groups.replicas is not None:
+            dist.all_reduce(gradients.flat, group=self._groups.replicas)
+        for name, stages in self._tied.items():
+            dist.all_reduce(gradients.views[name], group=self._groups.tied[stages])
+        squares = self._square_sum(gradients)
+        reduced = totals.reduce(
+            self._env, asked_to_stop, (squares / self._plan.world_size,), self._groups.world
+        )
+        # The losses were divided by the number of micro-batches before their backward passes.
+        factor = (self._plan.accumulate / reduced.targets).to(torch.float32)
+        norm = reduced.more[0].sqrt().to(torch.float32) * factor
+        has_targets, loss_is_finite, norm_is_finite, stop = (
+            torch.stack(
+                [
+                    reduced.targets > 0,
+                    reduced.metrics["loss"].isfinite(),
+                    norm.isfinite(),
+                    reduced.asked_to_stop > 0,
+                ]
+            )
+            .cpu()
+            .tolist()
+        )
+        bad = None
+        is_left_out = step in self._left_out
+        if has_targets and not is_left_out and not (loss_is_finite and norm_is_finite):
+            what = "gradient norm" if loss_is_finite else "loss"
+            value = norm if loss_is_finite else reduced.metrics["loss"]
+            bad = BadStep(step, what, float(value), 1.0, step - self.skipped)
+        good = has_targets and bad is None and not is_left_out
+        progress = self._plan.progress(step - self.skipped)
+        lr = self._plan.lr * self._config.schedule.factor(progress)
+        self._banks.advance(step)
+        if good:
+            clip = self._config.optim.clip_norm
+            if clip is not None:
+                factor = factor * (clip / (norm + 1e-6)).clamp(max=1.0)
+            gradients.flat.mul_(factor)
+            self._step(gradients, lr, is_late=step > self._config.pipeline.flushed_steps)
+            if self.average is not None:
+                self.average.update(progress.step)
+        else:
+            self.skipped += 1
+        return Outcome(step, reduced.metrics, norm, lr, good, stop, bad)
+
+    def _square_sum(self, gradients: FlatGradients) -> Tensor:
+        """Return the sum of the squares of this stage's gradients, tied ones counted once."""
+        counted = [gradients.views[name] for name in self._first_holder]
+        if not counted:
+            return torch.zeros((), device=self._env.device)
+        return torch.stack(torch._foreach_norm(counted)).square().sum()
+
+    def _step(self, gradients: FlatGradients, lr: float, is_late: bool) -> None:
+        own = self._banks.parameters
+        for name, parameter in own.items():
+            parameter.grad = gradients.views[name]
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        with self._corrected(is_late):
+            self.optimizer.step()
+        for parameter in own.values():
+            parameter.grad = None
+
+    @contextlib.contextmanager
+    def _corrected(self, is_late: bool) -> Iterator[None]:
+        """Correct the step that is made inside by how it differs from the one before.
+
+        With u(t) the optimizer's whole update: ``W -= u(t) + c * (u(t) - u(t - 1))`` (error
+        feedback for a delay of one step, arXiv:2606.30634). The first update, and those whose
+        gradient is not late, are made as they are.
+        """
+        if not self.feedback:
+            yield
+            return
+        parameters = [p.data for p in self._banks.parameters.values()]
+        before = [p.clone() for p in parameters]
+        yield
+        update = torch._foreach_sub(before, parameters)
+        last = list(self.feedback.values())
+        if is_late and self.has_feedback:
+            strength = self._config.pipeline.error_feedback
+            torch._foreach_add_(parameters, torch._foreach_sub(update, last), alpha=-strength)
+        torch._foreach_copy_(last, update)
+        self.has_feedback = True

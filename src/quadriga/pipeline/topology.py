@@ -1,0 +1,274 @@
+"""Which rank holds which stage of which copy of the model: pure functions of the config.
+
+A ``conf.json`` says it in the way of the reference system: ``module_to_stage_map`` lists the stage
+of each module, the last module being the loss; ``stage_to_rank_map`` lists the ranks of each stage,
+the i-th of which form the i-th copy. Modules are equal runs of blocks.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from quadriga.contracts import Objective, Splittable
+from quadriga.distributed.environment import DistEnv
+from quadriga.engine.run_config import RunConfig
+from quadriga.errors import UserError
+from quadriga.pipeline.config import PipelineConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Stages by copies of the model."""
+
+    ranks: tuple[tuple[int, ...], ...]
+    """Rank by stage and copy."""
+    depths: tuple[int, ...]
+    """Blocks of each stage; with several stages on a rank, of each of those in order."""
+
+    @property
+    def stages(self) -> int:
+        """Ranks that one copy is spread over."""
+        return len(self.ranks)
+
+    @property
+    def replicas(self) -> int:
+        """Copies of the model."""
+        return len(self.ranks[0])
+
+    def place_of(self, rank: int) -> tuple[int, int]:
+        """Return the stage and the copy of a rank."""
+        for stage, ranks in enumerate(self.ranks):
+            if rank in ranks:
+                return stage, ranks.index(rank)
+        raise ValueError(f"rank {rank} has no place")
+
+
+def replicas_of(config: RunConfig, world_size: int) -> int:
+    """Return how many copies of the model so many ranks hold.
+
+    Raises:
+        UserError: The ranks are not a multiple of the stages, or not those of the conf.
+    """
+    pipeline = config.pipeline
+    if pipeline.schedule == "none":
+        return world_size
+    if pipeline.conf is not None:
+        return len(_rank_map(pipeline.conf, read_conf(pipeline.conf), world_size)[0])
+    if world_size % pipeline.stages:
+        raise UserError(
+            f"pipeline.stages must divide the number of ranks ({world_size}), but is "
+            f"{pipeline.stages}; change it or start with --ranks {pipeline.stages}"
+        )
+    return world_size // pipeline.stages
+
+
+def make_topology(config: RunConfig, blocks: int, world_size: int) -> Topology:
+    """Place the stages.
+
+    Args:
+        config: The run; its schedule is not "none".
+        blocks: Blocks of the model.
+        world_size: Number of ranks.
+
+    Raises:
+        UserError: The stages do not fit the model or the ranks.
+    """
+    pipeline = config.pipeline
+    if pipeline.conf is not None:
+        conf = read_conf(pipeline.conf)
+        ranks = _rank_map(pipeline.conf, conf, world_size)
+        return Topology(ranks, _depths_of(pipeline.conf, conf, blocks, len(ranks)))
+    replicas = replicas_of(config, world_size)
+    stages = pipeline.stages
+    # Stage by stage: the copies of one stage are neighbours, so that the large reductions stay
+    # within a host and the small activations travel between hosts.
+    ranks = tuple(tuple(range(s * replicas, (s + 1) * replicas)) for s in range(stages))
+    return Topology(ranks, _depths(pipeline, blocks, stages * pipeline.stages_per_rank))
+
+
+def _depths(pipeline: PipelineConfig, blocks: int, parts: int) -> tuple[int, ...]:
+    if pipeline.depths is None:
+        if blocks < parts:
+            raise UserError(
+                f"pipeline.stages x pipeline.stages_per_rank must be at most the model's blocks "
+                f"({blocks}), but is {parts}; lower it or set pipeline.depths"
+            )
+        return tuple(blocks * (s + 1) // parts - blocks * s // parts for s in range(parts))
+    if len(pipeline.depths) != parts:
+        raise UserError(
+            f"pipeline.depths must name {parts} stages (pipeline.stages x "
+            f"pipeline.stages_per_rank), but names {len(pipeline.depths)}: {list(pipeline.depths)}"
+        )
+    if sum(pipeline.depths) != blocks or min(pipeline.depths) < 0:
+        raise UserError(
+            f"pipeline.depths must add up to the model's blocks ({blocks}), but "
+            f"{list(pipeline.depths)} add up to {sum(pipeline.depths)}"
+        )
+    return pipeline.depths
+
+
+def read_conf(path: Path) -> dict[str, Any]:
+    """Read a ``conf.json``: JSON, or the single-quoted form of a Python literal.
+
+    Raises:
+        UserError: It is missing, or no such file.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise UserError(f"pipeline.conf: {path} cannot be read: {reason}") from error
+    try:
+        value = json.loads(text)
+    except ValueError:
+        try:
+            value = ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            value = None
+    keys = ("module_to_stage_map", "stage_to_rank_map")
+    if not isinstance(value, Mapping) or any(key not in value for key in keys):
+        raise UserError(
+            f"pipeline.conf: {path} must be a JSON object with {' and '.join(keys)}, but is not"
+        )
+    return dict(value)
+
+
+def _rank_map(path: Path, conf: Mapping[str, Any], world_size: int) -> tuple[tuple[int, ...], ...]:
+    given = conf["stage_to_rank_map"]
+    where = f"pipeline.conf: stage_to_rank_map of {path}"
+    try:
+        by_stage = {int(stage): [_whole(r) for r in ranks] for stage, ranks in given.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f'{where} must map stages to lists of ranks: {{"0": [0, 1]}}') from error
+    if sorted(by_stage) != list(range(len(by_stage))) or not by_stage:
+        raise UserError(f"{where} must name the stages 0, 1, ..., but names {sorted(by_stage)}")
+    ranks = tuple(tuple(by_stage[stage]) for stage in range(len(by_stage)))
+    widths = {len(of_stage) for of_stage in ranks}
+    if len(widths) != 1 or 0 in widths:
+        raise UserError(
+            f"{where} must give every stage as many ranks, but gives "
+            f"{[len(of_stage) for of_stage in ranks]}: each copy of the model has one of each"
+        )
+    flat = sorted(rank for of_stage in ranks for rank in of_stage)
+    if flat != list(range(len(flat))):
+        raise UserError(f"{where} must name each rank from 0 on once, but names {flat}")
+    if len(flat) != world_size:
+        raise UserError(
+            f"{where} is for {len(flat)} ranks, but {world_size} run; start with --ranks "
+            f"{len(flat)} or change the file"
+        )
+    return ranks
+
+
+def _depths_of(path: Path, conf: Mapping[str, Any], blocks: int, stages: int) -> tuple[int, ...]:
+    """Return the blocks of each stage: modules are equal runs of blocks, none is left out."""
+    where = f"pipeline.conf: module_to_stage_map of {path}"
+    try:
+        stage_of = [_whole(stage) for stage in conf["module_to_stage_map"]]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where} must be a list of stages: [0, 0, 1, 1, 1]") from error
+    modules = len(stage_of) - 1  # the last one is the loss
+    if modules < 1 or stage_of != sorted(stage_of) or set(stage_of) != set(range(stages)):
+        raise UserError(
+            f"{where} must list stages in order, from 0 to {stages - 1}, each of them, and the "
+            f"loss last, but is {stage_of}"
+        )
+    if modules > blocks:
+        raise UserError(
+            f"{where} names {modules} modules and the loss, but the model has {blocks} blocks only"
+        )
+    depths = [0] * stages
+    for module, stage in enumerate(stage_of[:-1]):
+        depths[stage] += blocks * (module + 1) // modules - blocks * module // modules
+    return tuple(depths)
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError
+    return value
+
+
+def place_of(config: RunConfig, env: DistEnv) -> tuple[int, int]:
+    """Return the stage and the copy of a rank."""
+    pipeline = config.pipeline
+    if pipeline.schedule == "none":
+        return 0, env.rank
+    if pipeline.conf is None:
+        return divmod(env.rank, replicas_of(config, env.world_size))
+    ranks = _rank_map(pipeline.conf, read_conf(pipeline.conf), env.world_size)
+    return Topology(ranks, ()).place_of(env.rank)
+
+
+def replica_env(config: RunConfig, env: DistEnv) -> DistEnv:
+    """Return the environment of whoever reads data: a rank's copy among the copies."""
+    replicas = replicas_of(config, env.world_size)
+    return dataclasses.replace(env, rank=place_of(config, env)[1], world_size=replicas)
+
+
+def reads_for_others(config: RunConfig, env: DistEnv) -> bool:
+    """Return whether another rank reads the same samples and speaks for both."""
+    return place_of(config, env)[0] > 0
+
+
+def check_pipeline(config: RunConfig, objective: Objective, world_size: int) -> None:
+    """Check that an objective can run as a pipeline on so many ranks.
+
+    Raises:
+        UserError: It cannot.
+    """
+    pipeline, train = config.pipeline, config.train
+    if pipeline.schedule == "none":
+        if pipeline.stages > 1 or pipeline.conf is not None or pipeline.depths is not None:
+            raise UserError(
+                f"pipeline.schedule must be set when the model is cut (pipeline.stages is "
+                f"{pipeline.stages}), but is none; use 2bw or 1f1b"
+            )
+        return
+    kind = config.objective.kind()
+    if not isinstance(objective, Splittable):
+        what = f"objective.kind={kind}"
+        if config.modular is not None:
+            what = f"modular.kind={config.modular.kind()}"
+        raise UserError(
+            f"pipeline.schedule must be none for {what}, which cannot be cut into "
+            f"stages, but is {pipeline.schedule}"
+        )
+    cls = type(objective)
+    if (cls.before_step, cls.after_step) != (Objective.before_step, Objective.after_step):
+        raise UserError(
+            f"pipeline.schedule must be none for objective.kind={kind}: it has a teacher"
+        )
+    for path, value, allowed in (
+        ("train.parallel", train.parallel, ("ddp",)),
+        ("train.precision", train.precision, ("float32", "bfloat16")),
+    ):
+        if value not in allowed:
+            raise UserError(
+                f"{path} must be {' or '.join(allowed)} when pipeline.schedule is set, "
+                f"but is {value}"
+            )
+    make_topology(config, objective.depth, world_size)
+
+
+def describe_pipeline(config: RunConfig, objective: Objective, world_size: int) -> str:
+    """Return the line that says how the model is cut."""
+    assert isinstance(objective, Splittable)
+    topology = make_topology(config, objective.depth, world_size)
+    depths = "+".join(str(depth) for depth in topology.depths)
+    copies = "one copy" if topology.replicas == 1 else f"{topology.replicas} copies"
+    return (
+        f"{config.pipeline.schedule}: {copies} of the model over {topology.stages} "
+        f"{'stage' if topology.stages == 1 else 'stages'} of {depths} blocks, "
+        f"{config.train.accumulate} micro-batches per step"
+    )
+
+
+def holders_of(config: RunConfig) -> tuple[str, str]:
+    """Return what holds a whole model, in words: one, and several."""
+    return ("rank", "ranks") if config.pipeline.schedule == "none" else ("copy", "copies")

@@ -1,0 +1,1 @@
+"""Numbers that change with `Progress`: the learning rate."""

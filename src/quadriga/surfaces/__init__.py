@@ -1,0 +1,1 @@
+"""Documented command lines of other systems."""

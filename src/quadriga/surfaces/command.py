@@ -1,0 +1,94 @@
+"""What the documented commands share: their parser, and errors in the words of their flags."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import NoReturn
+
+from quadriga.cli.entry import GRACE_SECONDS, INTERRUPTED, _leave
+from quadriga.engine.faults.preemption import Preempted
+from quadriga.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, nearest
+
+
+def in_words(sentence: str, flag_of: Mapping[str, str]) -> str:
+    """Return a sentence of the engine in the words of a documented command.
+
+    Args:
+        sentence: It may name keys of the config and options of ``quadriga``.
+        flag_of: What is typed instead of each.
+    """
+    names = "|".join(re.escape(name) for name in flag_of if name != "seed")
+    said = re.sub(rf"(?<![\w.-])({names})(?![\w.])", lambda found: flag_of[found[1]], sentence)
+    said = said.replace(" (set on the command line)", "")
+    said = re.sub(r"^seed must", "--seed must", said)
+    said = said.replace("add --resume to continue it or", "run the same command to continue it or")
+    return re.sub(r"(?:the same command )?with --resume", "the same command", said)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are told as those of every command."""
+
+    def __init__(self, program: str, about: str, examples: str) -> None:
+        """Name the program as it is typed; `examples` end its help."""
+        super().__init__(
+            prog=program,
+            description=about,
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse found as a `UserError`."""
+        said = " ".join(message.split())
+        unknown = re.match(r"unrecognized arguments: (?:.*? )??(--[^\s=]+)", said)
+        if unknown is not None:
+            name = unknown[1]
+            near = nearest(name, self._option_string_actions)
+            said = f"unknown flag {name}" + (f"; did you mean {near}?" if near else "")
+        for kind, name in (("int", "an integer"), ("float", "a number")):
+            said = re.sub(
+                rf"argument (?:\S+/)?(\S+): invalid {kind} value: (.*)",
+                rf"\1 must be {name}, but is \2",
+                said,
+            )
+        raise UserError(f"{said}; see {self.prog} --help")
+
+
+def run_command(command: Callable[[], int], in_flags: Callable[[str], str]) -> NoReturn:
+    """Run a command and end the process with its exit code, its errors told in one line.
+
+    Args:
+        command: Returns the exit code.
+        in_flags: From a sentence of the engine to one in the words of the command.
+    """
+    # OpenMP's threads would spin while they wait and starve a neighbour on the same core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        code = command()
+    except UserError as error:
+        code = report(error, os.environ, in_flags)
+    except Preempted as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(in_flags(str(stopped)), file=sys.stderr, flush=True)
+        code = EXIT_PREEMPTED
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+        if os.environ.get("RANK", "0") == "0":
+            print("interrupted; run the same command to continue", file=sys.stderr, flush=True)
+    _leave(code)
+
+
+def report(error: UserError, environ: Mapping[str, str], in_flags: Callable[[str], str]) -> int:
+    """Tell an error, by rank 0 alone where all ranks have it; return the exit code."""
+    rank = environ.get("RANK", "0")
+    if rank != "0" and error.on_every_rank:
+        time.sleep(GRACE_SECONDS)  # the launcher ends the others once one has left
+    if rank == "0" or not error.on_every_rank:
+        where = "" if rank == "0" else f"[rank {rank}] "
+        print(f"{where}error: {in_flags(str(error))}", file=sys.stderr, flush=True)
+    return EXIT_USER_ERROR

@@ -1,0 +1,259 @@
+"""``main.py``: the documented command for training vision transformers module by module."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quadriga.cli.arguments import read_overrides
+from quadriga.cli.resolve import COMMAND_LINE, release
+from quadriga.config.provenance import Resolved
+from quadriga.distributed.collectives import from_main
+from quadriga.distributed.environment import process_group, read_launch
+from quadriga.engine.checkpoint.store import InvalidCheckpoint, list_checkpoints
+from quadriga.engine.faults.preemption import Preemption
+from quadriga.engine.logs.console import Console
+from quadriga.engine.logs.directory import RunDirectory
+from quadriga.engine.modular_files import FINISHED, newest_epoch, write_missing
+from quadriga.engine.preflight import Request
+from quadriga.engine.run_config import RunConfig
+from quadriga.engine.session import run
+from quadriga.errors import UserError
+from quadriga.report.run import write_report
+from quadriga.surfaces.command import in_words, run_command
+from quadriga.surfaces.model_assembling.evaluate import evaluate
+from quadriga.surfaces.model_assembling.flags import read_flags
+from quadriga.surfaces.model_assembling.sources import expanded
+from quadriga.surfaces.model_assembling.to_config import (
+    config_tree,
+    folder_of,
+    notes_of,
+    with_length,
+)
+from quadriga.weights.files import read_weights
+
+FLAG_OF = {
+    "train.batch_size": "--batch_size x --update_freq x processes",
+    "train.accumulate": "--update_freq",
+    "train.steps": "--epochs",
+    "train.device": "--device",
+    "train.precision": "--use_amp",
+    "train.repeats": "--repeated-aug",
+    "optim.lr": "--lr",
+    "optim.eps": "--opt-eps",
+    "optim.betas": "--opt-betas",
+    "optim.momentum": "--momentum",
+    "optim.weight_decay": "--weight-decay",
+    "optim.clip_norm": "--clip-grad",
+    "schedule.warmup_steps": "--warmup-epochs",
+    "schedule.milestone_steps": "--decay-epochs",
+    "schedule.gamma": "--decay-rate",
+    "seed": "--seed",
+    "data.root": "--data-path",
+    "data.level": "--inat-category",
+    "views.image_px": "--input-size",
+    "views.augment": "--aa",
+    "views.color_jitter": "--color-jitter",
+    "views.erase_probability": "--reprob",
+    "views.erase_count": "--recount",
+    "views.mixup": "--mixup",
+    "views.cutmix": "--cutmix",
+    "views.cutmix_minmax": "--cutmix-minmax",
+    "views.mix_probability": "--mixup-prob",
+    "views.mix_switch_probability": "--mixup-switch-prob",
+    "model.image_px": "--input-size",
+    "model.patch_px": "the patches of --model",
+    "model.depth": "the sum of --divided_depths",
+    "model.drop_path": "--drop-path",
+    "model.dropout": "--drop",
+    "model.width": "the width of --model",
+    "objective.smoothing": "--smoothing",
+    "loader.workers": "--num_workers",
+    "modular.depths": "--divided_depths",
+    "modular.meta": "--meta_model",
+    "modular.meta_depths": "--divided_depths",
+    "modular.modules": "--incubation_models",
+    "modular.initialise": "--initialise",
+    "modular.imitation": "--imitation",
+    "modular.live": "--idx",
+    "warm_start.path": "--finetune",
+    "warm_start.strict": "--override warm_start.strict",
+    "--work-dir": "--output_dir",
+}
+"""Keys of the config and options of ``quadriga`` that a sentence may name -> what is typed here."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a command line asks for."""
+
+    flags: argparse.Namespace
+    resolved: Resolved[RunConfig]
+    notes: tuple[str, ...]
+
+
+def in_flags(sentence: str) -> str:
+    """Return a sentence of the engine in the words of this command."""
+    said = in_words(sentence, FLAG_OF)
+    return said.replace("change the model's config", "change --divided_depths or --model")
+
+
+def read_words(arguments: Sequence[str], environ: Mapping[str, str]) -> argparse.Namespace:
+    """Read the command line alone.
+
+    Raises:
+        UserError: A flag is wrong, or another number of processes runs.
+    """
+    flags = read_flags(arguments)
+    world_size = read_launch(environ).world_size
+    if flags.world_size not in (None, 1, world_size):
+        raise UserError(
+            f"--world_size must be the number of processes that run ({world_size}), but is "
+            f"{flags.world_size}; start them with torchrun --nproc_per_node and remove it"
+        )
+    flags.incubation_models = expanded(flags.incubation_models)
+    modules, depths = len(flags.incubation_models), len(flags.divided_depths)
+    if flags.phase == "FT" and modules != depths and not flags.eval:
+        raise UserError(
+            f"--incubation_models must be a file for each of the {depths} modules of "
+            f"--divided_depths, but are {modules}; check the pattern"
+        )
+    return flags
+
+
+def read_command(flags: argparse.Namespace, environ: Mapping[str, str]) -> Training:
+    """Read the files that a command line names, and the number of samples.
+
+    Raises:
+        UserError: Anything the user can mend; every process finds the same.
+    """
+    ranks = read_launch(environ).world_size
+    tree = config_tree(flags, ranks)
+    words = release(read_overrides(flags.override))
+    # With any length: only the data is looked at.
+    probe = RunConfig.from_dict(with_length(tree, flags, sys.maxsize, ranks))
+    of_data = {key: value for key, value in words.items() if key.startswith("data.")}
+    dataset = probe.override(of_data, COMMAND_LINE).data.build("train")
+    tree = with_length(tree, flags, len(dataset), ranks)
+    tree = _with_classes(tree, len(dataset.classes))
+    resolved = Resolved.of(RunConfig.from_dict(tree), COMMAND_LINE)
+    if words:
+        resolved = resolved.override(words, COMMAND_LINE)
+    return Training(flags, resolved, tuple(notes_of(flags, ranks)))
+
+
+def _with_classes(tree: dict[str, Any], classes: int) -> dict[str, Any]:
+    if classes < 2:
+        raise UserError(f"--data-path must hold two classes or more, but has {classes}")
+    return {**tree, "objective": {**tree["objective"], "classes": classes}}
+
+
+def train(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Train, or evaluate; return the exit code.
+
+    Raises:
+        UserError: Anything the user can mend.
+    """
+    try:
+        flags = read_words(arguments, environ)
+        if flags.eval:
+            return evaluate(flags, environ)
+        finished = _finished(flags)
+        if finished is not None:
+            if read_launch(environ).rank == 0:
+                print(finished, flush=True)
+            return 0
+        command = read_command(flags, environ)
+    except UserError as error:
+        error.on_every_rank = True
+        raise
+    config, work_dir = command.resolved.config, folder_of(flags)
+    with (
+        Preemption() as preemption,
+        process_group(config.train.device) as env,
+        Console(env.is_main) as console,
+    ):
+        for note in command.notes:
+            console.say(note)
+        goes_on = from_main(lambda: _prepare(flags, config, work_dir), env)
+        run(command.resolved, Request(work_dir, resume=goes_on), env, console, preemption)
+        from_main(lambda: _complete(config, work_dir), env)
+        if env.is_main:
+            console.say(f"report: {write_report(work_dir)}")
+            console.say(f"finished: {flags.output_dir / FINISHED}")
+    return 0
+
+
+def _prepare(flags: argparse.Namespace, config: RunConfig, work_dir: Path) -> bool:
+    """Make the folder; return whether the run has a checkpoint to go on with.
+
+    Raises:
+        UserError: The folder cannot be written, or holds another run, or another system's epochs.
+    """
+    try:
+        flags.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--output_dir {flags.output_dir} cannot be made: {error.strerror}"
+        ) from error
+    if list_checkpoints(RunDirectory(work_dir).checkpoints):
+        RunDirectory(work_dir).check_owner(config)
+        _complete(config, work_dir)
+        return True
+    epoch = newest_epoch(flags.output_dir)
+    if epoch is not None:
+        raise UserError(
+            f"--output_dir {flags.output_dir} holds checkpoint-{epoch}.pth but no run that could "
+            "go on from it (run/checkpoints); choose another folder, or start from its weights "
+            "with --finetune"
+        )
+    return False
+
+
+def _finished(flags: argparse.Namespace) -> str | None:
+    """Return what there is to say where the phase is finished; None where it is not.
+
+    Raises:
+        UserError: What is finished there is something else.
+    """
+    path = flags.output_dir / FINISHED
+    if not path.is_file():
+        return None
+    notes = read_weights(path).notes or {}
+    asked = {"phase": flags.phase, "index": flags.idx, "epochs": flags.epochs}
+    for name, value in asked.items():
+        if name in notes and notes[name] != value:
+            flag = {"index": "--idx", "epochs": "--epochs"}.get(name, "--phase")
+            raise UserError(
+                f"--output_dir {flags.output_dir} holds a finished run with {flag} {notes[name]}, "
+                f"but {flag} is {value}; choose another folder"
+            )
+    return f"finished: {path} is there, nothing is left to do; --eval evaluates it"
+
+
+def _complete(config: RunConfig, work_dir: Path) -> None:
+    """Write the files that an interruption, or a full disk, has kept from being written.
+
+    They are those of the newest checkpoint.
+
+    Raises:
+        UserError: They cannot be written.
+    """
+    assert config.checkpoint.modular_files is not None
+    try:
+        write_missing(config.checkpoint.modular_files, RunDirectory(work_dir).checkpoints)
+    except (OSError, InvalidCheckpoint) as error:
+        folder = config.checkpoint.modular_files.folder
+        raise UserError(
+            f"--output_dir {folder} cannot be written: {error}; make room and run the same command"
+        ) from error
+
+
+def main() -> None:
+    """Run the command line."""
+    run_command(lambda: train(sys.argv[1:], os.environ), in_flags)

@@ -1,0 +1,87 @@
+"""The files and folders that the model-assembling ``main.py`` starts from."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from quadriga.engine.logs.directory import RunDirectory
+from quadriga.engine.modular_files import FINISHED
+from quadriga.errors import UserError
+from quadriga.weights.files import read_weights
+from quadriga.weights.layouts.model_stages import depths_of
+
+
+def expanded(patterns: Sequence[str]) -> list[str]:
+    """Return the paths that patterns stand for, where the shell has left them as they are."""
+    found: list[str] = []
+    for pattern in patterns:
+        is_pattern = glob.has_magic(pattern) and not Path(pattern).exists()
+        found += sorted(glob.glob(pattern)) if is_pattern else [pattern]
+    return found
+
+
+def source_of(path: str | Path) -> Path:
+    """Return what a path stands for: of an ``--output_dir`` its finished file, else its run."""
+    given = Path(path)
+    if (given / FINISHED).is_file():
+        return given / FINISHED
+    return given / "run" if (given / "run" / "checkpoints").is_dir() else given
+
+
+def meta_depths(meta: Path, hybrid: Sequence[int], index: int) -> tuple[int, ...]:
+    """Return the blocks of each stage of a meta model.
+
+    Args:
+        meta: What `source_of` returned.
+        hybrid: Those of the hybrid: the meta model's beside module `index`.
+        index: Which module is trained.
+
+    Raises:
+        UserError: There is no such meta model, or it is of another cut.
+    """
+    stages, blocks = _cut_of(meta)
+    rest = sum(hybrid) - hybrid[index]
+    if stages is None:
+        stages = tuple(blocks - rest if i == index else d for i, d in enumerate(hybrid))
+    others = [d for i, d in enumerate(hybrid) if i != index]
+    theirs = [d for i, d in enumerate(stages) if i != index]
+    if len(stages) != len(hybrid) or theirs != others or min(stages) < 1:
+        cut = " ".join(map(str, stages)) if min(stages) > 0 else f"{blocks} blocks in all"
+        raise UserError(
+            f"--divided_depths must have the blocks of the meta model ({meta}: {cut}) beside "
+            f"module {index}, but is {' '.join(map(str, hybrid))}"
+        )
+    return stages
+
+
+def _cut_of(meta: Path) -> tuple[tuple[int, ...] | None, int]:
+    """Return the cut of a whole model, None where it does not say, and its blocks."""
+    if not meta.exists():
+        raise UserError(
+            f"--meta_model: {meta} does not exist; it is what phase PT leaves in its --output_dir"
+        )
+    if meta.is_dir():
+        folder = meta
+        if (
+            not (folder / "config.json").is_file()
+            and (meta.parent.parent / "config.json").is_file()
+        ):
+            folder = meta.parent.parent
+        config = RunDirectory(folder).read_config().config
+        files, values = config.checkpoint.modular_files, config.as_dict()
+        if values["modular"] is not None and values["modular"]["kind"] == "hybrid":
+            raise UserError(f"--meta_model must be a whole model, but {meta} trained a module")
+        depth: Any = values["model"].get("depth")
+        return (None if files is None else files.depths), int(depth or 0)
+    try:
+        content = read_weights(meta)
+    except UserError as error:
+        raise UserError(f"--meta_model: {error}") from error
+    if content.stages:
+        return depths_of(content.stages, str(meta)), 0
+    numbers = {name.split(".")[1] for name in content.tensors if name.startswith("blocks.")}
+    own = {name.split(".")[2] for name in content.tensors if name.startswith("encoder.blocks.")}
+    return None, len(numbers or own)

@@ -1,0 +1,1 @@
+"""The command lines of PipeDream-2BW's BERT."""

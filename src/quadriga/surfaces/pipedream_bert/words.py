@@ -1,0 +1,42 @@
+"""What the documented PipeDream BERT commands share: errors in their words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NoReturn
+
+from quadriga.surfaces import command as documented
+from quadriga.surfaces.command import Parser, in_words
+
+__all__ = ["FLAG_OF", "Parser", "in_flags", "run_command"]
+
+FLAG_OF = {
+    "train.batch_size": "--train_batch_size",
+    "train.accumulate": "--gradient_accumulation_steps x stages",
+    "train.epochs": "--num_train_epochs",
+    "train.steps": "--num_minibatches",
+    "train.device": "--no_cuda",
+    "optim.lr": "--learning_rate",
+    "schedule.warmup_steps": "--warmup_proportion",
+    "seed": "--seed",
+    "data.files": "--train_path",
+    "data.vocabulary": "--vocab_path",
+    "data.lowercase": "--do_lower_case",
+    "views.max_length": "--max_seq_length",
+    "model.depth": "the number in --module",
+    "pipeline.conf": "--config_path",
+    "pipeline.schedule": "the schedule (--gpipe, --no_input_pipelining)",
+    "warm_start.path": "--load",
+    "--work-dir": "--checkpoint_dir",
+}
+"""Keys of the config and options of ``quadriga`` that a sentence may name -> what is typed here."""
+
+
+def in_flags(sentence: str) -> str:
+    """Return a sentence of the engine in the words of these commands."""
+    return in_words(sentence, FLAG_OF)
+
+
+def run_command(command: Callable[[], int]) -> NoReturn:
+    """Run a command and end the process with its exit code, its errors told in one line."""
+    documented.run_command(command, in_flags)

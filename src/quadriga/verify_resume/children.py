@@ -1,0 +1,292 @@
+"""The runs of `quadriga verify-resume`: child processes that are started, killed and resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import psutil
+
+from quadriga.engine.checkpoint.store import list_checkpoints
+from quadriga.engine.verify_resume_kill import end, family_of, interrupt
+from quadriga.errors import EXIT_PREEMPTED, UserError
+from quadriga.verify_resume.compare import Kill
+
+PARALLEL = ("ddp", "fsdp", "hsdp", "pp")
+
+STALL_SECONDS = 1800.0
+"""A child that logs nothing for so long is ended, and the verification with it."""
+
+_LEAVE_SECONDS = 600.0
+_POLL_SECONDS = 0.003
+_SHOWN_LINES = 12
+
+OWN = (
+    "train.steps",
+    "train.epochs",
+    "train.ranks",
+    "train.parallel",
+    "checkpoint.every_steps",
+    "checkpoint.every_epochs",
+    "checkpoint.keep_best",
+    "log.every_steps",
+    "log.samples",
+    "log.loggers",
+    "log.profile",
+    "evaluation.protocols",
+    "evaluation.every_epochs",
+)
+"""Keys that the verification sets itself."""
+
+
+class ChildFailed(Exception):
+    """A run ended by itself with an error; the message has its last lines."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the state of a run is held, and by how many ranks."""
+
+    parallel: str
+    ranks: int
+    stages: int = 1
+    """Stages of a pipeline; the ranks hold ``ranks / stages`` copies."""
+
+    def __str__(self) -> str:
+        """Return it as it is given: ``ddp:2``, or ``pp:4x2`` for two copies of four stages."""
+        if self.parallel == "pp" and self.ranks > self.stages:
+            return f"pp:{self.stages}x{self.ranks // self.stages}"
+        return f"{self.parallel}:{self.ranks}"
+
+
+def read_layout(text: str) -> Layout:
+    """Read a layout.
+
+    Raises:
+        UserError: It does not look like ``ddp:2`` or ``pp:4x2``.
+    """
+    parallel, _, ranks = text.strip().partition(":")
+    if parallel == "pp" and (found := re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", ranks)):
+        stages, copies = int(found[1]), int(found[2] or 1)
+        return Layout(parallel, stages * copies, stages)
+    if parallel not in PARALLEL or not ranks.isdecimal() or int(ranks) < 1:
+        raise UserError(
+            f"--layouts must be a list such as ddp:1,ddp:2,fsdp:2, but has {text.strip()!r}; "
+            f"valid are {', '.join(PARALLEL)}, a colon and the number of ranks (pp:4x2: two copies "
+            "of a pipeline of four)"
+        )
+    return Layout(parallel, int(ranks))
+
+
+def own_words(steps: int, layout: Layout) -> list[str]:
+    """Return the overrides that make a recipe a run of `steps` steps that can be compared."""
+    return [
+        f"train.steps={steps}",
+        "train.epochs=none",
+        f"train.ranks={layout.ranks}",
+        f"train.parallel={'ddp' if layout.parallel == 'pp' else layout.parallel}",
+        *_pipeline_words(layout),
+        f"checkpoint.every_steps={max(1, steps // 4)}",
+        "checkpoint.every_epochs=none",
+        "checkpoint.keep_best=none",
+        "log.every_steps=1",
+        "log.samples=true",
+        "log.loggers=[]",
+        "log.profile=none",
+        "evaluation.protocols=[]",
+        "evaluation.every_epochs=none",
+    ]
+
+
+def _pipeline_words(layout: Layout) -> list[str]:
+    if layout.parallel != "pp":
+        return []
+    return [f"pipeline.stages={layout.stages}", "pipeline.depths=none", "pipeline.conf=none"]
+
+
+@final
+class Runner:
+    """Starts, interrupts and resumes one recipe on any layout."""
+
+    def __init__(
+        self,
+        recipe: str,
+        words: Sequence[str],
+        steps: int,
+        launcher: Sequence[str],
+        say: Callable[[str], None],
+    ) -> None:
+        """Start nothing yet.
+
+        Args:
+            recipe: A recipe's name, or a run's config.json.
+            words: The user's overrides.
+            steps: Steps of every run.
+            launcher: Words before ``python -m quadriga``, with ``{ranks}`` for the number of
+                ranks; empty for the command's own launcher.
+            say: Told what is being done.
+        """
+        self._recipe, self._words, self._steps = recipe, list(words), steps
+        self._launcher, self._say = list(launcher), say
+
+    def command(self, layout: Layout, work_dir: Path, resume: bool) -> list[str]:
+        """Return the command line of one child."""
+        launcher = [word.replace("{ranks}", str(layout.ranks)) for word in self._launcher]
+        own = [
+            "train.ranks=1" if launcher and word.startswith("train.ranks=") else word
+            for word in own_words(self._steps, layout)
+        ]
+        train = ["train", self._recipe, *self._words, *own, "--work-dir", str(work_dir)]
+        again = ["--resume"] if resume else []
+        return [*launcher, sys.executable, "-m", "quadriga", *train, *again]
+
+    def straight(self, layout: Layout, work_dir: Path) -> None:
+        """Run without an interruption.
+
+        Raises:
+            ChildFailed: It did not come to its end.
+        """
+        self._say(f"{layout}: {self._steps} steps without an interruption")
+        self._finish(layout, work_dir, resume=False)
+
+    def interrupted(self, layout: Layout, work_dir: Path, kills: Sequence[Kill]) -> list[str]:
+        """Run with interruptions, resume after each, and come to the end.
+
+        Returns:
+            What happened at each interruption.
+
+        Raises:
+            ChildFailed: A child ended by itself with an error, or not as it should.
+        """
+        told = []
+        for count, kill in enumerate(kills):
+            told.append(self.interrupt(layout, work_dir, kill, resume=count > 0))
+            self._say(f"{layout}: {told[-1]}")
+        self._finish(layout, work_dir, resume=True)
+        return told
+
+    def resumed(self, layout: Layout, work_dir: Path) -> None:
+        """Go on with what another layout began.
+
+        Raises:
+            ChildFailed: It did not come to its end.
+        """
+        self._say(f"{layout}: goes on to step {self._steps}")
+        self._finish(layout, work_dir, resume=True)
+
+    def interrupt(self, layout: Layout, work_dir: Path, kill: Kill, resume: bool) -> str:
+        """Run until `kill` is due, and interrupt; return what happened.
+
+        Raises:
+            ChildFailed: The child ended by itself with an error, or not as it should.
+        """
+        progress = _Progress(work_dir)
+        process = self._start(layout, work_dir, resume)
+        family: list[psutil.Process] = []
+        try:
+            while process.poll() is None and not progress.reached(kill.step):
+                time.sleep(_POLL_SECONDS)
+            if process.poll() is not None:
+                self._require(process.returncode, (0,), work_dir)
+                return f"none: it ended before step {kill.step} was seen"
+            family = family_of(process.pid)
+            told = f"{interrupt(process, family, kill)} after step {progress.step}"
+            code = _wait(process)
+            if kill.how == "term" and not self._launcher:  # other launchers have codes of their own
+                self._require(code, (0, EXIT_PREEMPTED), work_dir)
+        finally:
+            end([*family, *family_of(process.pid)])
+            process.kill()
+            process.wait(_LEAVE_SECONDS)
+        return told
+
+    def _finish(self, layout: Layout, work_dir: Path, resume: bool) -> None:
+        progress = _Progress(work_dir)
+        process = self._start(layout, work_dir, resume)
+        try:
+            while process.poll() is None:
+                progress.reached(self._steps)
+                time.sleep(0.02)
+            self._require(process.returncode, (0,), work_dir)
+        finally:
+            if process.poll() is None:
+                end(family_of(process.pid))
+
+    def _start(self, layout: Layout, work_dir: Path, resume: bool) -> subprocess.Popen[bytes]:
+        work_dir.parent.mkdir(parents=True, exist_ok=True)
+        with _output(work_dir).open("ab") as output:
+            return subprocess.Popen(
+                self.command(layout, work_dir, resume),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the verification, which ends its children
+            )
+
+    def _require(self, code: int, good: Sequence[int], work_dir: Path) -> None:
+        if code in good:
+            return
+        lines = _output(work_dir).read_text(encoding="utf-8", errors="replace").splitlines()
+        shown = "\n".join(f"    {line}" for line in lines[-_SHOWN_LINES:])
+        raise ChildFailed(f"the run in {work_dir} ended with exit code {code}:\n{shown}")
+
+
+def _output(work_dir: Path) -> Path:
+    """Return the file of what a run's children print: beside its folder, which is theirs."""
+    return work_dir.with_name(f"{work_dir.name}.output.txt")
+
+
+@final
+class _Progress:
+    """How far a child is, from the metrics that it logs."""
+
+    def __init__(self, work_dir: Path) -> None:
+        self._path = work_dir / "metrics.jsonl"
+        self._size, self._moved = -1, time.monotonic()
+        # A child that resumes writes the file anew before its first step: until then, what is
+        # there is of the child before.
+        self._before = self._identity()
+        saved = list_checkpoints(work_dir / "checkpoints")
+        self._start = int(saved[0].name.removeprefix("step_")) if saved else 0
+        self.step = self._start
+
+    def _identity(self) -> int | None:
+        try:
+            return self._path.stat().st_ino
+        except FileNotFoundError:
+            return None
+
+    def reached(self, step: int) -> bool:
+        """Return whether the child has logged `step`, and a step of its own.
+
+        Raises:
+            ChildFailed: It has logged nothing for too long.
+        """
+        if time.monotonic() - self._moved > STALL_SECONDS:
+            raise ChildFailed(f"{self._path} has not grown for {STALL_SECONDS:.0f} s")
+        identity = self._identity()
+        if identity is None or identity == self._before:
+            return False
+        data = self._path.read_bytes()
+        if len(data) != self._size:
+            self._size, self._moved = len(data), time.monotonic()
+            with contextlib.suppress(ValueError, IndexError, KeyError):
+                self.step = int(json.loads(data[: data.rindex(b"\n")].splitlines()[-1])["step"])
+        return self.step >= step and self.step > self._start
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    try:
+        return process.wait(_LEAVE_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise ChildFailed(
+            f"a run has not ended {_LEAVE_SECONDS:.0f} s after it was interrupted"
+        ) from error

@@ -1,0 +1,211 @@
+"""Whether two runs are the same run: what `quadriga verify-resume` plans and compares."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.state_dict_loader import load
+
+from quadriga.data.reading.sampling import step_samples
+from quadriga.engine.logs.samples import SampleRead, read_samples
+from quadriga.engine.run_config import RunConfig
+from quadriga.randomness import Stream, fold
+
+How = Literal["rank", "launcher", "term"]
+"""SIGKILL of one rank; SIGKILL of the launcher (and then, as a scheduler does, of what it leaves
+behind); SIGTERM to the launcher, on which the run saves and stops."""
+
+HOWS: tuple[How, ...] = ("rank", "term", "launcher")
+
+_CLOCK = ("_seconds", "_share", "_per_second", "_gib", "mfu")
+"""Ends of the names of metrics that depend on the clock and the machine."""
+
+EQUAL = "equal"
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One interruption."""
+
+    step: int
+    """It comes once so many steps are logged."""
+    how: How
+    draw: float
+    """In [0, 1): which of the ranks."""
+
+
+def plan_kills(seed: int, steps: int, kills: int) -> list[Kill]:
+    """Draw the interruptions of a run: at different steps as long as there are enough of them.
+
+    Args:
+        seed: Of the draws; the same seed gives the same plan.
+        steps: Steps of the run, at least 3: none is interrupted after its last two.
+        kills: How many; each way comes once before any comes again.
+
+    Returns:
+        In the order of their steps.
+    """
+    stream = Stream(fold(seed, "verify resume"))
+    free: list[int] = []
+    places = []
+    for _ in range(kills):
+        free = free or list(range(1, steps - 1))
+        places.append(free.pop(stream.integer(len(free))))
+    hows: list[How] = []
+    pool: list[How] = []
+    for _ in range(kills):
+        pool = pool or list(HOWS)
+        hows.append(pool.pop(stream.integer(len(pool))))
+    return [
+        Kill(step, how, stream.uniform()) for step, how in zip(sorted(places), hows, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a finished run left, as far as it does not depend on the clock."""
+
+    tensors: Mapping[str, str]
+    """Name -> SHA-256 of type, shape and bits, of every tensor of the last checkpoint."""
+    metrics: Sequence[Mapping[str, Any]]
+    samples: Sequence[SampleRead]
+
+    def parameters(self) -> dict[str, str]:
+        """Return the sums of parameters, buffers and their moving average."""
+        return {n: s for n, s in self.tensors.items() if n.startswith(("objective.", "ema."))}
+
+    def optimizer(self) -> dict[str, str]:
+        """Return the sums of all the rest: the optimizer's and the executor's state."""
+        own = self.parameters()
+        return {name: digest for name, digest in self.tensors.items() if name not in own}
+
+
+def read_run(work_dir: Path, step: int) -> RunRecord:
+    """Read a run that has finished its `step` steps."""
+    tensors = read_tensors(work_dir / "checkpoints" / f"step_{step:08d}")
+    lines = (work_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return RunRecord(
+        tensors={name: tensor_digest(tensor) for name, tensor in sorted(tensors.items())},
+        metrics=[without_clock(json.loads(line)) for line in lines],
+        samples=read_samples(work_dir / "samples"),
+    )
+
+
+def read_tensors(checkpoint: Path) -> dict[str, Tensor]:
+    """Return every tensor of a checkpoint, whole, on the CPU, whichever layout wrote it."""
+    reader = HuggingFaceStorageReader(str(checkpoint))
+    state: dict[str, Tensor] = {}
+    for name, entry in reader.read_metadata().state_dict_metadata.items():
+        size, properties = getattr(entry, "size", None), getattr(entry, "properties", None)
+        if size is not None and properties is not None:
+            state[name] = torch.empty(size, dtype=properties.dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        load(state, storage_reader=reader, no_dist=True)
+    return state
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """Return the SHA-256 of a tensor's type, shape and bits."""
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+    digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def without_clock(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a line of metrics.jsonl without what depends on the clock and the machine."""
+    return {name: value for name, value in record.items() if not name.endswith(_CLOCK)}
+
+
+def fingerprint(part: Any) -> str:
+    """Return one SHA-256 over a part of a `RunRecord`."""
+    return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two runs have in common: ``equal``, or the first difference."""
+
+    parameters: str
+    optimizer: str
+    metrics: str
+    samples: str
+
+
+def compare(first: RunRecord, second: RunRecord) -> Comparison:
+    """Compare two runs bit by bit."""
+    return Comparison(
+        parameters=_first_name(first.parameters(), second.parameters()),
+        optimizer=_first_name(first.optimizer(), second.optimizer()),
+        metrics=_metrics_difference(first.metrics, second.metrics),
+        samples=samples_difference(first.samples, second.samples),
+    )
+
+
+def _first_name(first: Mapping[str, str], second: Mapping[str, str]) -> str:
+    names = sorted(set(first) | set(second))
+    different = [name for name in names if first.get(name) != second.get(name)]
+    if not different:
+        return EQUAL
+    return f"DIFFERENT: {different[0]} and {len(different) - 1} more of {len(names)}"
+
+
+def _metrics_difference(
+    first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]
+) -> str:
+    for one, other in zip(first, second, strict=False):
+        # As text: a number that is not one equals itself there.
+        for name in sorted(set(one) | set(other)):
+            if json.dumps(one.get(name)) != json.dumps(other.get(name)):
+                return f"DIFFERENT: {name} at step {one.get('step')}"
+    if len(first) != len(second):
+        return f"DIFFERENT: {len(first)} and {len(second)} steps are logged"
+    return EQUAL
+
+
+def samples_difference(first: Sequence[SampleRead], second: Sequence[SampleRead]) -> str:
+    """Return ``equal``, or where two streams of samples differ first."""
+    for one, other in zip(first, second, strict=False):
+        if one != other:
+            return f"DIFFERENT: step {one.step}, sample {one.position} of the batch"
+    if len(first) != len(second):
+        return f"DIFFERENT: {len(first)} and {len(second)} samples were read"
+    return EQUAL
+
+
+def planned_samples(config: RunConfig, dataset_size: int, steps: int) -> list[tuple[int, int, int]]:
+    """Return (step, position, key) of every sample that a run is to read; its key is its own."""
+    planned, train = [], config.train
+    for step in range(steps):
+        _, keys = step_samples(config.seed, dataset_size, train.batch_size, step, train.repeats)
+        planned += [(step + 1, position, key) for position, key in enumerate(keys.tolist())]
+    return planned
+
+
+def greatest_difference(
+    first: Mapping[str, Tensor], second: Mapping[str, Tensor]
+) -> tuple[float, str]:
+    """Return the greatest difference of a tensor, relative to its greatest number, and its name.
+
+    Where the true gradient of a tensor is zero (the bias of the keys in attention), an optimizer
+    that divides by the gradient's size makes whole steps of its rounding: such a one leads here.
+
+    Raises:
+        KeyError: The names differ.
+    """
+    greatest = (0.0, "")
+    for name, tensor in first.items():
+        one, other = tensor.to(torch.float64), second[name].to(torch.float64)
+        if one.numel() and not torch.equal(one, other):
+            scale = max(float(one.abs().max()), float(other.abs().max()))
+            greatest = max(greatest, (float((one - other).abs().max()) / scale, name))
+    return greatest

@@ -1,0 +1,166 @@
+"""Files of named tensors: safetensors, and torch's own format read without unpickling objects."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from quadriga.errors import UserError
+from quadriga.weights.layouts.model_stages import NOTES, STAGES, join_stages, without_aliases
+
+TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+NESTED_UNDER = ("model", "state_dict")
+"""Keys under which checkpoints of other systems keep the weights."""
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the named tensors of a file to the CPU.
+
+    Args:
+        path: A ``.safetensors`` file, or a ``.pth``, ``.pt`` or ``.bin`` file that holds nothing
+            but tensors and plain values. Of a file in the modular layout that holds only stages,
+            the stages are joined.
+
+    Raises:
+        UserError: The file is missing, damaged, of another format, or holds Python objects.
+    """
+    return read_weights(path).tensors
+
+
+class FileContent(NamedTuple):
+    """What a file of weights holds."""
+
+    tensors: dict[str, Tensor]
+    """The tensors of the whole model."""
+    stages: tuple[dict[str, Tensor], ...] = ()
+    """The tensors of each stage, of a file in the modular layout."""
+    notes: Mapping[str, Any] | None = None
+    """Plain values that a file of this project carries beside."""
+
+
+def read_weights(path: Path) -> FileContent:
+    """Read all that a file has of a model; of torch's newer files what is used is read at all.
+
+    Raises:
+        UserError: As `read_tensors`.
+    """
+    check_suffix(path)
+    if not path.is_file():
+        raise UserError(f"the weights must be an existing file, but {path} is none")
+    if path.suffix == ".safetensors":
+        try:
+            with safetensors.safe_open(path, framework="pt") as opened:
+                notes = opened.metadata()
+            return FileContent(safetensors.torch.load_file(path), notes=notes)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is not a whole safetensors file: {error}") from error
+    content = _read_torch(path)
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} must hold named tensors, but holds a {type(content).__name__}")
+    stages = _stages_in(content, path)
+    notes = content.get(NOTES)
+    return FileContent(
+        _tensors_in(content, stages, path), stages, notes if isinstance(notes, Mapping) else None
+    )
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        # Mapped, the moments of an optimizer beside the weights are never read.
+        mapped = zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except UnpicklingError as error:
+        raise UserError(
+            f"{path} is damaged, or holds Python objects beside tensors, which are not loaded "
+            f"because they can run code; save its tensors alone, as a .safetensors file"
+        ) from error
+    # A damaged file fails wherever its bytes lead torch's reader: there is no list of errors.
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path} is not a whole torch file: {reason}") from error
+
+
+def _stages_in(content: Mapping[Any, Any], path: Path) -> tuple[dict[str, Tensor], ...]:
+    found = content.get(STAGES, ())
+    if not isinstance(found, list | tuple) or not all(isinstance(s, Mapping) for s in found):
+        raise UserError(f"{path}: {STAGES} must be a list with the named tensors of each stage")
+    return tuple(_named(stage) for stage in found)
+
+
+def _tensors_in(
+    content: Mapping[Any, Any], stages: tuple[dict[str, Tensor], ...], path: Path
+) -> dict[str, Tensor]:
+    for key in NESTED_UNDER:
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+    tensors = _named(content)
+    if stages:
+        return without_aliases(tensors) or join_stages(stages, str(path))
+    if not tensors:
+        raise UserError(
+            f"{path} holds no tensors, only: {', '.join(map(str, content)) or 'nothing'}"
+        )
+    return tensors
+
+
+def _named(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def write_tensors(
+    tensors: Mapping[str, Tensor], path: Path, notes: Mapping[str, str] | None = None
+) -> None:
+    """Write named tensors; the file appears whole or not at all.
+
+    Args:
+        tensors: Any device; the file holds them as they are on the CPU.
+        path: Its suffix decides the format, as for `read_tensors`.
+        notes: Words that a safetensors file carries in its header; others leave them out.
+
+    Raises:
+        UserError: Another suffix, or the file cannot be written.
+    """
+    check_suffix(path)
+    whole = {
+        name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()
+    }
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if path.suffix == ".safetensors":
+                beside.touch()
+                mode = beside.stat().st_mode
+                safetensors.torch.save_file(
+                    whole, beside, metadata={"format": "pt", **(notes or {})}
+                )
+                beside.chmod(mode)  # some versions write files that only their owner can read
+            else:
+                torch.save(whole, beside)
+            with beside.open("rb") as written:
+                os.fsync(written.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write the weights to {path}: {error}") from error
+
+
+def check_suffix(path: Path) -> None:
+    """Check that a file name says which of the formats it is in.
+
+    Raises:
+        UserError: It ends in anything else.
+    """
+    if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
+        valid = ", ".join((".safetensors", *TORCH_SUFFIXES))
+        raise UserError(f"a file of weights must end in {valid}, but {path.name!r} does not")

@@ -1,0 +1,141 @@
+"""Giving the tensors of a file the shapes and types that a module has."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from quadriga.errors import UserError
+from quadriga.models.bert import Bert
+from quadriga.models.parts.positions import interpolate_table
+from quadriga.models.vit import ViT, ViTConfig
+from quadriga.weights.names.table import Tensors
+from quadriga.weights.report import Remedies
+
+ENCODER = "encoder."
+"""What stands before the names of an objective's encoder."""
+
+
+@dataclass
+class Content:
+    """A file's tensors under the module's names."""
+
+    tensors: Tensors = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    """The module's name -> the file's, for sentences."""
+    unexpected: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Fit:
+    """What of a file fits a module, by the module's names."""
+
+    tensors: Tensors = field(default_factory=dict)
+    reshaped: dict[str, str] = field(default_factory=dict)
+    """What was resampled, and how."""
+    kept: dict[str, str] = field(default_factory=dict)
+    """What could not be made to fit, and why."""
+
+
+def fit_all(
+    content: Content,
+    targets: Tensors,
+    module: nn.Module,
+    interpolate: bool,
+    remedies: Remedies,
+    strict: bool,
+) -> Fit:
+    """Give each tensor the form it has in the module.
+
+    Args:
+        content: The file's tensors.
+        targets: The module's.
+        module: The module.
+        interpolate: Whether tables of positions are resampled.
+        remedies: How the error sentence calls the switches.
+        strict: Whether a tensor that does not fit is an error.
+
+    Raises:
+        UserError: When strict, a tensor does not fit.
+    """
+    fit = Fit()
+    encoder = vit_in(module)
+    for name, target in targets.items():
+        if name not in content.tensors:
+            continue
+        given = content.tensors[name]
+        tensor = given if encoder is None else _shaped(name, given, target, encoder, interpolate)
+        problem = _problem(tensor, given, target)
+        if problem is None:
+            fit.tensors[name] = tensor
+            rows = given.shape[-2:-1]
+            if name.endswith("positions") and rows != tensor.shape[-2:-1]:
+                before = tuple(given.shape[-2:])
+                fit.reshaped[name] = f"from {before} to {tuple(tensor.shape)}"
+        elif strict:
+            asked = encoder is not None and name.endswith("positions") and not interpolate
+            raise UserError(
+                f"tensor {name} must have the {problem[0]}, but {content.sources[name]} in the "
+                f"file has {problem[1]}; "
+                f"{remedies.resample if asked else 'use a model config of the same sizes'}, or "
+                f"{remedies.loose} to leave it as it is"
+            )
+        else:
+            fit.kept[name] = f"({problem[1]} in the file, {problem[0]} here)"
+    return fit
+
+
+def vit_in(module: nn.Module) -> ViT | None:
+    """Return the vision transformer that a module is, or has as its ``encoder``."""
+    found = module if isinstance(module, ViT) else getattr(module, "encoder", None)
+    return found if isinstance(found, ViT) else None
+
+
+def bert_in(module: nn.Module) -> Bert | None:
+    """Return the BERT that a module is, or has as its ``encoder``."""
+    found = module if isinstance(module, Bert) else getattr(module, "encoder", None)
+    return found if isinstance(found, Bert) else None
+
+
+def foreign_shape(name: str, tensor: Tensor, config: ViTConfig) -> Tensor:
+    """Give a tensor the form it has in foreign files: a convolution's kernel, a batch of one."""
+    if name.endswith("patch_projection.weight"):
+        return tensor.view(-1, config.channels, config.patch_px, config.patch_px)
+    return tensor[None] if name.endswith("positions") else tensor
+
+
+def _problem(tensor: Tensor, given: Tensor, target: Tensor) -> tuple[str, str] | None:
+    """Return what is asked for and what there is instead; None where the tensor fits."""
+    if tensor.shape != target.shape:
+        return f"shape {tuple(target.shape)}", f"{tuple(given.shape)}"
+    # Between floating types values are converted; integers for numbers are something else.
+    if given.is_floating_point() != target.is_floating_point():
+        return f"type {target.dtype}", f"{given.dtype}"
+    return None
+
+
+def _shaped(name: str, tensor: Tensor, target: Tensor, encoder: ViT, interpolate: bool) -> Tensor:
+    """Give a kernel and a table of positions the form they have in this project."""
+    if name.endswith("patch_projection.weight") and tensor.dim() == 4:
+        return tensor.flatten(1)
+    if not name.endswith("positions"):
+        return tensor
+    table = tensor[0] if tensor.dim() == 3 and tensor.shape[0] == 1 else tensor
+    return _fit_table(table, target, encoder.config, interpolate)
+
+
+def _fit_table(table: Tensor, target: Tensor, config: ViTConfig, interpolate: bool) -> Tensor:
+    """Fit a table of positions, as far as that is lossless or asked for."""
+    if table.shape == target.shape or table.dim() != 2 or table.shape[1] != target.shape[1]:
+        return table
+    prefix = int(config.class_token)
+    if prefix and math.isqrt(table.shape[0]) ** 2 == table.shape[0]:
+        # Patches alone: the class token has no position of its own in such a file.
+        table = functional.pad(table, (0, 0, prefix, 0))
+    if not interpolate or math.isqrt(table.shape[0] - prefix) ** 2 != table.shape[0] - prefix:
+        return table
+    return interpolate_table(table, (config.grid, config.grid), prefix)

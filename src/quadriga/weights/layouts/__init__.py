@@ -1,0 +1,1 @@
+"""Foreign file layouts of weights."""

@@ -1,0 +1,230 @@
+"""Loading a file of weights into a module, and exporting a module's weights to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from quadriga.errors import UserError
+from quadriga.models.bert import Bert
+from quadriga.models.vit import ViT
+from quadriga.weights.files import read_tensors, write_tensors
+from quadriga.weights.fit import ENCODER, Content, bert_in, fit_all, foreign_shape, vit_in
+from quadriga.weights.names import huggingface, huggingface_bert, timm
+from quadriga.weights.names.table import ForeignLayout, Tensors
+from quadriga.weights.parts import drop_parts, fresh_names
+from quadriga.weights.report import IN_PYTHON, Remedies, WeightReport, listed
+
+Layout = Literal["quadriga", "timm", "hf"]
+
+_OF_VIT: Mapping[str, ForeignLayout] = {"timm": timm.LAYOUT, "hf": huggingface.LAYOUT}
+_OF_BERT: Mapping[str, ForeignLayout] = {"hf": huggingface_bert.LAYOUT}
+_DECODER = "decoder."
+_HEADS = ("head.", "pooler.", "next_sentence.", "classifier.")
+"""Parts beside a BERT, of which an objective has some."""
+_HEAD_OF_VIT = ("head.",)
+"""The classifier, which a supervised objective has."""
+
+
+def load_weights(
+    module: nn.Module,
+    path: Path | str,
+    layout: Layout | Literal["auto"] = "auto",
+    strict: bool = True,
+    interpolate: bool = False,
+) -> WeightReport:
+    """Fill a module from a file of weights; it is filled whole or, on an error, not at all.
+
+    Args:
+        module: A vision transformer or a BERT, an objective with one as its ``encoder``, or, for
+            this project's own names, any module.
+        path: The file, as for `read_tensors`.
+        layout: Whose names the file uses; "auto" tells by them.
+        strict: Whether missing and unexpected tensors, and those of other shapes, are an error;
+            otherwise they are listed, and the module keeps its own values in their place.
+        interpolate: Whether tables of positions are resampled to the module's grid.
+
+    Returns:
+        What became of each tensor.
+
+    Raises:
+        UserError: The file cannot be read, nothing matches, or, when strict, something is
+            missing, unexpected or of another shape.
+    """
+    path = Path(path)
+    return load_tensors(module, read_tensors(path), path, layout, strict, interpolate)
+
+
+def load_tensors(
+    module: nn.Module,
+    raw: Mapping[str, Tensor],
+    path: Path,
+    layout: Layout | Literal["auto"] = "auto",
+    strict: bool = True,
+    interpolate: bool = False,
+    remedies: Remedies = IN_PYTHON,
+    detail: str = "",
+) -> WeightReport:
+    """Fill a module from named tensors; it is filled whole or, on an error, not at all.
+
+    Args:
+        module: As for `load_weights`.
+        raw: The tensors, of any floating type and on any device: they are converted.
+        path: Where they come from, for sentences.
+        layout: As for `load_weights`.
+        strict: As for `load_weights`.
+        interpolate: As for `load_weights`.
+        remedies: How the error sentences call the switches.
+        detail: What else the report says of `path`.
+
+    Raises:
+        UserError: As `load_weights`, but for the reading.
+    """
+    names = _layout_of(raw, path, module) if layout == "auto" else layout
+    content = _under_module_names(raw, names, module)
+    drop_parts(content, module)
+    targets: Tensors = module.state_dict()
+    fresh = fresh_names(targets, content, module)
+    content.unexpected += [content.sources[n] for n in content.tensors if n not in targets]
+    fit = fit_all(content, targets, module, interpolate, remedies, strict)
+    report = WeightReport(
+        path=path,
+        layout=names,
+        matched=tuple(fit.tensors),
+        missing=tuple(n for n in targets if n not in content.tensors and n not in fresh),
+        unexpected=tuple(content.unexpected),
+        left_out=tuple(content.left_out),
+        fresh=fresh,
+        reshaped=fit.reshaped,
+        kept=fit.kept,
+        detail=detail,
+    )
+    _check(report, strict, remedies)
+    with torch.no_grad():
+        for name, tensor in fit.tensors.items():
+            targets[name].copy_(tensor)
+    return report
+
+
+def export_weights(module: nn.Module, path: Path | str, layout: Layout = "quadriga") -> None:
+    """Write a module's weights; the file appears whole or not at all.
+
+    Args:
+        module: As for `load_weights`.
+        path: The file; its suffix decides the format, as for `write_tensors`.
+        layout: Whose names the file uses.
+
+    Raises:
+        UserError: The layout has no name for a tensor, or the file cannot be written.
+    """
+    state: Tensors = module.state_dict()
+    if layout == "quadriga":
+        write_tensors(state, Path(path))
+        return
+    foreign, encoder = _foreign_layout(module, layout), vit_in(module)
+    whole = not isinstance(module, ViT | Bert)
+    tensors = {name if whole else ENCODER + name: value for name, value in state.items()}
+    if encoder is None:
+        shaped = tensors
+    else:
+        shaped = {
+            name: foreign_shape(name, value, encoder.config) for name, value in tensors.items()
+        }
+    named = {}
+    for name, tensor in foreign.split(shaped).items():
+        target = foreign.table.foreign(name)
+        if target is None:
+            raise UserError(
+                f"the layout {layout} has no name for {name}; export with the layout quadriga"
+            )
+        before = foreign.prefix if whole and name.startswith(foreign.prefixed) else ""
+        named[before + target] = tensor
+    write_tensors(named, Path(path))
+
+
+def _layout_of(raw: Mapping[str, Tensor], path: Path, module: nn.Module) -> Layout:
+    """Tell whose names a file uses."""
+    if timm.LAYOUT.holds(raw):
+        return "timm"
+    if huggingface.LAYOUT.holds(raw) or huggingface_bert.LAYOUT.holds(raw):
+        return "hf"
+    stems = {name.removeprefix(ENCODER) for name in raw}
+    if stems & {name.removeprefix(ENCODER) for name in module.state_dict()}:
+        return "quadriga"
+    raise UserError(
+        f"{path} must use the names of quadriga, timm or hf, but starts with: {listed(list(raw))}"
+    )
+
+
+def _under_module_names(raw: Mapping[str, Tensor], layout: Layout, module: nn.Module) -> Content:
+    """Translate a file's names to the module's, and fuse what the module holds fused."""
+    content = Content()
+    foreign = None if layout == "quadriga" else _foreign_layout(module, layout)
+    if foreign is None and vit_in(module) is None and bert_in(module) is None:
+        return Content(dict(raw), {name: name for name in raw})
+    absent = _absent_parts(module)
+    # A file of ours may hold an encoder alone, without the prefix it has in an objective.
+    prefix = "" if any(name.startswith(ENCODER) for name in raw) else ENCODER
+    ours: Tensors = {}
+    for source, tensor in raw.items():
+        plain = foreign.plain(source) if foreign else source
+        name = foreign.table.ours(plain) if foreign else prefix + plain
+        head = foreign is not None and plain.startswith(tuple(foreign.table.left_out))
+        if head or (name is not None and name.startswith(absent)):
+            content.left_out.append(source)
+        elif name is None:
+            content.unexpected.append(source)
+        else:
+            ours[name] = tensor
+            content.sources[name] = source
+    fused = foreign.fuse(ours) if foreign else ours
+    for name, tensor in fused.items():
+        target = name.removeprefix(ENCODER) if isinstance(module, ViT | Bert) else name
+        content.tensors[target] = tensor
+        content.sources[target] = content.sources.get(name, name)
+    return content
+
+
+def _absent_parts(module: nn.Module) -> tuple[str, ...]:
+    """Return what the names of parts start with that a file may have and the module lacks."""
+    if isinstance(module, ViT):
+        return (_DECODER, *_HEAD_OF_VIT)
+    heads = _HEAD_OF_VIT if vit_in(module) else _HEADS if bert_in(module) else ()
+    names = module.state_dict()
+    return tuple(part for part in heads if not any(name.startswith(part) for name in names))
+
+
+def _foreign_layout(module: nn.Module, layout: str) -> ForeignLayout:
+    """Return a layout for the kind of model that the module is.
+
+    Raises:
+        UserError: It has no names for that kind.
+    """
+    of_module = _OF_VIT if vit_in(module) else _OF_BERT if bert_in(module) else {}
+    if layout not in of_module:
+        needed = "a vision transformer or a BERT" if layout in _OF_BERT else "a vision transformer"
+        raise UserError(
+            f"the layout {layout} needs {needed}, but the module is a "
+            f"{type(module).__name__}; use the layout quadriga"
+        )
+    return of_module[layout]
+
+
+def _check(report: WeightReport, strict: bool, remedies: Remedies) -> None:
+    if not report.matched:
+        rest = [*report.kept, *report.unexpected, *report.left_out]
+        raise UserError(f"{report.path} has no tensor that fits this model: {listed(rest)}")
+    if strict and not report.complete:
+        parts = [
+            f"{len(names)} {label} ({listed(names)})"
+            for label, names in (("missing", report.missing), ("unexpected", report.unexpected))
+            if names
+        ]
+        raise UserError(
+            f"{report.path} does not fit the model: {', '.join(parts)}; change the model's config, "
+            f"or {remedies.loose} to load what fits"
+        )

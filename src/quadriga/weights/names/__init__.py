@@ -1,0 +1,1 @@
+"""Foreign namings of weights, one library each."""

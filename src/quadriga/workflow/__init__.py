@@ -1,0 +1,1 @@
+"""Several runs: their graph, directory, launcher, ledger."""

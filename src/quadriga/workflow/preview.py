@@ -1,0 +1,152 @@
+"""What each run of a workflow will be: checked, counted and measured before any process starts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import final
+
+import torch
+
+from quadriga.contracts import Dataset
+from quadriga.engine.build import build_on_meta
+from quadriga.engine.classes import ASSUMED, leaves_it_to_data
+from quadriga.engine.initial_weights import check_origins
+from quadriga.engine.meters.cost import Cost, measure, memory_estimate
+from quadriga.engine.preflight import check_start
+from quadriga.engine.run_config import RunConfig
+from quadriga.engine.run_plan import RunPlan, make_plan
+from quadriga.engine.step.sharding import shard_ranks
+from quadriga.errors import UserError
+from quadriga.pipeline.topology import replicas_of
+from quadriga.workflow.directory import Planned
+from quadriga.workflow.graph import REFERENCE
+
+Check = Callable[[RunConfig], None]
+
+
+@final
+class Planner:
+    """Checks configs that share their data: each data set is opened once."""
+
+    def __init__(self, check: Check, rehearses: bool = False) -> None:
+        """Make one.
+
+        Args:
+            check: A further check of a config, which raises `UserError`.
+            rehearses: Whether data that is not at hand is counted as the recipe says.
+        """
+        self._check, self._rehearses = check, rehearses
+        self._opened: dict[str, Dataset] = {}
+        self._costs: dict[str, Cost | None] = {}
+
+    def check(self, config: RunConfig) -> tuple[RunConfig, RunPlan]:
+        """Check a run as ``quadriga train`` does, as far as it needs no other run.
+
+        Args:
+            config: The run; references to other nodes in it are left alone.
+
+        Returns:
+            The run to measure, and its numbers.
+
+        Raises:
+            UserError: It cannot start.
+        """
+        self._check(config)
+        check_origins(config, later=REFERENCE)
+        if self._rehearses and leaves_it_to_data(config):
+            config = config.override({"objective.classes": ASSUMED})
+        return config, self._numbers(config)
+
+    def measure(self, config: RunConfig, plan: RunPlan) -> Planned:
+        """Count what a run is, on the meta device.
+
+        Args:
+            config: The run.
+            plan: Its numbers.
+        """
+        ranks = config.train.ranks
+        micro = math.ceil(plan.batch_size / (plan.world_size * plan.accumulate))
+        own = list(build_on_meta(config).parameters())
+        cost = self._cost(config, micro)
+        return Planned(
+            total_steps=plan.total_steps,
+            batch_size=plan.batch_size,
+            ranks=ranks,
+            parameters=sum(p.numel() for p in own),
+            trainable_parameters=sum(p.numel() for p in own if p.requires_grad),
+            flops_per_sample=None if cost is None else cost.model_flops / cost.samples,
+            memory_gib=None if cost is None else _memory_gib(config, cost),
+        )
+
+    def _numbers(self, config: RunConfig) -> RunPlan:
+        """Return a run's numbers, with the data that its recipe was written for if it must be."""
+        key, ranks, stated = config.data.as_json(), config.train.ranks, config.train.dataset_size
+        if self._rehearses and stated is not None and key not in self._opened:
+            try:
+                self._opened[key] = config.data.build("train")
+            except UserError:
+                return make_plan(config, stated, replicas_of(config, ranks))
+        self._opened[key], plan = check_start(config, ranks, self._opened.get(key))
+        return plan
+
+    def _cost(self, config: RunConfig, micro: int) -> Cost | None:
+        """Return what a rank's micro-batch costs; None where the meta device cannot run the model.
+
+        Nodes that differ in their data, seeds and lengths alone cost the same.
+        """
+        tree = config.as_dict()
+        parts = [tree[name] for name in ("model", "objective", "modular", "views")]
+        key = json.dumps([*parts, micro])
+        if key not in self._costs:
+            example = config.views.build("train").example(micro, torch.device("meta"))
+            try:
+                self._costs[key] = measure(build_on_meta(config), example)
+            except (NotImplementedError, RuntimeError):
+                self._costs[key] = None
+        return self._costs[key]
+
+    def plan_all(self, configs: Mapping[str, RunConfig]) -> dict[str, Planned]:
+        """Plan several runs.
+
+        Raises:
+            UserError: Some cannot start: all of them and their reasons, in one line.
+        """
+        checked: dict[str, tuple[RunConfig, RunPlan]] = {}
+        problems: dict[str, list[str]] = {}
+        for name, config in configs.items():
+            try:
+                checked[name] = self.check(config)
+                _check_parts(config, configs)
+            except UserError as error:
+                problems.setdefault(str(error), []).append(name)
+        if problems:
+            raise UserError(
+                "; ".join(f"{', '.join(names)}: {text}" for text, names in problems.items())
+            )
+        return {name: self.measure(*both) for name, both in checked.items()}
+
+
+def _check_parts(config: RunConfig, others: Mapping[str, RunConfig]) -> None:
+    """Check that the parts a run is put together from will be there and fit.
+
+    Raises:
+        UserError: They will not.
+    """
+    if config.modular is None:
+        return
+    runs = [
+        others[path.removeprefix(REFERENCE)].as_dict() if path.startswith(REFERENCE) else None
+        for _, path in config.modular.sources()
+    ]
+    config.modular.check_sources(config.objective, config.model, runs)
+
+
+def _memory_gib(config: RunConfig, cost: Cost) -> float | None:
+    train = config.train
+    if config.pipeline.schedule != "none" or train.recompute != "none":
+        return None  # quadriga plan and --dry-run know these
+    shards = shard_ranks(train, train.ranks, train.ranks)
+    average = config.ema.decay is not None
+    return memory_estimate(cost, shards=shards, has_average=average).total / 2**30
