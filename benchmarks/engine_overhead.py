@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, final
 
 import torch
 
-from quadriga.cli.arguments import find_recipe
+from quadriga.cli.resolve import find_recipe
 from quadriga.contracts import Batch, Executor, Objective, StepOutput, stack
 from quadriga.data.reading.loader import Loader
 from quadriga.data.reading.sampling import step_samples

@@ -22,7 +22,7 @@ import sys
 import torch
 
 from precision import Side
-from quadriga.cli.arguments import find_recipe
+from quadriga.cli.resolve import find_recipe
 from quadriga.distributed.allocator import keep_freed_memory
 from quadriga.engine.run_config import RunConfig
 

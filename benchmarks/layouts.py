@@ -23,10 +23,11 @@ from collections.abc import Iterator
 import torch
 from torch.distributed import run as torchrun
 
-from quadriga.cli.arguments import find_recipe
+from quadriga.cli.resolve import find_recipe
 from quadriga.contracts import Batch
-from quadriga.distributed.environment import DistEnv, process_group
-from quadriga.distributed.shards import local_part
+from quadriga.distributed.collectives import local_part
+from quadriga.distributed.environment import DistEnv
+from quadriga.distributed.process_group import process_group
 from quadriga.engine.build import build_objective
 from quadriga.engine.logs.environment import cores
 from quadriga.engine.run_config import RunConfig

@@ -14,7 +14,7 @@ from modular_arms import ZERO, Arm, Arms
 from modular_picture import Row, draw
 from quadriga.cli.workflow.command import RunRequest, make
 from quadriga.cli.workflow.resolve import as_it_is
-from quadriga.engine.evaluate import RESULTS
+from quadriga.engine.logs.results import RESULTS
 from quadriga.errors import EXIT_USER_ERROR, UserError
 from quadriga.formatting import duration, flops
 from quadriga.workflow.directory import Graph, WorkflowDirectory

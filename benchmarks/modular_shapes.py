@@ -36,8 +36,8 @@ from quadriga.engine.run_config import (
 from quadriga.evaluation.held_out import HeldOutConfig
 from quadriga.methods.supervised import SupervisedConfig
 from quadriga.models.vit import ViTConfig
-from quadriga.optim.adamw import AdamWConfig
-from quadriga.schedules.warmup_cosine import WarmupCosineConfig
+from quadriga.optim.adam import AdamWConfig
+from quadriga.schedules.curves import WarmupCosineConfig
 
 DEPTHS = (8, 8, 8, 8)
 BUDGET = Budget(

@@ -28,9 +28,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import run as torchrun
 
-from quadriga.cli.arguments import find_recipe
+from quadriga.cli.resolve import find_recipe
 from quadriga.contracts import Batch, LossOutput, Objective, Stage
-from quadriga.distributed.environment import DistEnv, process_group
+from quadriga.distributed.environment import DistEnv
+from quadriga.distributed.process_group import process_group
 from quadriga.engine.build import build_on_meta
 from quadriga.engine.logs.environment import cores
 from quadriga.engine.run_config import RunConfig

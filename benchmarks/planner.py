@@ -28,22 +28,22 @@ from torch.distributed import run as torchrun
 
 from quadriga.data.text.pydoc import PydocCorpusConfig
 from quadriga.data.text.sentence_pairs import SentencePairsConfig
-from quadriga.distributed.environment import DistEnv, process_group
+from quadriga.distributed.environment import DistEnv
+from quadriga.distributed.process_group import process_group
 from quadriga.engine.build import EXACT, build_loader, build_objective
 from quadriga.engine.run_config import LogConfig, RunConfig, TrainConfig
 from quadriga.engine.run_plan import make_plan
 from quadriga.formatting import bytes_, duration
 from quadriga.methods.masked_lm import MaskedLMConfig
 from quadriga.models.bert import BertConfig
-from quadriga.optim.adamw import AdamWConfig
-from quadriga.pipeline.network import measure_network
+from quadriga.optim.adam import AdamWConfig
 from quadriga.pipeline.planner.cost import Candidate
-from quadriga.pipeline.planner.measure import measure_profile
+from quadriga.pipeline.planner.measure import measure_network, measure_profile
 from quadriga.pipeline.planner.profile import read_profile, save_profile
 from quadriga.pipeline.planner.search import Plan, Planner
 from quadriga.pipeline.runtime.choose import make_executor
 from quadriga.pipeline.topology import replica_env
-from quadriga.schedules.warmup_cosine import WarmupCosineConfig
+from quadriga.schedules.curves import WarmupCosineConfig
 
 RANKS = 2
 PROFILE = "QUADRIGA_BENCHMARK_PROFILE"

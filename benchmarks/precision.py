@@ -19,13 +19,12 @@ from collections.abc import Iterator
 
 import torch
 
-from quadriga.cli.arguments import find_recipe
+from quadriga.cli.resolve import find_recipe
 from quadriga.contracts import Batch
 from quadriga.distributed.environment import DistEnv, pick_device
 from quadriga.engine.build import build_objective, build_on_meta
-from quadriga.engine.logs.environment import device_name
 from quadriga.engine.meters.cost import measure
-from quadriga.engine.meters.devices import peak_flops, uses_tf32
+from quadriga.engine.meters.devices import device_name, peak_flops, uses_tf32
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import make_plan
 from quadriga.engine.step.data_parallel import DataParallelExecutor

@@ -27,7 +27,7 @@ from quadriga.data.text.corpus import TextCorpus, TextCorpusConfig
 from quadriga.data.text.files import format_of, read_documents
 from quadriga.data.text.pydoc import pydoc_documents
 from quadriga.data.text.sentence_pairs import SentencePairsConfig
-from quadriga.data.tokenizer_training import train_vocabulary, write_vocabulary
+from quadriga.data.text.wordpiece import train_vocabulary, write_vocabulary
 from quadriga.distributed.environment import SINGLE
 
 OPTIONS: dict[str, dict[str, Any]] = {

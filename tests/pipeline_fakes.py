@@ -35,8 +35,8 @@ from quadriga.contracts import (
 from quadriga.engine.run_config import LoaderConfig, LogConfig, RunConfig, TrainConfig
 from quadriga.models.parts.initialise import Filler, initialise
 from quadriga.models.parts.transformer import Dropout
-from quadriga.optim.adamw import AdamWConfig
-from quadriga.schedules.warmup_cosine import WarmupCosineConfig
+from quadriga.optim.adam import AdamWConfig
+from quadriga.schedules.curves import WarmupCosineConfig
 
 LENGTH = 5
 IGNORED = -100

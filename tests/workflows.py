@@ -13,7 +13,7 @@ from typing import Any
 from quadriga.cli import entry
 from quadriga.cli.workflow import command, resolve
 from quadriga.cli.workflow.command import RunRequest
-from quadriga.launch.parent import WITH_PARENT, end_with_parent
+from quadriga.launch.attempts import WITH_PARENT, end_with_parent
 from quadriga.recipes.mae import mae_digits
 from quadriga.report import run as html
 from quadriga.workflow.graph import Node, Workflow
@@ -55,7 +55,7 @@ def known(function: Callable[..., Workflow] = diamond) -> None:
 def run(work_dir: Path, launcher: NodeLauncher, *words: str, **options: Any) -> int:
     """Run the tiny workflow as the command does."""
     request = RunRequest("diamond", tuple(words), work_dir, device="cpu", **options)
-    return command.run(request, launcher)
+    return command.run_workflow(request, launcher)
 
 
 class Ended(Running):

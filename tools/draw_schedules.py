@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 from quadriga.pipeline.planner.picture import draw
-from quadriga.pipeline.planner.timeline import simulate
+from quadriga.pipeline.planner.timeline import Times, simulate
 from quadriga.pipeline.schedules import SCHEDULES, make_schedule
-from quadriga.pipeline.timing import Times
 
 STAGES, MICRO_BATCHES, STEPS = 4, 4, 3
 TIMES = Times(forward=(1.0,) * STAGES, backward=(2.0,) * STAGES, beside=(1.5,) * STAGES)

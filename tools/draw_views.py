@@ -20,7 +20,7 @@ from torch import Tensor
 from quadriga.contracts import Transform, stack
 from quadriga.data.images.folder import ImageFolderConfig
 from quadriga.data.views.supervised import SupervisedViewsConfig
-from quadriga.evaluation.picture_grid import draw_grid, save_picture
+from quadriga.evaluation.reconstruction import draw_grid, save_picture
 from quadriga.randomness import Stream, fold
 
 ROWS = 4

@@ -66,3 +66,6 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     if found is not None:
         return f"; did you mean {found}?"
     return f"; valid are: {', '.join(names)}" if names else ""
+
+
+INTERRUPTED = 130

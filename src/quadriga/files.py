@@ -1,9 +1,17 @@
-"""Files that exist whole or not at all."""
+"""Files that exist whole or not at all.
+
+Locks on folders: held by one process at a time, and free again however it ends.
+"""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import time
+import weakref
 from pathlib import Path
+from typing import IO
 
 
 def fsync_file(path: Path) -> None:
@@ -37,3 +45,57 @@ def write_text(path: Path, text: str) -> None:
         beside.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+LOCK = ".lock"
+"""Name of the file that is locked."""
+
+_TRIES = 5
+_PAUSE_SECONDS = 0.05
+
+
+def take_lock(path: Path) -> IO[str] | None:
+    """Lock a file for as long as what is returned stays open.
+
+    A file system without locks lets everyone in: the user keeps the processes apart.
+
+    Returns:
+        The open file; None when another process holds the lock.
+
+    Raises:
+        OSError: The file cannot be made.
+    """
+    stream = path.open("w")
+    # A lock is held by all that share the open file. A process that reads data is a fork; it
+    # may outlive this one, stuck in a read, and must not keep the next run out.
+    held = weakref.ref(stream)
+    os.register_at_fork(after_in_child=lambda: _close(held()))
+    for left in reversed(range(_TRIES)):
+        if _try(stream):
+            return stream
+        if left:  # it may be somebody who only looks (`is_locked`)
+            time.sleep(_PAUSE_SECONDS)
+    stream.close()
+    return None
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds the lock; it is taken for a moment to find out."""
+    try:
+        with path.open("r") as stream:
+            return not _try(stream, fcntl.LOCK_SH)
+    except OSError:
+        return False
+
+
+def _try(stream: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
+    try:
+        fcntl.flock(stream, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
+
+
+def _close(stream: IO[str] | None) -> None:
+    if stream is not None:
+        stream.close()

@@ -8,10 +8,9 @@ import pytest
 
 from errors import refuses
 from quadriga.cli import main
-from quadriga.cli.arguments import find_recipes, flatten, read_overrides, split_resume
-from quadriga.cli.entry import run
-from quadriga.cli.resolve import resolve
-from quadriga.config.provenance import Resolved
+from quadriga.cli.entry import run, split_resume
+from quadriga.cli.resolve import find_recipes, flatten, resolve
+from quadriga.config.provenance import Resolved, read_overrides
 from quadriga.engine.run_config import RunConfig
 
 

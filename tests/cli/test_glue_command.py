@@ -23,8 +23,8 @@ from quadriga.data.text.sentence_pairs import SentencePairsConfig
 from quadriga.engine.run_config import LoaderConfig, LogConfig, RunConfig, TrainConfig
 from quadriga.methods.masked_lm import MaskedLMConfig
 from quadriga.models.bert import BertConfig
-from quadriga.optim.adamw import AdamWConfig
-from quadriga.schedules.linear import LinearConfig
+from quadriga.optim.adam import AdamWConfig
+from quadriga.schedules.curves import LinearConfig
 from quadriga.weights import export_weights
 from tiny import assert_bit_equal, read_checkpoint
 

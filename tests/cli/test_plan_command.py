@@ -12,11 +12,10 @@ import pytest
 from errors import assert_command_refused, assert_says
 from pipeline_fakes import words_run
 from plan_fakes import made_profile
-from quadriga.cli.arguments import read_overrides
 from quadriga.cli.entry import run
 from quadriga.cli.plan import read_memory, refused, runs
 from quadriga.cli.resolve import resolve
-from quadriga.config.provenance import Resolved
+from quadriga.config.provenance import Resolved, read_overrides
 from quadriga.engine.build import build_on_meta
 from quadriga.errors import UserError
 from quadriga.pipeline.planner.profile import read_profile, save_profile

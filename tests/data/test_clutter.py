@@ -10,8 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from quadriga.contracts import DatasetConfig
-from quadriga.data.clutter_drawing import SHAPES, distance, draw, normals, uniforms
-from quadriga.data.images.clutter import ClutterConfig
+from quadriga.data.images.clutter import SHAPES, ClutterConfig, distance, draw, normals, uniforms
 from quadriga.data.views.shifts import ShiftedViewsConfig
 from quadriga.randomness import fold, fold_numpy
 

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from quadriga.data.boxes import Boxes, inside
-from quadriga.data.views.erasing import Erasing, boxes, erase, noise
+from quadriga.data.views.erasing import Boxes, Erasing, boxes, erase, inside, noise
 from quadriga.randomness import fold, uniform_rows
 
 HOW = Erasing(0.25, "pixel", 1, (0.02, 1 / 3), (0.3, 1 / 0.3))

@@ -11,8 +11,8 @@ from errors import refuses
 from glue_files import mnli, put, write_official, write_vocabulary
 from quadriga.config.base import construct
 from quadriga.contracts import DatasetConfig
+from quadriga.data.parts.subsets import Subset
 from quadriga.data.reading.loader import sequential
-from quadriga.data.subset import Subset
 from quadriga.data.text.glue.dataset import GlueConfig
 from quadriga.data.text.glue.tasks import TASKS, task_called, tasks_in
 from quadriga.data.text.text_pairs import TextPairsConfig

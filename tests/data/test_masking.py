@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quadriga.data.masking import choose_tokens, choose_words, hide
+from quadriga.data.text.sentence_pairs import choose_tokens, choose_words, hide
 from quadriga.randomness import Stream, bits_numpy, fold
 
 KEYS = st.integers(-(2**63), 2**63 - 1)

@@ -17,8 +17,8 @@ from quadriga.data.images.cifar import CifarConfig
 from quadriga.data.images.clutter import ClutterConfig
 from quadriga.data.images.digits import DigitsConfig
 from quadriga.data.images.folder import ImageFolderConfig
+from quadriga.data.images.record import LabelledDataset
 from quadriga.data.images.tar_shards import TarShardsConfig
-from quadriga.data.labelled import LabelledDataset
 from quadriga.data.parts.subsets import PartConfig, balanced_part
 from quadriga.data.shapes.dataset import ShapesConfig
 

@@ -12,8 +12,7 @@ from quadriga.data.text.corpus import TextCorpusConfig
 from quadriga.data.text.files import format_of
 from quadriga.data.text.sentence_pairs import SentencePairsConfig
 from quadriga.data.text.tokenise import sentences_of, sources
-from quadriga.data.text.wordpiece import read_vocabulary
-from quadriga.data.tokenizer_training import train_vocabulary, write_vocabulary
+from quadriga.data.text.wordpiece import read_vocabulary, train_vocabulary, write_vocabulary
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quadriga.data.sentences import LONGEST, paragraphs, split_sentences
+from quadriga.data.text.files import LONGEST, paragraphs, split_sentences
 
 
 @pytest.mark.parametrize(

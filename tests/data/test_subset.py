@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quadriga.contracts import Dataset
-from quadriga.data.subset import Subset
+from quadriga.data.parts.subsets import Subset
 
 
 class Numbers(Dataset):

@@ -11,7 +11,6 @@ from pictures import encoded, noise, write, write_tar
 from errors import assert_says, refuses
 from quadriga.config.base import construct
 from quadriga.contracts import DatasetConfig, UnreadableSample
-from quadriga.data import tar_index
 from quadriga.data.images import tar_shards
 from quadriga.data.images.folder import ImageFolderConfig
 from quadriga.data.images.tar_shards import TarShardsConfig, expand_braces
@@ -119,8 +118,8 @@ def test_without_test_shards_a_part_is_held_out(root):
 
 def test_the_index_is_kept_and_made_anew_when_the_shard_changes(root, monkeypatch):
     built = []
-    original = tar_index.build
-    monkeypatch.setattr(tar_index, "build", lambda path: built.append(path.name) or original(path))
+    original = tar_shards.build
+    monkeypatch.setattr(tar_shards, "build", lambda path: built.append(path.name) or original(path))
     before = contents(config_of(root).build("train"))
     assert contents(config_of(root).build("train")) == before
     assert built == ["train-000.tar", "train-001.tar"]
@@ -137,7 +136,7 @@ def test_an_index_that_cannot_be_kept_is_told_once(root, monkeypatch, caplog):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(tar_index.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(tar_shards.tempfile, "mkstemp", refuse)
     dataset = config_of(root).build("train")
     assert len(contents(dataset)) == 7
     assert [record.levelname for record in caplog.records] == ["WARNING"]
@@ -148,7 +147,7 @@ def test_an_interrupted_write_leaves_nothing(root, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tar_index.os, "fsync", full)
+    monkeypatch.setattr(tar_shards.os, "fsync", full)
     assert len(config_of(root).build("train")) == 7
     assert sorted(os.listdir(root)) == ["train-000.tar", "train-001.tar", "val-000.tar"]
 

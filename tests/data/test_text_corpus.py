@@ -29,8 +29,8 @@ from corpora import (
 from errors import assert_says, refuses
 from quadriga.config.base import construct
 from quadriga.contracts import DatasetConfig
-from quadriga.data import text_cache
 from quadriga.data.text import corpus as text_corpus
+from quadriga.data.text import store as text_cache
 from quadriga.data.text import tokenise
 from quadriga.data.text.corpus import TextCorpusConfig, in_split
 from quadriga.data.text.store import StoreWriter, TokenStore

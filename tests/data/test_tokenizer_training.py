@@ -12,15 +12,19 @@ from pathlib import Path
 import pytest
 
 from errors import refuses
-from quadriga.data.text.wordpiece import SPECIAL_TOKENS, Vocabulary
-from quadriga.data.tokenizer_training import train_vocabulary, write_vocabulary
+from quadriga.data.text.wordpiece import (
+    SPECIAL_TOKENS,
+    Vocabulary,
+    train_vocabulary,
+    write_vocabulary,
+)
 
 TEXT = ["low lower lowest Löwe", "new newer newest wide wider widest", "slow slower"] * 3
 
 AGAIN = """
 import hashlib, sys
 from pathlib import Path
-from quadriga.data.tokenizer_training import train_vocabulary
+from quadriga.data.text.wordpiece import train_vocabulary
 lines = Path(sys.argv[1]).read_text().splitlines()
 print(hashlib.sha256("\\n".join(train_vocabulary(lambda: lines, 900, True)).encode()).hexdigest())
 """

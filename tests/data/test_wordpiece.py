@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errors import refuses
-from quadriga.data.text.wordpiece import Vocabulary, read_vocabulary
-from quadriga.data.tokenizer_training import train_vocabulary
+from quadriga.data.text.wordpiece import Vocabulary, read_vocabulary, train_vocabulary
 
 TEXTS = [
     "The cat sat, unbelievably, on the mat!",

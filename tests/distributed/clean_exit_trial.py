@@ -20,7 +20,8 @@ import torch
 from parallel_worker import tiny_config
 
 from quadriga.contracts import Dataset
-from quadriga.distributed.environment import DistEnv, process_group
+from quadriga.distributed.environment import DistEnv
+from quadriga.distributed.process_group import process_group
 from quadriga.engine.build import EXACT, build_loader, build_objective, build_on_meta
 from quadriga.engine.checkpoint.store import CheckpointStore
 from quadriga.engine.run_plan import make_plan

@@ -17,7 +17,8 @@ from quadriga.distributed.collectives import (
     from_main,
     on_all,
 )
-from quadriga.distributed.environment import DistEnv, process_group
+from quadriga.distributed.environment import DistEnv
+from quadriga.distributed.process_group import process_group
 from quadriga.errors import UserError
 
 

@@ -18,7 +18,8 @@ from parallel_worker import tiny_config
 
 from quadriga.config.provenance import Resolved
 from quadriga.distributed.collectives import from_main
-from quadriga.distributed.environment import DistEnv, process_group
+from quadriga.distributed.environment import DistEnv
+from quadriga.distributed.process_group import process_group
 from quadriga.engine.build import build_objective
 from quadriga.engine.faults import replay
 from quadriga.engine.faults.preemption import Preemption

@@ -9,14 +9,8 @@ import pytest
 import torch
 
 from errors import refuses
-from quadriga.distributed.environment import (
-    SINGLE,
-    Launch,
-    pick_device,
-    process_group,
-    read_launch,
-    set_threads,
-)
+from quadriga.distributed.environment import SINGLE, Launch, pick_device, read_launch, set_threads
+from quadriga.distributed.process_group import process_group
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 SRUN = {

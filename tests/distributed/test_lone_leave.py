@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from quadriga.distributed import environment
-from quadriga.distributed.environment import process_group
+from quadriga.distributed.process_group import process_group
 from quadriga.errors import UserError
 
 RANK = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}

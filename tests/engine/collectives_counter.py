@@ -15,7 +15,8 @@ from pathlib import Path
 from parallel_worker import tiny_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from quadriga.distributed.environment import DistEnv, process_group
+from quadriga.distributed.environment import DistEnv
+from quadriga.distributed.process_group import process_group
 from quadriga.engine.build import build_objective
 from quadriga.engine.run_plan import make_plan
 from quadriga.engine.step.data_parallel import DataParallelExecutor

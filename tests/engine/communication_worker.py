@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from quadriga.distributed.environment import process_group
-from quadriga.engine.communication import CommunicationTimer
+from quadriga.distributed.process_group import process_group
+from quadriga.engine.meters.throughput import CommunicationTimer
 
 LATE_SECONDS = 0.3
 

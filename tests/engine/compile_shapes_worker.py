@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from quadriga.engine.compilation import compile_blocks
+from quadriga.engine.step.blocks import compile_blocks
 from quadriga.models.parts.bert_blocks import BertBlock, BertShape, Places
 
 

@@ -26,7 +26,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from quadriga.contracts import Batch, Executor, Objective, StepOutput
 from quadriga.distributed.collectives import barrier
-from quadriga.distributed.environment import DistEnv, process_group
+from quadriga.distributed.environment import DistEnv
+from quadriga.distributed.process_group import process_group
 from quadriga.engine.checkpoint.store import CheckpointStore, verify
 from quadriga.engine.run_config import CheckpointConfig
 from ranks import free_port

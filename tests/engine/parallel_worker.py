@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
-from quadriga.distributed.environment import DistEnv, process_group
-from quadriga.distributed.shards import whole
+from quadriga.distributed.collectives import whole
+from quadriga.distributed.environment import DistEnv
+from quadriga.distributed.process_group import process_group
 from quadriga.engine.build import EXACT, build_loader, build_objective
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import make_plan

@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from trained_executor import Trained
 
-from quadriga.distributed.environment import process_group
+from quadriga.distributed.process_group import process_group
 from quadriga.engine.checkpoint.store import CheckpointStore
 from quadriga.engine.run_config import CheckpointConfig
 from quadriga.methods.mae import MAEConfig

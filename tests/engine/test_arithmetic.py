@@ -12,9 +12,9 @@ from errors import assert_says, refuses
 from quadriga.contracts import Progress
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import describe_batch, make_plan, scaled_lr, segments
-from quadriga.optim.adamw import AdamWConfig
+from quadriga.optim.adam import AdamWConfig
 from quadriga.recipes.mae import mae_digits, mae_vit_base
-from quadriga.schedules.warmup_cosine import WarmupCosineConfig
+from quadriga.schedules.curves import WarmupCosineConfig
 
 
 def run(**overrides: object) -> RunConfig:

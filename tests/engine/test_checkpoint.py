@@ -27,7 +27,7 @@ from quadriga.engine.checkpoint.store import (
     read_manifest,
     verify,
 )
-from quadriga.engine.checkpoint_staging import StagedFile
+from quadriga.engine.checkpoint.write import StagedFile
 from quadriga.engine.run_config import CheckpointConfig
 
 
@@ -228,8 +228,8 @@ def test_a_state_of_many_files(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
     """Tensors that fill several files, one of them larger than a file is meant to be."""
-    monkeypatch.setattr("quadriga.engine.checkpoint_staging.FILE_BYTES", 1024)
-    monkeypatch.setattr("quadriga.engine.checkpoint_staging.PIECE_BYTES", 100)
+    monkeypatch.setattr("quadriga.engine.checkpoint.write.FILE_BYTES", 1024)
+    monkeypatch.setattr("quadriga.engine.checkpoint.write.PIECE_BYTES", 100)
     state = {f"objective.{i}": torch.full((13 * i,), i, dtype=torch.float32) for i in range(40)}
     saved, loaded = Tensors(0.0), Tensors(0.0)
     saved.state = {name: tensor.clone() for name, tensor in state.items()}

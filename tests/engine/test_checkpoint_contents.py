@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from trained_executor import Trained
 
-from quadriga.engine.checkpoint_contents import read_model, stored_tensors, trainable_elements
+from quadriga.engine.checkpoint.read import read_model, stored_tensors, trainable_elements
 from quadriga.methods.mae import MAE, MAEConfig
 from quadriga.models.vit import ViTConfig
 from ranks import run_ranks

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errors import refuses
-from quadriga.engine.checkpoint_staging import Chunk, assign, inventory
+from quadriga.engine.checkpoint.write import Chunk, assign, inventory
 from ranks import run_worker
 
 LAYOUTS = {"plain-1"} | {f"{form}-{n}" for form in ("plain", "fsdp", "hsdp") for n in (2, 4)}

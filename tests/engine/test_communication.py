@@ -10,7 +10,7 @@ import torch
 from communication_worker import LATE_SECONDS
 from torch import nn
 
-from quadriga.engine.communication import CommunicationTimer
+from quadriga.engine.meters.throughput import CommunicationTimer
 from ranks import run_ranks
 
 HERE = Path(__file__).resolve().parent

@@ -14,15 +14,9 @@ from errors import assert_says, refuses
 from quadriga.contracts import EvaluationContext, EvaluationResult, Evaluator, EvaluatorConfig
 from quadriga.distributed.environment import SINGLE, DistEnv
 from quadriga.engine.build import build_objective
-from quadriga.engine.evaluate import (
-    describe,
-    evaluate,
-    make_context,
-    merge_results,
-    missing_protocols,
-    read_results,
-)
+from quadriga.engine.evaluate import describe, evaluate, make_context
 from quadriga.engine.logs.console import Console
+from quadriga.engine.logs.results import merge_results, missing_protocols, read_results
 from quadriga.errors import UserError
 
 

@@ -9,15 +9,14 @@ import torch
 from errors import refuses
 from quadriga.data.text.pydoc import PydocCorpusConfig
 from quadriga.data.text.sentence_pairs import SentencePairsConfig
-from quadriga.engine import export_hf_bert
 from quadriga.engine.build import build_objective
 from quadriga.engine.run_config import RunConfig, TrainConfig
 from quadriga.export import huggingface, safetensors, timm
 from quadriga.export.subject import Subject, greatest_difference
 from quadriga.methods.masked_lm import MaskedLMConfig
 from quadriga.models.bert import BertConfig
-from quadriga.optim.adamw import AdamWConfig
-from quadriga.schedules.linear import LinearConfig
+from quadriga.optim.adam import AdamWConfig
+from quadriga.schedules.curves import LinearConfig
 
 CONFIG = RunConfig(
     name="bert",
@@ -67,7 +66,7 @@ def test_hugging_face_computes_the_same(
     assert "vocab.txt" in str(form.remark(made))
     # Without the library the same file is read back by this project.
     with torch.no_grad():
-        pairs = export_hf_bert.bert_read_back(made, tmp_path / "hf")
+        pairs = huggingface.bert_read_back(made, tmp_path / "hf")
         assert greatest_difference(pairs) < 1e-6
     model = getattr(transformers, name).from_pretrained(tmp_path / "hf")
     assert model.config.architectures == [name]

@@ -19,11 +19,11 @@ from quadriga.distributed.environment import SINGLE
 from quadriga.engine.logs.environment import (
     PACKAGES,
     cores,
-    device_name,
     environment_facts,
     git_revision,
     version_of,
 )
+from quadriga.engine.meters.devices import device_name
 
 
 def test_versions() -> None:

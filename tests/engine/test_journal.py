@@ -16,12 +16,12 @@ import torch
 from errors import refuses
 from quadriga.contracts import LoggerContext, StepOutput
 from quadriga.distributed.environment import SINGLE, DistEnv
-from quadriga.engine.logger_set import LoggerSet
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.logs.journal import Journal
 from quadriga.engine.run_config import LogConfig
 from quadriga.engine.run_plan import RunPlan
+from quadriga.loggers import LoggerSet
 from tiny import TIMES, read_metrics
 
 PLAN = RunPlan(

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from errors import assert_command_refused, assert_says, refuses
+from quadriga import loggers as logger_set
 from quadriga.cli.entry import run
 from quadriga.config.base import kinds
 from quadriga.contracts import Logger, LoggerConfig, LoggerContext
-from quadriga.engine import logger_set
-from quadriga.engine.logger_set import LoggerSet, check_loggers
+from quadriga.loggers import LoggerSet, check_loggers
 from quadriga.loggers.csv import CSVConfig
 from quadriga.loggers.mlflow import MLflowConfig
 from quadriga.loggers.wandb import WandbConfig

@@ -11,7 +11,7 @@ from torch.nn import functional
 from quadriga import randomness
 from quadriga.contracts import LossOutput, Objective
 from quadriga.engine.meters.cost import activation_bytes, measure, memory_estimate
-from quadriga.engine.recompute import apply_recompute
+from quadriga.engine.step.blocks import apply_recompute
 
 BATCH, TOKENS, INPUT, WIDTH, HEADS, DEPTH = 3, 10, 12, 32, 4, 2
 FLOAT = 4

@@ -15,11 +15,11 @@ from parallel_worker import tiny_config
 
 from quadriga.contracts import Batch, LossOutput
 from quadriga.distributed.environment import SINGLE
-from quadriga.engine import loss_scale
 from quadriga.engine.build import EXACT, build_loader, build_objective
-from quadriga.engine.loss_scale import LossScale
 from quadriga.engine.run_plan import make_plan
+from quadriga.engine.step import precision as loss_scale
 from quadriga.engine.step.data_parallel import DataParallelExecutor
+from quadriga.engine.step.precision import LossScale
 from quadriga.methods.mae import MAE
 from ranks import run_worker
 

@@ -11,7 +11,7 @@ import pytest
 
 from errors import assert_command_refused
 from quadriga.cli.entry import run
-from quadriga.engine.steps import WARMUP, profiled_steps
+from quadriga.engine.run_config import WARMUP, profiled_steps
 from ranks import run_quadriga
 from tiny import assert_bit_equal, read_checkpoint, read_metrics, tiny_run
 

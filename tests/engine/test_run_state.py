@@ -8,9 +8,9 @@ import pytest
 
 from quadriga.config.provenance import Resolved
 from quadriga.engine.checkpoint.folder import Manifest, checkpoint_path, write_manifest
-from quadriga.engine.lock import LOCK, is_locked, take_lock
 from quadriga.engine.logs.status import state_of
 from quadriga.engine.logs.times import FAILED, STOPPED, evaluated, note, read_times
+from quadriga.files import LOCK, is_locked, take_lock
 from quadriga.recipes.mae import mae_digits
 
 CONFIG = mae_digits().override(

@@ -13,14 +13,11 @@ import torch
 from errors import assert_says
 from quadriga.contracts import StepOutput
 from quadriga.distributed.environment import SINGLE, DistEnv
-from quadriga.engine.events import Events
-from quadriga.engine.health_config import HealthConfig
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
-from quadriga.engine.logs.journal import Journal
-from quadriga.engine.run_config import LogConfig
+from quadriga.engine.logs.journal import Events, Journal, SpikeDetector
+from quadriga.engine.run_config import HealthConfig, LogConfig
 from quadriga.engine.run_plan import RunPlan
-from quadriga.engine.spikes import SpikeDetector
 
 CONFIG = HealthConfig(window=8, spike_factor=4.0)
 CALM = [1.0, 1.1, 0.9, 1.0, 1.2, 0.8, 1.0, 1.1]

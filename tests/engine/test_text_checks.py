@@ -19,7 +19,8 @@ from quadriga.distributed.environment import SINGLE
 from quadriga.engine.build import build_on_meta
 from quadriga.engine.evaluate import make_context
 from quadriga.engine.logs.console import Console
-from quadriga.engine.preflight import announce, check_text
+from quadriga.engine.preflight import check_text
+from quadriga.engine.resume import announce
 from quadriga.engine.run_plan import make_plan
 from quadriga.recipes.bert import bert_mini, bert_tiny_pydoc
 

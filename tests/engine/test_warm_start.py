@@ -16,8 +16,8 @@ from quadriga import randomness
 from quadriga.contracts import Executor
 from quadriga.distributed.environment import SINGLE
 from quadriga.engine.checkpoint.store import CheckpointStore
+from quadriga.engine.initial_weights import check_warm_start, warm_start
 from quadriga.engine.run_config import CheckpointConfig, WarmStartConfig
-from quadriga.engine.warm_start import check_warm_start, warm_start
 from quadriga.methods.mae import MAE, MAEConfig
 from quadriga.models.parts.positions import interpolate_table
 from quadriga.models.vit import ViT, ViTConfig

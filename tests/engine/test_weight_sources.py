@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from errors import refuses
-from quadriga.engine.weight_sources import check_source, read_source
+from quadriga.engine.initial_weights import check_source, read_source
 
 
 def test_files_are_read_under_their_own_names(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_what_is_none(name: str, fragments: tuple[object, ...], tmp_path: Path) 
 
 
 def test_a_damaged_config_beside_a_checkpoint_is_told(tmp_path: Path) -> None:
-    from quadriga.engine.weight_sources import _config_beside
+    from quadriga.engine.initial_weights import _config_beside
 
     folder = tmp_path / "checkpoints" / "step_00000001"
     assert _config_beside(folder) is None

@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errors import refuses
-from quadriga.engine.workflow_graph import (
+from quadriga.recipes.mae import mae_digits
+from quadriga.workflow.graph import (
+    Node,
+    Workflow,
     bind,
     check_graph,
     levels_of,
@@ -19,8 +22,6 @@ from quadriga.engine.workflow_graph import (
     references,
     with_all_needed,
 )
-from quadriga.recipes.mae import mae_digits
-from quadriga.workflow.graph import Node, Workflow
 from workflows import diamond
 
 PLAIN = mae_digits()

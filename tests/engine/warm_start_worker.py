@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from quadriga.distributed.environment import process_group
+from quadriga.distributed.process_group import process_group
+from quadriga.engine.initial_weights import warm_start
 from quadriga.engine.run_config import WarmStartConfig
-from quadriga.engine.warm_start import warm_start
 from quadriga.errors import UserError
 from quadriga.methods.mae import MAEConfig
 from quadriga.models.vit import ViTConfig

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import evaluation_fakes as fakes
 
-from quadriga.distributed.environment import SINGLE, process_group
+from quadriga.distributed.environment import SINGLE
+from quadriga.distributed.process_group import process_group
 from quadriga.evaluation.knn import KNNConfig
 from quadriga.evaluation.linear_probe import LinearProbeConfig
 from quadriga.evaluation.reconstruction import ReconstructionConfig

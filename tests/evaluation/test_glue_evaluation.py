@@ -13,12 +13,13 @@ from sklearn import metrics
 from errors import refuses
 from glue_files import put, write_official, write_vocabulary
 from quadriga.contracts import EvaluationContext, LossOutput, Objective
-from quadriga.data.subset import Subset
+from quadriga.data.parts.subsets import Subset
 from quadriga.data.text.glue.dataset import GlueConfig
 from quadriga.data.text.text_pairs import TextPairsConfig
-from quadriga.distributed.environment import SINGLE, process_group
+from quadriga.distributed.environment import SINGLE
+from quadriga.distributed.process_group import process_group
 from quadriga.evaluation.glue import GlueConfig as Protocol
-from quadriga.evaluation.glue_metrics import metrics_of
+from quadriga.evaluation.glue import metrics_of
 from quadriga.evaluation.parts.features import evaluation_mode
 
 

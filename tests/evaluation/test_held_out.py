@@ -10,7 +10,7 @@ import torch
 
 from quadriga import randomness
 from quadriga.contracts import EvaluationContext
-from quadriga.data.subset import Subset
+from quadriga.data.parts.subsets import Subset
 from quadriga.distributed.environment import SINGLE
 from quadriga.engine.build import build_objective
 from quadriga.evaluation import held_out

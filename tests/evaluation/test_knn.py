@@ -11,9 +11,8 @@ from torch.nn import functional
 
 from errors import refuses
 from quadriga.evaluation import knn
-from quadriga.evaluation.accuracy import percentages, reported_ranks, top_hits
 from quadriga.evaluation.knn import KNNConfig, nearest_neighbours, votes
-from quadriga.evaluation.parts.features import feature_bank
+from quadriga.evaluation.parts.features import feature_bank, percentages, reported_ranks, top_hits
 
 
 def brute_force(train, labels, queries, classes, neighbours, temperature):

@@ -9,10 +9,12 @@ from torch.nn import functional
 
 from errors import refuses
 from quadriga.distributed.collectives import slice_of
-from quadriga.evaluation.linear_heads import MOMENTUM, cosine, fit_heads
 from quadriga.evaluation.linear_probe import (
     EPSILON,
+    MOMENTUM,
     LinearProbeConfig,
+    cosine,
+    fit_heads,
     head_hits,
     split_holdout,
     statistics_of,

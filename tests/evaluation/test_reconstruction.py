@@ -7,10 +7,12 @@ from PIL import Image
 from errors import refuses
 from quadriga.distributed.environment import DistEnv
 from quadriga.evaluation import reconstruction
-from quadriga.evaluation.picture_grid import GAP_PX, TITLE_PX, draw_grid
 from quadriga.evaluation.reconstruction import (
     FILE,
+    GAP_PX,
+    TITLE_PX,
     ReconstructionConfig,
+    draw_grid,
     masked_error,
     pixel_range,
     to_pixels,

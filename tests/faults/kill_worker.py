@@ -26,10 +26,11 @@ from typing import Any
 import torch
 
 from checkpoint_fakes import Tensors
-from quadriga.distributed.environment import SINGLE, DistEnv, process_group
-from quadriga.engine import checkpoint_staging
+from quadriga.distributed.environment import SINGLE, DistEnv
+from quadriga.distributed.process_group import process_group
 from quadriga.engine.checkpoint import folder as checkpoint_files
 from quadriga.engine.checkpoint import retention
+from quadriga.engine.checkpoint import write as checkpoint_staging
 from quadriga.engine.checkpoint.store import CheckpointStore, newest_valid, read_manifest
 from quadriga.engine.checkpoint.write import CheckpointWriter
 from quadriga.engine.run_config import CheckpointConfig

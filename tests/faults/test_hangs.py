@@ -10,10 +10,16 @@ import pytest
 
 from errors import assert_says
 from quadriga.distributed.environment import SINGLE
-from quadriga.engine.faults.hang import HangDetector, StepClock
-from quadriga.engine.hang_reports import Report, read_report, report_path, verdict
-from quadriga.engine.health_config import HealthConfig
+from quadriga.engine.faults.hang import (
+    HangDetector,
+    Report,
+    StepClock,
+    read_report,
+    report_path,
+    verdict,
+)
 from quadriga.engine.meters.activity import Activity
+from quadriga.engine.run_config import HealthConfig
 from ranks import start_ranks
 from tiny import tiny_run
 

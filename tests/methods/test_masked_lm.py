@@ -10,8 +10,7 @@ from torch.nn import functional
 from errors import refuses
 from quadriga import randomness
 from quadriga.contracts import Batch, LossOutput, Splittable
-from quadriga.engine.recompute import apply_recompute
-from quadriga.engine.step.blocks import blocks_of
+from quadriga.engine.step.blocks import apply_recompute, blocks_of
 from quadriga.methods.masked_lm import MaskedLM, MaskedLMConfig
 from quadriga.models.bert import BertConfig
 from quadriga.models.vit import ViTConfig

@@ -25,8 +25,8 @@ from quadriga.models.vit import ViTConfig
 from quadriga.modular.assembly import AssemblyConfig
 from quadriga.modular.growth import GrowthConfig
 from quadriga.modular.hybrid import HybridConfig
-from quadriga.optim.adamw import AdamWConfig
-from quadriga.schedules.warmup_cosine import WarmupCosineConfig
+from quadriga.optim.adam import AdamWConfig
+from quadriga.schedules.curves import WarmupCosineConfig
 
 DEPTHS = (2, 2)
 

@@ -17,7 +17,7 @@ from quadriga.engine.build import build_on_meta
 from quadriga.engine.meters.cost import measure
 from quadriga.models.parts.transformer import DropPath
 from quadriga.models.vit import ViTConfig
-from quadriga.optim.partial import partial_optimizer
+from quadriga.optim.parts.groups import partial_optimizer
 
 
 def source_of(config, objective, path="runs/meta"):

@@ -24,7 +24,7 @@ from errors import assert_refused, refuses
 from quadriga import randomness
 from quadriga.cli.entry import run
 from quadriga.config.provenance import Resolved
-from quadriga.engine.weight_sources import read_source
+from quadriga.engine.initial_weights import read_source
 from quadriga.weights.layouts.model_stages import document, foreign_names
 from tiny import assert_bit_equal, read_checkpoint, read_metrics
 

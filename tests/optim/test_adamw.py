@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from errors import refuses
-from quadriga.optim.adamw import AdamWConfig
+from quadriga.optim.adam import AdamWConfig
 from quadriga.optim.parts.groups import decay_groups, materialise_state
 from quadriga.randomness import generator
 

@@ -17,11 +17,9 @@ from optim_modules import (
 )
 
 from errors import refuses
-from quadriga.optim.bert_adam import BertAdamConfig
-from quadriga.optim.lamb import LAMBConfig
-from quadriga.optim.lars import LARSConfig
-from quadriga.optim.muon import Muon, MuonConfig
-from quadriga.optim.orthogonal import COEFFICIENTS, orthogonalise
+from quadriga.optim.adam import BertAdamConfig
+from quadriga.optim.lamb import LAMBConfig, LARSConfig
+from quadriga.optim.muon import COEFFICIENTS, Muon, MuonConfig, orthogonalise
 from quadriga.optim.parts.groups import decay_groups, groups_of, materialise_state
 from quadriga.optim.sgd import SGDConfig
 

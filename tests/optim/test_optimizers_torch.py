@@ -10,13 +10,10 @@ from optim_modules import assert_same, gradient, lr_at, make_steps, named_parame
 
 from errors import refuses
 from quadriga.contracts import OptimizerConfig
-from quadriga.optim.adadelta import AdadeltaConfig
 from quadriga.optim.adafactor import AdafactorConfig
-from quadriga.optim.adam import AdamConfig
-from quadriga.optim.nadam import NAdamConfig
+from quadriga.optim.adam import AdamConfig, NAdamConfig, RAdamConfig
 from quadriga.optim.parts.groups import decay_groups, materialise_state
-from quadriga.optim.radam import RAdamConfig
-from quadriga.optim.rmsprop import RMSpropConfig
+from quadriga.optim.sgd import AdadeltaConfig, RMSpropConfig
 
 STEPS = 8
 """Beyond the fifth, from which on RAdam trusts a second moment of decay 0.999."""

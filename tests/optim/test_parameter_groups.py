@@ -11,8 +11,7 @@ from torch import nn
 from errors import refuses
 from quadriga.methods.mae import MAEConfig
 from quadriga.models.vit import ViTConfig
-from quadriga.optim.layers import layer_ids
-from quadriga.optim.parts.groups import decay_groups, is_exempt, lr_scales_of
+from quadriga.optim.parts.groups import decay_groups, is_exempt, layer_ids, lr_scales_of
 
 NO_DECAY = ("norm", "bias", "token")
 

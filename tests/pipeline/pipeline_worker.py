@@ -23,9 +23,9 @@ from cases import config_of, plan_of
 from toy import make_toy, toy_batch
 
 from quadriga.distributed.environment import DistEnv
-from quadriga.pipeline.links import Sender
 from quadriga.pipeline.runtime import staged
 from quadriga.pipeline.runtime.choose import make_executor
+from quadriga.pipeline.runtime.stage_runner import Sender
 
 SEND = Sender.send
 

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from errors import refuses
 from pipeline_fakes import words_run
-from quadriga.pipeline.conf import make_conf, write_conf
-from quadriga.pipeline.placement import Placement
+from quadriga.pipeline.planner.cost import Placement
 from quadriga.pipeline.planner.profile import Link, Network
-from quadriga.pipeline.search import best_cut, most_blocks
-from quadriga.pipeline.topology import make_topology
+from quadriga.pipeline.planner.search import best_cut, most_blocks
+from quadriga.pipeline.topology import make_conf, make_topology, write_conf
 
 
 def every_cut(blocks: int, stages: int) -> list[tuple[int, ...]]:

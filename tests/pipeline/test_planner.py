@@ -13,18 +13,13 @@ from pipeline_fakes import words_run
 from plan_fakes import LINKS, made_profile
 from quadriga.engine.build import build_on_meta
 from quadriga.errors import UserError
-from quadriga.optim.partial import partial_optimizer
-from quadriga.optim.parts.groups import materialise_state
-from quadriga.pipeline.gradients import FlatGradients
-from quadriga.pipeline.placement import Placement
-from quadriga.pipeline.planner.cost import Candidate, Costs
-from quadriga.pipeline.planner.profile import Network, Profile, UnitCost
+from quadriga.optim.parts.groups import materialise_state, partial_optimizer
+from quadriga.pipeline.planner.cost import Candidate, Costs, Placement
+from quadriga.pipeline.planner.profile import Network, Profile, UnitCost, make_units, sizes
 from quadriga.pipeline.planner.search import Planner, Ranking, steady_state
-from quadriga.pipeline.planner.timeline import simulate
-from quadriga.pipeline.runtime.versions import Banks
+from quadriga.pipeline.planner.timeline import Times, simulate
+from quadriga.pipeline.runtime.versions import Banks, FlatGradients
 from quadriga.pipeline.schedules import SCHEDULES
-from quadriga.pipeline.timing import Times
-from quadriga.pipeline.units import make_units, sizes
 
 MUCH = 2**40
 

@@ -17,12 +17,26 @@ from quadriga.engine.build import build_on_meta
 from quadriga.engine.meters.cost import measure
 from quadriga.optim.muon import MuonConfig
 from quadriga.optim.parts.groups import materialise_state
-from quadriga.pipeline.device_spec import SPECS, DeviceSpec, find_spec
-from quadriga.pipeline.network import LARGE, SMALL, link_of, measure_network
 from quadriga.pipeline.planner.estimate import estimate_profile
-from quadriga.pipeline.planner.measure import measure_profile, micro_batch_sizes
-from quadriga.pipeline.planner.profile import Profile, read_profile, save_profile
-from quadriga.pipeline.units import forward, make_units, sizes
+from quadriga.pipeline.planner.measure import (
+    LARGE,
+    SMALL,
+    link_of,
+    measure_network,
+    measure_profile,
+    micro_batch_sizes,
+)
+from quadriga.pipeline.planner.profile import (
+    SPECS,
+    DeviceSpec,
+    Profile,
+    find_spec,
+    forward,
+    make_units,
+    read_profile,
+    save_profile,
+    sizes,
+)
 
 CPU = torch.device("cpu")
 ARITHMETIC = SPECS["v100-16gb"].override(

@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from errors import refuses
-from quadriga.pipeline.planner.timeline import simulate
+from quadriga.pipeline.planner.timeline import Event, Timeline, Times, lower_bound, simulate, slack
 from quadriga.pipeline.schedules import SCHEDULES, make_schedule
 from quadriga.pipeline.schedules.actions import (
     Action,
@@ -24,7 +24,6 @@ from quadriga.pipeline.schedules.actions import (
     Update,
     Wait,
 )
-from quadriga.pipeline.timing import Event, Timeline, Times, lower_bound, slack
 
 STEPS = 5
 

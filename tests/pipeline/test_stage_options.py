@@ -14,9 +14,9 @@ from errors import refuses
 from quadriga.contracts import StepOutput
 from quadriga.distributed.environment import SINGLE
 from quadriga.engine.meters.activity import Activity
-from quadriga.pipeline.groups import Groups
 from quadriga.pipeline.runtime import stage_runner
 from quadriga.pipeline.runtime.choose import check_schedule, make_executor
+from quadriga.pipeline.runtime.partition import Groups
 from quadriga.pipeline.runtime.stage_runner import StageRunner
 from quadriga.pipeline.schedules import SCHEDULES
 from quadriga.pipeline.schedules.actions import Place

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from quadriga.cli.arguments import find_recipes, find_workflows
+from quadriga.cli.resolve import find_recipes, find_workflows
 from quadriga.engine.build import build_on_meta
-from quadriga.engine.workflow_graph import check_graph, needs_of
+from quadriga.workflow.graph import check_graph, needs_of
 from quadriga.workflow.preview import Planner
 
 MODULAR = [name for name in find_workflows() if name.startswith("deep_incubation")]

@@ -8,12 +8,11 @@ from pathlib import Path
 
 from report_fakes import record, write_run
 
-from quadriga.report import shares as shares_module
-from quadriga.report.charts import chart
+from quadriga.report import charts as shares_module
+from quadriga.report.charts import chart, shares_chart
 from quadriga.report.run import write_report
 from quadriga.report.run_files import read_run
 from quadriga.report.series import curves_of
-from quadriga.report.shares import shares_chart
 
 
 def shares(step: int, data: float, exchange: float, saving: float) -> dict[str, float]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from test_report_html import Page
 
 from quadriga.engine.logs.status import RunState
-from quadriga.report.graph import BOX_HEIGHT, BOX_WIDTH, graph_picture, places_of
+from quadriga.report.charts import BOX_HEIGHT, BOX_WIDTH, graph_picture, places_of
 from quadriga.report.workflow import render_workflow
 from quadriga.workflow.directory import Graph, Planned
 from quadriga.workflow.ledger import Spent, as_json

@@ -20,7 +20,7 @@ from errors import assert_says, refuses
 from quadriga.distributed.environment import SINGLE
 from quadriga.engine.faults.preemption import Preempted
 from quadriga.engine.logs.console import Console
-from quadriga.engine.preflight import Request
+from quadriga.engine.resume import Request
 from quadriga.engine.session import run
 from quadriga.errors import UserError
 from quadriga.surfaces.model_assembling import main

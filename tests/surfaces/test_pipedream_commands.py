@@ -18,7 +18,7 @@ from pipedream_files import QUIET, Files, make_files
 from errors import assert_says, refuses
 from quadriga.engine.faults.preemption import Preempted
 from quadriga.engine.stage_files import choose_files, read_stages
-from quadriga.launch import processes
+from quadriga.surfaces.pipedream_bert import launch
 from quadriga.surfaces.pipedream_bert.glue import compute, read_pretrained
 from quadriga.surfaces.pipedream_bert.glue_flags import read_flags as read_glue_flags
 from quadriga.surfaces.pipedream_bert.pretrain import main, pretrain
@@ -219,10 +219,10 @@ time.sleep(100)
 
 
 def test_processes_fall_together(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "ALONE_SECONDS", 0.2)
+    monkeypatch.setattr(launch, "ALONE_SECONDS", 0.2)
     (here / "script.py").write_text(SCRIPT)
-    place = processes.Place(nodes=2, node_rank=1, processes=2)
+    place = launch.Place(nodes=2, node_rank=1, processes=2)
     began = time.monotonic()
-    assert processes.run_processes(place, "script.py", ["-x", "y"], dict(os.environ)) == 75
+    assert launch.run_processes(place, "script.py", ["-x", "y"], dict(os.environ)) == 75
     assert time.monotonic() - began < 30
     assert (here / "3").read_text() == "--rank=3 --local_rank=1 -x y"

@@ -2,30 +2,69 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
+import itertools
 import os
 import sys
 import time
 import traceback
-from typing import NoReturn
+from collections.abc import Sequence
 
-from quadriga.cli.arguments import split_resume
 from quadriga.engine.faults.preemption import Preempted
-from quadriga.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, UserError
-from quadriga.launch.attempts import RESTARTS, remember, remembered
-from quadriga.launch.parent import end_with_parent
+from quadriga.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, INTERRUPTED, UserError
+from quadriga.launch.attempts import RESTARTS, end_with_parent, remember, remembered
+from quadriga.launch.exit import GRACE_SECONDS, leave
 
-INTERRUPTED = 130
+VALUE_OPTIONS = (
+    "--work-dir",
+    "--config",
+    "--device",
+    "--ranks",
+    "--resume-from",
+    "--max-restarts",
+    "--profile",
+    "--slots",
+    "--ranks-per-run",
+    "--only",
+)
+"""Options of ``train`` and ``run`` that take the next word as their value."""
+
+
+def split_resume(arguments: Sequence[str]) -> list[str]:
+    """Turn ``--resume PATH`` into ``--resume-from PATH``; a bare ``--resume`` stays.
+
+    What follows ``--resume`` is its value only when it can be a path: not an option, not an
+    override with an equals sign, and not the first word after the command (the recipe).
+    """
+    result: list[str] = []
+    words_before = 0
+    items = iter(arguments)
+    for word in items:
+        result.append(word)
+        if word in VALUE_OPTIONS:
+            result.extend(itertools.islice(items, 1))
+        elif word.startswith("--resume="):
+            result[-1:] = ["--resume-from", word.partition("=")[2]]
+        elif word == "--resume" and words_before >= 2:
+            for follower in itertools.islice(items, 1):
+                if _can_be_path(follower):
+                    result[-1:] = ["--resume-from", follower]
+                else:
+                    result += split_resume([follower])
+        elif _can_be_path(word):
+            words_before += 1
+    return result
+
+
+def _can_be_path(word: str) -> bool:
+    return bool(word) and not word.startswith("-") and "=" not in word
+
 
 _BROKEN = ("connection closed by peer", "connection reset by peer", "broken pipe")
 _LOST = (
     "another rank has ended, see its own error; the checkpoints are untouched, --resume goes on "
     "from the newest"
 )
-
-GRACE_SECONDS = 2.0
-"""How long the other ranks wait for rank 0 to tell the error that all of them have."""
 
 
 def main() -> None:
@@ -39,21 +78,7 @@ def main() -> None:
             traceback.print_exc()
             code = 1
         remember(code, os.environ)
-    _leave(code)
-
-
-def _leave(code: int) -> NoReturn:
-    """End the process: at once where a rank has left its group behind.
-
-    What ends the group's threads would wait for the other ranks.
-    """
-    distributed = sys.modules.get("torch.distributed")
-    if code != 0 and distributed is not None and distributed.is_initialized():
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(code)
-    sys.exit(code)
+    leave(code)
 
 
 def run(arguments: list[str]) -> int:

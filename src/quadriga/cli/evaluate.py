@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from quadriga.cli.arguments import read_overrides
-from quadriga.cli.resolve import COMMAND_LINE
 from quadriga.config.base import kinds
+from quadriga.config.provenance import COMMAND_LINE, read_overrides
 from quadriga.contracts import EvaluatorConfig
 from quadriga.distributed.collectives import from_main
-from quadriga.distributed.environment import process_group
-from quadriga.engine import evaluate as engine
+from quadriga.distributed.process_group import process_group
+from quadriga.engine import evaluate as evaluate_module
+from quadriga.engine import preflight
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.run_config import EvaluationConfig, RunConfig
@@ -43,16 +43,16 @@ def evaluate(run: Path, words: Sequence[str], device: str) -> None:
         if not config.evaluation.protocols:
             valid = ", ".join(kinds(EvaluatorConfig))
             raise UserError(f"{run} names no protocols; name some: {valid}")
-        engine.check_weights(config)
+        preflight.check_weights(config)
     except UserError as error:
         error.on_every_rank = True
         raise
     with process_group(device) as env, Console(env.is_main) as console:
         objective, step = load_objective(config, run, env, console)
         from_main(directory.create, env)
-        context = engine.make_context(config, objective, directory.report, env, console)
+        context = evaluate_module.make_context(config, objective, directory.report, env, console)
         protocols = config.evaluation.protocols
-        engine.evaluate(protocols, context, step, console, overrides=values)
+        evaluate_module.evaluate(protocols, context, step, console, overrides=values)
         if env.is_main:
             console.say(f"report: {write_report(run)}")
 

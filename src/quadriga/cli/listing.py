@@ -9,9 +9,10 @@ from pathlib import Path
 import psutil
 import torch
 
-from quadriga.cli.arguments import find_recipes, find_workflows
+from quadriga.cli.resolve import find_recipes, find_workflows
 from quadriga.distributed.environment import SINGLE
-from quadriga.engine.logs.environment import device_name, environment_facts, version_of
+from quadriga.engine.logs.environment import environment_facts, version_of
+from quadriga.engine.meters.devices import device_name
 from quadriga.formatting import bytes_
 
 OPTIONAL = {

@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from quadriga import __version__
-from quadriga.cli import glue_command, options, workflow_command
+from quadriga.cli import options
 from quadriga.cli.checkpoint import checkpoint_app
+from quadriga.cli.glue import command as glue_command
 from quadriga.cli.tokenizer import tokenizer_app
+from quadriga.cli.workflow import command as workflow_command
 
 app = typer.Typer(
     name="quadriga",

@@ -2,29 +2,132 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
+import pkgutil
 import tomllib
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from quadriga.cli.arguments import Recipe, find_recipe, flatten, read_overrides, recipe_arguments
 from quadriga.config.messages import sentence
-from quadriga.config.provenance import Resolved
-from quadriga.engine.classes import settle
-from quadriga.engine.run_config import RunConfig
-from quadriga.errors import UserError
+from quadriga.config.provenance import COMMAND_LINE, Resolved, read_overrides
+from quadriga.engine.preflight import settle
+from quadriga.engine.run_config import RunConfig, release
+from quadriga.errors import UserError, did_you_mean
 
-COMMAND_LINE = "command line"
+Recipe = Callable[..., Any]
 
-EXCLUSIVE = (
-    ("train.steps", "train.epochs", None),
-    ("checkpoint.every_steps", "checkpoint.every_epochs", None),
-    ("schedule.warmup_steps", "schedule.warmup_epochs", 0),
-)
-"""Pairs of which a run has one, and what the other is then."""
+
+def find_recipes() -> dict[str, Recipe]:
+    """Return every recipe by name: the public functions of `quadriga.recipes` that return a run."""
+    return _functions_returning("RunConfig")
+
+
+def find_workflows() -> dict[str, Recipe]:
+    """Return the recipes of several runs: those that return a workflow."""
+    return _functions_returning("Workflow")
+
+
+def _functions_returning(kind: str) -> dict[str, Recipe]:
+    package = importlib.import_module("quadriga.recipes")
+    found: dict[str, Recipe] = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        if info.name.startswith("_"):
+            continue
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        for name, function in vars(module).items():
+            own = inspect.isfunction(function) and function.__module__ == module.__name__
+            if own and not name.startswith("_") and _returned(function) == kind:
+                found[name] = function
+    return dict(sorted(found.items()))
+
+
+def _returned(function: Recipe) -> str:
+    return getattr(typing.get_type_hints(function).get("return"), "__name__", "")
+
+
+def find_recipe(name: str) -> Recipe:
+    """Return the recipe called `name`.
+
+    Raises:
+        UserError: There is none of that name, or it is one of several runs.
+    """
+    recipes = find_recipes()
+    if name not in recipes:
+        if name in find_workflows():
+            raise UserError(f"{name} is a workflow of several runs; use quadriga run {name}")
+        raise UserError(f"unknown recipe {name}{did_you_mean(name, recipes)}")
+    return recipes[name]
+
+
+def find_workflow(name: str) -> Recipe:
+    """Return the workflow called `name`.
+
+    Raises:
+        UserError: There is none of that name, or it is a recipe of one run.
+    """
+    workflows = find_workflows()
+    if name not in workflows:
+        if name in find_recipes():
+            raise UserError(f"{name} is one run and no workflow; use quadriga train {name}")
+        raise UserError(f"unknown workflow {name}{did_you_mean(name, workflows)}")
+    return workflows[name]
+
+
+def recipe_arguments(recipe: Recipe, values: dict[str, str]) -> tuple[dict[str, Any], set[str]]:
+    """Pick the values that are arguments of the recipe itself, read as their types.
+
+    Args:
+        recipe: The recipe function.
+        values: Overrides; keys without a dot may name an argument.
+
+    Returns:
+        The keyword arguments, and the keys that were used.
+
+    Raises:
+        UserError: A value cannot be read as the argument's type.
+    """
+    hints = typing.get_type_hints(recipe)
+    picked: dict[str, Any] = {}
+    for name in inspect.signature(recipe).parameters:
+        if name in values:
+            picked[name] = _as_type(name, values[name], hints[name])
+    return picked, set(picked)
+
+
+def _as_type(name: str, text: str, kind: Any) -> Any:
+    words = {int: "an integer", float: "a number"}
+    if kind in (str, Path):
+        return kind(text)
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise UserError(f"{name} must be true or false, but is {text!r}")
+        return text.lower() == "true"
+    if typing.get_origin(kind) is typing.Literal:
+        if text not in typing.get_args(kind):
+            raise UserError(f"unknown {name} {text}{did_you_mean(text, typing.get_args(kind))}")
+        return text
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise UserError(f"{name} must be {words.get(kind, kind)}, but is {text!r}") from error
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested groups into dotted keys; ``x.kind`` stays a key of its own."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{path}."))
+        else:
+            flat[path] = value
+    return flat
 
 
 def resolve(
@@ -60,25 +163,6 @@ def resolve(
     if file is not None:
         resolved = resolved.override(release(read_values(file)), str(file))
     return settle(resolved.override(release(values), COMMAND_LINE) if values else resolved)
-
-
-def release(values: dict[str, Any]) -> dict[str, Any]:
-    """Unset the other unit of a length that is given in one unit: ``train.steps`` and epochs.
-
-    Args:
-        values: Overrides of one origin; when they set both units they are left alone, and the
-            config says what is wrong.
-    """
-    released = dict(values)
-    for first, second, nothing in EXCLUSIVE:
-        for name, other in ((first, second), (second, first)):
-            if (
-                name in values
-                and other not in values
-                and str(values[name]).lower() not in ("none", "0")
-            ):
-                released[other] = nothing
-    return released
 
 
 def call(recipe: Recipe, arguments: dict[str, Any]) -> Any:

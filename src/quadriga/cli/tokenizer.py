@@ -1,13 +1,16 @@
-"""The words of ``quadriga tokenizer``: train, show."""
+"""``quadriga tokenizer``: train and show."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from quadriga.cli.options import examples
+from quadriga.errors import UserError
 
 tokenizer_app = typer.Typer(
     name="tokenizer",
@@ -41,9 +44,7 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Learn a vocabulary: one token per line. The same text gives the same file."""
-    from quadriga.cli import tokenizers
-
-    tokenizers.train(files, size, output, lowercase, column, min_frequency, force)
+    train_tokenizer(files, size, output, lowercase, column, min_frequency, force)
 
 
 @tokenizer_app.command(epilog=examples('quadriga tokenizer show vocab.txt "Pre-training, again."'))
@@ -53,6 +54,58 @@ def show(
     lowercase: Lowercase = True,
 ) -> None:
     """Print the pieces of a text with their ids."""
-    from quadriga.cli import tokenizers
+    show_pieces(vocabulary, text, lowercase)
 
-    tokenizers.show(vocabulary, text, lowercase)
+
+def train_tokenizer(
+    files: Sequence[Path],
+    size: int,
+    output: Path,
+    lowercase: bool,
+    column: str,
+    min_frequency: int,
+    force: bool,
+) -> None:
+    """Learn a vocabulary and write it.
+
+    Raises:
+        UserError: There is no text, it cannot be read, or the output is there or cannot be written.
+    """
+    from quadriga.data.text.files import find_text
+    from quadriga.data.text.tokenise import sentences_of, sources
+    from quadriga.data.text.wordpiece import train_vocabulary, write_vocabulary
+
+    if output.exists() and not force:
+        raise UserError(f"{output} is there already; add --force to replace it")
+    for path in files:
+        if not path.exists():
+            raise UserError(f"FILES must be existing files or folders, but {path} does not exist")
+    found = [p for path in files for p in find_text(path, (), "FILES", leave_out=(output,))]
+    texts = sources(list(dict.fromkeys(found)), None, column, Path())
+    readings = itertools.count(1)
+
+    def read() -> Iterator[str]:
+        return sentences_of(texts, f"reading the text ({next(readings)} of 3)")
+
+    tokens = train_vocabulary(read, size, lowercase, min_frequency)
+    try:
+        write_vocabulary(tokens, output)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written: {error.strerror}") from error
+    few = "" if len(tokens) == size else f" (the text has no more pairs for {size})"
+    print(f"{output}: {len(tokens)} tokens{few}")
+
+
+def show_pieces(vocabulary: Path, text: str, lowercase: bool) -> None:
+    """Print each piece of `text` with its id.
+
+    Raises:
+        UserError: `vocabulary` is none.
+    """
+    from quadriga.data.text.wordpiece import read_vocabulary
+
+    known = read_vocabulary(vocabulary, lowercase, "VOCABULARY")
+    ids = known.encode([text])[0]
+    print("  ".join(f"{known.tokens[number]} {number}" for number in ids))
+    special = known.special
+    print(f"{len(ids)} tokens, {ids.count(special.unknown)} unknown")

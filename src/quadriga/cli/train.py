@@ -9,14 +9,16 @@ from pathlib import Path
 from quadriga.cli.resolve import resolve
 from quadriga.config.provenance import Resolved
 from quadriga.distributed.collectives import all_gather_values, on_all
-from quadriga.distributed.environment import pick_device, process_group, read_launch
+from quadriga.distributed.environment import pick_device, read_launch
+from quadriga.distributed.process_group import process_group
 from quadriga.engine.checkpoint.store import list_checkpoints
 from quadriga.engine.dry_run import dry_run
 from quadriga.engine.faults.preemption import Preemption
 from quadriga.engine.initial_weights import check_origins
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
-from quadriga.engine.preflight import Request, check_start
+from quadriga.engine.preflight import check_start
+from quadriga.engine.resume import Request
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.session import run
 from quadriga.errors import UserError

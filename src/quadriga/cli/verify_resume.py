@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from quadriga.cli.arguments import read_overrides
 from quadriga.cli.resolve import resolve
+from quadriga.config.provenance import read_overrides
 from quadriga.engine.preflight import check_start
 from quadriga.errors import UserError
 from quadriga.verify_resume.children import OWN, ChildFailed, Layout, Runner, own_words, read_layout

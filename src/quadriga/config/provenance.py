@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic
 
-from quadriga.config.base import Choice, Config, ConfigT
-from quadriga.config_tree import within
+from quadriga.config.base import Choice, Config, ConfigT, within
 from quadriga.errors import UserError
 
 
@@ -80,3 +79,23 @@ def _named(config: Config, prefix: str = "") -> Iterator[str]:
                 yield f"{path}.kind"
         else:
             yield path
+
+
+def read_overrides(words: Sequence[str]) -> dict[str, str]:
+    """Read ``key=value`` words, split at the first equals sign.
+
+    Raises:
+        UserError: A word has no equals sign, no key, or a key comes twice.
+    """
+    values: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise UserError(f"an override must look like optim.lr=3e-4, but is {word!r}")
+        if key in values:
+            raise UserError(f"{key} is set twice on the command line; keep one of the two")
+        values[key] = value
+    return values
+
+
+COMMAND_LINE = "command line"

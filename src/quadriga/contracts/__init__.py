@@ -20,18 +20,10 @@ from quadriga.contracts.configs import (
 )
 from quadriga.contracts.data import Dataset, Sample, Split, Transform, UnreadableSample, stack
 from quadriga.contracts.evaluation import EvaluationContext, EvaluationResult, Evaluator
+from quadriga.contracts.executor import Executor, StepOutput
 from quadriga.contracts.logging import Logger, LoggerConfig, LoggerContext
-from quadriga.contracts.objective import (
-    Batch,
-    Encoder,
-    Executor,
-    LossOutput,
-    Objective,
-    Progress,
-    Splittable,
-    Stage,
-    StepOutput,
-)
+from quadriga.contracts.objective import Batch, Encoder, LossOutput, Objective, Progress
+from quadriga.contracts.stage import Splittable, Stage
 from quadriga.contracts.weights import WeightSource
 
 __all__ = [

@@ -1,12 +1,11 @@
-"""What a method, a stage and an executor are."""
+"""What a method is: an objective, its batch, its loss, its progress."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -59,25 +58,6 @@ class Progress:
     def epoch(self) -> float:
         """Epochs finished before this step; epochs follow one another without a gap."""
         return self.samples / self.dataset_size
-
-
-class StepOutput(NamedTuple):
-    """What an executor reports of one optimizer step, the same on every rank."""
-
-    step: int
-    metrics: Mapping[str, Tensor]
-    """Name -> scalar, already divided; ``loss`` is one of them."""
-    grad_norm: Tensor
-    """Scalar: the global gradient norm before clipping."""
-    lr: float
-    samples: int
-    """Samples of this step over all ranks."""
-    seconds: Mapping[str, float]
-    """This rank's wall time by phase (`quadriga.engine.meters.activity`), and ``step`` in all."""
-    skipped: bool = False
-    """Whether the update was left out: its gradient was not finite, or the run was told to."""
-    stop: bool = False
-    """Whether a rank was asked to stop (a signal): the run saves and ends after this step."""
 
 
 class Objective(nn.Module, ABC):
@@ -139,89 +119,3 @@ class Encoder(Protocol):
             Float (batch, width).
         """
         ...
-
-
-class Stage(nn.Module, ABC):
-    """A contiguous slice of a model: the unit of pipeline placement and of modular training.
-
-    Its parameters have the names that they have in the whole objective. A parameter that two stages
-    share (tied embeddings) has the same name in both.
-    """
-
-    index: int
-    """Position of the stage, from 0."""
-
-    @abstractmethod
-    def forward(self, hidden: Tensor | None, batch: Batch) -> Tensor | LossOutput:
-        """Map the previous stage's output to the next one's input.
-
-        Args:
-            hidden: What the stage before returned; None for the first.
-            batch: The whole micro-batch; every stage reads it by itself.
-
-        Returns:
-            The next stage's `hidden`, or from the last stage the loss.
-        """
-
-    @abstractmethod
-    def hidden_shape(self, batch: Batch) -> tuple[int, ...]:
-        """Return the shape of what goes from stage to stage, without waiting for the device."""
-
-    @abstractmethod
-    def initialise(self, seed: int) -> None:
-        """Fill every parameter and buffer in place, as `Objective.initialise` does."""
-
-
-@runtime_checkable
-class Splittable(Protocol):
-    """An objective that can be cut into stages; run in turn they compute its `forward`."""
-
-    depth: int
-    """Number of blocks, the units of a cut."""
-
-    def stages(self, depths: Sequence[int]) -> list[Stage]:
-        """Cut into ``len(depths)`` stages of so many blocks each, keeping the global names.
-
-        The stages hold the objective's own modules, which may be on the meta device: what embeds
-        the input belongs to the first, what computes the loss to the last.
-
-        Args:
-            depths: Blocks of each stage, 0 allowed; they add up to `depth`.
-        """
-        ...
-
-
-class Executor(ABC):
-    """How one optimizer step is executed: data-parallel or pipelined."""
-
-    @abstractmethod
-    def run(self, batches: Iterator[Batch], steps: range) -> Iterator[StepOutput]:
-        """Make the optimizer steps in `steps`, one output each.
-
-        Args:
-            batches: This rank's micro-batches on its device, in order; exactly as many are taken
-                as `steps` needs.
-            steps: Consecutive step numbers. At their end, and after an output with `stop`, which
-                is the last one, the executor is quiet: nothing is in flight, and `state_dict` is
-                the state after the last step.
-        """
-
-    def close(self) -> None:
-        """End what runs beside the steps; the executor is not used afterwards."""
-        return None
-
-    @abstractmethod
-    def frozen(self, weights: str = "raw") -> AbstractContextManager[Objective]:
-        """Return a context that gives the whole objective, to be evaluated; every rank enters it.
-
-        Args:
-            weights: "raw" for the weights of the last step, "ema" for their moving average.
-        """
-
-    @abstractmethod
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state under global, layout-free names."""
-
-    @abstractmethod
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the state that `state_dict` returned, on any layout."""

@@ -1,4 +1,4 @@
-"""Collectives that take the environment and do nothing in a world of one."""
+"""Collectives that do nothing in a world of one, and the parts and wholes of sharded tensors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from quadriga.distributed.environment import DistEnv
 from quadriga.errors import UserError
@@ -87,3 +88,13 @@ def barrier(env: DistEnv) -> None:
 def slice_of(total: int, rank: int, world_size: int) -> range:
     """Return rank's contiguous share of ``range(total)``; shares differ by at most one."""
     return range(total * rank // world_size, total * (rank + 1) // world_size)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this rank holds: all of it, unless it is sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return all of a tensor; every rank calls it, in the same order, if it is sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -11,19 +11,23 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from quadriga.contracts import Objective, Splittable
 from quadriga.engine.build import build_on, build_on_meta
-from quadriga.engine.classes import ASSUMED, check_classes, leaves_it_to_data
-from quadriga.engine.logger_set import check_loggers
 from quadriga.engine.logs.profile import check_profile
 from quadriga.engine.meters.cost import Cost, activation_bytes, measure, memory_estimate
 from quadriga.engine.meters.devices import peak_flops, uses_tf32
-from quadriga.engine.preflight import check_length, check_text
-from quadriga.engine.recompute import apply_recompute
+from quadriga.engine.preflight import (
+    ASSUMED,
+    check_classes,
+    check_length,
+    check_text,
+    leaves_it_to_data,
+)
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan, describe_batch, make_plan
-from quadriga.engine.step.blocks import blocks_of
+from quadriga.engine.step.blocks import apply_recompute, blocks_of
 from quadriga.engine.step.sharding import shard_ranks
 from quadriga.errors import UserError
 from quadriga.formatting import bytes_, count, duration, flops
+from quadriga.loggers import check_loggers
 from quadriga.pipeline.topology import (
     check_pipeline,
     describe_pipeline,

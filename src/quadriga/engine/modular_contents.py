@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from quadriga.contracts import Progress
-from quadriga.engine.checkpoint_contents import OBJECTIVE, OPTIMIZER, read_stored, stored_tensors
+from quadriga.engine.checkpoint.read import OBJECTIVE, OPTIMIZER, read_stored, stored_tensors
 from quadriga.engine.modular_files_config import ModularFilesConfig
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import scaled_lr

@@ -1,53 +1,96 @@
-"""What happens before the first step: checks, the checkpoint to go on from, what is said."""
+"""Every check of a run that can be made before its first step."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from pathlib import Path
 
 from quadriga.config.provenance import Resolved
 from quadriga.contracts import Dataset, Objective
+from quadriga.data.images.record import LabelledDataset
 from quadriga.data.text.corpus import TextCorpus
 from quadriga.data.text.sentence_pairs import SentencePairsConfig
 from quadriga.data.views.supervised import SupervisedViewsConfig
-from quadriga.distributed.environment import DistEnv
 from quadriga.engine.build import build_on_meta, check_shapes
-from quadriga.engine.checkpoint.store import (
-    InvalidCheckpoint,
-    list_checkpoints,
-    newest_valid,
-    read_manifest,
-    set_aside_after,
-    verify,
-)
-from quadriga.engine.classes import check_classes
-from quadriga.engine.evaluate import check_weights, forget_results_after
-from quadriga.engine.initial_weights import check_origins
-from quadriga.engine.logger_set import check_kinds, check_loggers
-from quadriga.engine.logs.console import Console
-from quadriga.engine.logs.directory import RunDirectory
-from quadriga.engine.logs.environment import environment_facts
 from quadriga.engine.logs.profile import check_profile
-from quadriga.engine.logs.samples import rewind_samples
-from quadriga.engine.run_config import RunConfig, config_hash
-from quadriga.engine.run_plan import RunPlan, describe_batch, make_plan
-from quadriga.engine.step.sharding import describe_layout, shard_ranks
+from quadriga.engine.run_config import RunConfig
+from quadriga.engine.run_plan import RunPlan, make_plan
+from quadriga.engine.step.sharding import shard_ranks
 from quadriga.errors import UserError
-from quadriga.formatting import count
-from quadriga.pipeline.topology import check_pipeline, describe_pipeline, holders_of, replicas_of
-from quadriga.schedules.warmup import warmup_length
+from quadriga.loggers import check_kinds, check_loggers
+from quadriga.pipeline.topology import check_pipeline, replicas_of
+
+ASSUMED = 1000
+"""Classes that a rehearsal counts with where the data is not at hand: those of ImageNet."""
+
+_KEY = "objective.classes"
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for beside the config."""
+def leaves_it_to_data(config: RunConfig) -> bool:
+    """Return whether a method has a number of classes, and the config does not say it."""
+    return "classes" in type(config.objective).model_fields and _stated(config) is None
 
-    work_dir: Path
-    resume: bool = False
-    """Whether to go on with what the work directory holds, if anything."""
-    resume_from: Path | None = None
-    """A checkpoint to start from instead of the newest of the work directory."""
+
+def settle(resolved: Resolved[RunConfig]) -> Resolved[RunConfig]:
+    """Set the number of classes to that of the training data, if it is at hand.
+
+    What is wrong with the data is told when the run is checked.
+    """
+    config = resolved.config
+    if not leaves_it_to_data(config):
+        return resolved
+    try:
+        classes = len(config.data.build("train").classes)
+    except UserError:
+        return resolved
+    return resolved.override({_KEY: classes}, "the training data") if classes > 1 else resolved
+
+
+def check_classes(config: RunConfig, dataset: Dataset) -> None:
+    """Check that every sample has a class, and the classifier a place for it.
+
+    Raises:
+        UserError: There are no labels, some records have none, or the classifier has fewer places.
+    """
+    if "classes" not in type(config.objective).model_fields:
+        return
+    stated, found = _stated(config), len(dataset.classes)
+    method, data = config.objective.kind(), config.data.kind()
+    remedy = "use data with labels, or another objective.kind"
+    if not found:
+        raise UserError(f"{method} needs labels, but data.kind={data} has none; {remedy}")
+    if stated is None and found < 2:
+        raise UserError(
+            f"{_KEY} must be 2 or more, but data.kind={data} has 1 ({dataset.classes[0]}); set it, "
+            "or use data with more"
+        )
+    if isinstance(dataset, LabelledDataset) and (bare := int((dataset.labels() < 0).sum())):
+        raise UserError(
+            f"{method} needs a label for each sample, but {bare} of {len(dataset)} of "
+            f"data.kind={data} have none; leave them out, or use another objective.kind"
+        )
+    if stated is not None and found > stated:
+        raise UserError(
+            f"{_KEY} must be at least {found}, the classes of data.kind={data}, but is {stated}; "
+            "set it to none to count them"
+        )
+
+
+def _stated(config: RunConfig) -> int | None:
+    classes = getattr(config.objective, "classes", None)
+    return classes if isinstance(classes, int) else None
+
+
+def check_weights(config: RunConfig) -> None:
+    """Check that the weights to be judged are there.
+
+    Raises:
+        UserError: ``evaluation.weights`` is ema, and the run has no moving average.
+    """
+    if config.evaluation.weights == "ema" and config.ema.decay is None:
+        raise UserError(
+            "evaluation.weights=ema needs a moving average, but ema.decay is none; train with "
+            "ema.decay set, such as 0.9999, or use evaluation.weights=raw"
+        )
 
 
 def check_start(
@@ -173,106 +216,3 @@ def _check_keep_best(config: RunConfig) -> None:
             f"checkpoint.keep_best is {name}, but {protocol} is not among evaluation.protocols "
             f"({', '.join(protocols) or 'none'}); add it there, or use another number, such as loss"
         )
-
-
-def choose(
-    request: Request, directory: RunDirectory, config: RunConfig, plan: RunPlan, console: Console
-) -> Path | None:
-    """Return the checkpoint to start from, None to start at step 0."""
-    if request.resume_from is not None:
-        chosen = _chosen(request.resume_from, config, plan, console)
-        set_aside_after(directory.checkpoints, read_manifest(chosen).step)
-        return chosen
-    found = newest_valid(directory.checkpoints, console.warn)
-    if found is None:
-        if list_checkpoints(directory.checkpoints):
-            raise UserError(
-                f"no checkpoint in {directory.checkpoints} is whole (see the warnings above); "
-                "move the folder away to start anew"
-            )
-        if request.resume:
-            console.say(f"nothing to resume in {directory.path}: starting at step 0")
-        check_origins(config)
-    elif read_manifest(found).config_hash != config_hash(
-        config, plan.dataset_size, plan.data_identity
-    ):
-        raise UserError(
-            f"work dir {directory.path} was trained on another number of samples than "
-            f"{plan.dataset_size}, or with another vocabulary: the data has changed; restore it or "
-            "choose another --work-dir"
-        )
-    elif not request.resume and read_manifest(found).step < plan.total_steps:
-        raise UserError(
-            f"work dir {directory.path} already holds this run, up to {found.name} of "
-            f"{plan.total_steps} steps; add --resume to continue it or choose another --work-dir"
-        )
-    return found
-
-
-def _chosen(path: Path, config: RunConfig, plan: RunPlan, console: Console) -> Path:
-    """Check the checkpoint that the user named: a checkpoint folder, or a run's folder."""
-    folder = path
-    if (path / "checkpoints").is_dir():
-        folder = newest_valid(path / "checkpoints", console.warn) or path
-    try:
-        manifest = verify(folder)
-    except InvalidCheckpoint as error:
-        raise UserError(
-            f"checkpoint {folder} cannot be resumed: {error}; name a folder such as "
-            "RUN/checkpoints/step_00001000"
-        ) from error
-    if manifest.config_hash != config_hash(config, plan.dataset_size, plan.data_identity):
-        raise UserError(
-            f"checkpoint {folder} is of a run with another config, or with another number of "
-            f"samples than {plan.dataset_size}; resume it with the config it was made with "
-            "(config.json in its run)"
-        )
-    return folder
-
-
-def write_start(
-    resolved: Resolved[RunConfig],
-    directory: RunDirectory,
-    env: DistEnv,
-    objective: Objective,
-    start: int,
-) -> None:
-    """Write what describes the run, and drop the logged steps that will be made again."""
-    directory.write_config(resolved)
-    parameters = sum(p.numel() for p in objective.parameters())
-    directory.write_environment({**environment_facts(env), "parameters": parameters})
-    directory.rewind_metrics(start)
-    with directory.writing():
-        rewind_samples(directory.samples, start)
-        forget_results_after(directory.report, start)
-
-
-def announce(
-    console: Console,
-    config: RunConfig,
-    plan: RunPlan,
-    objective: Objective,
-    start: int,
-    env: DistEnv,
-) -> None:
-    """Say what the run is."""
-    parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)
-    epochs = plan.total_steps * plan.batch_size / plan.dataset_size
-    console.say(
-        f"{config.name}: {config.objective.kind()} of {config.model.kind()}, "
-        f"{count(parameters)} parameters, {plan.dataset_size} samples, "
-        f"{plan.total_steps} steps = {epochs:.4g} epochs"
-    )
-    console.say(describe_batch(plan, config.optim, holders_of(config)))
-    if config.pipeline.schedule != "none":
-        console.say(describe_pipeline(config, objective, env.world_size))
-    elif env.world_size > 1 or config.train.parallel != "ddp":
-        console.say(describe_layout(config.train, env))
-    warmup = warmup_length(config.schedule, plan.progress(0))
-    if warmup >= plan.total_steps and env.is_main:
-        console.warn(
-            f"the warm-up of {warmup} steps is not over within the run's {plan.total_steps}: the "
-            "learning rate never falls; shorten schedule.warmup_epochs or schedule.warmup_steps"
-        )
-    if start:
-        console.say(f"resumed after step {start} of {plan.total_steps}")

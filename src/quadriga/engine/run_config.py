@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -20,12 +21,55 @@ from quadriga.contracts import (
     ViewsConfig,
 )
 from quadriga.contracts.logging import LoggerConfig
-from quadriga.engine.health_config import HealthConfig
 from quadriga.engine.modular_files_config import ModularFilesConfig
 from quadriga.engine.stage_files_config import StageFilesConfig
-from quadriga.engine.steps import profiled_steps
 from quadriga.loggers.tensorboard import TensorboardConfig
 from quadriga.pipeline.config import PipelineConfig
+
+
+class HealthConfig(Config):
+    """What happens when training goes wrong."""
+
+    non_finite: Literal["stop", "skip", "rollback"] = "stop"
+    """What follows a loss or gradient that is not finite: the run stops before the update; the
+    update is left out; or the run goes back to the last checkpoint, and if it happens again,
+    leaves out the updates from there to the bad step."""
+    max_bad_steps: int = Field(10, ge=1)
+    """The run stops after so many bad steps without `window` good ones between."""
+    window: int = Field(100, ge=8)
+    """Steps that a loss is compared with, and after which bad steps are forgotten."""
+    spike_factor: float | None = Field(8.0, gt=1)
+    """A loss that exceeds the window's median by so many median deviations is reported as a
+    spike; none for no reports."""
+    hang_factor: float | None = Field(20.0, gt=1)
+    """A step that takes so many times the median of the steps before it is a hang; none to wait
+    for ever."""
+    hang_seconds: float = Field(300.0, gt=0)
+    """A step that is shorter than this is never a hang."""
+
+
+WARMUP = 3
+"""Steps before the first profiled one when only a number is given: the first steps of a run
+compile, allocate and fill caches."""
+
+
+def profiled_steps(text: str, start: int) -> range | None:
+    """Return the steps, counted from 1 as in metrics.jsonl, that a text means.
+
+    Args:
+        text: ``5`` (so many, after `WARMUP`) or ``10-14`` (these, the last one too).
+        start: Steps that are already made.
+
+    Returns:
+        The steps; None when the text means none.
+    """
+    found = re.fullmatch(r"([1-9][0-9]{0,8})(?:-([1-9][0-9]{0,8}))?", text)
+    if found is None:
+        return None
+    if found[2] is None:
+        first = start + WARMUP + 1
+        return range(first, first + int(found[1]))
+    return range(int(found[1]), int(found[2]) + 1) or None
 
 
 class TrainConfig(Config):
@@ -297,3 +341,30 @@ def config_hash(config: RunConfig, dataset_size: int, data_identity: str = "") -
     data = [data_identity] if data_identity else []
     text = json.dumps([identity(config), dataset_size, *data], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+EXCLUSIVE = (
+    ("train.steps", "train.epochs", None),
+    ("checkpoint.every_steps", "checkpoint.every_epochs", None),
+    ("schedule.warmup_steps", "schedule.warmup_epochs", 0),
+)
+"""Pairs of which a run has one, and what the other is then."""
+
+
+def release(values: dict[str, Any]) -> dict[str, Any]:
+    """Unset the other unit of a length that is given in one unit: ``train.steps`` and epochs.
+
+    Args:
+        values: Overrides of one origin; when they set both units they are left alone, and the
+            config says what is wrong.
+    """
+    released = dict(values)
+    for first, second, nothing in EXCLUSIVE:
+        for name, other in ((first, second), (second, first)):
+            if (
+                name in values
+                and other not in values
+                and str(values[name]).lower() not in ("none", "0")
+            ):
+                released[other] = nothing
+    return released

@@ -14,34 +14,30 @@ from quadriga.distributed.collectives import all_gather_values, from_main, on_al
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.build import build_loader, build_objective, build_on_meta
 from quadriga.engine.checkpoint.store import CheckpointStore, newest_valid, read_objective
-from quadriga.engine.compilation import check_compile
-from quadriga.engine.evaluate import (
-    evaluate,
-    make_context,
-    missing_protocols,
-    numbers_at,
-    owes_evaluation,
-)
+from quadriga.engine.evaluate import evaluate, make_context
 from quadriga.engine.faults.hang import HangDetector, whereabouts
 from quadriga.engine.faults.preemption import Preemption
 from quadriga.engine.faults.recovery import Recovery
 from quadriga.engine.initial_weights import fill_from_origins
-from quadriga.engine.logger_set import LoggerSet
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.logs.journal import Journal
 from quadriga.engine.logs.profile import Profiler
+from quadriga.engine.logs.results import missing_protocols, numbers_at, owes_evaluation
 from quadriga.engine.logs.samples import SampleLog
 from quadriga.engine.loop import train
 from quadriga.engine.meters.activity import Activity
 from quadriga.engine.meters.throughput import Work, measure_work
-from quadriga.engine.preflight import Request, announce, check_start, choose, write_start
+from quadriga.engine.preflight import check_start
+from quadriga.engine.resume import Request, announce, choose, write_start
 from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.engine.run_plan import RunPlan
 from quadriga.engine.step.bad_step import RollBack
+from quadriga.engine.step.blocks import check_compile
 from quadriga.engine.step.data_parallel import DataParallelExecutor, MakeExecutor
 from quadriga.engine.step.precision import check_precision
 from quadriga.errors import UserError
+from quadriga.loggers import LoggerSet
 from quadriga.pipeline.topology import reads_for_others, replica_env
 
 

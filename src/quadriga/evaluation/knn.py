@@ -18,8 +18,15 @@ from torch.nn import functional
 from quadriga.contracts import EvaluationContext, EvaluationResult, Evaluator, EvaluatorConfig
 from quadriga.distributed.collectives import all_reduce_sum, slice_of
 from quadriga.errors import UserError
-from quadriga.evaluation.accuracy import beside_random, percentages, reported_ranks, top_hits
-from quadriga.evaluation.parts.features import Encoded, check_features, feature_bank
+from quadriga.evaluation.parts.features import (
+    Encoded,
+    beside_random,
+    check_features,
+    feature_bank,
+    percentages,
+    reported_ranks,
+    top_hits,
+)
 
 QUERY_CHUNK = 512
 BANK_CHUNK = 65536

@@ -13,19 +13,18 @@ import torch
 
 from quadriga.config.provenance import Resolved
 from quadriga.engine.build import build_objective
-from quadriga.engine.checkpoint.store import read_manifest
-from quadriga.engine.checkpoint_contents import (
+from quadriga.engine.checkpoint.read import (
     Weights,
     checkpoints_of,
     is_checkpoint,
     read_model,
     whole_checkpoint,
 )
-from quadriga.engine.export_hf_loading import WEIGHTS
+from quadriga.engine.checkpoint.store import read_manifest
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.run_config import RunConfig
 from quadriga.errors import UserError
-from quadriga.export.huggingface import CONFIG, HuggingFaceFormat
+from quadriga.export.huggingface import CONFIG, WEIGHTS, HuggingFaceFormat
 from quadriga.export.onnx import OnnxFormat
 from quadriga.export.safetensors import SafetensorsFormat
 from quadriga.export.subject import Check, Format, Part, Subject

@@ -1,9 +1,16 @@
-"""Exports for Hugging Face: a folder that ``from_pretrained`` reads."""
+"""Exports for Hugging Face: a folder that ``from_pretrained`` reads.
+
+A BERT beside Hugging Face's: which class holds it, and both run on the same sequences.
+
+Loading an exported folder with transformers, as its users do.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from quadriga import randomness
-from quadriga.engine.export_hf_bert import bert_architecture, bert_pairs, bert_read_back
-from quadriga.engine.export_hf_loading import WEIGHTS, load_with_transformers, quiet_transformers
+from quadriga.contracts import Batch
 from quadriga.engine.run_config import RunConfig
 from quadriga.errors import UserError
 from quadriga.export.arguments import hf_arguments, hf_bert_arguments
@@ -26,6 +32,7 @@ from quadriga.export.subject import (
     classes_of,
     greatest_difference,
     keyed_images,
+    keyed_text,
     logits,
     read_back,
     read_classifier_back,
@@ -33,6 +40,107 @@ from quadriga.export.subject import (
 )
 from quadriga.models.bert import BertConfig
 from quadriga.weights import export_weights, load_weights
+
+WEIGHTS = "model.safetensors"
+"""The file of a folder that holds the tensors."""
+
+
+def load_with_transformers(cls: Any, folder: Path, **options: bool) -> Any:
+    """Load a folder as its users do; nothing may be missing and nothing left over."""
+    model, info = cls.from_pretrained(
+        folder, output_loading_info=True, local_files_only=True, **options
+    )
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info.get(kind):
+            raise UserError(f"transformers reports {kind}: {', '.join(map(str, info[kind]))}")
+    return model.eval()
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Leave out the bars and advice that transformers prints while loading."""
+    try:
+        from transformers.utils import logging
+    except ImportError:
+        yield
+        return
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def bert_architecture(config: RunConfig, part: Part) -> str:
+    """Return the name of the class that holds a run's BERT.
+
+    Raises:
+        UserError: No class has the objective's heads.
+    """
+    if part == "encoder":
+        return "BertModel"
+    if config.objective.kind() != "masked_lm":
+        raise UserError(
+            f"--part must be encoder for --to hf and objective.kind={config.objective.kind()}, but "
+            "is all: of a BERT's heads the layout has those of masked_lm only; use --to safetensors"
+        )
+    both = config.objective.as_dict()["next_sentence"]
+    return "BertForPreTraining" if both else "BertForMaskedLM"
+
+
+def bert_pairs(subject: Subject, folder: Path) -> Pairs:
+    """Compare the encoded tokens, or the loss of both tasks, with transformers' class."""
+    import transformers
+
+    name = bert_architecture(subject.config, subject.part)
+    options = {"add_pooling_layer": False} if name == "BertModel" else {}
+    theirs = load_with_transformers(getattr(transformers, name), folder, **options)
+    batch = keyed_text(subject.bert.config)
+    given = _padded(batch)
+    if name == "BertModel":
+        grid = theirs(**given).last_hidden_state
+        return [(grid.flatten(0, 1)[batch["tokens"]], subject.bert(batch))]
+    labels = torch.full_like(batch["ids"], -100).flatten()
+    labels[batch["tokens"][batch["masked"]]] = batch["targets"]
+    given["labels"] = labels.view_as(batch["ids"])
+    if name == "BertForPreTraining":
+        given["next_sentence_label"] = batch["is_random"]
+    return [(theirs(**given).loss, _bert_loss(subject.objective, batch))]
+
+
+def bert_read_back(subject: Subject, folder: Path) -> Pairs:
+    """Compare with this project's own model from the same file."""
+    batch = keyed_text(subject.bert.config)
+    if subject.part == "encoder":
+        encoder = subject.bert.config.build().eval()
+        load_weights(encoder, folder / WEIGHTS, "hf")
+        return [(encoder(batch), subject.bert(batch))]
+    objective = subject.config.objective.build(subject.config.model).eval()
+    load_weights(objective, folder / WEIGHTS, "hf")
+    return [(_bert_loss(objective, batch), _bert_loss(subject.objective, batch))]
+
+
+def _bert_loss(objective: Any, batch: Batch) -> Tensor:
+    """Return the mean loss, whatever the reduction of the objective."""
+    output = objective(batch)
+    loss: Tensor = output.loss if output.count is None else output.loss / output.count
+    return loss
+
+
+def _padded(batch: Batch) -> dict[str, Tensor]:
+    columns = torch.arange(batch["ids"].shape[1])
+    return {
+        "input_ids": batch["ids"],
+        "token_type_ids": batch["segments"],
+        "attention_mask": (columns < batch["lengths"][:, None]).long(),
+    }
+
 
 CONFIG = "config.json"
 

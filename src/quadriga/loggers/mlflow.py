@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, final
 
-from quadriga.config_tree import leaves_of
+from quadriga.config.base import leaves_of
 from quadriga.contracts.logging import Logger, LoggerConfig, LoggerContext
 from quadriga.files import write_text
 

@@ -17,9 +17,8 @@ from quadriga.contracts.stage import check_depths
 from quadriga.errors import UserError
 from quadriga.losses.soft_targets import Criterion, soft_target_loss
 from quadriga.models.parts.initialise import initialise
-from quadriga.models.residual import zero_branches
-from quadriga.models.vit import ViTConfig
-from quadriga.models.vit_slice import ViTSlice
+from quadriga.models.parts.transformer import zero_branches
+from quadriga.models.vit import ViTConfig, ViTSlice
 
 _TOP = 5
 

@@ -8,9 +8,8 @@ from typing import final
 import torch
 
 from quadriga.contracts import ModelConfig, Objective, ObjectiveConfig, Splittable, WeightSource
-from quadriga.modular.from_meta import FromMetaConfig
 from quadriga.modular.parts.cut import check_cut, classes_of, cut_meta, depth_of
-from quadriga.modular.parts.meta import fill_meta
+from quadriga.modular.parts.meta import FromMetaConfig, fill_meta
 from quadriga.modular.parts.start import Growth, start_module
 
 

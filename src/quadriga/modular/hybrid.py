@@ -26,9 +26,8 @@ from quadriga.contracts import (
     Stage,
     WeightSource,
 )
-from quadriga.modular.from_meta import FromMetaConfig
 from quadriga.modular.parts.cut import Cut, classes_of, cut_meta, cut_target
-from quadriga.modular.parts.meta import fill_meta
+from quadriga.modular.parts.meta import FromMetaConfig, fill_meta
 from quadriga.modular.parts.sources import LIVE
 from quadriga.modular.parts.start import Start, start_module
 

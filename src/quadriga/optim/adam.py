@@ -1,15 +1,26 @@
-"""Adam, its decay added to the gradient (Kingma and Ba, ICLR 2015, arXiv:1412.6980)."""
+"""Adam, its decay added to the gradient (Kingma and Ba, ICLR 2015, arXiv:1412.6980).
+
+AdamW with decoupled weight decay (Loshchilov and Hutter, ICLR 2019, arXiv:1711.05101).
+
+BERT's Adam, without bias correction (Devlin et al., NAACL 2019, arXiv:1810.04805).
+
+NAdam, Adam with Nesterov's momentum (Dozat, ICLR 2016 workshop).
+
+RAdam, Adam with a rectified step (Liu et al., ICLR 2020, arXiv:1908.03265).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import final
+from typing import Any, final
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.nadam import nadam
 
 from quadriga.contracts import OptimizerConfig
+from quadriga.optim.parts.foreach import ForeachOptimizer, state_like, step_counts
 from quadriga.optim.parts.groups import groups_of, require_below_one
 
 
@@ -42,4 +53,199 @@ class AdamConfig(OptimizerConfig):
             eps=self.eps,
             amsgrad=self.amsgrad,
             fused=True,
+        )
+
+
+@final
+class AdamWConfig(OptimizerConfig):
+    """AdamW, the fused implementation, with decay rules by parameter name."""
+
+    lr: float = Field(1e-3, ge=0)
+    """Peak learning rate at a batch of `lr_batch` samples."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of the first and second moment."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(0.05, ge=0)
+    """Decoupled weight decay of the parameters that decay."""
+
+    @model_validator(mode="after")
+    def _betas_below_one(self) -> AdamWConfig:
+        require_below_one("betas", self.betas)
+        return self
+
+    def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        """Make the optimizer over groups by rule; see `groups_of`."""
+        groups = groups_of(self, named_parameters)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+
+
+@final
+class BertAdamConfig(OptimizerConfig):
+    """The optimizer that BERT was published with."""
+
+    lr: float = Field(1e-4, ge=0)
+    """Peak learning rate at a batch of `lr_batch` samples."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the first and second moment."""
+    eps: float = Field(1e-6, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled weight decay of the parameters that decay."""
+    no_decay: tuple[str, ...] = ("norm", "bias")
+    """Parameters whose name contains one of these do not decay; nor do scalars and vectors.
+    Embeddings do, those of positions too."""
+
+    @model_validator(mode="after")
+    def _betas_below_one(self) -> BertAdamConfig:
+        require_below_one("betas", self.betas)
+        return self
+
+    def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        """Make the optimizer over groups by rule; see `groups_of`."""
+        groups = groups_of(self, named_parameters)
+        return BertAdam(groups, lr=self.lr, betas=self.betas, eps=self.eps)
+
+
+@final
+class BertAdam(ForeachOptimizer):
+    """Adam whose moments are not corrected for their start at zero.
+
+    With gradient g, weight x and decay b::
+
+        m = beta1 m + (1 - beta1) g        v = beta2 v + (1 - beta2) g^2
+        x = x - lr (m / (sqrt(v) + eps) + b x)
+
+    At step t the first moment is short by ``1 - beta1^t`` and the root of the second by
+    ``sqrt(1 - beta2^t)``: the first updates are about three times those of Adam, which a warm-up
+    makes up for. There is no count of steps among the state.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float
+    ) -> None:
+        """Take parameter groups that each have ``weight_decay``."""
+        self._betas, self._eps = betas, eps
+        super().__init__(groups, {"lr": lr})
+
+    def step_group(
+        self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]
+    ) -> None:
+        """Make the step of one group; see `ForeachOptimizer.step_group`."""
+        beta1, beta2 = self._betas
+        first = state_like(self, parameters, "exp_avg")
+        second = state_like(self, parameters, "exp_avg_sq")
+        torch._foreach_lerp_(first, gradients, 1.0 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, value=1.0 - beta2)
+        roots = torch._foreach_sqrt(second)
+        torch._foreach_add_(roots, self._eps)
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
+        # x + (-lr) * m / root, without another list of temporaries.
+        torch._foreach_addcdiv_(parameters, first, roots, value=-group["lr"])
+
+
+@final
+class NAdamConfig(OptimizerConfig):
+    """Adam that looks at the gradient one momentum step ahead."""
+
+    lr: float = Field(2e-3, ge=0)
+    """Peak learning rate at a batch of `lr_batch` samples."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the first and second moment."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Weight decay of the parameters that decay."""
+    decoupled: bool = True
+    """Whether the decay shrinks the weights, as in AdamW; false adds it to the gradient."""
+    momentum_decay: float = Field(4e-3, ge=0)
+    """Psi of the schedule ``beta1 (1 - 0.96^(t psi) / 2)`` of the momentum."""
+
+    @model_validator(mode="after")
+    def _betas_below_one(self) -> NAdamConfig:
+        require_below_one("betas", self.betas)
+        return self
+
+    def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        """Make the optimizer over groups by rule; see `groups_of`."""
+        return NAdam(groups_of(self, named_parameters), self)
+
+
+@final
+class NAdam(ForeachOptimizer):
+    """torch's NAdam with a state that begins at zero.
+
+    The product of the momenta so far begins at one; it is set before a parameter's first step.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], config: NAdamConfig) -> None:
+        """Take parameter groups that each have ``weight_decay``."""
+        self._config = config
+        super().__init__(groups, {"lr": config.lr})
+
+    def step_group(
+        self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]
+    ) -> None:
+        """Make the step of one group; see `ForeachOptimizer.step_group`."""
+        config = self._config
+        steps = step_counts(self, parameters, on_device=False)
+        nadam(
+            parameters,
+            gradients,
+            state_like(self, parameters, "exp_avg"),
+            state_like(self, parameters, "exp_avg_sq"),
+            self._products(parameters, steps),
+            steps,
+            decoupled_weight_decay=config.decoupled,
+            foreach=True,
+            beta1=config.betas[0],
+            beta2=config.betas[1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            momentum_decay=config.momentum_decay,
+            eps=config.eps,
+        )
+
+    def _products(self, parameters: Sequence[Tensor], steps: Sequence[Tensor]) -> list[Tensor]:
+        """Return the product of each parameter's momenta, float32 scalars on the CPU."""
+        for parameter, step in zip(parameters, steps, strict=True):
+            state = self.state[parameter]
+            if "mu_product" not in state:
+                state["mu_product"] = torch.zeros((), dtype=torch.float32, device="cpu")
+            if not step:
+                state["mu_product"].fill_(1.0)
+        return [self.state[parameter]["mu_product"] for parameter in parameters]
+
+
+@final
+class RAdamConfig(OptimizerConfig):
+    """Adam whose first steps are momentum alone, until the second moment can be trusted."""
+
+    lr: float = Field(1e-3, ge=0)
+    """Peak learning rate at a batch of `lr_batch` samples."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the first and second moment."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Weight decay of the parameters that decay."""
+    decoupled: bool = True
+    """Whether the decay shrinks the weights, as in AdamW; false adds it to the gradient."""
+
+    @model_validator(mode="after")
+    def _betas_below_one(self) -> RAdamConfig:
+        require_below_one("betas", self.betas)
+        return self
+
+    def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        """Make the optimizer over groups by rule; see `groups_of`."""
+        return torch.optim.RAdam(
+            groups_of(self, named_parameters),
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            decoupled_weight_decay=self.decoupled,
+            foreach=True,
         )

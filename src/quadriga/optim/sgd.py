@@ -1,4 +1,9 @@
-"""Stochastic gradient descent with momentum (Sutskever et al., ICML 2013)."""
+"""Stochastic gradient descent with momentum (Sutskever et al., ICML 2013).
+
+Adadelta (Zeiler, arXiv:1212.5701).
+
+RMSprop (Tieleman and Hinton, 2012; centered: Graves, arXiv:1308.0850).
+"""
 
 from __future__ import annotations
 
@@ -40,5 +45,54 @@ class SGDConfig(OptimizerConfig):
             momentum=self.momentum,
             nesterov=self.nesterov,
             # Not fused: torch has no fused SGD over sharded parameters.
+            foreach=True,
+        )
+
+
+@final
+class AdadeltaConfig(OptimizerConfig):
+    """The gradient, scaled by the ratio of the past updates' size to the gradients'."""
+
+    lr: float = Field(1.0, ge=0)
+    """Peak factor of the update at a batch of `lr_batch` samples."""
+    rho: float = Field(0.9, ge=0, lt=1)
+    """Decay rate of the mean squares."""
+    eps: float = Field(1e-6, gt=0)
+    """Added to the mean squares before their roots."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Weight decay of the parameters that decay, added to their gradient."""
+
+    def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        """Make the optimizer over groups by rule; see `groups_of`."""
+        groups = groups_of(self, named_parameters)
+        return torch.optim.Adadelta(groups, lr=self.lr, rho=self.rho, eps=self.eps, foreach=True)
+
+
+@final
+class RMSpropConfig(OptimizerConfig):
+    """The gradient over the root of its mean square, with momentum."""
+
+    lr: float = Field(1e-2, ge=0)
+    """Peak learning rate at a batch of `lr_batch` samples."""
+    alpha: float = Field(0.9, ge=0, lt=1)
+    """Decay rate of the mean square."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Share of the last update that is kept."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the root of the mean square."""
+    centered: bool = False
+    """Whether the square of the mean is taken off the mean square."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Weight decay of the parameters that decay, added to their gradient."""
+
+    def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        """Make the optimizer over groups by rule; see `groups_of`."""
+        return torch.optim.RMSprop(
+            groups_of(self, named_parameters),
+            lr=self.lr,
+            alpha=self.alpha,
+            eps=self.eps,
+            momentum=self.momentum,
+            centered=self.centered,
             foreach=True,
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from quadriga.contracts import Objective, Splittable
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.run_config import RunConfig
 from quadriga.errors import UserError
+from quadriga.files import write_text
 from quadriga.pipeline.config import PipelineConfig
 
 
@@ -272,3 +273,38 @@ def describe_pipeline(config: RunConfig, objective: Objective, world_size: int) 
 def holders_of(config: RunConfig) -> tuple[str, str]:
     """Return what holds a whole model, in words: one, and several."""
     return ("rank", "ranks") if config.pipeline.schedule == "none" else ("copy", "copies")
+
+
+def make_conf(depths: Sequence[int], width: int) -> dict[str, Any]:
+    """Return the maps of a placement: a module is a block, and the loss is one more.
+
+    Args:
+        depths: Blocks of each stage; the loss lies on the last one.
+        width: Copies of the model. The ranks of a stage are neighbours.
+
+    Raises:
+        ValueError: A stage but the last has no block: the maps cannot say that.
+    """
+    if not depths or min(depths[:-1], default=1) < 1:
+        raise ValueError(f"each stage but the last must have a block, but they are {depths}")
+    stage_of = [stage for stage, blocks in enumerate(depths) for _ in range(blocks)]
+    return {
+        "module_to_stage_map": [*stage_of, len(depths) - 1],
+        "stage_to_rank_map": {
+            str(stage): list(range(stage * width, (stage + 1) * width))
+            for stage in range(len(depths))
+        },
+    }
+
+
+def write_conf(path: Path, depths: Sequence[int], width: int) -> None:
+    """Write a ``conf.json`` beside its place and rename it.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    lines = [f'  "{key}": {json.dumps(value)}' for key, value in make_conf(depths, width).items()]
+    try:
+        write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error

@@ -18,9 +18,9 @@ from quadriga.engine.run_config import (
 from quadriga.evaluation.held_out import HeldOutConfig
 from quadriga.methods.masked_lm import MaskedLMConfig
 from quadriga.models.bert import BertConfig
-from quadriga.optim.adamw import AdamWConfig
+from quadriga.optim.adam import AdamWConfig
 from quadriga.pipeline.config import PipelineConfig
-from quadriga.schedules.linear import LinearConfig
+from quadriga.schedules.curves import LinearConfig
 
 _CORPUS = Path("data/corpus")
 

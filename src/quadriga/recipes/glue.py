@@ -11,10 +11,10 @@ from pathlib import Path
 from quadriga.data.text.glue.dataset import GlueConfig
 from quadriga.data.text.glue.tasks import TASKS
 from quadriga.data.text.text_pairs import TextPairsConfig
-from quadriga.engine.health_config import HealthConfig
 from quadriga.engine.run_config import (
     CheckpointConfig,
     EvaluationConfig,
+    HealthConfig,
     LogConfig,
     RunConfig,
     TrainConfig,
@@ -22,8 +22,8 @@ from quadriga.engine.run_config import (
 from quadriga.evaluation.glue import GlueConfig as GlueProtocol
 from quadriga.methods.sequence_classification import SequenceClassificationConfig
 from quadriga.models.bert import BertConfig
-from quadriga.optim.adamw import AdamWConfig
-from quadriga.schedules.linear import LinearConfig
+from quadriga.optim.adam import AdamWConfig
+from quadriga.schedules.curves import LinearConfig
 
 _ROOT = Path("data/glue")
 

@@ -7,20 +7,19 @@ from pathlib import Path
 
 from quadriga.errors import UserError
 from quadriga.files import write_text
-from quadriga.report.charts import chart
-from quadriga.report.curves import save_curves
-from quadriga.report.evaluation_table import evaluation_section, pictures_section
+from quadriga.report.charts import chart, save_curves, shares_chart
 from quadriga.report.page import page
 from quadriga.report.run_files import RunFiles, read_run
 from quadriga.report.sections import (
     config_section,
     environment_section,
+    evaluation_section,
     header,
     notes,
+    pictures_section,
     reproduce_section,
 )
 from quadriga.report.series import Curve, curves_of
-from quadriga.report.shares import shares_chart
 
 
 def write_report(run_dir: Path) -> Path:

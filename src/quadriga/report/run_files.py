@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quadriga.config_tree import leaves_of
+from quadriga.config.base import leaves_of
 from quadriga.errors import UserError
 
 Record = dict[str, Any]

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from quadriga.engine.logs.status import RunState
-from quadriga.engine.workflow_graph import order_of
 from quadriga.errors import UserError
 from quadriga.files import write_text
 from quadriga.formatting import bytes_, duration, flops, measured
-from quadriga.report.graph import graph_picture
+from quadriga.report.charts import graph_picture
 from quadriga.report.page import page
 from quadriga.workflow.directory import Graph, WorkflowDirectory
+from quadriga.workflow.graph import order_of
 
 DASH = "\N{EN DASH}"
 

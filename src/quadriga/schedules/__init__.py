@@ -1,1 +1,11 @@
 """Numbers that change with `Progress`: the learning rate."""
+
+KINDS = {
+    "linear": "quadriga.schedules.curves:LinearConfig",
+    "polynomial": "quadriga.schedules.curves:PolynomialConfig",
+    "step_decay": "quadriga.schedules.curves:StepDecayConfig",
+    "tanh": "quadriga.schedules.curves:TanhConfig",
+    "warmup_cosine": "quadriga.schedules.curves:WarmupCosineConfig",
+    "warmup_stable_decay": "quadriga.schedules.curves:WarmupStableDecayConfig",
+}
+"""Kinds of `ScheduleConfig` that share a file: name -> ``module:Class``, imported when used."""

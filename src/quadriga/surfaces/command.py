@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
-from quadriga.cli.entry import GRACE_SECONDS, INTERRUPTED, _leave
 from quadriga.engine.faults.preemption import Preempted
-from quadriga.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, nearest
+from quadriga.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, INTERRUPTED, UserError, nearest
+from quadriga.launch.exit import GRACE_SECONDS, leave
 
 
 def in_words(sentence: str, flag_of: Mapping[str, str]) -> str:
@@ -80,7 +80,7 @@ def run_command(command: Callable[[], int], in_flags: Callable[[str], str]) -> N
         code = INTERRUPTED
         if os.environ.get("RANK", "0") == "0":
             print("interrupted; run the same command to continue", file=sys.stderr, flush=True)
-    _leave(code)
+    leave(code)
 
 
 def report(error: UserError, environ: Mapping[str, str], in_flags: Callable[[str], str]) -> int:

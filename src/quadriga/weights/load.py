@@ -1,10 +1,13 @@
-"""Loading a file of weights into a module, and exporting a module's weights to a file."""
+"""Loading a file of weights into a module, and exporting a module's weights to a file.
+
+Modules that start from another objective's weights: what they share, and what they do not.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +17,57 @@ from quadriga.models.bert import Bert
 from quadriga.models.vit import ViT
 from quadriga.weights.files import read_tensors, write_tensors
 from quadriga.weights.fit import ENCODER, Content, bert_in, fit_all, foreign_shape, vit_in
-from quadriga.weights.names import huggingface, huggingface_bert, timm
+from quadriga.weights.names import huggingface, timm
+from quadriga.weights.names import huggingface as huggingface_bert
 from quadriga.weights.names.table import ForeignLayout, Tensors
-from quadriga.weights.parts import drop_parts, fresh_names
 from quadriga.weights.report import IN_PYTHON, Remedies, WeightReport, listed
+
+
+@runtime_checkable
+class StartsFromOther(Protocol):
+    """A module whose weights may come from one that was trained for something else.
+
+    Each part is a beginning of names, such as ``classifier.``.
+    """
+
+    new_parts: tuple[str, ...]
+    """Parts of the module that are never filled: what a file has under such a name belongs to
+    another task."""
+    optional_parts: tuple[str, ...]
+    """Parts of the module that keep their values where a file has nothing of them at all."""
+
+
+def drop_parts(content: Content, module: nn.Module) -> None:
+    """Take what is never filled out of a file's content; it counts as left out."""
+    if not isinstance(module, StartsFromOther):
+        return
+    for name in [name for name in content.tensors if name.startswith(module.new_parts)]:
+        content.left_out.append(content.sources[name])
+        del content.tensors[name]
+
+
+def fresh_names(names: Iterable[str], content: Content, module: nn.Module) -> tuple[str, ...]:
+    """Return which of a module's tensors keep their values because they are to.
+
+    Args:
+        names: The module's tensors.
+        content: The file's, after `drop_parts`.
+        module: The module.
+    """
+    if not isinstance(module, StartsFromOther):
+        return ()
+    absent = [
+        part
+        for part in module.optional_parts
+        if not any(name.startswith(part) for name in content.tensors)
+    ]
+    return tuple(name for name in names if name.startswith((*module.new_parts, *absent)))
+
 
 Layout = Literal["quadriga", "timm", "hf"]
 
 _OF_VIT: Mapping[str, ForeignLayout] = {"timm": timm.LAYOUT, "hf": huggingface.LAYOUT}
-_OF_BERT: Mapping[str, ForeignLayout] = {"hf": huggingface_bert.LAYOUT}
+_OF_BERT: Mapping[str, ForeignLayout] = {"hf": huggingface_bert.BERT_LAYOUT}
 _DECODER = "decoder."
 _HEADS = ("head.", "pooler.", "next_sentence.", "classifier.")
 """Parts beside a BERT, of which an objective has some."""
@@ -150,7 +195,7 @@ def _layout_of(raw: Mapping[str, Tensor], path: Path, module: nn.Module) -> Layo
     """Tell whose names a file uses."""
     if timm.LAYOUT.holds(raw):
         return "timm"
-    if huggingface.LAYOUT.holds(raw) or huggingface_bert.LAYOUT.holds(raw):
+    if huggingface.LAYOUT.holds(raw) or huggingface_bert.BERT_LAYOUT.holds(raw):
         return "hf"
     stems = {name.removeprefix(ENCODER) for name in raw}
     if stems & {name.removeprefix(ENCODER) for name in module.state_dict()}:

@@ -21,13 +21,12 @@ from typing import IO, Any, final
 
 from quadriga.config.provenance import Resolved
 from quadriga.engine.checkpoint.store import list_checkpoints
-from quadriga.engine.lock import LOCK, take_lock
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.logs.status import RunState, is_finished, state_of
 from quadriga.engine.run_config import RunConfig, identity
-from quadriga.engine.workflow_graph import Needs, references
 from quadriga.errors import UserError
-from quadriga.files import write_text
+from quadriga.files import LOCK, take_lock, write_text
+from quadriga.workflow.graph import Needs, references
 from quadriga.workflow.ledger import as_json
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from quadriga.launch.parent import WITH_PARENT
+from quadriga.launch.attempts import WITH_PARENT
 
 CONSOLE = "console.txt"
 """What a node's process says, in its work directory."""

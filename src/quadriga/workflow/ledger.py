@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, final
 
 from quadriga.engine.logs.times import Event
-from quadriga.engine.workflow_graph import Needs, order_of, with_all_needed
+from quadriga.workflow.graph import Needs, order_of, with_all_needed
 
 
 @final

@@ -11,10 +11,9 @@ import torch
 
 from quadriga.contracts import Dataset
 from quadriga.engine.build import build_on_meta
-from quadriga.engine.classes import ASSUMED, leaves_it_to_data
 from quadriga.engine.initial_weights import check_origins
 from quadriga.engine.meters.cost import Cost, measure, memory_estimate
-from quadriga.engine.preflight import check_start
+from quadriga.engine.preflight import ASSUMED, check_start, leaves_it_to_data
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan, make_plan
 from quadriga.engine.step.sharding import shard_ranks

@@ -11,8 +11,8 @@ from typing import Literal, final
 
 from quadriga.engine.faults.preemption import SIGNALS, handling
 from quadriga.engine.logs.times import FAILED, STOPPED, note
-from quadriga.engine.workflow_graph import Needs
 from quadriga.errors import EXIT_PREEMPTED, EXIT_USER_ERROR
+from quadriga.workflow.graph import Needs
 from quadriga.workflow.launcher import CONSOLE, NodeLauncher, Running, Task, last_error
 
 INTERRUPTED = 130

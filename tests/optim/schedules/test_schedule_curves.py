@@ -10,12 +10,14 @@ from torch.optim import lr_scheduler
 
 from errors import refuses
 from quadriga.contracts import Progress, ScheduleConfig
-from quadriga.schedules.linear import LinearConfig
-from quadriga.schedules.polynomial import PolynomialConfig
-from quadriga.schedules.step_decay import StepDecayConfig
-from quadriga.schedules.tanh import TanhConfig
-from quadriga.schedules.warmup_cosine import WarmupCosineConfig
-from quadriga.schedules.warmup_stable_decay import WarmupStableDecayConfig
+from quadriga.schedules.curves import (
+    LinearConfig,
+    PolynomialConfig,
+    StepDecayConfig,
+    TanhConfig,
+    WarmupCosineConfig,
+    WarmupStableDecayConfig,
+)
 
 TOTAL, WARMUP = 25, 5
 LEFT = TOTAL - WARMUP

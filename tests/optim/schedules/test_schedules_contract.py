@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from errors import refuses
 from quadriga.config.base import construct, kinds
 from quadriga.contracts import Progress, ScheduleConfig
-from quadriga.schedules.warmup import warmup_length
+from quadriga.schedules.curves import warmup_length
 
 KINDS = kinds(ScheduleConfig)  # type: ignore[type-abstract]
 

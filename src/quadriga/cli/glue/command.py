@@ -7,24 +7,20 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Annotated, Any, final
 
+import typer
 from rich.console import Console as RichConsole
 from rich.table import Table
 
-from quadriga.cli import train
-from quadriga.cli.arguments import read_overrides
-from quadriga.cli.glue.results import average_line, numbers_of, rows_of, summary, write_results
-from quadriga.cli.glue.source import Source, find_source
-from quadriga.cli.resolve import resolve
-from quadriga.data.text.glue.tasks import GlueTask, task_called, tasks_in
-from quadriga.distributed.environment import read_launch
-from quadriga.engine.checkpoint.store import list_checkpoints
-from quadriga.engine.logs.directory import RunDirectory
-from quadriga.engine.preflight import check_start
-from quadriga.engine.run_config import RunConfig, WarmStartConfig
-from quadriga.engine.warm_start import check_warm_start
+from quadriga.cli.options import examples
 from quadriga.errors import UserError
+
+if TYPE_CHECKING:
+    from quadriga.cli.glue.source import Source
+    from quadriga.data.text.glue.tasks import GlueTask
+    from quadriga.engine.run_config import RunConfig
+
 
 OWN = ("seed", "data.kind", "data.root", "data.task", "warm_start.path", "name")
 """Keys that the command sets itself."""
@@ -54,6 +50,8 @@ class _Run:
     """One task with one seed."""
 
     def __init__(self, task: GlueTask, seed: int, folder: Path, values: dict[str, str]) -> None:
+        from quadriga.cli.resolve import resolve
+
         self.task, self.seed = task, seed
         self.folder = folder / task.name / f"seed_{seed}"
         self.words = tuple(f"{key}={value}" for key, value in {**values, "seed": seed}.items())
@@ -66,15 +64,22 @@ class _Run:
 
     def numbers(self) -> dict[str, float]:
         """Return what it found; nothing before it is finished."""
+        from quadriga.cli.glue.results import numbers_of
+
         return numbers_of(self.folder, self.steps)
 
     def state(self) -> str:
+        from quadriga.engine.checkpoint.store import list_checkpoints
+        from quadriga.engine.logs.directory import RunDirectory
+
         if self.numbers():
             return "finished"
         return "begun" if list_checkpoints(RunDirectory(self.folder).checkpoints) else "new"
 
     def make(self) -> int:
         """Train and judge; return the exit code."""
+        from quadriga.cli import train
+
         request = train.TrainRequest(
             arguments=(
                 *("train", self.recipe, *self.words),
@@ -97,7 +102,7 @@ class _Run:
             raise UserError(f"{self}: {error}") from error
 
 
-def glue(request: GlueRequest) -> int:
+def run_glue(request: GlueRequest) -> int:
     """Fine-tune every task with every seed, and print and write what came out.
 
     Finished runs are not made again, and a run that was stopped goes on.
@@ -108,6 +113,8 @@ def glue(request: GlueRequest) -> int:
     Raises:
         UserError: Anything the user can mend; of all tasks before the first is begun.
     """
+    from quadriga.distributed.environment import read_launch
+
     launcher = read_launch(os.environ).launcher
     if launcher != "none":
         raise UserError(f"glue starts its own processes: use --ranks N instead of {launcher}")
@@ -129,6 +136,8 @@ def glue(request: GlueRequest) -> int:
 def _make(
     runs: Sequence[_Run], name: str, tasks: Sequence[GlueTask], seeds: int, folder: Path
 ) -> int:
+    from quadriga.cli.glue.results import summary, write_results
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -160,6 +169,8 @@ def _make(
 
 
 def _source(request: GlueRequest) -> Source:
+    from quadriga.cli.glue.source import find_source
+
     source = find_source(request.source)
     if request.vocabulary is not None:
         source = replace(source, vocabulary=request.vocabulary.resolve())
@@ -174,6 +185,8 @@ def _tasks(request: GlueRequest) -> list[GlueTask]:
     Raises:
         UserError: One does not exist, or there is none.
     """
+    from quadriga.data.text.glue.tasks import task_called, tasks_in
+
     if request.tasks is not None:
         words = [word for word in request.tasks.split(",") if word.strip()]
         named = {task.name: task for task in (task_called(word.strip()) for word in words)}
@@ -196,6 +209,8 @@ def _values(request: GlueRequest, source: Source) -> dict[str, str]:
     Raises:
         UserError: The user sets what the command sets.
     """
+    from quadriga.config.provenance import read_overrides
+
     given = read_overrides(request.overrides)
     for key in given:
         if key in OWN:
@@ -212,6 +227,11 @@ def _values(request: GlueRequest, source: Source) -> dict[str, str]:
 
 def _check(runs: Sequence[_Run], seeds: int) -> None:
     """Check that no folder is another run's, and one run of each task; count the steps of all."""
+    from quadriga.engine.initial_weights import check_warm_start
+    from quadriga.engine.logs.directory import RunDirectory
+    from quadriga.engine.preflight import check_start
+    from quadriga.engine.run_config import WarmStartConfig
+
     for run in runs:
         RunDirectory(run.folder).check_owner(run.config)
     check_warm_start(WarmStartConfig(path=runs[0].config.warm_start.path))
@@ -223,6 +243,8 @@ def _check(runs: Sequence[_Run], seeds: int) -> None:
 
 
 def _print(summed: Mapping[str, Any]) -> None:
+    from quadriga.cli.glue.results import average_line, rows_of
+
     table = Table(box=None, pad_edge=False)
     for position, name in enumerate(("task", "seeds", "score", "metrics")):
         table.add_column(name, justify="left" if position in (0, 3) else "right", overflow="fold")
@@ -231,3 +253,70 @@ def _print(summed: Mapping[str, Any]) -> None:
     console = RichConsole(highlight=False, markup=False)
     console.print(table, width=None if console.is_terminal else _WIDTH)
     print(average_line(summed))
+
+
+EPILOG = examples(
+    "quadriga glue runs/bert_base --data GLUE --tasks sst2,cola,rte",
+    "quadriga glue bert-base-uncased/ --data GLUE --tasks rte --seeds 5 optim.lr=3e-5",
+    "quadriga glue scratch --data GLUE --vocabulary vocab.txt model.depth=4",
+)
+
+
+def glue(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="What is fine-tuned: a run, a checkpoint of one, the folder of a published BERT "
+            "(config.json, vocab.txt, model.safetensors), or `scratch` for random weights."
+        ),
+    ],
+    data: Annotated[Path, typer.Option(help="Folder with the tasks: CoLA, SST-2, ...")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Config values, as for `quadriga train`.")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks, such as `sst2,cola,rte`; by default all in --data.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each task, with the seeds 0, 1, ...")] = 3,
+    from_scratch: Annotated[
+        bool,
+        typer.Option(
+            "--from-scratch", help="Random weights in a model of the same size: the floor."
+        ),
+    ] = False,
+    vocabulary: Annotated[
+        Path | None, typer.Option(help="The vocab.txt, instead of the one of the source.")
+    ] = None,
+    work_dir: Annotated[
+        Path | None, typer.Option(help="Where the runs live; runs/glue_SOURCE by default.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    ranks: Annotated[
+        int | None, typer.Option(help="Processes of each run on this machine.", min=1)
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", hidden=True, help="It goes on in any case.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, list the runs, stop.")
+    ] = False,
+) -> int:
+    """Fine-tune a BERT on the tasks of GLUE and print one table.
+
+    Started again after a stop, it goes on: finished runs are not made again.
+    """
+    return run_glue(
+        GlueRequest(
+            source=source,
+            data=data,
+            overrides=tuple(overrides or ()),
+            tasks=tasks,
+            seeds=seeds,
+            from_scratch=from_scratch,
+            vocabulary=vocabulary,
+            work_dir=work_dir,
+            device=device,
+            ranks=ranks,
+            dry_run=dry_run,
+        )
+    )

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from quadriga.data.text.glue.tasks import GlueTask
-from quadriga.engine.evaluate import RESULTS, read_results
 from quadriga.engine.logs.directory import RunDirectory
+from quadriga.engine.logs.results import RESULTS, read_results
 from quadriga.errors import UserError
 from quadriga.files import write_text
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from quadriga.data.text.corpus import TextCorpusConfig
 from quadriga.data.text.pydoc import PydocCorpusConfig
-from quadriga.engine.checkpoint_contents import is_checkpoint
+from quadriga.engine.checkpoint.read import is_checkpoint
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.errors import UserError
 from quadriga.models.bert import BertConfig

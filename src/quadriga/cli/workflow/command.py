@@ -1,4 +1,4 @@
-"""``quadriga run``."""
+"""``quadriga run`` and ``quadriga status``."""
 
 from __future__ import annotations
 
@@ -7,34 +7,21 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import TYPE_CHECKING, Annotated, final
 
-import torch
+import typer
 
-from quadriga.cli.workflow.resolve import REFERENCE_NAME, ResolvedWorkflow, resolve_workflow
-from quadriga.cli.workflow.show import UNKNOWN, ledger_table, show, state_table, table_of
-from quadriga.cli.workflow_live import Live
-from quadriga.config.provenance import Resolved
-from quadriga.distributed.environment import pick_device, read_launch
-from quadriga.engine.logs.environment import cores
-from quadriga.engine.run_config import RunConfig
-from quadriga.engine.workflow_graph import bind, levels_of, matching, order_of, references
+from quadriga.cli.options import examples
 from quadriga.errors import UserError
 from quadriga.files import write_text
 from quadriga.formatting import bytes_, count, flops
-from quadriga.pipeline.runtime.choose import check_schedule
-from quadriga.report.run import write_report
-from quadriga.report.workflow import write_workflow_report
-from quadriga.workflow.directory import Graph, Planned, WorkflowDirectory
-from quadriga.workflow.launcher import (
-    LocalLauncher,
-    NodeLauncher,
-    Task,
-    default_slots,
-    visible_devices,
-)
-from quadriga.workflow.preview import Planner
-from quadriga.workflow.runner import Maker, Outcome
+
+if TYPE_CHECKING:
+    from quadriga.cli.workflow.resolve import ResolvedWorkflow
+    from quadriga.engine.run_config import RunConfig
+    from quadriga.workflow.directory import Graph, Planned, WorkflowDirectory
+    from quadriga.workflow.launcher import NodeLauncher, Task
+    from quadriga.workflow.runner import Maker, Outcome
 
 
 @dataclass(frozen=True)
@@ -52,7 +39,7 @@ class RunRequest:
     dry_run: bool = False
 
 
-def run(request: RunRequest, launcher: NodeLauncher | None = None) -> int:
+def run_workflow(request: RunRequest, launcher: NodeLauncher | None = None) -> int:
     """Make the runs of a workflow, or go on with them, and write what came out.
 
     Args:
@@ -65,6 +52,9 @@ def run(request: RunRequest, launcher: NodeLauncher | None = None) -> int:
     Raises:
         UserError: Anything the user can mend, of all nodes before the first is started.
     """
+    from quadriga.cli.workflow.resolve import resolve_workflow
+    from quadriga.distributed.environment import read_launch
+
     started_by = read_launch(os.environ).launcher
     if started_by != "none":
         raise UserError(
@@ -78,6 +68,11 @@ def make(
     resolved: ResolvedWorkflow, request: RunRequest, launcher: NodeLauncher | None = None
 ) -> int:
     """Make the runs of a resolved workflow; see `run`."""
+    from quadriga.cli.workflow.resolve import REFERENCE_NAME
+    from quadriga.workflow.directory import Graph, WorkflowDirectory
+    from quadriga.workflow.graph import order_of
+    from quadriga.workflow.preview import Planner
+
     workflow = resolved.workflow
     # Absolute: what a node starts from must not depend on where this command was called.
     path = Path(os.path.abspath(request.work_dir or Path("runs") / workflow.name))
@@ -100,6 +95,9 @@ def make(
 
 
 def _check(config: RunConfig) -> None:
+    from quadriga.distributed.environment import pick_device
+    from quadriga.pipeline.runtime.choose import check_schedule
+
     for local_rank in range(config.train.ranks):
         pick_device(config.train.device, local_rank)
     check_schedule(config, config.train.ranks)
@@ -111,6 +109,8 @@ def _check_unchanged(directory: WorkflowDirectory, resolved: ResolvedWorkflow) -
     Raises:
         UserError: Some would: all of them, and where.
     """
+    from quadriga.workflow.graph import order_of
+
     changed = {
         name: text
         for name in order_of(resolved.needs)
@@ -136,6 +136,8 @@ def _chosen(
     Raises:
         UserError: A name matches nothing, or what a node starts from would not be there.
     """
+    from quadriga.workflow.graph import matching, order_of
+
     order = order_of(graph.needs)
     if not only:
         return order
@@ -163,6 +165,9 @@ def _write(directory: WorkflowDirectory, graph: Graph) -> None:
 
 def _rehearse(graph: Graph, configs: Mapping[str, RunConfig]) -> None:
     """Print what each node would be, and what all of them would cost."""
+    from quadriga.cli.workflow.show import UNKNOWN, show, table_of
+    from quadriga.workflow.graph import levels_of, order_of
+
     levels = levels_of(graph.needs)
 
     def row(name: str, planned: Planned) -> tuple[str, ...]:
@@ -205,6 +210,9 @@ class _Run:
 
     def make(self, chosen: Sequence[str]) -> int:
         """Make the chosen nodes, then write ledger and report; return the exit code."""
+        from quadriga.cli.workflow.show import Live
+        from quadriga.workflow.runner import Maker
+
         graph, directory = self._graph, self._directory
         finished = {name for name in graph.nodes if self._is_finished(name)}
         live = Live(directory, graph)
@@ -226,6 +234,11 @@ class _Run:
         return outcome.exit_code
 
     def _local(self) -> NodeLauncher:
+        import torch
+
+        from quadriga.engine.logs.environment import cores
+        from quadriga.workflow.launcher import LocalLauncher, default_slots, visible_devices
+
         gpus = torch.cuda.device_count()
         if all(node.config.train.device == "cpu" for node in self._resolved.nodes.values()):
             gpus = 0
@@ -235,6 +248,8 @@ class _Run:
         return LocalLauncher(slots, devices, cores(), os.environ)
 
     def _task(self, name: str) -> Task:
+        from quadriga.workflow.launcher import Task
+
         train = self._resolved.nodes[name].config.train
         directory = self._directory
         return Task(
@@ -247,6 +262,9 @@ class _Run:
 
     def _prepare(self, name: str) -> None:
         """Write the config that a node is started with: its references become directories."""
+        from quadriga.config.provenance import Resolved
+        from quadriga.workflow.graph import bind, references
+
         node, directory = self._resolved.nodes[name], self._directory
         before = directory.read_config(name) if directory.has_begun(name) else None
         if before is None:
@@ -267,6 +285,10 @@ class _Run:
 
     def _sum_up(self, outcome: Outcome, maker: Maker) -> None:
         """Write the ledger and the reports, and say what there is."""
+        from quadriga.cli.workflow.show import ledger_table, show, state_table
+        from quadriga.report.run import write_report
+        from quadriga.report.workflow import write_workflow_report
+
         graph, directory = self._graph, self._directory
         for name in graph.nodes:
             page = directory.run_of(name) / "report" / "index.html"
@@ -295,3 +317,82 @@ class _Run:
             )
         if outcome.asked_by is not None:
             print("stopped; the same command goes on", file=sys.stderr, flush=True)
+
+
+RUN_EPILOG = examples(
+    "quadriga run deep_incubation_digits --slots 2",
+    "quadriga run deep_incubation_vit_base data.root=/data/imagenet --ranks-per-run 8",
+    "quadriga run mae_digits_two_stage train.batch_size=32 high:optim.lr=1e-3 --dry-run",
+)
+STATUS_EPILOG = examples(
+    "quadriga status runs/deep_incubation_digits", "quadriga status runs/x --json"
+)
+
+
+def run(
+    recipe: Annotated[str, typer.Argument(help="A workflow (see `quadriga recipes`).")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Config values for all nodes, `train.batch_size=64`, or for some: "
+            "`module_*:train.epochs=5`."
+        ),
+    ] = None,
+    work_dir: Annotated[
+        Path | None, typer.Option(help="Where the runs live; runs/NAME by default.")
+    ] = None,
+    slots: Annotated[
+        int | None,
+        typer.Option(
+            help="Nodes that run at once; by default one for every --ranks-per-run GPUs, or 1.",
+            min=1,
+        ),
+    ] = None,
+    ranks_per_run: Annotated[
+        int | None,
+        typer.Option(help="Processes of each node; short for train.ranks of all.", min=1),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu or cuda; short for train.device of all.")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Make these nodes only: a name or `module_*`; may be repeated."),
+    ] = None,
+    max_restarts: Annotated[
+        int, typer.Option(help="How often a node that was killed is started again.", min=0)
+    ] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", hidden=True, help="It goes on in any case.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print what it would be, stop.")
+    ] = False,
+) -> int:
+    """Make the runs of a workflow, side by side where they can be.
+
+    Started again after a stop or a kill, it goes on: finished nodes are not made again.
+    """
+    return run_workflow(
+        RunRequest(
+            recipe=recipe,
+            overrides=tuple(overrides or ()),
+            work_dir=work_dir,
+            slots=slots,
+            ranks_per_run=ranks_per_run,
+            device=device,
+            only=tuple(only or ()),
+            max_restarts=max_restarts,
+            dry_run=dry_run,
+        )
+    )
+
+
+def status(
+    work_dir: Annotated[Path, typer.Argument(help="The work directory of a workflow or a run.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show how far a workflow or a run is, and what it has cost; also while it runs."""
+    from quadriga.cli.workflow import show as command
+
+    command.status(work_dir, as_json)

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from quadriga.cli.arguments import find_workflow, read_overrides, recipe_arguments
-from quadriga.cli.resolve import COMMAND_LINE, call, release
-from quadriga.config.provenance import Resolved
-from quadriga.engine.classes import settle
-from quadriga.engine.run_config import RunConfig
-from quadriga.engine.workflow_graph import check_graph, matching, needs_of
+from quadriga.cli.resolve import call, find_workflow, recipe_arguments
+from quadriga.config.provenance import COMMAND_LINE, Resolved, read_overrides
+from quadriga.engine.preflight import settle
+from quadriga.engine.run_config import RunConfig, release
 from quadriga.errors import UserError
-from quadriga.workflow.graph import Node, Workflow
+from quadriga.workflow.graph import Node, Workflow, check_graph, matching, needs_of
 
 REFERENCE_NAME = "reference"
 """What the run that the workflow replaces is called on the command line."""

@@ -17,8 +17,7 @@ import numpy.typing as npt
 
 from quadriga.contracts import DatasetConfig, Split
 from quadriga.data.images.files import check_folder
-from quadriga.data.images.record import ImageRecord
-from quadriga.data.labelled import LabelledDataset
+from quadriga.data.images.record import ImageRecord, LabelledDataset
 from quadriga.data.parts.pickles import NotPlain, read_plain
 from quadriga.errors import UserError
 

@@ -17,8 +17,7 @@ from pydantic import Field
 
 from quadriga import randomness
 from quadriga.contracts import DatasetConfig, Split
-from quadriga.data.images.record import ImageRecord
-from quadriga.data.labelled import LabelledDataset
+from quadriga.data.images.record import ImageRecord, LabelledDataset
 
 _LARGEST_VALUE = 16
 _MARGIN = 1  # The originals touch their edges; one pixel of margin around them reads better.

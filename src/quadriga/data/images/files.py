@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quadriga.contracts import Split, UnreadableSample
-from quadriga.data.images.record import ImageRecord
-from quadriga.data.labelled import LabelledDataset
+from quadriga.data.images.record import ImageRecord, LabelledDataset
 from quadriga.errors import UserError, nearest
 from quadriga.randomness import fold
 

@@ -1,11 +1,14 @@
-"""What a dataset of images hands to a transform: one image, not decoded, with its label."""
+"""What a dataset of images hands to a transform, and data sets whose labels are known unread."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from quadriga.contracts import Dataset
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,3 +21,11 @@ class ImageRecord:
     """Position of the class in `Dataset.classes`, or None without one."""
     name: str
     """What a person would call the image: a path, a member of an archive."""
+
+
+class LabelledDataset(Dataset):
+    """A data set that has all its labels at hand."""
+
+    @abstractmethod
+    def labels(self) -> npt.NDArray[np.int64]:
+        """Return the class of each record, int64 (records,); -1 for a record without one."""

@@ -14,8 +14,7 @@ from pydantic import Field
 
 from quadriga import randomness
 from quadriga.contracts import DatasetConfig, Split
-from quadriga.data.images.record import ImageRecord
-from quadriga.data.labelled import LabelledDataset
+from quadriga.data.images.record import ImageRecord, LabelledDataset
 from quadriga.data.shapes.language import QuestionAnswer, captions, motion_caption, questions
 from quadriga.data.shapes.render import render
 from quadriga.data.shapes.scene import (

@@ -13,12 +13,18 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from quadriga.contracts import Dataset, DatasetConfig, Split
-from quadriga.data.sentences import RULES
-from quadriga.data.text.files import find_text
-from quadriga.data.text.store import VERSION, DamagedStore, TokenStore
+from quadriga.data.text.files import RULES, find_text
+from quadriga.data.text.store import (
+    VERSION,
+    DamagedStore,
+    TokenStore,
+    cache_folders,
+    digest_of,
+    digest_of_files,
+    find_or_make,
+)
 from quadriga.data.text.tokenise import sources, tokenise
 from quadriga.data.text.wordpiece import Vocabulary, read_vocabulary
-from quadriga.data.text_cache import cache_folders, digest_of, digest_of_files, find_or_make
 from quadriga.errors import UserError
 from quadriga.randomness import fold, fold_numpy
 

@@ -10,13 +10,16 @@ from typing import final
 from pydantic import Field
 
 from quadriga.contracts import DatasetConfig, Split
-from quadriga.data.sentences import RULES, paragraphs, split_sentences
 from quadriga.data.text.corpus import TextCorpus, corpus_of, in_split, open_store, store_name
-from quadriga.data.text.files import Sentences
+from quadriga.data.text.files import RULES, Sentences, paragraphs, split_sentences
+from quadriga.data.text.store import cache_folders, digest_of, find_or_make
 from quadriga.data.text.tokenise import Source, tokenise
-from quadriga.data.text.wordpiece import Vocabulary, read_vocabulary
-from quadriga.data.text_cache import cache_folders, digest_of, find_or_make
-from quadriga.data.tokenizer_training import train_vocabulary, write_vocabulary
+from quadriga.data.text.wordpiece import (
+    Vocabulary,
+    read_vocabulary,
+    train_vocabulary,
+    write_vocabulary,
+)
 from quadriga.errors import UserError
 
 _PROSE = 0.6

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from quadriga.contracts import Batch
-from quadriga.data.boxes import Boxes, inside, whole
+from quadriga.data.views.erasing import Boxes, inside, whole
 from quadriga.randomness import fold, uniform_rows
 
 Mode = Literal["batch", "pair", "elem"]

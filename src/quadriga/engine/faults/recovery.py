@@ -10,11 +10,11 @@ from quadriga.data.reading.sampling import step_samples
 from quadriga.distributed.collectives import from_main
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.checkpoint.store import CheckpointStore, newest_valid
-from quadriga.engine.evaluate import forget_results_after
-from quadriga.engine.events import Events
 from quadriga.engine.faults.replay import write_replay
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
+from quadriga.engine.logs.journal import Events
+from quadriga.engine.logs.results import forget_results_after
 from quadriga.engine.logs.samples import rewind_samples
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan

@@ -23,9 +23,8 @@ from quadriga import randomness
 from quadriga.config.provenance import Resolved
 from quadriga.contracts import Batch, Objective
 from quadriga.data.reading.sampling import step_samples
-from quadriga.distributed.collectives import from_main
+from quadriga.distributed.collectives import from_main, whole
 from quadriga.distributed.environment import DistEnv
-from quadriga.distributed.shards import whole
 from quadriga.engine.build import EXACT, build_loader, build_objective
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan, make_plan

@@ -27,10 +27,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from quadriga.config.provenance import Resolved
-from quadriga.engine.lock import LOCK, take_lock
 from quadriga.engine.run_config import RunConfig, identity
 from quadriga.errors import UserError
-from quadriga.files import write_text
+from quadriga.files import LOCK, take_lock, write_text
 
 _OWN = (LOCK, "log.txt", "report", ".config.json.partial", "times.jsonl", "console.txt")
 """What a run that was stopped before it wrote its config may have left."""

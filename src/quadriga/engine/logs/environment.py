@@ -16,6 +16,7 @@ import torch
 
 import quadriga
 from quadriga.distributed.environment import DistEnv
+from quadriga.engine.meters.devices import device_name
 
 PACKAGES = (
     "torch",
@@ -54,18 +55,6 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def device_name(device: torch.device) -> str:
-    """Return the name of a device as its maker prints it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def environment_facts(env: DistEnv) -> dict[str, Any]:

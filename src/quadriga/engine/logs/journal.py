@@ -1,14 +1,19 @@
-"""The journal of a run: metrics.jsonl, times.jsonl, the loggers and the console, from the steps."""
+"""The journal of a run: metrics.jsonl, events.jsonl, loggers and console, from the steps."""
 
 from __future__ import annotations
 
 import json
 import math
 import resource
+import statistics
 import sys
 import time
+from collections import deque
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, final
 
 import psutil
 import torch
@@ -16,18 +21,119 @@ from torch import Tensor
 
 from quadriga.contracts import StepOutput
 from quadriga.distributed.environment import DistEnv
-from quadriga.engine.events import Events
-from quadriga.engine.health_config import HealthConfig
-from quadriga.engine.logger_set import LoggerSet
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.logs.times import TimeLog
 from quadriga.engine.meters.throughput import Interval, Work
-from quadriga.engine.run_config import LogConfig
+from quadriga.engine.run_config import HealthConfig, LogConfig
 from quadriga.engine.run_plan import RunPlan
-from quadriga.engine.spikes import SpikeDetector
 from quadriga.errors import UserError
 from quadriga.formatting import duration
+from quadriga.loggers import LoggerSet
+
+
+@final
+class Events:
+    """Appends events; a record of what happened, so that nothing is taken back on resumption."""
+
+    def __init__(self, path: Path, active: bool = True) -> None:
+        """Take the file's path; it is made with the first event.
+
+        Args:
+            path: events.jsonl of the run directory.
+            active: Whether this rank writes: rank 0 does.
+        """
+        self._path, self._active = path, active
+
+    def write(self, event: str, step: int, **plain: str | float | bool | list[int] | None) -> None:
+        """Append an event.
+
+        Args:
+            event: What happened: ``loss spike``, ``skipped step``.
+            step: Finished optimizer steps, as in metrics.jsonl.
+            plain: Whatever else there is to know.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        if not self._active:
+            return
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        line = json.dumps({"event": event, "step": step, "time": now, **plain})
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(f"{line}\n")
+
+
+SMALLEST_DEVIATION = 1e-3
+"""Share of the median that the median deviation is taken to be at least: where a loss hardly
+moves, its last digits are no news."""
+
+
+@final
+@dataclass(frozen=True)
+class Spike:
+    """A loss that stands out."""
+
+    step: int
+    """Finished optimizer steps."""
+    loss: float
+    median: float
+    """Median of the losses before it."""
+    deviation: float
+    """Median absolute deviation of the losses before it."""
+    losses: int
+    """How many losses that were."""
+
+    def __str__(self) -> str:
+        """Return the sentence that says so."""
+        return (
+            f"the loss of step {self.step} is {self.loss:.4g}, a spike: the median of the "
+            f"{self.losses} losses before it is {self.median:.4g}, their median deviation "
+            f"{self.deviation:.2g}"
+        )
+
+
+@final
+class SpikeDetector:
+    """Compares each loss with the median and the median absolute deviation of those before it.
+
+    Both are blind to a few outliers, so that a spike does not hide the next one. Consecutive
+    losses above the limit are one spike.
+    """
+
+    def __init__(self, config: HealthConfig) -> None:
+        """Take ``window`` and ``spike_factor``."""
+        self._factor = config.spike_factor
+        self._needed = max(2, config.window // 4)
+        self._before: deque[float] = deque(maxlen=config.window)
+        self._above = False
+
+    def spike(self, step: int, loss: float) -> Spike | None:
+        """Take the next loss and return what stands out.
+
+        Args:
+            step: Finished optimizer steps.
+            loss: Its loss; one that is not finite is passed over, it is not for this to judge.
+        """
+        if self._factor is None or not math.isfinite(loss):
+            return None
+        found = None
+        if len(self._before) >= self._needed:
+            median = statistics.median(self._before)
+            deviation = statistics.median(abs(value - median) for value in self._before)
+            deviation = max(deviation, SMALLEST_DEVIATION * abs(median))
+            above = loss > median + self._factor * deviation
+            if above and not self._above:
+                found = Spike(step, loss, median, deviation, len(self._before))
+            self._above = above
+        self._before.append(loss)
+        return found
+
+    def see(self, step: int, loss: float) -> str | None:
+        """Take the next loss and return the sentence on a spike, if it is one."""
+        found = self.spike(step, loss)
+        return None if found is None else str(found)
+
 
 Record = dict[str, Any]
 

@@ -13,8 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
-from quadriga.engine.run_config import LogConfig
-from quadriga.engine.steps import WARMUP, profiled_steps
+from quadriga.engine.run_config import WARMUP, LogConfig, profiled_steps
 from quadriga.errors import UserError
 from quadriga.files import write_text
 from quadriga.formatting import duration

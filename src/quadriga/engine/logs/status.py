@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from quadriga.engine.checkpoint.store import InvalidCheckpoint, list_checkpoints, read_manifest
-from quadriga.engine.evaluate import RESULTS, missing_protocols, numbers_at, read_results
-from quadriga.engine.lock import LOCK, is_locked
 from quadriga.engine.logs.directory import RunDirectory
+from quadriga.engine.logs.results import RESULTS, missing_protocols, numbers_at, read_results
 from quadriga.engine.logs.times import FAILED, Event, read_times
 from quadriga.engine.run_config import RunConfig
+from quadriga.files import LOCK, is_locked
 from quadriga.workflow.ledger import Spent, spent
 
 State = Literal["finished", "running", "stopped", "failed", "waiting"]

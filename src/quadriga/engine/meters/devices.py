@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import final
 
 import torch
@@ -109,3 +111,15 @@ def peak_flops(name: str, dtype: torch.dtype, tf32: bool = False) -> float | Non
 def uses_tf32() -> bool:
     """Return whether matrix products of float32 on CUDA run as TF32 in this process."""
     return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a device as its maker prints it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, final
 
-from quadriga.engine.health_config import HealthConfig
+from quadriga.engine.run_config import HealthConfig
 from quadriga.errors import UserError
 from quadriga.files import write_text
 

@@ -16,24 +16,21 @@ from torch import Tensor, nn
 
 from quadriga import randomness
 from quadriga.contracts import Batch, Executor, LossOutput, Objective, Progress, StepOutput
+from quadriga.distributed.collectives import local_part, whole
 from quadriga.distributed.environment import DistEnv
-from quadriga.distributed.shards import local_part, whole
 from quadriga.engine.build import build_objective
-from quadriga.engine.communication import CommunicationTimer
-from quadriga.engine.compilation import compile_blocks
-from quadriga.engine.loss_scale import LossScale
 from quadriga.engine.meters.activity import Activity
-from quadriga.engine.recompute import apply_recompute
+from quadriga.engine.meters.throughput import CommunicationTimer
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan
 from quadriga.engine.step.bad_step import BadStep, stop_at
-from quadriga.engine.step.precision import reduced_precision
+from quadriga.engine.step.blocks import apply_recompute, compile_blocks
+from quadriga.engine.step.precision import LossScale, reduced_precision
 from quadriga.engine.step.sharding import Sharded, make_layout
 from quadriga.engine.step.state import copy_state
 from quadriga.engine.step.sums import Reduced, Totals
-from quadriga.optim.partial import partial_optimizer
 from quadriga.optim.parts.ema import WeightAverage
-from quadriga.optim.parts.groups import materialise_state
+from quadriga.optim.parts.groups import materialise_state, partial_optimizer
 
 
 class MakeExecutor(Protocol):

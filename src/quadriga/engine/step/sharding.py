@@ -16,8 +16,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from quadriga.contracts import Objective
+from quadriga.distributed.collectives import local_part
 from quadriga.distributed.environment import DistEnv
-from quadriga.distributed.shards import local_part
 from quadriga.engine.run_config import TrainConfig
 from quadriga.engine.step.blocks import blocks_of
 from quadriga.errors import UserError

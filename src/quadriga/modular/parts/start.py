@@ -7,7 +7,7 @@ from typing import Literal
 
 from quadriga.contracts import Stage
 from quadriga.errors import UserError
-from quadriga.models.residual import zero_branches
+from quadriga.models.parts.transformer import zero_branches
 from quadriga.modular.parts.cut import block_of, blocks_in, copy_into, offset, renumbered
 
 Start = Literal["random", "inherit", "function_preserving"]

@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from quadriga.distributed.shards import local_part
+from quadriga.distributed.collectives import local_part
 
 
 @final

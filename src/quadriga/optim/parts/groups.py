@@ -1,8 +1,9 @@
-"""Parameter groups by rule, and the optimizer's state made before its first step."""
+"""Parameter groups by rule: decay, layers, learning rates, also of a part of a model."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -12,7 +13,54 @@ from torch import nn
 
 from quadriga.contracts import OptimizerConfig
 from quadriga.errors import UserError
-from quadriga.optim.layers import layer_ids
+
+BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+"""A parameter of block number i of a stack."""
+
+EMBEDDINGS = ("embed", "patch_projection", "position", "class_token", "mask_token", "register")
+"""Parts of the names of what lies below the first block."""
+
+
+def layer_ids(names: Sequence[str]) -> tuple[list[int], int]:
+    """Number the layers from the input to the head.
+
+    The layers are those of the first stack of blocks: embeddings are layer 0, ``blocks.<i>`` is
+    layer i + 1, and everything else, a decoder with blocks of its own included, is the head.
+
+    Args:
+        names: Global names of parameters, in the order of the model.
+
+    Returns:
+        One layer per name, and the number L of blocks; the head is layer L + 1.
+
+    Raises:
+        UserError: There is no block among the names.
+    """
+    found = [BLOCK.search(name) for name in names]
+    stacks = [
+        name[: match.start()] for name, match in zip(names, found, strict=True) if match is not None
+    ]
+    if not stacks:
+        raise UserError(
+            "optim.layer_decay must be 1 for a model without parameters named blocks.<i>, "
+            "but is lower; remove it"
+        )
+    first, others = stacks[0], {f"{stack}." for stack in stacks if stack and stack != stacks[0]}
+    layers = 1 + max(
+        int(match[1])
+        for name, match in zip(names, found, strict=True)
+        if match is not None and name[: match.start()] == first
+    )
+
+    def layer_of(name: str, match: re.Match[str] | None) -> int:
+        if match is not None and name[: match.start()] == first:
+            return int(match[1]) + 1
+        beyond = match is not None or any(name.startswith(stack) for stack in others)
+        below = any(part in name for part in EMBEDDINGS)
+        return 0 if below and not beyond else layers + 1
+
+    return [layer_of(name, match) for name, match in zip(names, found, strict=True)], layers
+
 
 Settings = Callable[[str, nn.Parameter], Mapping[str, Any]]
 """What a kind of optimizer adds to the group of a parameter, by its global name."""
@@ -146,3 +194,32 @@ def materialise_state(optimizer: torch.optim.Optimizer) -> None:
         for value in state.values():
             if isinstance(value, torch.Tensor):
                 value.zero_()
+
+
+def partial_optimizer(
+    config: OptimizerConfig,
+    everything: Mapping[str, nn.Parameter],
+    own: Mapping[str, nn.Parameter],
+) -> torch.optim.Optimizer:
+    """Make the optimizer of a part of a model by rules that see the whole: its layers, its names.
+
+    Args:
+        config: The rules.
+        everything: All trainable parameters of the whole by global name, on any device.
+        own: Those of the part, by the same names.
+    """
+    device = next(iter(own.values())).device if own else torch.device("cpu")
+    named = []
+    for name, parameter in everything.items():
+        if name not in own:
+            # Of the right shape and without memory: rules look at names and dimensions.
+            blank = torch.zeros((), device=device).expand(parameter.shape)
+            named.append((name, nn.Parameter(blank)))
+        else:
+            named.append((name, own[name]))
+    optimizer = config.build(named)
+    kept = {id(parameter) for parameter in own.values()}
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if id(p) in kept]
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+    return optimizer

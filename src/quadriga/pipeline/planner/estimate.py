@@ -20,12 +20,22 @@ from torch.utils.flop_counter import flop_registry
 from quadriga import randomness
 from quadriga.contracts import Batch, Stage
 from quadriga.engine.meters.cost import FusedAttention
-from quadriga.engine.recompute import apply_recompute
 from quadriga.engine.run_config import RunConfig
+from quadriga.engine.step.blocks import apply_recompute
 from quadriga.engine.step.precision import reduced_precision
-from quadriga.pipeline.device_spec import DeviceSpec
-from quadriga.pipeline.planner.profile import Facts, Measurement, Profile, Recompute, UnitCost
-from quadriga.pipeline.units import Units, cut, forward, sizes, splittable
+from quadriga.pipeline.planner.profile import (
+    DeviceSpec,
+    Facts,
+    Measurement,
+    Profile,
+    Recompute,
+    UnitCost,
+    Units,
+    cut,
+    forward,
+    sizes,
+    splittable,
+)
 
 STEP_TRAFFIC = 7
 """Times that an optimizer with two moments reads or writes the bytes of its parameters: weights

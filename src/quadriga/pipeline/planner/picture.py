@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from quadriga.errors import UserError
+from quadriga.pipeline.planner.timeline import Timeline
 from quadriga.pipeline.schedules.actions import Backward, Forward, Update
-from quadriga.pipeline.timing import Timeline
 
 FORWARD = ("#2f6fb7", "#8fbce6")
 BACKWARD = ("#2e8b57", "#93cfa8")

@@ -1,16 +1,32 @@
-"""What a run's parts cost, as values: the input part, one block, the heads; saved as JSON."""
+"""What a run's parts cost, as values: the input part, one block, the heads; saved as JSON.
+
+Devices that a plan can be made for without having them, as values.
+
+A run's objective as the planner sees it: the input part, one block and the heads.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal, Self, final
+from typing import Literal, NamedTuple, Self, final
 
+import torch
 from pydantic import Field, model_validator
+from torch import Tensor, nn
 
 from quadriga.config.base import Config
-from quadriga.errors import UserError
+from quadriga.contracts import Batch, LossOutput, OptimizerConfig, Stage
+from quadriga.contracts.stage import Splittable
+from quadriga.engine.build import build_on_meta
+from quadriga.engine.meters.cost import LiveStorages
+from quadriga.engine.run_config import RunConfig
+from quadriga.engine.step.blocks import apply_recompute
+from quadriga.errors import UserError, did_you_mean
 from quadriga.files import write_text
+from quadriga.optim.parts.groups import materialise_state
 
 Recompute = Literal["none", "full"]
 
@@ -28,6 +44,32 @@ class UnitSize(Config):
     """Trainable parameters: those of their gradients, too."""
     state_bytes: int = Field(ge=0)
     """What the optimizer keeps for them."""
+
+
+def forward(
+    unit: Stage,
+    hidden: Tensor | None,
+    batch: Batch,
+    reduced: contextlib.AbstractContextManager[object],
+) -> tuple[Tensor, int]:
+    """Compute a part's forward pass, and count what it keeps for the backward pass.
+
+    Args:
+        unit: The part.
+        hidden: Its input.
+        batch: The micro-batch.
+        reduced: The context of a reduced precision. It is left before anything is counted: its
+            copies of the weights count only where they are kept.
+
+    Returns:
+        What it sends on, or its loss; and the bytes: its output is among them, but not its
+        input, its parameters and the batch.
+    """
+    with LiveStorages() as made, reduced:
+        result = unit(hidden, batch)
+    output: Tensor = result.loss if isinstance(result, LossOutput) else result
+    known = [*unit.parameters(), *unit.buffers(), *batch.values()]
+    return output, made.total(known)
 
 
 @final
@@ -199,3 +241,219 @@ def read_object(path: Path) -> dict[str, object]:
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold one JSON object, but holds {type(content).__name__}")
     return content
+
+
+GIGA, TERA, GIB = 1e9, 1e12, 2**30
+
+
+@final
+class DeviceSpec(Config):
+    """What a device and its neighbourhood can do, from data sheets."""
+
+    name: str
+    float32: float = Field(gt=0)
+    """Dense FLOP/s of float32 matrix products."""
+    float16: float | None = Field(None, gt=0)
+    """Dense FLOP/s of float16 products, summed in float32; none where it has none."""
+    bfloat16: float | None = Field(None, gt=0)
+    """Dense FLOP/s of bfloat16 products; none where it has none."""
+    memory_bandwidth: float = Field(gt=0)
+    """Bytes per second."""
+    memory: int = Field(gt=0)
+    """Bytes."""
+    within: float = Field(gt=0)
+    """Bytes per second between two devices of a node, in one direction."""
+    between: float = Field(gt=0)
+    """Bytes per second from one node to another, of all its devices together."""
+    devices_per_node: int = Field(8, ge=1)
+    latency: float = Field(2e-5, ge=0)
+    """Seconds that a message takes beside its bytes."""
+    kernel_seconds: float = Field(5e-6, ge=0)
+    """The least that an operation takes."""
+    product_efficiency: float = Field(0.5, gt=0, le=1)
+    """Share of the peak that matrix products reach."""
+    memory_efficiency: float = Field(0.8, gt=0, le=1)
+    """Share of the memory's bandwidth that other operations reach."""
+
+    def peak(self, precision: str) -> float:
+        """Return the FLOP/s of a type.
+
+        Raises:
+            UserError: The device does not compute in it.
+        """
+        found: float | None = {
+            "float32": self.float32,
+            "float16": self.float16,
+            "bfloat16": self.bfloat16,
+        }[precision]
+        if found is None:
+            known = [t for t in ("float32", "float16", "bfloat16") if getattr(self, t)]
+            raise UserError(
+                f"train.precision must be one that {self.name} computes ({', '.join(known)}), but "
+                f"is {precision}; set train.precision={known[0]}"
+            )
+        return found
+
+    def network(self) -> Network:
+        """Return how ranks are joined, one on each device."""
+        return Network(
+            within=Link(bandwidth=self.within, latency=self.latency),
+            between=Link(bandwidth=self.between, latency=self.latency),
+            ranks_per_node=self.devices_per_node,
+        )
+
+
+SPECS = {
+    spec.name: spec
+    for spec in (
+        # Amazon's p3.16xlarge: 8 devices, NVLink, 25 Gbit/s per server.
+        DeviceSpec(
+            name="v100-16gb",
+            float32=15.7 * TERA,
+            float16=125 * TERA,
+            memory_bandwidth=900 * GIGA,
+            memory=16 * GIB,
+            within=50 * GIGA,
+            between=3.1 * GIGA,
+        ),
+        # DGX A100: NVLink 600 GB/s in both directions, eight network cards of 200 Gbit/s.
+        DeviceSpec(
+            name="a100-80gb",
+            float32=19.5 * TERA,
+            float16=312 * TERA,
+            bfloat16=312 * TERA,
+            memory_bandwidth=2039 * GIGA,
+            memory=80 * GIB,
+            within=300 * GIGA,
+            between=200 * GIGA,
+        ),
+        # DGX H100: NVLink 900 GB/s in both directions, eight network cards of 400 Gbit/s.
+        DeviceSpec(
+            name="h100",
+            float32=67 * TERA,
+            float16=989 * TERA,
+            bfloat16=989 * TERA,
+            memory_bandwidth=3350 * GIGA,
+            memory=80 * GIB,
+            within=450 * GIGA,
+            between=400 * GIGA,
+        ),
+    )
+}
+"""Name -> device; the figures are the makers'."""
+
+
+def find_spec(text: str) -> DeviceSpec:
+    """Return a device by its name, or from a JSON file with the fields of `DeviceSpec`.
+
+    Raises:
+        UserError: There is none of that name, or the file does not describe one.
+    """
+    if text in SPECS:
+        return SPECS[text]
+    path = Path(text)
+    if path.suffix == ".json" or path.is_file():
+        return DeviceSpec.from_dict(read_object(path))
+    raise UserError(
+        f"--device-spec must be a JSON file or a known device, but is {text}"
+        f"{did_you_mean(text, SPECS)}"
+    )
+
+
+class Units(NamedTuple):
+    """Three stages of one objective; between the block and the heads others are left out."""
+
+    input: Stage
+    block: Stage
+    head: Stage
+
+
+def splittable(config: RunConfig) -> Splittable:
+    """Make the objective of a run on the meta device and check that it can be cut.
+
+    Raises:
+        UserError: It has no stages.
+    """
+    objective = build_on_meta(config)
+    if not isinstance(objective, Splittable):
+        kind = config.objective.kind()
+        if config.modular is not None:
+            kind = f"modular.kind={config.modular.kind()}"
+        raise UserError(
+            f"the recipe must be one that can be cut into stages, but {kind} has no stages; plan "
+            "another recipe"
+        )
+    return objective
+
+
+def cut(objective: Splittable) -> Units:
+    """Cut an objective into the parts."""
+    rest = objective.depth - 1
+    stages = objective.stages([0, 1, rest, 0] if rest else [0, 1, 0])
+    return Units(stages[0], stages[1], stages[-1])
+
+
+def make_units(config: RunConfig, device: torch.device, recompute: Recompute) -> Units:
+    """Make the parts of a run's objective with their initial values.
+
+    Only what they hold takes memory: one block, however many there are.
+
+    Raises:
+        UserError: The objective has no stages.
+    """
+    objective = splittable(config)
+    assert isinstance(objective, nn.Module)
+    apply_recompute(objective, recompute)
+    units = cut(objective)
+    for unit in units:
+        unit.to_empty(device=device)
+    for unit in units:  # afterwards, since two parts may hold the same parameter
+        unit.initialise(config.seed)
+        unit.train()
+    return units
+
+
+def sizes(units: Units, optim: OptimizerConfig) -> tuple[list[UnitSize], int]:
+    """Return what the parts hold, and the trainable bytes that input and heads share.
+
+    The optimizer's state is counted on stand-ins with the parameters' names and few elements.
+    """
+    trained = [
+        {name: p for name, p in unit.named_parameters() if p.requires_grad} for unit in units
+    ]
+    # Together: an optimizer's rules may ask for names that one part alone does not have.
+    states = _state_rates({name: p for named in trained for name, p in named.items()}, optim)
+    found = [
+        UnitSize(
+            parameter_bytes=_bytes([*unit.parameters(), *unit.buffers()]),
+            trainable_bytes=_bytes(named.values()),
+            state_bytes=sum(p.numel() * states[name] for name, p in named.items()),
+        )
+        for unit, named in zip(units, trained, strict=True)
+    ]
+    shared = trained[0].keys() & trained[-1].keys()
+    return found, _bytes(trained[0][name] for name in shared)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _state_rates(named: Mapping[str, nn.Parameter], optim: OptimizerConfig) -> dict[str, int]:
+    """Return the bytes of optimizer state per element of each parameter."""
+    # Layer-wise decay counts the layers of the whole model, and has no state.
+    rules = optim.override({"layer_decay": 1.0, "lr_scales": "{}"})
+    small = {
+        name: nn.Parameter(torch.zeros([min(size, 2) for size in p.shape]))
+        for name, p in named.items()
+    }
+    optimizer = rules.build(list(small.items()))
+    materialise_state(optimizer)
+    return {
+        name: sum(
+            value.element_size()
+            for value in optimizer.state[parameter].values()
+            if isinstance(value, Tensor) and value.dim() and value.shape == parameter.shape
+        )
+        for name, parameter in small.items()
+    }

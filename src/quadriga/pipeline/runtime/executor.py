@@ -1,4 +1,7 @@
-"""Pipelined execution: each rank runs its stage of its copy, in the order of a schedule."""
+"""Pipelined execution: each rank runs its stage of its copy, in the order of a schedule.
+
+The steps between two quiet moments of a pipeline: a schedule's actions, carried out.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,95 @@ from typing import Any, final
 
 from quadriga.contracts import Batch, Objective, StepOutput
 from quadriga.distributed.environment import DistEnv
-from quadriga.engine.recompute import apply_recompute
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan
+from quadriga.engine.step.blocks import apply_recompute
+from quadriga.engine.step.sums import Totals
 from quadriga.pipeline.runtime.stage_runner import StageRunner
 from quadriga.pipeline.runtime.staged import StagedExecutor
+from quadriga.pipeline.runtime.updates import Outcome
 from quadriga.pipeline.schedules import make_schedule
-from quadriga.pipeline.schedules.actions import Place, Schedule
-from quadriga.pipeline.segment import Segment
+from quadriga.pipeline.schedules.actions import Backward, Forward, Place, Schedule, Update, Wait
+
+
+@final
+class Segment:
+    """Runs until its steps are made, a rank is asked to stop, or a step was not finite.
+
+    In the last two cases no further step is begun; what is in flight is finished, and its steps
+    count. All ranks see the same outcomes at the same place of the schedule, so all of them stop
+    before the same step.
+    """
+
+    def __init__(self, executor: PipelineExecutor, batches: Iterator[Batch], steps: range) -> None:
+        """Make `steps`, or fewer, beginning and ending with an empty pipeline."""
+        self._executor, self._batches, self._steps = executor, batches, steps
+        self._read: dict[int, Batch] = {}
+        self._totals: dict[int, Totals] = {}
+        self._begun: int | None = None
+        self._ends = self._stops = False
+        self._held: list[Outcome] = []
+
+    def outputs(self) -> Iterator[StepOutput]:
+        """Carry the actions out; yield each step when its update is done."""
+        executor = self._executor
+        schedule, place = executor.schedule, executor.place
+        for action in schedule.actions(place, self._steps.start, self._goes_on):
+            match action:
+                case Forward(step, micro):
+                    self._forward(step, micro)
+                case Backward(step, micro):
+                    self._backward(step, micro)
+                case Update(step):
+                    gradients = executor.updates.buffers[step % executor.banks.count]
+                    gradients.release(executor.banks.tensors(schedule.version(step)))
+                    executor.begin_update(step, self._totals.pop(step))
+                case Wait(step):
+                    outcome = executor.finish_update(step)
+                    self._stops = self._stops or outcome.stop
+                    self._ends = self._ends or self._stops or outcome.bad is not None
+                    if outcome.bad is not None or self._held:
+                        self._held.append(outcome)
+                    else:
+                        yield self._report(outcome)
+                        # Not before: who is held up by a log is in the step that it writes down.
+                        executor.activity.begin_step(step + 1)
+        executor.runner.finish()
+        for outcome in self._held:
+            if outcome.bad is not None:
+                executor.handle_bad_step(outcome.bad)
+            yield self._report(outcome)
+            executor.activity.begin_step(outcome.step + 1)
+
+    def _goes_on(self, step: int) -> bool:
+        if self._ends or step >= self._steps.stop:
+            return False
+        self._begun = step
+        self._totals[step] = self._executor.updates.new_totals()
+        return True
+
+    def _report(self, outcome: Outcome) -> StepOutput:
+        is_last = self._stops and outcome.step == self._begun
+        return self._executor.report(outcome, stop=is_last)
+
+    def _forward(self, step: int, micro: int) -> None:
+        executor, runner = self._executor, self._executor.runner
+        module = executor.banks.module(executor.schedule.version(step)).only
+        # One batch ahead within the step: its input may arrive during this pass.
+        for wanted in range(micro, min(micro + 2, executor.place.micro_batches)):
+            if wanted not in self._read:
+                self._read[wanted] = executor.next_batch(self._batches)
+                runner.expect(module, self._read[wanted])
+        output = runner.forward(module, self._read.pop(micro), step, micro)
+        if output is not None:
+            self._totals[step].add(output)
+
+    def _backward(self, step: int, micro: int) -> None:
+        executor = self._executor
+        if micro == 0:
+            gradients = executor.updates.buffers[step % executor.banks.count]
+            gradients.collect(executor.banks.tensors(executor.schedule.version(step)))
+        executor.runner.backward(step, micro)
 
 
 @final

@@ -12,15 +12,13 @@ import torch.distributed as dist
 from quadriga.contracts import Batch, Executor, Objective, Splittable, StepOutput
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.build import build_objective
-from quadriga.engine.compilation import compile_blocks
 from quadriga.engine.meters.activity import Activity
-from quadriga.engine.recompute import apply_recompute
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan
 from quadriga.engine.step.bad_step import BadStep, stop_at
+from quadriga.engine.step.blocks import apply_recompute, compile_blocks
 from quadriga.engine.step.state import copy_state
-from quadriga.pipeline.groups import make_groups
-from quadriga.pipeline.runtime.partition import Part, cut, shared_parameters
+from quadriga.pipeline.runtime.partition import Part, cut, make_groups, shared_parameters
 from quadriga.pipeline.runtime.updates import Outcome, Updates
 from quadriga.pipeline.runtime.versions import Banks
 from quadriga.pipeline.topology import make_topology

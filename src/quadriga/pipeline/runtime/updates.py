@@ -24,12 +24,10 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan
 from quadriga.engine.step.bad_step import BadStep
 from quadriga.engine.step.sums import Totals
-from quadriga.optim.partial import partial_optimizer
 from quadriga.optim.parts.ema import WeightAverage
-from quadriga.optim.parts.groups import materialise_state
-from quadriga.pipeline.gradients import FlatGradients
-from quadriga.pipeline.groups import Groups
-from quadriga.pipeline.runtime.versions import Banks
+from quadriga.optim.parts.groups import materialise_state, partial_optimizer
+from quadriga.pipeline.runtime.partition import Groups
+from quadriga.pipeline.runtime.versions import Banks, FlatGradients
 
 
 @dataclass(frozen=True)

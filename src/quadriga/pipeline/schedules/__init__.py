@@ -2,9 +2,7 @@
 
 from quadriga.errors import UserError, did_you_mean
 from quadriga.pipeline.schedules.actions import Schedule
-from quadriga.pipeline.schedules.flushed import GPipe
-from quadriga.pipeline.schedules.one_f_one_b import OneFOneB
-from quadriga.pipeline.schedules.sequential import Sequential
+from quadriga.pipeline.schedules.flushed import GPipe, OneFOneB, Sequential
 from quadriga.pipeline.schedules.two_bw import TwoBW
 
 SCHEDULES: dict[str, type[Schedule]] = {

@@ -31,7 +31,7 @@ from quadriga.pipeline.schedules.actions import (
     Wait,
     needs_micro_batches,
 )
-from quadriga.pipeline.schedules.one_f_one_b import OneFOneB
+from quadriga.pipeline.schedules.flushed import OneFOneB
 
 
 @final

@@ -10,22 +10,21 @@ from typing import Any
 
 from torch import Tensor
 
-from quadriga.cli.arguments import read_overrides
-from quadriga.cli.resolve import COMMAND_LINE, release
+from quadriga.config.provenance import COMMAND_LINE, read_overrides
 from quadriga.contracts import Objective, WeightSource
 from quadriga.distributed.collectives import on_all
-from quadriga.distributed.environment import DistEnv, process_group, read_launch
+from quadriga.distributed.environment import DistEnv, read_launch
+from quadriga.distributed.process_group import process_group
 from quadriga.engine import evaluate as engine
 from quadriga.engine.build import build_objective, check_shapes
 from quadriga.engine.checkpoint.store import list_checkpoints
-from quadriga.engine.initial_weights import fill_from_origins
+from quadriga.engine.initial_weights import fill_from_origins, read_source
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.modular_contents import LIVE, whole_names
 from quadriga.engine.modular_files import FINISHED
-from quadriga.engine.run_config import RunConfig
+from quadriga.engine.run_config import RunConfig, release
 from quadriga.engine.step.precision import reduced_precision
-from quadriga.engine.weight_sources import read_source
 from quadriga.errors import UserError
 from quadriga.modular.parts.cut import meta_depths_of
 from quadriga.surfaces.model_assembling.sources import source_of

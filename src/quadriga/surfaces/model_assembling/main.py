@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quadriga.cli.arguments import read_overrides
-from quadriga.cli.resolve import COMMAND_LINE, release
-from quadriga.config.provenance import Resolved
+from quadriga.config.provenance import COMMAND_LINE, Resolved, read_overrides
 from quadriga.distributed.collectives import from_main
-from quadriga.distributed.environment import process_group, read_launch
+from quadriga.distributed.environment import read_launch
+from quadriga.distributed.process_group import process_group
 from quadriga.engine.checkpoint.store import InvalidCheckpoint, list_checkpoints
 from quadriga.engine.faults.preemption import Preemption
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.modular_files import FINISHED, newest_epoch, write_missing
-from quadriga.engine.preflight import Request
-from quadriga.engine.run_config import RunConfig
+from quadriga.engine.resume import Request
+from quadriga.engine.run_config import RunConfig, release
 from quadriga.engine.session import run
 from quadriga.errors import UserError
 from quadriga.report.run import write_report

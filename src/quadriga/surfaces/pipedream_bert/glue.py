@@ -14,19 +14,18 @@ from typing import Any
 from torch import Tensor
 
 from quadriga.cli import evaluate
-from quadriga.cli.arguments import read_overrides
-from quadriga.cli.resolve import COMMAND_LINE, release
-from quadriga.config.provenance import Resolved
+from quadriga.config.provenance import COMMAND_LINE, Resolved, read_overrides
 from quadriga.data.text.glue.tasks import TASKS, task_called
 from quadriga.distributed.collectives import from_main
-from quadriga.distributed.environment import DistEnv, process_group, read_launch
+from quadriga.distributed.environment import DistEnv, read_launch
+from quadriga.distributed.process_group import process_group
 from quadriga.engine.checkpoint.store import list_checkpoints
-from quadriga.engine.evaluate import RESULTS, read_results
 from quadriga.engine.faults.preemption import Preemption
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
-from quadriga.engine.preflight import Request
-from quadriga.engine.run_config import RunConfig
+from quadriga.engine.logs.results import RESULTS, read_results
+from quadriga.engine.resume import Request
+from quadriga.engine.run_config import RunConfig, release
 from quadriga.engine.session import run
 from quadriga.engine.stage_files import choose_files, read_stages
 from quadriga.errors import UserError

@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from quadriga.errors import UserError
-from quadriga.weights.names.huggingface import fuse_qkv
-from quadriga.weights.names.huggingface_bert import LAYOUT
+from quadriga.weights.names.huggingface import BERT_LAYOUT, fuse_qkv
 
 _LEAF = r"\.(?P<leaf>weight|bias|gamma|beta)"
 _LAYER = re.compile(
@@ -116,11 +115,11 @@ def foreign_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ValueError: A tensor is none of a BERT's.
     """
     named = {}
-    for name, tensor in LAYOUT.split(dict(tensors)).items():
-        target = LAYOUT.table.foreign(name)
+    for name, tensor in BERT_LAYOUT.split(dict(tensors)).items():
+        target = BERT_LAYOUT.table.foreign(name)
         if target is None:
             raise ValueError(f"{name} is no tensor of a BERT")
-        before = LAYOUT.prefix if name.startswith(LAYOUT.prefixed) else ""
+        before = BERT_LAYOUT.prefix if name.startswith(BERT_LAYOUT.prefixed) else ""
         named[before + target] = tensor
     return named
 
@@ -132,7 +131,7 @@ def own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     named = {}
     for name, tensor in tensors.items():
-        target = LAYOUT.table.ours(name.removeprefix(LAYOUT.prefix))
+        target = BERT_LAYOUT.table.ours(name.removeprefix(BERT_LAYOUT.prefix))
         assert target is not None, name  # `assemble` knows no others
         if target != _DECODER + "weight":
             named[target.replace(_DECODER, "head.")] = tensor

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pydantic import field_validator
 
 from quadriga.contracts import Dataset, DatasetConfig, Split
-from quadriga.data.subset import Subset
+from quadriga.data.parts.subsets import Subset
 from quadriga.data.text.glue.rows import GlueRows, Row, Skipped
 from quadriga.data.text.glue.tasks import TASKS, GlueTask, task_called, task_folder
 from quadriga.data.text.text_pairs import LabelledText

@@ -1,0 +1,145 @@
+"""The process group's life from start to a clean exit."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import traceback
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from quadriga.distributed.allocator import keep_freed_memory
+from quadriga.distributed.environment import DistEnv, Launch, pick_device, read_launch, set_threads
+from quadriga.errors import UserError
+
+
+@contextlib.contextmanager
+def process_group(
+    device: str = "auto", environ: Mapping[str, str] | None = None, timeout_minutes: float = 30.0
+) -> Iterator[DistEnv]:
+    """Join the process group that the launcher set up, and leave it cleanly.
+
+    Args:
+        device: As for `pick_device`.
+        environ: Environment variables; this process's by default.
+        timeout_minutes: How long a collective may take before it fails.
+
+    Yields:
+        The environment. A single process has no group.
+
+    Raises:
+        UserError: The launcher's variables or the device are not right.
+    """
+    launch = read_launch(os.environ if environ is None else environ)
+    if launch.world_size > 1 and ":" in device:
+        raise UserError(
+            f"train.device must be auto, cpu or cuda for {launch.world_size} ranks, but is "
+            f"{device}: all of them would share it"
+        )
+    place = pick_device(device, launch.local_rank)
+    set_threads(launch.local_world_size)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    else:
+        keep_freed_memory()
+    env = DistEnv(launch.rank, launch.world_size, launch.local_rank, launch.local_world_size, place)
+    if launch.world_size == 1:
+        yield env
+        return
+    _join(launch, place, timedelta(minutes=timeout_minutes))
+    destroys = True
+    try:
+        yield env
+        gc.collect()
+        dist.barrier()
+    except BaseException as error:
+        if getattr(error, "on_every_rank", False):
+            _meet(launch.world_size)
+        else:
+            # NCCL's communicators are destroyed by all ranks together. One that leaves alone
+            # would wait for the others, which wait for it in a collective, and tell nobody why.
+            destroys = place.type != "cuda"
+        _let_go(error)
+        raise
+    finally:
+        # DDP's reducer is a reference cycle. Where it outlives the group, it ends gloo's threads
+        # while they wait for the interpreter that waits for them: the process hangs, or aborts at
+        # its end. So it is collected before the group goes.
+        gc.collect()
+        if destroys:
+            dist.destroy_process_group()
+
+
+def _join(launch: Launch, place: torch.device, timeout: timedelta) -> None:
+    """Meet the other ranks.
+
+    Raises:
+        UserError: A variable is missing.
+    """
+    absent = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if absent:
+        raise UserError(
+            f"{launch.world_size} processes meet at MASTER_ADDR and MASTER_PORT, but "
+            f"{' and '.join(absent)} is not set; start with torchrun or export it"
+        )
+    if launch.launcher == "slurm":
+        os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.world_size))
+    store = _store_of_attempt(launch, timeout)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo",
+        store=store,
+        rank=-1 if store is None else launch.rank,
+        world_size=-1 if store is None else launch.world_size,
+        timeout=timeout,
+        device_id=place if place.type == "cuda" else None,
+    )
+
+
+def _store_of_attempt(launch: Launch, timeout: timedelta) -> dist.Store | None:  # type: ignore[name-defined]
+    """Return the store that the ranks of a restart meet in; None for torch's own choice.
+
+    torchrun lends its workers its own store. After a restart it still holds the addresses of the
+    ranks that have died, which the new ones would wait for (pytorch issue 135712).
+
+    Raises:
+        UserError: The store would be lent again, to ranks that cannot agree on another.
+    """
+    lent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not lent or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+        return None
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        # Each host's torchrun counts its own restarts only: the count is no common name.
+        unset = UserError(
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE must be 1 in torchrun's environment when it is to "
+            "restart ranks of several hosts, but is not set; export it on every host, or leave "
+            "out --max-restarts"
+        )
+        unset.on_every_rank = True
+        raise unset
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        address, port, launch.world_size, is_master=False, timeout=timeout
+    )
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"quadriga/attempt_{attempt}", store)  # type: ignore[attr-defined]
+
+
+def _meet(world_size: int) -> None:
+    """Wait for the other ranks, which end as this one does.
+
+    A launcher ends the others once one has left, and rank 0 may still have files to close and
+    the error to tell.
+    """
+    with contextlib.suppress(RuntimeError):  # one has ended otherwise: that is told by itself
+        dist.all_gather_object([None] * world_size, None)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Clear the finished frames of an error: they refer to all that the run was made of."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,145 @@
+"""The checkpoint that a run goes on from, and what is said of its start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from quadriga.config.provenance import Resolved
+from quadriga.contracts import Objective
+from quadriga.distributed.environment import DistEnv
+from quadriga.engine.checkpoint.store import (
+    InvalidCheckpoint,
+    list_checkpoints,
+    newest_valid,
+    read_manifest,
+    set_aside_after,
+    verify,
+)
+from quadriga.engine.initial_weights import check_origins
+from quadriga.engine.logs.console import Console
+from quadriga.engine.logs.directory import RunDirectory
+from quadriga.engine.logs.environment import environment_facts
+from quadriga.engine.logs.results import forget_results_after
+from quadriga.engine.logs.samples import rewind_samples
+from quadriga.engine.run_config import RunConfig, config_hash
+from quadriga.engine.run_plan import RunPlan, describe_batch
+from quadriga.engine.step.sharding import describe_layout
+from quadriga.errors import UserError
+from quadriga.formatting import count
+from quadriga.pipeline.topology import describe_pipeline, holders_of
+from quadriga.schedules.curves import warmup_length
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for beside the config."""
+
+    work_dir: Path
+    resume: bool = False
+    """Whether to go on with what the work directory holds, if anything."""
+    resume_from: Path | None = None
+    """A checkpoint to start from instead of the newest of the work directory."""
+
+
+def choose(
+    request: Request, directory: RunDirectory, config: RunConfig, plan: RunPlan, console: Console
+) -> Path | None:
+    """Return the checkpoint to start from, None to start at step 0."""
+    if request.resume_from is not None:
+        chosen = _chosen(request.resume_from, config, plan, console)
+        set_aside_after(directory.checkpoints, read_manifest(chosen).step)
+        return chosen
+    found = newest_valid(directory.checkpoints, console.warn)
+    if found is None:
+        if list_checkpoints(directory.checkpoints):
+            raise UserError(
+                f"no checkpoint in {directory.checkpoints} is whole (see the warnings above); "
+                "move the folder away to start anew"
+            )
+        if request.resume:
+            console.say(f"nothing to resume in {directory.path}: starting at step 0")
+        check_origins(config)
+    elif read_manifest(found).config_hash != config_hash(
+        config, plan.dataset_size, plan.data_identity
+    ):
+        raise UserError(
+            f"work dir {directory.path} was trained on another number of samples than "
+            f"{plan.dataset_size}, or with another vocabulary: the data has changed; restore it or "
+            "choose another --work-dir"
+        )
+    elif not request.resume and read_manifest(found).step < plan.total_steps:
+        raise UserError(
+            f"work dir {directory.path} already holds this run, up to {found.name} of "
+            f"{plan.total_steps} steps; add --resume to continue it or choose another --work-dir"
+        )
+    return found
+
+
+def _chosen(path: Path, config: RunConfig, plan: RunPlan, console: Console) -> Path:
+    """Check the checkpoint that the user named: a checkpoint folder, or a run's folder."""
+    folder = path
+    if (path / "checkpoints").is_dir():
+        folder = newest_valid(path / "checkpoints", console.warn) or path
+    try:
+        manifest = verify(folder)
+    except InvalidCheckpoint as error:
+        raise UserError(
+            f"checkpoint {folder} cannot be resumed: {error}; name a folder such as "
+            "RUN/checkpoints/step_00001000"
+        ) from error
+    if manifest.config_hash != config_hash(config, plan.dataset_size, plan.data_identity):
+        raise UserError(
+            f"checkpoint {folder} is of a run with another config, or with another number of "
+            f"samples than {plan.dataset_size}; resume it with the config it was made with "
+            "(config.json in its run)"
+        )
+    return folder
+
+
+def write_start(
+    resolved: Resolved[RunConfig],
+    directory: RunDirectory,
+    env: DistEnv,
+    objective: Objective,
+    start: int,
+) -> None:
+    """Write what describes the run, and drop the logged steps that will be made again."""
+    directory.write_config(resolved)
+    parameters = sum(p.numel() for p in objective.parameters())
+    directory.write_environment({**environment_facts(env), "parameters": parameters})
+    directory.rewind_metrics(start)
+    with directory.writing():
+        rewind_samples(directory.samples, start)
+        forget_results_after(directory.report, start)
+
+
+def announce(
+    console: Console,
+    config: RunConfig,
+    plan: RunPlan,
+    objective: Objective,
+    start: int,
+    env: DistEnv,
+) -> None:
+    """Say what the run is."""
+    parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    epochs = plan.total_steps * plan.batch_size / plan.dataset_size
+    console.say(
+        f"{config.name}: {config.objective.kind()} of {config.model.kind()}, "
+        f"{count(parameters)} parameters, {plan.dataset_size} samples, "
+        f"{plan.total_steps} steps = {epochs:.4g} epochs"
+    )
+    console.say(describe_batch(plan, config.optim, holders_of(config)))
+    if config.pipeline.schedule != "none":
+        console.say(describe_pipeline(config, objective, env.world_size))
+    elif env.world_size > 1 or config.train.parallel != "ddp":
+        console.say(describe_layout(config.train, env))
+    warmup = warmup_length(config.schedule, plan.progress(0))
+    if warmup >= plan.total_steps and env.is_main:
+        console.warn(
+            f"the warm-up of {warmup} steps is not over within the run's {plan.total_steps}: the "
+            "learning rate never falls; shorten schedule.warmup_epochs or schedule.warmup_steps"
+        )
+    if start:
+        console.say(f"resumed after step {start} of {plan.total_steps}")
