@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 
 import torch
-from parallel_worker import tiny_config
 
+from parallel_worker import tiny_config
 from quadriga.contracts import Dataset
 from quadriga.distributed.environment import DistEnv
 from quadriga.distributed.process_group import process_group

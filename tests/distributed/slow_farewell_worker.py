@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 from parallel_worker import tiny_config
-
 from quadriga.config.provenance import Resolved
 from quadriga.distributed.collectives import from_main
 from quadriga.distributed.environment import DistEnv

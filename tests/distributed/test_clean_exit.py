@@ -19,7 +19,7 @@ TRIALS = 6
 
 def test_trainings_on_two_ranks_end_cleanly(tmp_path: Path) -> None:
     trial = str(Path(__file__).parent / "clean_exit_trial.py")
-    paths = [TESTS, TESTS / "engine", os.environ.get("PYTHONPATH", "")]
+    paths = [TESTS, os.environ.get("PYTHONPATH", "")]
     process = subprocess.Popen(
         [sys.executable, trial, str(TRIALS), str(tmp_path)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"},

@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 
 def times(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> dict[str, float]:
     """Run two ranks that end in this way; return when each of them was how far."""
-    paths = [HERE.parent / "engine", os.environ.get("PYTHONPATH", "")]
+    paths = [HERE.parent, os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, paths)))
     worker = [sys.executable, str(HERE / "slow_farewell_worker.py"), str(folder), kind]
     assert all(rank.returncode for rank in run_ranks(worker, 2, timeout=60))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-from parallel_worker import tiny_config
 
 from errors import assert_says, refuses
+from parallel_worker import tiny_config
 from quadriga.engine.build import build_on_meta
 from quadriga.engine.dry_run import dry_run
 from quadriga.engine.run_config import RunConfig

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import pytest
 import torch
-from parallel_worker import tiny_config
 
 from errors import assert_says, refuses
+from parallel_worker import tiny_config
 from quadriga.contracts import EvaluationContext, EvaluationResult, Evaluator, EvaluatorConfig
 from quadriga.distributed.environment import SINGLE, DistEnv
 from quadriga.engine.build import build_objective

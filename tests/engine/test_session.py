@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from parallel_worker import tiny_config
 
 from errors import assert_says, refuses
+from parallel_worker import tiny_config
 from quadriga.config.provenance import Resolved
 from quadriga.distributed.environment import SINGLE
 from quadriga.engine.build import build_objective

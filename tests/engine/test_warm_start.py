@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from trained_executor import Trained
 
 from errors import assert_says, refuses
 from quadriga import randomness
@@ -23,6 +22,7 @@ from quadriga.models.parts.positions import interpolate_table
 from quadriga.models.vit import ViT, ViTConfig
 from quadriga.weights import WeightReport, export_weights
 from ranks import run_ranks
+from trained_executor import Trained
 
 MODEL = ViTConfig(image_px=16, patch_px=4, width=16, depth=1, heads=2)
 

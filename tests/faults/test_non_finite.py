@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from parallel_worker import tiny_config
 
 from errors import assert_command_refused, assert_says
+from parallel_worker import tiny_config
 from quadriga.cli.entry import run
 from quadriga.config.provenance import Resolved
 from quadriga.data.reading.sampling import step_samples
