@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 HEAVY = ("matplotlib.figure", "torch._dynamo", "torch.distributed.pipelining", "sklearn", "pyarrow")
 
 
@@ -17,3 +19,12 @@ print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert json.loads(done.stdout) == []
+
+
+@pytest.mark.parametrize("module", ["quadriga.cli.entry", "quadriga.cli.main"])
+def test_the_command_line_is_read_before_torch_is_imported(module: str) -> None:
+    code = f"import json, sys\nimport {module}\nprint(json.dumps('torch' in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert json.loads(done.stdout) is False
