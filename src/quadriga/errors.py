@@ -15,6 +15,9 @@ EXIT_PREEMPTED = 75
 """Exit code of a run that a signal asked to stop: it has saved, and goes on with ``--resume``
 (EX_TEMPFAIL of sysexits.h: try again). A scheduler requeues on it."""
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 and the number of SIGINT, as a shell has it."""
+
 
 class UserError(Exception):
     """A mistake the user can mend: shown as one line ``error: ...``, exit code 2, no traceback.
@@ -66,6 +69,3 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     if found is not None:
         return f"; did you mean {found}?"
     return f"; valid are: {', '.join(names)}" if names else ""
-
-
-INTERRUPTED = 130

@@ -18,10 +18,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from quadriga.engine.faults.preemption import SIGNALS, handling
 from quadriga.engine.logs.environment import cores
+from quadriga.errors import INTERRUPTED
 from quadriga.launch.attempts import FINAL, RESTARTS
 
 _OURS = "--signals-to-handle"
-_INTERRUPTED = 130
 
 
 def torchrun_arguments(ranks: int, arguments: Sequence[str]) -> list[str]:
@@ -85,7 +85,7 @@ def run_ranks(ranks: int, arguments: Sequence[str], max_restarts: int = 0) -> in
                 code = _run_once(ranks, arguments)
             finally:
                 del os.environ[RESTARTS]
-            final = code in (0, _INTERRUPTED, *FINAL) or hand_on.asked
+            final = code in (0, INTERRUPTED, *FINAL) or hand_on.asked
             if final or attempt == max_restarts:
                 break
             print(

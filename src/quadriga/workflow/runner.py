@@ -11,11 +11,10 @@ from typing import Literal, final
 
 from quadriga.engine.faults.preemption import SIGNALS, handling
 from quadriga.engine.logs.times import FAILED, STOPPED, note
-from quadriga.errors import EXIT_PREEMPTED, EXIT_USER_ERROR
+from quadriga.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, INTERRUPTED
 from quadriga.workflow.graph import Needs
 from quadriga.workflow.launcher import CONSOLE, NodeLauncher, Running, Task, last_error
 
-INTERRUPTED = 130
 SAVE_SECONDS = 600.0
 """How long the nodes may take to save and end after they were told to."""
 
