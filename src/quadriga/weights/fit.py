@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quadriga.errors import UserError
-from quadriga.models.bert import Bert
 from quadriga.models.parts.positions import interpolate_table
 from quadriga.models.vit import ViT, ViTConfig
 from quadriga.weights.names.table import Tensors
@@ -93,12 +92,6 @@ def vit_in(module: nn.Module) -> ViT | None:
     """Return the vision transformer that a module is, or has as its ``encoder``."""
     found = module if isinstance(module, ViT) else getattr(module, "encoder", None)
     return found if isinstance(found, ViT) else None
-
-
-def bert_in(module: nn.Module) -> Bert | None:
-    """Return the BERT that a module is, or has as its ``encoder``."""
-    found = module if isinstance(module, Bert) else getattr(module, "encoder", None)
-    return found if isinstance(found, Bert) else None
 
 
 def foreign_shape(name: str, tensor: Tensor, config: ViTConfig) -> Tensor:

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from quadriga.errors import UserError
 from quadriga.models.bert import Bert
+from quadriga.models.resnet import ResNet
 from quadriga.models.vit import ViT
 from quadriga.weights.files import read_tensors, write_tensors
-from quadriga.weights.fit import ENCODER, Content, bert_in, fit_all, foreign_shape, vit_in
-from quadriga.weights.names import huggingface, timm
+from quadriga.weights.fit import ENCODER, Content, fit_all, foreign_shape, vit_in
+from quadriga.weights.names import huggingface, timm, timm_resnet
 from quadriga.weights.names import huggingface as huggingface_bert
 from quadriga.weights.names.table import ForeignLayout, Tensors
 from quadriga.weights.report import IN_PYTHON, Remedies, WeightReport, listed
@@ -66,13 +67,20 @@ def fresh_names(names: Iterable[str], content: Content, module: nn.Module) -> tu
 
 Layout = Literal["quadriga", "timm", "hf"]
 
-_OF_VIT: Mapping[str, ForeignLayout] = {"timm": timm.LAYOUT, "hf": huggingface.LAYOUT}
-_OF_BERT: Mapping[str, ForeignLayout] = {"hf": huggingface_bert.BERT_LAYOUT}
+_LAYOUTS: Mapping[type[nn.Module], Mapping[str, ForeignLayout]] = {
+    ViT: {"timm": timm.LAYOUT, "hf": huggingface.LAYOUT},
+    ResNet: {"timm": timm_resnet.LAYOUT},
+    Bert: {"hf": huggingface_bert.BERT_LAYOUT},
+}
+_ENCODERS = tuple(_LAYOUTS)
+_DESCRIBED = {ViT: "a vision transformer", ResNet: "a ResNet", Bert: "a BERT"}
 _DECODER = "decoder."
-_HEADS = ("head.", "pooler.", "next_sentence.", "classifier.")
-"""Parts beside a BERT, of which an objective has some."""
-_HEAD_OF_VIT = ("head.",)
-"""The classifier, which a supervised objective has."""
+_HEADS: Mapping[type[nn.Module], tuple[str, ...]] = {
+    ViT: ("head.",),
+    ResNet: ("head.",),
+    Bert: ("head.", "pooler.", "next_sentence.", "classifier."),
+}
+"""Parts beside an encoder, of which an objective has some."""
 
 
 def load_weights(
@@ -85,8 +93,8 @@ def load_weights(
     """Fill a module from a file of weights; it is filled whole or, on an error, not at all.
 
     Args:
-        module: A vision transformer or a BERT, an objective with one as its ``encoder``, or, for
-            this project's own names, any module.
+        module: A vision transformer, a ResNet or a BERT, an objective with one as its ``encoder``,
+            or, for this project's own names, any module.
         path: The file, as for `read_tensors`.
         layout: Whose names the file uses; "auto" tells by them.
         strict: Whether missing and unexpected tensors, and those of other shapes, are an error;
@@ -171,7 +179,7 @@ def export_weights(module: nn.Module, path: Path | str, layout: Layout = "quadri
         write_tensors(state, Path(path))
         return
     foreign, encoder = _foreign_layout(module, layout), vit_in(module)
-    whole = not isinstance(module, ViT | Bert)
+    whole = not isinstance(module, _ENCODERS)
     tensors = {name if whole else ENCODER + name: value for name, value in state.items()}
     if encoder is None:
         shaped = tensors
@@ -193,10 +201,10 @@ def export_weights(module: nn.Module, path: Path | str, layout: Layout = "quadri
 
 def _layout_of(raw: Mapping[str, Tensor], path: Path, module: nn.Module) -> Layout:
     """Tell whose names a file uses."""
-    if timm.LAYOUT.holds(raw):
-        return "timm"
-    if huggingface.LAYOUT.holds(raw) or huggingface_bert.BERT_LAYOUT.holds(raw):
-        return "hf"
+    for of_kind in _LAYOUTS.values():
+        for layout, foreign in of_kind.items():
+            if foreign.holds(raw):
+                return cast(Layout, layout)
     stems = {name.removeprefix(ENCODER) for name in raw}
     if stems & {name.removeprefix(ENCODER) for name in module.state_dict()}:
         return "quadriga"
@@ -209,7 +217,7 @@ def _under_module_names(raw: Mapping[str, Tensor], layout: Layout, module: nn.Mo
     """Translate a file's names to the module's, and fuse what the module holds fused."""
     content = Content()
     foreign = None if layout == "quadriga" else _foreign_layout(module, layout)
-    if foreign is None and vit_in(module) is None and bert_in(module) is None:
+    if foreign is None and _kind_of(module) is None:
         return Content(dict(raw), {name: name for name in raw})
     absent = _absent_parts(module)
     # A file of ours may hold an encoder alone, without the prefix it has in an objective.
@@ -228,7 +236,7 @@ def _under_module_names(raw: Mapping[str, Tensor], layout: Layout, module: nn.Mo
             content.sources[name] = source
     fused = foreign.fuse(ours) if foreign else ours
     for name, tensor in fused.items():
-        target = name.removeprefix(ENCODER) if isinstance(module, ViT | Bert) else name
+        target = name.removeprefix(ENCODER) if isinstance(module, _ENCODERS) else name
         content.tensors[target] = tensor
         content.sources[target] = content.sources.get(name, name)
     return content
@@ -236,11 +244,21 @@ def _under_module_names(raw: Mapping[str, Tensor], layout: Layout, module: nn.Mo
 
 def _absent_parts(module: nn.Module) -> tuple[str, ...]:
     """Return what the names of parts start with that a file may have and the module lacks."""
+    kind = _kind_of(module)
+    heads = _HEADS[kind] if kind else ()
     if isinstance(module, ViT):
-        return (_DECODER, *_HEAD_OF_VIT)
-    heads = _HEAD_OF_VIT if vit_in(module) else _HEADS if bert_in(module) else ()
+        return (_DECODER, *heads)
     names = module.state_dict()
     return tuple(part for part in heads if not any(name.startswith(part) for name in names))
+
+
+def _kind_of(module: nn.Module) -> type[nn.Module] | None:
+    """Return which kind of encoder a module is, or has as its ``encoder``; None: no known one."""
+    for found in (module, getattr(module, "encoder", None)):
+        for kind in _LAYOUTS:
+            if isinstance(found, kind):
+                return kind
+    return None
 
 
 def _foreign_layout(module: nn.Module, layout: str) -> ForeignLayout:
@@ -249,14 +267,15 @@ def _foreign_layout(module: nn.Module, layout: str) -> ForeignLayout:
     Raises:
         UserError: It has no names for that kind.
     """
-    of_module = _OF_VIT if vit_in(module) else _OF_BERT if bert_in(module) else {}
-    if layout not in of_module:
-        needed = "a vision transformer or a BERT" if layout in _OF_BERT else "a vision transformer"
+    kind = _kind_of(module)
+    of_kind = _LAYOUTS[kind] if kind else {}
+    if layout not in of_kind:
+        needed = " or ".join(_DESCRIBED[k] for k, known in _LAYOUTS.items() if layout in known)
         raise UserError(
             f"the layout {layout} needs {needed}, but the module is a "
             f"{type(module).__name__}; use the layout quadriga"
         )
-    return of_module[layout]
+    return of_kind[layout]
 
 
 def _check(report: WeightReport, strict: bool, remedies: Remedies) -> None:

@@ -1,4 +1,4 @@
-"""Two-way translation between this project's names of a vision transformer and foreign ones."""
+"""Two-way translation between this project's names of a model and foreign ones."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
+
+LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+"""What a module's own tensors are called, on both sides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +23,7 @@ class NameTable:
     """
 
     stems: Sequence[tuple[str, str]]
-    """(foreign, ours) of single tensors and of modules with a weight and a bias."""
+    """(foreign, ours) of single tensors and of modules with the tensors of `LEAVES`."""
     blocks: Sequence[tuple[str, str]]
     """(foreign, ours) of what stands before a block's number, both ending in a dot."""
     parts: Sequence[tuple[str, str]]
@@ -91,4 +94,4 @@ def _look_up(name: str, table: Mapping[str, str]) -> str | None:
     if name in table:
         return table[name]
     module, _, leaf = name.rpartition(".")
-    return f"{table[module]}.{leaf}" if module in table and leaf in ("weight", "bias") else None
+    return f"{table[module]}.{leaf}" if module in table and leaf in LEAVES else None
