@@ -82,6 +82,13 @@ def test_uniform_rows_equal_the_scalar_formula() -> None:
     assert rows.tolist() == expected
 
 
+@given(st.integers(0, MASK), st.integers(0, 2**40), st.integers(0, 50))
+def test_an_element_has_the_draw_of_its_number(key: int, first: int, count: int) -> None:
+    drawn = randomness.element_uniform(key, first, count, torch.device("cpu"))
+    bits = [mix((key + (first + i + 1) * 0x9E3779B97F4A7C15) & MASK) for i in range(count)]
+    assert drawn.tolist() == [((b >> 12) + 0.5) * 2.0**-52 for b in bits]
+
+
 @given(st.integers(0, MASK), st.integers(1, 10**9))
 def test_stream_integers_stay_below_their_bound(key: int, bound: int) -> None:
     stream = Stream(key)

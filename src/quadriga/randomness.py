@@ -2,9 +2,9 @@
 
 Nothing random is state. A draw is a pure function of a 64-bit *key*, and a key is folded from
 what the draw belongs to: ``fold(seed, "augment", epoch, index)`` belongs to one sample,
-``fold(seed, "dropout", step, micro_batch, replica)`` to one micro-batch. The generator is
-SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA
-2014) used as a counter-based hash: draw number ``i`` of key ``k`` is ``mix(k + (i+1) * GAMMA)``.
+``fold(seed, "initialise", name)`` to one tensor, whose element ``i`` has draw ``i``. The
+generator is SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators",
+OOPSLA 2014) used as a counter-based hash: draw ``i`` of key ``k`` is ``mix(k + (i+1) * GAMMA)``.
 The same numbers come out in plain Python, in numpy and in torch, on any device.
 """
 
@@ -166,6 +166,18 @@ def _mix_tensor(values: Tensor) -> Tensor:
     return values ^ _shift_right(values, 31)
 
 
+def element_uniform(
+    key: int, first: int, count: int, device: torch.device
+) -> Float[Tensor, " {count}"]:
+    """Draw for `count` elements of a tensor from its key, from the row-major number `first` on.
+
+    float64 in (0, 1), odd multiples of 2^-53; bit-equal on every device and in any division.
+    """
+    counters = torch.arange(first + 1, first + count + 1, dtype=torch.int64, device=device)
+    bits = _mix_tensor(counters.mul_(_signed(_GAMMA)).add_(_signed(key)))
+    return _shift_right(bits, 12).to(torch.float64).add_(0.5).mul_(2.0**-52)
+
+
 def uniform_rows(
     keys: Int[Tensor, " batch"], salt: int | Int[Tensor, ""], count: int
 ) -> Float[Tensor, "batch {count}"]:
@@ -195,7 +207,7 @@ def salt_tensor(salt: int) -> Int[Tensor, ""]:
 
 
 def generator(*parts: int | str) -> torch.Generator:
-    """Return a fresh CPU generator keyed by `parts`, for the initialisation of one tensor."""
+    """Return a fresh CPU generator keyed by `parts`, for an example that is drawn as a whole."""
     return torch.Generator().manual_seed(fold(*parts) >> 1)
 
 

@@ -7,7 +7,8 @@ from typing import TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from quadriga.distributed.environment import DistEnv
 from quadriga.errors import UserError
@@ -93,6 +94,23 @@ def slice_of(total: int, rank: int, world_size: int) -> range:
 def local_part(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that this rank holds: all of it, unless it is sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def first_element(tensor: Tensor) -> int:
+    """Return the row-major number in the whole of the first element that this rank holds.
+
+    Raises:
+        ValueError: The rank does not hold consecutive rows.
+    """
+    if not isinstance(tensor, DTensor):
+        return 0
+    for placement in tensor.placements:
+        if placement != Replicate() and not (type(placement) is Shard and placement.dim == 0):
+            raise ValueError(f"a tensor must be cut into rows, but its placement is {placement}")
+    _, offset = compute_local_shape_and_global_offset(
+        tensor.shape, tensor.device_mesh, tensor.placements
+    )
+    return offset[0] * tensor.shape[1:].numel() if offset else 0
 
 
 def whole(tensor: Tensor) -> Tensor:

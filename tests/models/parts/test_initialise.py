@@ -1,4 +1,6 @@
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,8 +9,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from errors import refuses
-from quadriga.models.parts.initialise import initialise
+from quadriga import randomness
+from quadriga.models.parts.initialise import CHUNK, DEVIATION, initialise
 from quadriga.models.vit import ViT, ViTConfig
+from ranks import run_ranks
+
+WORKER = Path(__file__).with_name("shard_worker.py")
 
 
 def small(**fields: object) -> ViTConfig:
@@ -53,6 +59,32 @@ def test_a_slice_gets_the_values_of_the_whole(seed: int, first: int) -> None:
     initialise(part, seed, prefix=f"blocks.{first}")
     for name, tensor in part.state_dict().items():
         assert torch.equal(tensor, whole.state_dict()[f"blocks.{first}.{name}"]), name
+
+
+def test_shards_get_the_values_of_the_whole() -> None:
+    for process in run_ranks([sys.executable, str(WORKER)], world_size=4):
+        assert process.returncode == 0, process.stderr
+        assert process.stdout.split() == ["equal", "fsdp", "equal", "hsdp"]
+
+
+def test_an_element_is_the_quantile_of_its_own_draw() -> None:
+    layer = nn.Linear(300, 200)
+    number = CHUNK + 77
+    uniform = randomness.element_uniform(
+        randomness.fold(5, "initialise", "layer.weight"), number, 1, torch.device("cpu")
+    )
+    normal = torch.distributions.Normal(0.0, DEVIATION, validate_args=False)
+    below, above = normal.cdf(torch.tensor([-2, 2], dtype=torch.float64) * DEVIATION)
+    expected = {
+        "xavier_uniform": (2 * uniform - 1) * math.sqrt(6 / 500),
+        "normal": normal.icdf(uniform),
+        "truncated_normal": normal.icdf(below + (above - below) * uniform),
+    }
+    for rule, value in expected.items():
+        initialise(layer, 5, rule, prefix="layer")  # type: ignore[arg-type]
+        torch.testing.assert_close(
+            layer.weight.flatten()[number].double(), value[0], rtol=1e-6, atol=0
+        )
 
 
 def test_seeds_and_names_tell_tensors_apart() -> None:

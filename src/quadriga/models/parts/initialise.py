@@ -1,11 +1,15 @@
-"""Initial values, each tensor drawn from (seed, its full name).
+"""Initial values: each element of a tensor is a function of (seed, full name, element number).
 
-The full name decides, not the order of drawing: a tensor gets the same values in the whole model,
-in a pipeline stage that holds a slice of it, and on any device (values are drawn on the CPU).
+The full name decides, not the order of drawing, and no element needs another: a tensor gets the
+same values in the whole model, in a pipeline stage that holds a slice of it, and on a rank that
+holds some of its rows. Values are drawn on the tensor's own device: those that are uniform are
+bit-equal on all devices; normal ones are rounded from float64, in which devices may differ by a
+last bit.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Literal, Protocol, runtime_checkable
 
@@ -13,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from quadriga import randomness
+from quadriga.distributed.collectives import first_element, local_part
 
 LinearRule = Literal["xavier_uniform", "normal", "truncated_normal"]
 """How weights of linear maps are drawn: Glorot and Bengio (2010), eq. 16, or with standard
@@ -21,12 +26,16 @@ deviation 0.02 (Devlin et al., 2019), cut at two deviations in the last case."""
 DEVIATION = 0.02
 """Standard deviation of tokens, embeddings and of the normal rules."""
 
-Draw = Callable[[Tensor, torch.Generator], None]
-"""Fills a float32 CPU tensor in place from a generator."""
+Quantile = Callable[[Tensor], Tensor]
+"""Maps float64 uniforms in (0, 1), which it may overwrite, to values, element by element: the
+inverse of the values' distribution function."""
+
+CHUNK = 1 << 15
+"""Elements that are drawn at once: they stay in the cache, and torch gives so few to one thread."""
 
 
 class Filler:
-    """Fills the own tensors of one module, by their local names."""
+    """Fills the own tensors of one module, by their local names; of shards the rank's own part."""
 
     def __init__(self, module: nn.Module, name: str, seed: int) -> None:
         """Fill tensors of `module`, whose full name is `name`, from `seed`."""
@@ -41,28 +50,44 @@ class Filler:
 
     def constant(self, name: str, value: float) -> None:
         """Fill the tensor `name` with one value."""
-        self._tensors[name].fill_(value)
+        local_part(self._tensors[name]).fill_(value)
 
     def copy(self, name: str, values: Tensor) -> None:
-        """Copy `values`, of the same shape, into the tensor `name`."""
-        self._tensors[name].copy_(values)
+        """Copy `values`, of the whole tensor's shape, into the tensor `name`."""
+        first, local = first_element(self._tensors[name]), local_part(self._tensors[name])
+        local.copy_(values.reshape(-1)[first : first + local.numel()].view(local.shape))
 
     def normal(self, name: str, deviation: float = DEVIATION) -> None:
         """Fill the tensor `name` from N(0, deviation^2)."""
-        self.draw(name, lambda values, source: _normal(values, source, deviation))
+        self.draw(name, lambda uniform: _normal(uniform, deviation))
 
-    def draw(self, name: str, draw: Draw) -> None:
-        """Fill the tensor `name` with what `draw` makes, seen as (rows, all the rest)."""
-        target = self._tensors[name]
-        if target.is_meta:
+    def truncated_normal(self, name: str, deviation: float = DEVIATION) -> None:
+        """Fill the tensor `name` from N(0, deviation^2), given that |value| < 2 deviations."""
+        inside = math.erf(math.sqrt(2.0))
+        self.draw(name, lambda uniform: _normal(uniform, deviation, inside))
+
+    def xavier_uniform(self, name: str) -> None:
+        """Fill a matrix from U(-b, b), with b^2 = 6 / (rows + columns).
+
+        A tensor of more dimensions is seen as (rows, all the rest).
+        """
+        shape = self._tensors[name].shape
+        bound = math.sqrt(6.0 / (shape[0] + shape[1:].numel()))
+        self.draw(name, lambda uniform: _centred(uniform).mul_(bound))
+
+    def draw(self, name: str, quantile: Quantile) -> None:
+        """Fill the tensor `name` with what `quantile` makes of each element's own uniform."""
+        first, local = first_element(self._tensors[name]), local_part(self._tensors[name])
+        if local.is_meta:
             return
-        values = torch.empty(target.shape, dtype=torch.float32, device="cpu")
-        draw(values.flatten(1) if values.dim() > 2 else values, self.generator(name))
-        target.copy_(values)
-
-    def generator(self, name: str) -> torch.Generator:
-        """Return the generator of the tensor `name`."""
-        return randomness.generator(self._seed, "initialise", self._prefix + name)
+        key = randomness.fold(self._seed, "initialise", self._prefix + name)
+        flat, end = local.view(-1), first + local.numel()
+        # Always the same whole chunks, whichever part is held: how torch rounds an element may
+        # depend on where in a loop it is.
+        for start in range(first - first % CHUNK, end, CHUNK):
+            values = quantile(randomness.element_uniform(key, start, CHUNK, flat.device))
+            low, high = max(start, first), min(start + CHUNK, end)
+            flat[low - first : high - first].copy_(values[low - start : high - start])
 
 
 @runtime_checkable
@@ -102,7 +127,7 @@ def initialise(
             if isinstance(module, FillsItself):
                 module.fill(filler)
             elif isinstance(module, (nn.Linear, nn.Conv2d)):
-                filler.draw("weight", _RULES[linear])
+                _RULES[linear](filler, "weight")
                 if module.bias is not None:
                     filler.constant("bias", 0.0)
             elif isinstance(module, nn.LayerNorm):
@@ -120,21 +145,18 @@ def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_buffers(recurse=False)
 
 
-def _normal(values: Tensor, source: torch.Generator, deviation: float = DEVIATION) -> None:
-    values.normal_(0.0, deviation, generator=source)
+def _centred(uniform: Tensor) -> Tensor:
+    """Map (0, 1) to (-1, 1), without rounding."""
+    return uniform.mul_(2.0).sub_(1.0)
 
 
-def _truncated_normal(values: Tensor, source: torch.Generator) -> None:
-    bound = 2 * DEVIATION
-    nn.init.trunc_normal_(values, std=DEVIATION, a=-bound, b=bound, generator=source)
+def _normal(uniform: Tensor, deviation: float, inside: float = 1.0) -> Tensor:
+    """Return normal values of which the middle share `inside` is kept."""
+    return _centred(uniform).mul_(inside).erfinv_().mul_(math.sqrt(2.0) * deviation)
 
 
-def _xavier_uniform(values: Tensor, source: torch.Generator) -> None:
-    nn.init.xavier_uniform_(values, generator=source)
-
-
-_RULES: dict[LinearRule, Draw] = {
-    "xavier_uniform": _xavier_uniform,
-    "normal": _normal,
-    "truncated_normal": _truncated_normal,
+_RULES: dict[LinearRule, Callable[[Filler, str], None]] = {
+    "xavier_uniform": Filler.xavier_uniform,
+    "normal": Filler.normal,
+    "truncated_normal": Filler.truncated_normal,
 }
