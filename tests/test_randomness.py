@@ -15,8 +15,9 @@ from quadriga.randomness import Stream, fold, fold_numpy, mix, shuffled, uniform
 MASK = (1 << 64) - 1
 
 
-def layer_uniform(salt, rows, device):
-    return randomness.uniform_rows(randomness.micro_batch_key(device), salt, rows)[0]
+def layer_draws(salt, count):
+    source = randomness.layer_generator(salt, torch.device("cpu"))
+    return torch.empty(count).uniform_(generator=source)
 
 
 def test_mix_is_splitmix64() -> None:
@@ -73,6 +74,13 @@ def test_uniform_rows_follow_the_key_alone() -> None:
     assert rows[:3].var().item() == pytest.approx(1 / 12, abs=0.005)
 
 
+def test_passes_tell_the_draws_of_a_sample_apart() -> None:
+    keys = torch.tensor([3, -5, 2**62])
+    passes = [randomness.pass_keys(keys, name) for name in ("encoder", "view 1", "view 2")]
+    assert torch.equal(randomness.pass_keys(keys[1:], "encoder"), passes[0][1:])
+    assert len(set(torch.cat([keys, *passes]).tolist())) == 12
+
+
 def test_uniform_rows_equal_the_scalar_formula() -> None:
     key, salt = fold("sample", 7), fold("mask")
     signed = key - (1 << 64) if key >> 63 else key
@@ -106,38 +114,24 @@ def test_stream_moments() -> None:
 
 
 def test_layers_draw_inside_a_micro_batch_only() -> None:
-    device = torch.device("cpu")
     with refuses("randomness.micro_batch", error=RuntimeError):
-        layer_uniform(fold(1), 4, device)
+        layer_draws(fold(1), 4)
     with randomness.micro_batch(0, 1, 2, 3):
-        first = layer_uniform(fold(1), 4, device)
-        other = layer_uniform(fold(2), 4, device)
+        first = layer_draws(fold(1), 4)
+        other = layer_draws(fold(2), 4)
     with randomness.micro_batch(0, 1, 2, 3):
-        again = layer_uniform(fold(1), 4, device)
+        again = layer_draws(fold(1), 4)
     with randomness.micro_batch(0, 2, 2, 3):
-        next_step = layer_uniform(fold(1), 4, device)
+        next_step = layer_draws(fold(1), 4)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert not torch.equal(first, next_step)
 
 
 def test_scopes_nest() -> None:
-    device = torch.device("cpu")
     with randomness.micro_batch(0, 0, 0, 0):
-        outer = layer_uniform(1, 3, device)
+        outer = layer_draws(1, 3)
         with randomness.micro_batch(0, 1, 0, 0):
-            inner = layer_uniform(1, 3, device)
-        assert torch.equal(outer, layer_uniform(1, 3, device))
+            inner = layer_draws(1, 3)
+        assert torch.equal(outer, layer_draws(1, 3))
     assert not torch.equal(outer, inner)
-
-
-def test_tensors_of_a_separate_scope_stay_apart() -> None:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    device = torch.device("cpu")
-    with randomness.micro_batch(1, 2, 3, 0):
-        expected = layer_uniform(5, 4, device)
-    with randomness.own_tensors(), FakeTensorMode(), randomness.micro_batch(9, 9, 9, 9):
-        assert layer_uniform(5, 4, device).shape == (4,)
-    with randomness.micro_batch(1, 2, 3, 0):
-        assert torch.equal(layer_uniform(5, 4, device), expected)

@@ -198,6 +198,16 @@ def uniform_rows(
     return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
 
 
+def pass_keys(keys: Int[Tensor, " batch"], name: str) -> Int[Tensor, " batch"]:
+    """Return the samples' keys for one pass: one forward of an encoder on one view.
+
+    Args:
+        keys: int64 key of each sample (`Batch["key"]`).
+        name: What the step calls the pass. Other passes over the same samples draw other numbers.
+    """
+    return _mix_tensor(keys ^ _signed(fold("pass", name)))
+
+
 def salt_tensor(salt: int) -> Int[Tensor, ""]:
     """Return a salt as a CPU scalar: to a compiled layer an input, not a constant of its code.
 
@@ -212,27 +222,10 @@ def generator(*parts: int | str) -> torch.Generator:
 
 
 class _Scope:
-    """The key of the micro-batch that is being computed, one tensor per device.
+    """The key of the micro-batch that is being computed."""
 
-    The tensor object stays the same for the life of the process and is overwritten in place, so
-    that a compiled block reads it as an input and is not compiled anew at every step: only
-    whether the scope is open is a Python value to it.
-    """
-
-    def __init__(self) -> None:
-        self.is_open = False
-        self.value = 0
-        self.tensors: dict[torch.device, Tensor] = {}
-
-    def require_open(self) -> None:
-        if not self.is_open:
-            raise RuntimeError("a layer draws random numbers outside randomness.micro_batch(...)")
-
-    def on(self, device: torch.device) -> Tensor:
-        self.require_open()
-        if device not in self.tensors:
-            self.tensors[device] = torch.tensor(_signed(self.value), device=device)
-        return self.tensors[device]
+    is_open = False
+    value = 0
 
 
 _scope = _Scope()
@@ -240,7 +233,7 @@ _scope = _Scope()
 
 @contextlib.contextmanager
 def micro_batch(seed: int, step: int, index: int, replica: int) -> Iterator[None]:
-    """Open the scope in which dropout and stochastic depth of one micro-batch are drawn.
+    """Open the scope in which the dropout of one micro-batch is drawn.
 
     Args:
         seed: The run's seed.
@@ -249,39 +242,11 @@ def micro_batch(seed: int, step: int, index: int, replica: int) -> Iterator[None
         replica: Data-parallel replica, from 0.
     """
     previous = (_scope.is_open, _scope.value)
-    _set_scope(True, fold(seed, "micro_batch", step, index, replica))
+    _scope.is_open, _scope.value = True, fold(seed, "micro_batch", step, index, replica)
     try:
         yield
     finally:
-        _set_scope(*previous)
-
-
-@contextlib.contextmanager
-def own_tensors() -> Iterator[None]:
-    """Return a context whose micro-batches keep their keys in tensors of its own.
-
-    For work on fake tensors, which must not meet those of real steps, nor be left to them.
-    """
-    before, _scope.tensors = _scope.tensors, {}
-    try:
-        yield
-    finally:
-        _scope.tensors = before
-
-
-def _set_scope(is_open: bool, value: int) -> None:
-    _scope.is_open, _scope.value = is_open, value
-    for tensor in _scope.tensors.values():
-        tensor.fill_(_signed(value))
-
-
-def micro_batch_key(device: torch.device) -> Int[Tensor, " 1"]:
-    """Return the current micro-batch's key, int64, for `uniform_rows`.
-
-    Raises:
-        RuntimeError: Outside `micro_batch`.
-    """
-    return _scope.on(device).reshape(1)
+        _scope.is_open, _scope.value = previous
 
 
 def layer_generator(salt: int, device: torch.device) -> torch.Generator:
@@ -294,7 +259,8 @@ def layer_generator(salt: int, device: torch.device) -> torch.Generator:
     Raises:
         RuntimeError: Outside `micro_batch`.
     """
-    _scope.require_open()
+    if not _scope.is_open:
+        raise RuntimeError("a layer draws random numbers outside randomness.micro_batch(...)")
     # The meta device has no generators and draws no numbers: any generator does.
     place = torch.device("cpu") if device.type == "meta" else device
     return torch.Generator(place).manual_seed(fold(_scope.value, "dropout", salt) >> 1)

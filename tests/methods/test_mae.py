@@ -113,17 +113,6 @@ def test_features_are_the_encoders_on_whole_images() -> None:
     assert torch.equal(features, objective.encoder(batch["image"])[:, 0])
 
 
-def test_drop_path_is_the_same_in_the_same_scope_only() -> None:
-    objective, batch = made(model=MODEL.override({"drop_path": 0.5})), batch_of(list(range(8)))
-
-    def loss(step: int) -> Tensor:
-        with randomness.micro_batch(seed=1, step=step, index=0, replica=0):
-            return objective(batch).loss
-
-    assert torch.equal(loss(0), loss(0))
-    assert not torch.equal(loss(0), loss(1))
-
-
 def test_reconstruction_shows_the_visible_patches_as_they_are() -> None:
     objective, batch = made(), batch_of([1, 2])
     pictures = objective.reconstruct(batch)

@@ -89,6 +89,21 @@ def test_same_scope_same_loss(kind: str) -> None:
     assert torch.equal(loss(), loss())
 
 
+def test_what_is_drawn_for_an_image_is_the_same_in_any_micro_batch(kind: str) -> None:
+    if kind in OF_TEXT:
+        return
+    objective = config_of(kind).build(IMAGES.override({"drop_path": 0.5}))
+    objective.initialise(seed=1)
+    whole = batch(kind, 8)
+    expected = objective(whole).loss
+    assert objective({**whole, "key": whole["key"] + 99}).loss != expected
+    for size in (1, 2, 5):
+        parts = [{n: t[i : i + size] for n, t in whole.items()} for i in range(0, 8, size)]
+        total = sum(objective(part).loss for part in parts)
+        torch.testing.assert_close(total, expected, rtol=1e-5, atol=0)
+    assert torch.equal(objective.eval()(whole).loss, objective(whole).loss)
+
+
 def test_dry_run_on_the_meta_device(kind: str) -> None:
     with torch.device("meta"):
         objective = config_of(kind).build(model_of(kind))

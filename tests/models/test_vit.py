@@ -138,3 +138,17 @@ def test_rules(values: dict[str, object], fragments: tuple[object, ...]) -> None
 def test_images_of_another_size_are_refused() -> None:
     with refuses("(3, 12, 12)", "(3, 16, 16)"):
         made(TINY)(images(side=16))
+
+
+def test_two_views_of_a_sample_drop_other_branches() -> None:
+    model = made(TINY.override({"depth": 4, "drop_path": 0.5})).train()
+    keys = torch.arange(16)
+    one, again, other = (
+        model.features(images(16), randomness.pass_keys(keys, name))
+        for name in ("view 1", "view 1", "view 2")
+    )
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    with pytest.raises(RuntimeError, match="keys"):
+        model.features(images(16))
+    assert torch.equal(model.eval().features(images(16), keys), model.features(images(16)))

@@ -14,7 +14,7 @@ from tiny import read_checkpoint
 
 def test_two_ranks_with_shards_equal_one(tmp_path):
     assert train(meta_run(), tmp_path / "meta") == 0
-    config = hybrid_run(tmp_path / "meta", 0, 1, model__drop_path=0.0, optim__eps=1e-4)
+    config = hybrid_run(tmp_path / "meta", 0, 1, optim__eps=1e-4)
     assert train(config, tmp_path / "single") == 0
     path = tmp_path / "sharded.json"
     path.write_text(Resolved.of(config.override({"train.parallel": "fsdp"}), "test").as_json())
@@ -32,7 +32,6 @@ def test_a_pipelined_assembly_starts_from_its_modules(tmp_path):
     assert train(hybrid_run(tmp_path / "meta", 0, 1), tmp_path / "modules") == 0
     config = assembly_run(
         tmp_path / "modules",
-        model__drop_path=0.0,
         optim__eps=1e-4,
         optim__clip_norm=None,
         train__accumulate=2,

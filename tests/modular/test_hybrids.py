@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from incubations import DEPTHS, batch, built, growth_run, hybrid_run, meta_run, whole
 
-from quadriga import randomness
 from quadriga.contracts import LossOutput, WeightSource
 from quadriga.data.views.crops import ImageViewsConfig
 from quadriga.engine.build import build_on_meta
@@ -25,9 +24,8 @@ def source_of(config, objective, path="runs/meta"):
     return WeightSource(path=path, tensors=tensors, config=config.as_dict())
 
 
-def loss_of(objective, at_step=3):
-    with randomness.micro_batch(0, at_step, 0, 0):
-        return objective(batch())
+def loss_of(objective):
+    return objective(batch())
 
 
 @pytest.fixture
@@ -38,9 +36,8 @@ def meta():
 
 def in_turn(stages):
     hidden = None
-    with randomness.micro_batch(0, 3, 0, 0):
-        for stage in stages:
-            hidden = stage(hidden, batch())
+    for stage in stages:
+        hidden = stage(hidden, batch())
     assert isinstance(hidden, LossOutput)
     return hidden
 
@@ -124,9 +121,7 @@ def test_only_the_live_module_takes_gradients_and_only_it_is_random(meta):
 
 def test_the_prefix_keeps_nothing_and_the_suffix_passes_gradients(meta):
     first = built(hybrid_run("runs/meta", 0), [meta]).train()
-    with randomness.micro_batch(0, 0, 0, 0):
-        below = first.meta["0"](None, batch())
-        assert not below.requires_grad
+    assert not first.meta["0"](None, batch()).requires_grad
     loss_of(first).loss.backward()
     assert all(p.grad is None for p in first.meta.parameters())
     assert all(p.grad is not None for p in first.live.parameters())
@@ -158,7 +153,7 @@ def test_imitation_is_zero_where_the_module_is_the_meta_stage(meta):
             parameter += 0.01
     again, changed = built(hybrid_run("runs/meta", 0), [meta]).eval(), loss_of(hybrid)
     again.live.load_state_dict(hybrid.live.state_dict())
-    with torch.no_grad(), randomness.micro_batch(0, 3, 0, 0):
+    with torch.no_grad():
         own, other = hybrid.live["0"](None, batch()), hybrid.meta["0"](None, batch())
     expected = loss_of(again).loss + 0.7 * (own - other).square().mean() * 6
     torch.testing.assert_close(changed.loss, expected)

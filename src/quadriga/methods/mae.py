@@ -177,7 +177,7 @@ class MAE(Objective):
         """Sum the squared error over the hidden patches, each averaged over its pixels.
 
         Args:
-            batch: ``image``, normalised, and ``key``, from which the mask is drawn.
+            batch: ``image``, normalised, and ``key``, from which mask and drop path are drawn.
             noise: Replaces the draw; the patches with the smallest values stay visible.
 
         Returns:
@@ -185,7 +185,7 @@ class MAE(Objective):
         """
         patches = self.encoder.patches(batch["image"])
         shuffle = self.shuffle(batch["key"]) if noise is None else _order(noise)
-        codes = self._encode(patches, shuffle)
+        codes = self._encode(patches, shuffle, batch["key"])
         predicted = self.decoder(codes, shuffle, self.visible)
         hidden = take_rows(patches, shuffle[:, self.visible :])
         target = channels_last(hidden.float(), self.encoder.config.channels)
@@ -222,7 +222,7 @@ class MAE(Objective):
         model = self.encoder.config
         patches = self.encoder.patches(batch["image"])
         shuffle = self.shuffle(batch["key"]) if noise is None else _order(noise)
-        codes = self._encode(patches, shuffle)
+        codes = self._encode(patches, shuffle, batch["key"])
         restore = shuffle.argsort(dim=1)
         predicted = take_rows(self.decoder(codes, shuffle, 0).float(), restore)
         predicted = channels_first(predicted, model.channels)
@@ -238,7 +238,10 @@ class MAE(Objective):
         return Reconstruction(*(unpatchify(p, model.patch_px, model.grid) for p in pictures))
 
     def _encode(
-        self, patches: Float[Tensor, "batch patches pixels"], shuffle: Int[Tensor, "batch patches"]
+        self,
+        patches: Float[Tensor, "batch patches pixels"],
+        shuffle: Int[Tensor, "batch patches"],
+        keys: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch coded width"]:
         """Encode the visible patches; the registers are dropped, the decoder has no use for them.
 
@@ -247,7 +250,7 @@ class MAE(Objective):
         """
         visible = shuffle[:, : self.visible]
         tokens = self.encoder.embed_patches(take_rows(patches, visible), visible)
-        codes = self.encoder.encode(tokens)
+        codes = self.encoder.encode(tokens, randomness.pass_keys(keys, "encoder"))
         registers = self.encoder.config.registers
         if registers == 0:
             return codes

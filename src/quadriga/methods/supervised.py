@@ -8,10 +8,11 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from quadriga import randomness
 from quadriga.contracts import Batch, LossOutput, ModelConfig, Objective, ObjectiveConfig, Stage
 from quadriga.contracts.stage import check_depths
 from quadriga.errors import UserError
@@ -21,6 +22,8 @@ from quadriga.models.parts.transformer import zero_branches
 from quadriga.models.vit import ViTConfig, ViTSlice
 
 _TOP = 5
+_PASS = "encoder"
+"""Of the whole model and of its stages, whose drop paths are the same."""
 
 
 @final
@@ -76,13 +79,16 @@ class Supervised(Objective):
 
     def forward(self, batch: Batch) -> LossOutput:
         """Sum the loss over the samples; while training against smoothed and mixed labels."""
-        return _output(self.scores(batch["image"]), batch, self.config, self.training)
+        scores = self.scores(batch["image"], randomness.pass_keys(batch["key"], _PASS))
+        return _output(scores, batch, self.config, self.training)
 
     def scores(
-        self, images: Float[Tensor, "batch channels side side"]
+        self,
+        images: Float[Tensor, "batch channels side side"],
+        keys: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch classes"]:
-        """Return the logits of normalised images."""
-        scores: Tensor = self.head(self.encoder.features(images))
+        """Return the logits of normalised images; `keys` as for `ViT.encode`."""
+        scores: Tensor = self.head(self.encoder.features(images, keys))
         return scores
 
     def features(
@@ -129,7 +135,8 @@ class SupervisedStage(Stage):
         self, hidden: Float[Tensor, "batch tokens width"] | None, batch: Batch
     ) -> Tensor | LossOutput:
         """Map the previous stage's output to the next one's input, or to the loss."""
-        hidden = self.encoder(hidden, batch["image"])
+        keys = randomness.pass_keys(batch["key"], _PASS)
+        hidden = self.encoder(hidden, batch["image"], keys)
         if not self.is_last:
             return hidden
         scores = self.head(self.encoder.pooled(hidden))

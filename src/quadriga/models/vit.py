@@ -244,30 +244,39 @@ class ViT(EmbedsPatches):
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
 
     def encode(
-        self, tokens: Float[Tensor, "batch taken width"]
+        self, tokens: Float[Tensor, "batch taken width"], keys: Int[Tensor, " batch"] | None = None
     ) -> Float[Tensor, "batch tokens width"]:
         """Put the prefix before embedded patches and pass all blocks and the final norm.
+
+        Args:
+            tokens: Embedded patches: all of an image, or some.
+            keys: int64 key of each sample in this pass (`randomness.pass_keys`), from which drop
+                path is drawn; evaluation needs none.
 
         Returns:
             The class token, the registers, then the patches in the order they came.
         """
         tokens = self.with_prefix(tokens)
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = block(tokens, keys=keys)
         output: Tensor = self.norm(tokens)
         return output
 
     def forward(
-        self, images: Float[Tensor, "batch channels side side"]
+        self,
+        images: Float[Tensor, "batch channels side side"],
+        keys: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
         """Return the encoded tokens of whole images: the prefix, then all patches."""
-        return self.encode(self.embed(images))
+        return self.encode(self.embed(images), keys)
 
     def features(
-        self, images: Float[Tensor, "batch channels side side"]
+        self,
+        images: Float[Tensor, "batch channels side side"],
+        keys: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch width"]:
         """Return one vector per image: the class token, or the mean of the patches (`pool`)."""
-        return self.pooled(self(images))
+        return self.pooled(self(images, keys))
 
 
 @final
@@ -301,14 +310,18 @@ class ViTSlice(EmbedsPatches):
         self,
         tokens: Float[Tensor, "batch tokens width"] | None,
         images: Float[Tensor, "batch channels side side"],
+        keys: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
-        """Pass the blocks; what the slice before returned is None for the first."""
+        """Pass the blocks; what the slice before returned is None for the first.
+
+        `keys` are the same for all slices of a pass; see `ViT.encode`.
+        """
         if self.is_first:
             tokens = self.with_prefix(self.embed(images))
         if tokens is None:
             raise ValueError("a slice after the first needs what the one before it returned")
         for block in self.blocks.values():
-            tokens = block(tokens)
+            tokens = block(tokens, keys=keys)
         if self.is_last:
             tokens = self.norm(tokens)
         return tokens

@@ -223,8 +223,7 @@ class Random(Objective):
         noise = randomness.uniform_rows(batch["key"], randomness.fold("noise"), TOKENS)
         order = noise.argsort(dim=1)
         images = images.gather(1, order[:, :, None].expand_as(images)) * self.weight
-        key = randomness.micro_batch_key(images.device)
-        path = randomness.uniform_rows(key, 1, images.shape[0])[0] < 0.5
+        path = randomness.uniform_rows(batch["key"], 1, 1)[:, 0] < 0.5
         source = randomness.layer_generator(2, images.device)
         dropped = images * torch.empty_like(images).bernoulli_(0.5, generator=source)
         return LossOutput((dropped * path[:, None, None]).sum(), None, {})
@@ -235,9 +234,8 @@ def test_random_draws_work_on_the_meta_device():
         objective = Random()
     cost = measure(objective, example())
     image = BATCH * TOKENS * INPUT
-    # Kept: the gathered images, the dropped features' mask, which branches are dropped, and the
-    # micro-batch's own key.
-    assert cost.activation_bytes == FLOAT * 2 * image + BATCH + 8
+    # Kept: the gathered images, the dropped features' mask, and which branches are dropped.
+    assert cost.activation_bytes == FLOAT * 2 * image + BATCH
     assert cost.forward_flops == 0
 
 

@@ -39,12 +39,13 @@ def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
         torch.testing.assert_close(other[name], tensor, rtol=2e-4, atol=2e-6, msg=name)
 
 
-@pytest.mark.parametrize("clip", ["none", "0.05"])
+@pytest.mark.parametrize(("clip", "drop_path"), [("none", 0.0), ("0.05", 0.5)])
 def test_micro_batches_and_ranks_make_the_step_of_the_whole_batch(
-    tmp_path: Path, clip: str
+    tmp_path: Path, clip: str, drop_path: float
 ) -> None:
     # 10 samples do not divide by 4 micro-batches: sums and counts make uneven parts exact.
     words = [CALM, "train.batch_size=10", f"optim.clip_norm={clip}"]
+    words.append(f"model.drop_path={drop_path}")
     whole = result_of(tmp_path / "whole.pt", words)
     accumulated = result_of(tmp_path / "four.pt", [*words, "train.accumulate=4"])
     assert_close(whole, accumulated)

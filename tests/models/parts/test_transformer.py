@@ -94,31 +94,35 @@ def test_layer_scale() -> None:
     assert torch.equal(module(tokens()), tokens() * 0.25)
 
 
-def test_drop_path_is_a_function_of_scope_and_salt() -> None:
-    inputs = torch.ones(4096, 2)
+def test_drop_path_is_a_function_of_the_samples_key_and_salt() -> None:
+    keys = torch.arange(4096)
 
-    def dropped(salt: int, step: int) -> Tensor:
-        with randomness.micro_batch(seed=1, step=step, index=0, replica=0):
-            return DropPath(0.25, salt)(inputs)
+    def dropped(salt: int, keys: Tensor = keys) -> Tensor:
+        return DropPath(0.25, salt)(torch.ones(len(keys), 2), keys)
 
-    assert torch.equal(dropped(5, 0), dropped(5, 0))
-    assert not torch.equal(dropped(5, 0), dropped(5, 1))
-    assert not torch.equal(dropped(5, 0), dropped(6, 0))
-    result = dropped(5, 0)
+    assert torch.equal(dropped(5), dropped(5))
+    assert torch.equal(dropped(5, keys.flip(0)), dropped(5).flip(0))
+    assert torch.equal(dropped(5, keys[7:9]), dropped(5)[7:9])
+    assert not torch.equal(dropped(5), dropped(6))
+    result = dropped(5)
     assert torch.equal(result[:, 0], result[:, 1])
     assert set(result.flatten().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
     # Three standard deviations of the share of 4096 draws.
     assert (result[:, 0] == 0).float().mean() == pytest.approx(0.25, abs=3 * 0.0068)
 
 
-@pytest.mark.parametrize("make", [DropPath, Dropout])
-def test_nothing_is_drawn_at_rate_0_or_in_evaluation(make: type[DropPath] | type[Dropout]) -> None:
+def test_nothing_is_drawn_at_rate_0_or_in_evaluation() -> None:
     # Outside a micro-batch's scope a draw is an error, so passing through proves none was made.
     inputs = tokens()
-    assert make(0.0, 1)(inputs) is inputs
-    assert make(0.5, 1).eval()(inputs) is inputs
+    assert Dropout(0.0, 1)(inputs) is inputs
+    assert Dropout(0.5, 1).eval()(inputs) is inputs
     with pytest.raises(RuntimeError, match="micro_batch"):
-        make(0.5, 1)(inputs)
+        Dropout(0.5, 1)(inputs)
+    # So is one without keys.
+    assert DropPath(0.0, 1)(inputs, None) is inputs
+    assert DropPath(0.5, 1).eval()(inputs, None) is inputs
+    with pytest.raises(RuntimeError, match="samples' keys"):
+        DropPath(0.5, 1)(inputs, None)
 
 
 def test_dropout_is_a_function_of_scope_and_salt() -> None:
@@ -139,7 +143,7 @@ def test_block_with_dropout_and_drop_path_is_keyed_by_its_layer() -> None:
         block = Block(shape, layer, drop_path=0.5)
         initialise(block, seed=1)
         with randomness.micro_batch(seed=1, step=0, index=0, replica=0):
-            return block(tokens(batch=8))
+            return block(tokens(batch=8), keys=torch.arange(8))
 
     assert torch.equal(output(3), output(3))
     assert not torch.equal(output(3), output(4))

@@ -85,7 +85,6 @@ def measure(objective: Objective, example: Batch) -> Cost:
     trainable = [p for p in objective.parameters() if p.requires_grad]
     state = [*objective.parameters(), *objective.buffers()]
     with (
-        randomness.own_tensors(),
         randomness.micro_batch(0, 0, 0, 0),
         FlopCounterMode(display=False) as counter,
         FusedAttention(),
@@ -120,7 +119,7 @@ def activation_bytes(
             meta device has no autocast. Their copies of the weights are kept as well.
     """
     objective.train()
-    with randomness.own_tensors(), randomness.micro_batch(0, 0, 0, 0), FusedAttention():
+    with randomness.micro_batch(0, 0, 0, 0), FusedAttention():
         return _forward(objective, example, precision)[1]
 
 

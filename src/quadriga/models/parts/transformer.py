@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -105,7 +105,7 @@ class LayerScale(nn.Module):
 
 @final
 class DropPath(nn.Module):
-    """Stochastic depth per sample (Huang et al., 2016), drawn in the scope of the micro-batch."""
+    """Stochastic depth per sample (Huang et al., 2016), drawn from the sample's own key."""
 
     def __init__(self, rate: float, salt: int) -> None:
         """Drop a sample's branch with probability `rate`; `salt` tells branches apart."""
@@ -115,24 +115,34 @@ class DropPath(nn.Module):
         self.rate = torch.tensor(rate, dtype=torch.float32, device="cpu")
         self.salt = randomness.salt_tensor(salt)
 
-    def forward(self, branch: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    def forward(
+        self, branch: Float[Tensor, " batch *any"], keys: Int[Tensor, " batch"] | None
+    ) -> Float[Tensor, " batch *any"]:
         """Zero the branch of some samples and scale the others to keep the expectation.
 
         Args:
             branch: A residual branch, with the samples in dimension 0.
+            keys: int64 key of each sample in this pass (`randomness.pass_keys`).
+
+        Raises:
+            RuntimeError: There are no keys, but the module trains.
         """
         if not (self.drops and self.training):
             return branch
-        rows, device = branch.shape[0], branch.device
-        opaque = device.type == "cpu" and torch.compiler.is_compiling()
+        if keys is None:
+            raise RuntimeError(
+                "drop path while training needs the samples' keys, but has none; pass "
+                'keys=randomness.pass_keys(batch["key"], NAME)'
+            )
+        opaque = branch.device.type == "cpu" and torch.compiler.is_compiling()
         draw = _factors_as_one_operation if opaque else _factors
-        factors = draw(randomness.micro_batch_key(device), self.salt, self.rate, rows)
+        factors = draw(keys, self.salt, self.rate)
         return branch * factors.to(branch.dtype).view(-1, *(1,) * (branch.dim() - 1))
 
 
-def _factors(key: Tensor, salt: Tensor, rate: Tensor, rows: int) -> Float[Tensor, " {rows}"]:
+def _factors(keys: Tensor, salt: Tensor, rate: Tensor) -> Float[Tensor, " batch"]:
     """Return what each sample's branch is multiplied by: 0, or 1 / (1 - rate)."""
-    uniform = randomness.uniform_rows(key, salt, rows)[0]
+    uniform = randomness.uniform_rows(keys, salt, 1)[:, 0]
     return (uniform >= rate).to(torch.float32) / (1.0 - rate)
 
 
@@ -142,13 +152,13 @@ _factors_as_one_operation = torch.library.custom_op(
     "quadriga::drop_path_factors",
     _factors,
     mutates_args=(),
-    schema="(Tensor key, Tensor salt, Tensor rate, SymInt rows) -> Tensor",
+    schema="(Tensor keys, Tensor salt, Tensor rate) -> Tensor",
 )
 
 
 @_factors_as_one_operation.register_fake
-def _(key: Tensor, salt: Tensor, rate: Tensor, rows: int) -> Tensor:
-    return key.new_empty((rows,), dtype=torch.float32)
+def _(keys: Tensor, salt: Tensor, rate: Tensor) -> Tensor:
+    return torch.empty_like(keys, dtype=torch.float32)
 
 
 @final
@@ -185,41 +195,55 @@ class Block(nn.Module):
         super().__init__()
         self.attention_norm = nn.LayerNorm(shape.width, eps=shape.norm_eps)
         self.attention = Attention(shape.width, shape.heads, shape.qkv_bias)
-        self.attention_residual = _residual(shape, layer, "attention", drop_path)
+        self.attention_residual = Residual(shape, layer, "attention", drop_path)
         self.mlp_norm = nn.LayerNorm(shape.width, eps=shape.norm_eps)
         drop = None
         if shape.dropout > 0.0:
             drop = Dropout(shape.dropout, randomness.fold("dropout", layer, "hidden"))
         self.mlp = MLP(shape.width, shape.mlp_width, drop)
-        self.mlp_residual = _residual(shape, layer, "mlp", drop_path)
+        self.mlp_residual = Residual(shape, layer, "mlp", drop_path)
 
     def forward(
         self,
         tokens: Float[Tensor, "batch tokens width"],
         mask: Bool[Tensor, "..."] | Float[Tensor, "..."] | None = None,
+        keys: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
-        """Map the sequences; `mask` as for `Attention`."""
+        """Map the sequences; `mask` as for `Attention`, `keys` as for `DropPath`.
+
+        Keys are an argument and no context, so that a second computation of the block has them too,
+        and a compiled block sees an input like any other.
+        """
         branch = self.attention(self.attention_norm(tokens), mask)
-        tokens = tokens + self.attention_residual(branch)
+        tokens = tokens + self.attention_residual(branch, keys)
         branch = self.mlp(self.mlp_norm(tokens))
-        output: Tensor = tokens + self.mlp_residual(branch)
+        output: Tensor = tokens + self.mlp_residual(branch, keys)
         return output
 
 
-def _residual(shape: BlockShape, layer: int, branch: str, drop_path: float) -> nn.Sequential:
-    """Make what a branch passes before it is added: dropout, layer scale, drop path."""
-    parts: dict[str, nn.Module] = {}
-    if shape.dropout > 0.0:
-        salt = randomness.fold("dropout", layer, branch)
-        parts["dropout"] = Dropout(shape.dropout, salt)
-    if shape.layer_scale is not None:
-        parts["scale"] = LayerScale(shape.width, shape.layer_scale)
-    if drop_path > 0.0:
-        parts["drop_path"] = DropPath(drop_path, randomness.fold("drop_path", layer, branch))
-    residual = nn.Sequential()
-    for name, part in parts.items():
-        residual.add_module(name, part)
-    return residual
+@final
+class Residual(nn.Module):
+    """What a branch passes before it is added: dropout, layer scale, drop path."""
+
+    def __init__(self, shape: BlockShape, layer: int, branch: str, drop_path: float) -> None:
+        """Make those parts that do something; `layer` and `branch` tell their draws apart."""
+        super().__init__()
+        self.dropout: nn.Module = nn.Identity()
+        self.scale: nn.Module = nn.Identity()
+        self.drop_path = None
+        if shape.dropout > 0.0:
+            self.dropout = Dropout(shape.dropout, randomness.fold("dropout", layer, branch))
+        if shape.layer_scale is not None:
+            self.scale = LayerScale(shape.width, shape.layer_scale)
+        if drop_path > 0.0:
+            self.drop_path = DropPath(drop_path, randomness.fold("drop_path", layer, branch))
+
+    def forward(
+        self, branch: Float[Tensor, " batch *any"], keys: Int[Tensor, " batch"] | None
+    ) -> Float[Tensor, " batch *any"]:
+        """Return what is added to the tokens; `keys` as for `DropPath`."""
+        branch = self.scale(self.dropout(branch))
+        return branch if self.drop_path is None else self.drop_path(branch, keys)
 
 
 def drop_path_rates(highest: float, depth: int) -> list[float]:
