@@ -23,7 +23,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -172,6 +172,10 @@ class Timed(Executor):
     def state_dict(self) -> dict[str, Any]:
         """Return the state; see `Executor.state_dict`."""
         return self._executor.state_dict()
+
+    def match_state(self, names: Collection[str]) -> None:
+        """Make or drop state; see `Executor.match_state`."""
+        self._executor.match_state(names)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the state."""

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from quadriga.contracts import OptimizerConfig
-from quadriga.optim.parts.groups import materialise_state
 from quadriga.randomness import generator
 
 SHAPES = {
@@ -58,10 +57,9 @@ def make_steps(named: Named, optimizer: torch.optim.Optimizer, steps: range) -> 
 
 
 def trained(config: OptimizerConfig, steps: int, dtype: torch.dtype = torch.float64) -> Named:
-    """Return the parameters after some steps from a materialised state."""
+    """Return the parameters after some steps."""
     named = named_parameters(dtype)
     optimizer = config.build(named)
-    materialise_state(optimizer)
     make_steps(named, optimizer, range(steps))
     return named
 

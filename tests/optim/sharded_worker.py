@@ -13,20 +13,25 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from quadriga.config.base import construct
 from quadriga.contracts import OptimizerConfig
-from quadriga.optim.parts.groups import materialise_state
+from quadriga.engine.step.state import copy_state, match_optimizer_state, optimizer_state
 
 
 def steps_of(kind: str, named: Named, shard: bool) -> None:
-    """Make three steps from a materialised state."""
-    optimizer = construct(OptimizerConfig, {"kind": kind}).build(named)  # type: ignore[type-abstract]
-    materialise_state(optimizer)
+    """Make three steps; the sharded ones go on from a copy of their state after the first."""
+    config = construct(OptimizerConfig, {"kind": kind})  # type: ignore[type-abstract]
+    optimizer = config.build(named)
     for step in range(3):
+        if shard and step == 1:
+            before, optimizer = optimizer_state(optimizer, dict(named)), config.build(named)
+            match_optimizer_state(optimizer, dict(named), before)
+            copy_state(optimizer_state(optimizer, dict(named)), before)
         for name, parameter in named:
             gradient = values(name, tuple(parameter.shape), step).float()
             parameter.grad = sharded(gradient) if shard else gradient
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step) * group["lr_scale"]
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
 def sharded(tensor: torch.Tensor) -> DTensor:

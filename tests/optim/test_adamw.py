@@ -1,10 +1,9 @@
-"""Decay groups, the optimizer's state before its first step, and the fused step itself."""
+"""Decay groups, and the fused step."""
 
 from __future__ import annotations
 
 import copy
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +11,7 @@ from torch import nn
 
 from errors import refuses
 from quadriga.optim.adam import AdamWConfig
-from quadriga.optim.parts.groups import decay_groups, materialise_state
+from quadriga.optim.parts.groups import decay_groups
 from quadriga.randomness import generator
 
 NAMES = st.text(alphabet="abn._", min_size=1, max_size=6)
@@ -65,25 +64,6 @@ def test_the_default_rules_exempt_what_the_recipe_exempts() -> None:
     optimizer = AdamWConfig(weight_decay=0.2).build(named)
     decayed = [p for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]]
     assert [id(p) for p in decayed] == [id(named[0][1])]
-
-
-@pytest.mark.parametrize("steps", [0, 1, 4])
-def test_a_materialised_state_is_the_one_torch_makes_itself(steps: int) -> None:
-    lazy, made = module_of(), module_of()
-    optimizers = [AdamWConfig().build(list(m.named_parameters())) for m in (lazy, made)]
-    materialise_state(optimizers[1])
-    assert all(parameter.grad is None for parameter in made.parameters())
-    assert [g["lr"] for g in optimizers[1].param_groups] == [1e-3, 1e-3]
-    for module, optimizer in zip((lazy, made), optimizers, strict=True):
-        train(module, optimizer, steps)
-    for (name, mine), theirs in zip(made.named_parameters(), lazy.parameters(), strict=True):
-        assert torch.equal(mine, theirs), name
-        state, expected = optimizers[1].state[mine], optimizers[0].state[theirs]
-        assert set(state) == {"step", "exp_avg", "exp_avg_sq"}
-        for key, value in state.items():
-            oracle = expected[key] if steps else torch.zeros_like(value)
-            assert torch.equal(value, oracle), (name, key)
-            assert value.dtype == oracle.dtype
 
 
 def test_the_fused_step_is_the_plain_one() -> None:

@@ -11,7 +11,12 @@ from optim_modules import Named, make_steps, named_parameters
 from errors import refuses
 from quadriga.config.base import construct, kinds
 from quadriga.contracts import OptimizerConfig
-from quadriga.optim.parts.groups import materialise_state
+from quadriga.engine.step.state import (
+    copy_state,
+    match_optimizer_state,
+    optimizer_state,
+    without_unbegun,
+)
 
 KINDS = kinds(OptimizerConfig)  # type: ignore[type-abstract]
 
@@ -24,11 +29,21 @@ def config_of(kind: str, **values: object) -> OptimizerConfig:
 
 def state_of(named: Named, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Return parameters and state under global names, as a checkpoint has them."""
-    state = {f"objective.{name}": parameter for name, parameter in named}
-    for name, parameter in named:
-        for key, value in optimizer.state[parameter].items():
-            state[f"optimizer.{name}.{key}"] = value
+    return {f"objective.{name}": p for name, p in named} | optimizer_state(optimizer, dict(named))
+
+
+def load(
+    named: Named, optimizer: torch.optim.Optimizer, state: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Load a state as executors do; return what was loaded."""
+    state = without_unbegun(state)
+    match_optimizer_state(optimizer, dict(named), state)
+    copy_state(state_of(named, optimizer), state)
     return state
+
+
+def copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
 
 
 def assert_bit_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
@@ -46,38 +61,68 @@ def test_config_round_trips_through_json(kind: str) -> None:
     assert config.override({"lr_scales.head": "3"}).lr_scales == {"head": 3.0}
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-def test_a_materialised_state_is_the_one_made_by_the_first_step(kind: str, steps: int) -> None:
-    lazy, made = named_parameters(), named_parameters()
-    optimizers = [config_of(kind).build(named) for named in (lazy, made)]
-    materialise_state(optimizers[1])
-    begun = state_of(made, optimizers[1])
-    for name, tensor in begun.items():
-        if name.startswith("optimizer."):
-            assert not tensor.any(), name
+def test_state_made_to_be_read_into_is_that_of_a_step(kind: str) -> None:
+    stepped, made = named_parameters(), named_parameters()
+    optimizers = [config_of(kind).build(named) for named in (stepped, made)]
+    rates = [group["lr"] for group in optimizers[1].param_groups]
+    make_steps(stepped, optimizers[0], range(1))
+    expected = optimizer_state(optimizers[0], dict(stepped))
+    match_optimizer_state(optimizers[1], dict(made), expected)
+    found = optimizer_state(optimizers[1], dict(made))
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        theirs = expected[name]
+        assert (tensor.shape, tensor.dtype) == (theirs.shape, theirs.dtype), name
+        assert (tensor.device, tensor.stride()) == (theirs.device, theirs.stride()), name
     for (name, parameter), (_, original) in zip(made, named_parameters(), strict=True):
         assert torch.equal(parameter, original), name
-    for named, optimizer in zip((lazy, made), optimizers, strict=True):
-        make_steps(named, optimizer, range(steps))
-    assert_bit_equal(state_of(made, optimizers[1]), state_of(lazy, optimizers[0]))
-    assert begun.keys() == state_of(made, optimizers[1]).keys()
+        assert parameter.grad is None
+    assert [group["lr"] for group in optimizers[1].param_groups] == rates
 
 
-def test_a_resumed_run_is_one_that_never_stopped(kind: str) -> None:
+@pytest.mark.parametrize("other_steps", [0, 3])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_resumed_run_is_one_that_never_stopped(kind: str, steps: int, other_steps: int) -> None:
+    """Also where the optimizer that loads has made steps of its own."""
     whole, first, second = named_parameters(), named_parameters(), named_parameters()
     optimizers = [config_of(kind).build(named) for named in (whole, first, second)]
-    for optimizer in optimizers:
-        materialise_state(optimizer)
     make_steps(whole, optimizers[0], range(5))
-    make_steps(first, optimizers[1], range(2))
-    saved = {
-        name: tensor.detach().clone() for name, tensor in state_of(first, optimizers[1]).items()
-    }
-    with torch.no_grad():
-        for name, tensor in state_of(second, optimizers[2]).items():
-            tensor.copy_(saved[name])
-    make_steps(second, optimizers[2], range(2, 5))
+    make_steps(first, optimizers[1], range(steps))
+    make_steps(second, optimizers[2], range(10, 10 + other_steps))
+    load(second, optimizers[2], copied(state_of(first, optimizers[1])))
+    assert_bit_equal(state_of(first, optimizers[1]), state_of(second, optimizers[2]))
+    make_steps(second, optimizers[2], range(steps, 5))
     assert_bit_equal(state_of(whole, optimizers[0]), state_of(second, optimizers[2]))
+
+
+def test_state_of_zeros_is_that_before_the_first_step(kind: str) -> None:
+    """Runs until revision 7f9c01b stored it, also of parameters without a gradient."""
+    whole, old = named_parameters(), named_parameters()
+    optimizers = [config_of(kind).build(named) for named in (whole, old)]
+    make_steps(whole, optimizers[0], range(3))
+    state = copied(state_of(whole, optimizers[0]))
+    for name, tensor in state.items():
+        if name.startswith("optimizer."):
+            tensor.zero_()
+    loaded = load(old, optimizers[1], state | {f"objective.{n}": p for n, p in named_parameters()})
+    counted = [name.removesuffix(".step") for name in state if name.endswith(".step")]
+    assert not any(name.rpartition(".")[0] in counted for name in loaded)
+    make_steps(old, optimizers[1], range(3))
+    assert_bit_equal(state_of(whole, optimizers[0]), state_of(old, optimizers[1]))
+
+
+def test_names_on_one_side_alone_are_told(kind: str) -> None:
+    named = named_parameters()
+    optimizer = config_of(kind).build(named)
+    make_steps(named, optimizer, range(1))
+    state = copied(state_of(named, optimizer))
+    key = next(name for name in state if name.startswith("optimizer.head.weight."))
+    for wrong in ("optimizer.head.weight.other", "optimizer.other.exp_avg"):
+        with pytest.raises(ValueError, match=wrong):
+            load(named, optimizer, {**state, wrong: torch.ones(())})
+    if sum(name.startswith("optimizer.head.weight.") for name in state) > 1:
+        with pytest.raises(ValueError, match=key):
+            load(named, optimizer, {name: t for name, t in state.items() if name != key})
 
 
 def test_the_state_dict_of_torch_carries_the_state(kind: str) -> None:
@@ -104,11 +149,10 @@ def test_every_trained_parameter_moves_and_no_other(kind: str) -> None:
 def test_a_parameter_without_a_gradient_stays(kind: str) -> None:
     named = named_parameters()
     optimizer = config_of(kind).build(named)
-    materialise_state(optimizer)
     make_steps(named[:-1], optimizer, range(2))
     name, original = named_parameters()[-1]
     assert torch.equal(dict(named)[name], original)
-    assert not any(value.any() for value in optimizer.state[dict(named)[name]].values())
+    assert not any(key.startswith(f"optimizer.{name}.") for key in state_of(named, optimizer))
 
 
 def test_a_gradient_is_not_written_to(kind: str) -> None:

@@ -177,7 +177,8 @@ class OptimizerConfig(Choice, ABC):
         """Make the optimizer.
 
         ``group["lr_scale"]`` multiplies the step's learning rate, which the executor writes to
-        ``group["lr"]``. The state of a parameter is tensors only, zero before the first step.
+        ``group["lr"]``. The state of a parameter is tensors only, and made by its first
+        step: `Executor.match_state` makes it ahead of one, to be read into.
 
         Raises:
             UserError: A rule names a part or a layer that no parameter belongs to.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -64,4 +64,20 @@ class Executor(ABC):
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the state that `state_dict` returned, on any layout."""
+        """Take the state that `state_dict` returned, on any layout.
+
+        Raises:
+            ValueError: The names are not those of this model and optimizer.
+        """
+
+    def match_state(self, names: Collection[str]) -> None:
+        """Have `state_dict` return, of the state that comes with the first steps, what a
+        checkpoint has; every rank calls it.
+
+        Until then an optimizer has no state: a checkpoint of step 0 holds none, nor one does of a
+        parameter without a gradient. What was made is to be read into.
+
+        Args:
+            names: Those of the checkpoint's tensors.
+        """
+        return None

@@ -10,10 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from quadriga.contracts import Progress
-from quadriga.engine.checkpoint.read import OBJECTIVE, OPTIMIZER, read_stored, stored_tensors
+from quadriga.engine.checkpoint.read import OBJECTIVE, read_stored, stored_tensors
 from quadriga.engine.modular_files_config import ModularFilesConfig
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import scaled_lr
+from quadriga.engine.step.state import OPTIMIZER
 from quadriga.models.vit import ViTConfig
 from quadriga.weights.fit import foreign_shape
 from quadriga.weights.layouts.model_stages import (

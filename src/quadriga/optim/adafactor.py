@@ -48,6 +48,9 @@ class AdafactorConfig(OptimizerConfig):
 class Adafactor(ForeachOptimizer):
     """Adafactor without momentum, over whole or sharded parameters; nothing waits for the device.
 
+    `torch.optim.Adafactor` (torch 2.13) makes the same step, but fails on sharded matrices and
+    waits for the device twice per tensor.
+
     Shazeer and Stern 2018, algorithms 4 and 5, with gradient g, weight x, decay b, step t,
     ``B = 1 - t^-c``, and means along the last dimension (R), the one before it (C) and both::
 
@@ -55,7 +58,7 @@ class Adafactor(ForeachOptimizer):
         u = g / sqrt(R C / mean(R))        u = u / max(1, rms(u) / d)
         x = x (1 - lr b) - max(e, rms(x)) min(lr, 1 / sqrt(t)) u
 
-    A vector has one moment per element. The step's share and decay are those of torch's own.
+    A vector has one moment per element.
     """
 
     def __init__(self, groups: list[dict[str, Any]], config: AdafactorConfig) -> None:

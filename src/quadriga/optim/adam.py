@@ -17,10 +17,9 @@ from typing import Any, final
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.optim.nadam import nadam
 
 from quadriga.contracts import OptimizerConfig
-from quadriga.optim.parts.foreach import ForeachOptimizer, state_like, step_counts
+from quadriga.optim.parts.foreach import ForeachOptimizer, state_like
 from quadriga.optim.parts.groups import groups_of, require_below_one
 
 
@@ -170,53 +169,15 @@ class NAdamConfig(OptimizerConfig):
 
     def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """Make the optimizer over groups by rule; see `groups_of`."""
-        return NAdam(groups_of(self, named_parameters), self)
-
-
-@final
-class NAdam(ForeachOptimizer):
-    """torch's NAdam with a state that begins at zero.
-
-    The product of the momenta so far begins at one; it is set before a parameter's first step.
-    """
-
-    def __init__(self, groups: list[dict[str, Any]], config: NAdamConfig) -> None:
-        """Take parameter groups that each have ``weight_decay``."""
-        self._config = config
-        super().__init__(groups, {"lr": config.lr})
-
-    def step_group(
-        self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]
-    ) -> None:
-        """Make the step of one group; see `ForeachOptimizer.step_group`."""
-        config = self._config
-        steps = step_counts(self, parameters, on_device=False)
-        nadam(
-            parameters,
-            gradients,
-            state_like(self, parameters, "exp_avg"),
-            state_like(self, parameters, "exp_avg_sq"),
-            self._products(parameters, steps),
-            steps,
-            decoupled_weight_decay=config.decoupled,
+        return torch.optim.NAdam(
+            groups_of(self, named_parameters),
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            momentum_decay=self.momentum_decay,
+            decoupled_weight_decay=self.decoupled,
             foreach=True,
-            beta1=config.betas[0],
-            beta2=config.betas[1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            momentum_decay=config.momentum_decay,
-            eps=config.eps,
         )
-
-    def _products(self, parameters: Sequence[Tensor], steps: Sequence[Tensor]) -> list[Tensor]:
-        """Return the product of each parameter's momenta, float32 scalars on the CPU."""
-        for parameter, step in zip(parameters, steps, strict=True):
-            state = self.state[parameter]
-            if "mu_product" not in state:
-                state["mu_product"] = torch.zeros((), dtype=torch.float32, device="cpu")
-            if not step:
-                state["mu_product"].fill_(1.0)
-        return [self.state[parameter]["mu_product"] for parameter in parameters]
 
 
 @final

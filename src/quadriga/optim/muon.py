@@ -8,7 +8,7 @@ The nearest orthogonal matrix, roughly and fast, by a Newton-Schulz iteration.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, final
 
 import torch
@@ -19,7 +19,7 @@ from torch.optim.adamw import adamw
 
 from quadriga.contracts import OptimizerConfig
 from quadriga.errors import UserError
-from quadriga.optim.parts.foreach import gathered, loss_of, state_like, step_counts, with_gradient
+from quadriga.optim.parts.foreach import ForeachOptimizer, gathered, state_like, step_counts
 from quadriga.optim.parts.groups import groups_of, require_below_one
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -144,7 +144,7 @@ class MuonConfig(OptimizerConfig):
 
 
 @final
-class Muon(torch.optim.Optimizer):
+class Muon(ForeachOptimizer):
     """Momentum made orthogonal in groups whose ``muon`` is true, AdamW in the others.
 
     With gradient G, weight W (rows x columns), decay b, and NS the iteration of `orthogonalise`::
@@ -185,28 +185,16 @@ class Muon(torch.optim.Optimizer):
         self._step_length, self._betas, self._eps = step_length, betas, eps
         super().__init__(groups, {"lr": lr})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Make one step.
+    def step_group(
+        self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]
+    ) -> None:
+        """Make the step of one group; see `ForeachOptimizer.step_group`."""
+        update = self._muon_step if group["muon"] else self._adamw_step
+        update(group, parameters, gradients)
 
-        Args:
-            closure: Computes the loss and the gradients anew, if given.
-
-        Returns:
-            What `closure` returned.
-        """
-        loss = loss_of(closure)
-        for group in self.param_groups:
-            if group["muon"]:
-                self._muon_step(group)
-            else:
-                self._adamw_step(group)
-        return loss
-
-    def _muon_step(self, group: dict[str, Any]) -> None:
-        parameters, gradients = with_gradient(group)
-        if not parameters:
-            return
+    def _muon_step(
+        self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]
+    ) -> None:
         moments = state_like(self, parameters, "momentum_buffer")
         torch._foreach_lerp_(moments, gradients, 1.0 - self._momentum)
         ahead: Sequence[Tensor] = moments
@@ -222,10 +210,9 @@ class Muon(torch.optim.Optimizer):
             return float(0.2 * max(rows, columns) ** 0.5)
         return float(max(1.0, rows / columns) ** 0.5)
 
-    def _adamw_step(self, group: dict[str, Any]) -> None:
-        parameters, gradients = with_gradient(group)
-        if not parameters:
-            return
+    def _adamw_step(
+        self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]
+    ) -> None:
         adamw(
             parameters,
             gradients,

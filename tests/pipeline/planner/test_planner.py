@@ -13,7 +13,7 @@ from pipeline_fakes import words_run
 from plan_fakes import LINKS, made_profile
 from quadriga.engine.build import build_on_meta
 from quadriga.errors import UserError
-from quadriga.optim.parts.groups import materialise_state, partial_optimizer
+from quadriga.optim.parts.groups import make_state, partial_optimizer
 from quadriga.pipeline.planner.cost import Candidate, Costs, Placement
 from quadriga.pipeline.planner.profile import Network, Profile, UnitCost, make_units, sizes
 from quadriga.pipeline.planner.search import Planner, Ranking, steady_state
@@ -55,7 +55,7 @@ def test_memory_of_weights_is_what_the_executor_holds(schedule: str) -> None:
         buffers = [FlatGradients(banks.parameters) for _ in range(banks.count)]
         assert memory.gradients == sum(buffer.flat.nbytes for buffer in buffers)
         optimizer = partial_optimizer(config.optim, everything, banks.parameters)
-        materialise_state(optimizer)
+        make_state(optimizer, banks.parameters.values())
         states = [v for state in optimizer.state.values() for v in state.values() if v.dim()]
         assert memory.optimizer == sum(value.nbytes for value in states)
 

@@ -16,7 +16,7 @@ from quadriga import randomness
 from quadriga.engine.build import build_on_meta
 from quadriga.engine.meters.cost import measure
 from quadriga.optim.muon import MuonConfig
-from quadriga.optim.parts.groups import materialise_state
+from quadriga.optim.parts.groups import make_state
 from quadriga.pipeline.planner.estimate import estimate_profile
 from quadriga.pipeline.planner.measure import (
     LARGE,
@@ -71,7 +71,7 @@ def test_sizes_are_those_of_the_whole() -> None:
         objective = build_on_meta(config).to_empty(device=CPU)
         named = list(objective.named_parameters())
         optimizer = config.optim.build(named)
-        materialise_state(optimizer)
+        make_state(optimizer, [p for _, p in named])
         states = sum(
             value.nbytes
             for _, parameter in named

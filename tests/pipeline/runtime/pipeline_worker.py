@@ -36,7 +36,9 @@ def run_case(case: dict[str, Any], env: DistEnv, folder: Path) -> None:
     executor = make_executor(make_toy(case), config_of(case), plan_of(case), env)
     first, last = case.get("range", [0, case["steps"]])
     if "load_from" in case:
-        executor.load_state_dict(stored(folder / case["load_from"], executor.state_dict()))
+        merged = stored(folder / case["load_from"])
+        executor.match_state(merged)
+        executor.load_state_dict({name: merged[name] for name in executor.state_dict()})
     cuts = [first, *(cut for cut in case.get("cuts", []) if first < cut < last), last]
     outputs = []
     for start, stop in pairwise(cuts):
@@ -76,14 +78,14 @@ def count_messages() -> list[int]:
     return held
 
 
-def stored(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Return what all ranks of another case have left, as far as it is wanted."""
+def stored(folder: Path) -> dict[str, Any]:
+    """Return what all ranks of another case have left."""
     merged: dict[str, Any] = {}
     for path in sorted(folder.glob("rank_*.pt")):
         for name, tensor in torch.load(path, weights_only=True)["state"].items():
             assert name not in merged or torch.equal(merged[name], tensor), name
             merged[name] = tensor
-    return {name: merged[name] for name in wanted}
+    return merged
 
 
 def run_rank(rank: int, world_size: int, cases: list[dict[str, Any]], folder: Path, tag: str):

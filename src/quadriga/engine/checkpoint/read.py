@@ -35,7 +35,17 @@ from quadriga.engine.checkpoint.folder import (
     read_manifest,
     verify,
 )
+from quadriga.engine.step.state import OPTIMIZER
 from quadriga.errors import UserError
+
+
+def read_names(path: Path, env: DistEnv) -> list[str]:
+    """Return the names of a checkpoint's tensors; every rank calls it.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
+    return on_all(lambda: list(_stored(path)), env)
 
 
 def read_state(path: Path, state: dict[str, Any], env: DistEnv, complete: bool) -> None:
@@ -84,12 +94,22 @@ def read_objective(
 
 
 def _read(path: Path, state: dict[str, Any], known: set[str] | None) -> None:
+    _check(path, state, _stored(path), known)
+    with _readable(path), _quiet():
+        load(state, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """Return what the headers say of each tensor."""
+    with _readable(path):
+        return HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say of an error inside that the checkpoint cannot be read."""
     try:
-        reader = HuggingFaceStorageReader(str(path))
-        stored = reader.read_metadata().state_dict_metadata
-        _check(path, state, stored, known)
-        with _quiet():
-            load(state, storage_reader=reader, no_dist=True)
+        yield
     except (OSError, SafetensorError, CheckpointException) as error:
         raise UserError(
             f"checkpoint {path} cannot be read: {root_cause(error)}; name an older one with "
@@ -135,7 +155,6 @@ Weights = Literal["raw", "ema"]
 
 OBJECTIVE = "objective."
 EMA = "ema."
-OPTIMIZER = "optimizer."
 
 _NAME = re.compile(r"step_\d+")
 

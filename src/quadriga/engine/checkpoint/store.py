@@ -35,7 +35,7 @@ from quadriga.engine.checkpoint.folder import (
     step_of,
     verify,
 )
-from quadriga.engine.checkpoint.read import read_objective, read_state
+from quadriga.engine.checkpoint.read import read_names, read_objective, read_state
 from quadriga.engine.checkpoint.retention import Retention
 from quadriga.engine.checkpoint.write import CheckpointWriter
 from quadriga.engine.companions import log_companions, write_companions
@@ -191,6 +191,7 @@ class CheckpointStore:
             UserError: The tensors are not those of this run's model and optimizer.
         """
         self._settle()
+        executor.match_state(read_names(path, self._env))
         state = executor.state_dict()
         read_state(path, state, self._env, complete=True)
         executor.load_state_dict(state)

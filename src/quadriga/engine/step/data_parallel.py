@@ -8,7 +8,7 @@ step, wherever they were counted. So N ranks and M micro-batches make the step o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from typing import Any, Protocol, final
 
 import torch
@@ -27,10 +27,15 @@ from quadriga.engine.step.bad_step import BadStep, stop_at
 from quadriga.engine.step.blocks import apply_recompute, compile_blocks
 from quadriga.engine.step.precision import LossScale, reduced_precision
 from quadriga.engine.step.sharding import Sharded, make_layout
-from quadriga.engine.step.state import copy_state
+from quadriga.engine.step.state import (
+    copy_state,
+    match_optimizer_state,
+    optimizer_state,
+    without_unbegun,
+)
 from quadriga.engine.step.sums import Reduced, Totals
 from quadriga.optim.parts.ema import WeightAverage
-from quadriga.optim.parts.groups import materialise_state, partial_optimizer
+from quadriga.optim.parts.groups import partial_optimizer
 
 
 class MakeExecutor(Protocol):
@@ -98,7 +103,6 @@ class DataParallelExecutor(Executor):
         self._parts = _parts(self._named, objective.independent_parts)
         own = {objective.name_in_whole(name): p for name, p in self._named}
         self._optimizer = partial_optimizer(config.optim, objective.whole_parameters() or own, own)
-        materialise_state(self._optimizer)
         self._scale = LossScale(config.train.precision == "float16")
         self._skipped = 0
         self._average = None
@@ -246,16 +250,20 @@ class DataParallelExecutor(Executor):
         ``objective.NAME``, ``optimizer.PARAMETER.KEY``, ``ema.PARAMETER`` and ``executor.NAME``.
         """
         state = {f"objective.{name}": t for name, t in self.objective.state_dict().items()}
-        for name, parameter in self._named:
-            for key, value in self._optimizer.state[parameter].items():
-                state[f"optimizer.{name}.{key}"] = value
+        state |= optimizer_state(self._optimizer, dict(self._named))
         if self._average is not None:
             state |= {f"ema.{name}": t for name, t in self._average.tensors.items()}
         own = {"skipped": torch.tensor(self._skipped), **self._scale.state_dict()}
         return {**state, **{f"executor.{name}": tensor for name, tensor in own.items()}}
 
+    def match_state(self, names: Collection[str]) -> None:
+        """Make or drop the optimizer's state as `names` have it; see `Executor.match_state`."""
+        match_optimizer_state(self._optimizer, dict(self._named), names)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Copy `state` into the live tensors; the names must be the same on both sides."""
+        """Copy `state` into the live tensors; see `Executor.load_state_dict`."""
+        state = without_unbegun(state)
+        self.match_state(state)
         copy_state(self.state_dict(), state)
         self._skipped = int(state["executor.skipped"])
         self._scale.load_state_dict(

@@ -7,20 +7,12 @@ the full tensor however it is laid out, and nothing waits for the device.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-
-
-def loss_of(closure: Callable[[], float] | None) -> float | None:
-    """Return what the closure of `torch.optim.Optimizer.step` returns, if there is one."""
-    if closure is None:
-        return None
-    with torch.enable_grad():
-        return closure()
 
 
 class ForeachOptimizer(torch.optim.Optimizer, ABC):
@@ -36,11 +28,14 @@ class ForeachOptimizer(torch.optim.Optimizer, ABC):
         Returns:
             What `closure` returned.
         """
-        loss = loss_of(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
-            parameters, gradients = with_gradient(group)
+            parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
-                self.step_group(group, parameters, gradients)
+                self.step_group(group, parameters, [p.grad for p in parameters])
         return loss
 
     @abstractmethod
@@ -54,12 +49,6 @@ class ForeachOptimizer(torch.optim.Optimizer, ABC):
             parameters: Those of the group that have a gradient.
             gradients: Their gradients.
         """
-
-
-def with_gradient(group: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the parameters of a group that have a gradient, and their gradients."""
-    parameters = [p for p in group["params"] if p.grad is not None]
-    return parameters, [p.grad for p in parameters]
 
 
 def state_like(

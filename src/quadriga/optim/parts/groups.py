@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -175,25 +175,25 @@ def require_below_one(name: str, rates: Sequence[float]) -> None:
         raise ValueError(f"{name} must be at least 0 and below 1, but are {list(rates)}")
 
 
-def materialise_state(optimizer: torch.optim.Optimizer) -> None:
-    """Create the optimizer's state tensors, all zero, as they are before the first step.
+def make_state(optimizer: torch.optim.Optimizer, parameters: Iterable[torch.Tensor]) -> None:
+    """Have the optimizer make the state of some of its parameters ahead of a step.
 
-    torch creates them inside the first step. Made here, the state has the same names and shapes
-    at every step, 0 included, and a checkpoint can be read into it in place.
+    It is made by a step with zero gradients at a learning rate of 0: its names, shapes and devices
+    are those of any step, the parameters stay as they are, and the values mean nothing.
+
+    Args:
+        optimizer: None of its parameters has a gradient.
+        parameters: Those that get state.
     """
-    saved = [group["lr"] for group in optimizer.param_groups]
+    rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = 0.0
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    for group, lr in zip(optimizer.param_groups, saved, strict=True):
+    for group, lr in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = lr
-    for state in optimizer.state.values():
-        for value in state.values():
-            if isinstance(value, torch.Tensor):
-                value.zero_()
 
 
 def partial_optimizer(

@@ -35,7 +35,6 @@ from quadriga.engine.meters.devices import device_name
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.step.precision import reduced_precision
 from quadriga.errors import UserError
-from quadriga.optim.parts.groups import materialise_state
 from quadriga.pipeline.planner.profile import (
     Facts,
     Link,
@@ -277,7 +276,6 @@ def _update_seconds(config: RunConfig, unit: Stage, device: torch.device) -> flo
     if not named:
         return 0.0
     optimizer = config.optim.override({"layer_decay": 1.0, "lr_scales": "{}"}).build(named)
-    materialise_state(optimizer)
     taken = []
     for _ in range(2 + REPEATS):
         for _, parameter in named:

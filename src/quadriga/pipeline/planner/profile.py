@@ -26,7 +26,7 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.engine.step.blocks import apply_recompute
 from quadriga.errors import UserError, did_you_mean
 from quadriga.files import write_text
-from quadriga.optim.parts.groups import materialise_state
+from quadriga.optim.parts.groups import make_state
 
 Recompute = Literal["none", "full"]
 
@@ -448,7 +448,7 @@ def _state_rates(named: Mapping[str, nn.Parameter], optim: OptimizerConfig) -> d
         for name, p in named.items()
     }
     optimizer = rules.build(list(small.items()))
-    materialise_state(optimizer)
+    make_state(optimizer, small.values())
     return {
         name: sum(
             value.element_size()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -17,7 +17,12 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan
 from quadriga.engine.step.bad_step import BadStep, stop_at
 from quadriga.engine.step.blocks import apply_recompute, compile_blocks
-from quadriga.engine.step.state import copy_state
+from quadriga.engine.step.state import (
+    copy_state,
+    match_optimizer_state,
+    optimizer_state,
+    without_unbegun,
+)
 from quadriga.pipeline.runtime.partition import Part, cut, make_groups, shared_parameters
 from quadriga.pipeline.runtime.updates import Outcome, Updates
 from quadriga.pipeline.runtime.versions import Banks
@@ -159,9 +164,7 @@ class StagedExecutor(Executor):
         """
         state: dict[str, Any] = dict(self.banks.state_dict())
         updates = self.updates
-        for name, parameter in self.banks.parameters.items():
-            for key, value in updates.optimizer.state[parameter].items():
-                state[f"optimizer.{name}.{key}"] = value
+        state |= optimizer_state(updates.optimizer, self.banks.parameters)
         if updates.average is not None:
             state |= {f"ema.{name}": t for name, t in updates.average.tensors.items()}
         state |= {f"feedback.{name}": tensor for name, tensor in updates.feedback.items()}
@@ -170,8 +173,14 @@ class StagedExecutor(Executor):
             state["executor.has_feedback"] = torch.tensor(int(updates.has_feedback))
         return state
 
+    def match_state(self, names: Collection[str]) -> None:
+        """Make or drop the optimizer's state as `names` have it; see `Executor.match_state`."""
+        match_optimizer_state(self.updates.optimizer, self.banks.parameters, names)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Copy `state` into the live tensors; the names must be the same on both sides."""
+        """Copy `state` into the live tensors; see `Executor.load_state_dict`."""
+        state = without_unbegun(state)
+        self.match_state(state)
         copy_state(self.state_dict(), state)
         self.updates.skipped = int(state["executor.skipped"])
         if "executor.has_feedback" in state:

@@ -25,7 +25,7 @@ from quadriga.engine.run_plan import RunPlan
 from quadriga.engine.step.bad_step import BadStep
 from quadriga.engine.step.sums import Totals
 from quadriga.optim.parts.ema import WeightAverage
-from quadriga.optim.parts.groups import materialise_state, partial_optimizer
+from quadriga.optim.parts.groups import partial_optimizer
 from quadriga.pipeline.runtime.partition import Groups
 from quadriga.pipeline.runtime.versions import Banks, FlatGradients
 
@@ -83,7 +83,6 @@ class Updates:
             name for name in own if ties.get(name, (groups.stage,))[0] == groups.stage
         ]
         self.optimizer = partial_optimizer(config.optim, everything, own)
-        materialise_state(self.optimizer)
         decay = config.ema.decay
         self.average = WeightAverage(list(own.items()), decay, config.ema.warmup) if decay else None
         self.feedback: dict[str, Tensor] = {}
