@@ -178,7 +178,7 @@ class Theirs(Side):
     def loss(self, batch: Batch) -> Tensor:
         """Return the loss of a batch."""
         output: Any = self.model(**arguments(batch))
-        loss: Tensor = output.loss
+        loss: Tensor = output.only.total
         return loss
 
 

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple, final
 import torch
 
 from quadriga.cli.resolve import find_recipe
-from quadriga.contracts import Batch, Executor, Objective, StepOutput, stack
+from quadriga.contracts import Executor, MicroBatch, Objective, StepOutput, stack
 from quadriga.data.reading.loader import Loader
 from quadriga.data.reading.sampling import step_samples
 from quadriga.distributed.environment import DistEnv, pick_device
@@ -96,19 +96,20 @@ class Setting:
         """Make the objective: the same weights at each call."""
         return build_objective(self.config, self.env.device, self.config.seed)
 
-    def read_by_hand(self, steps: range) -> Iterator[Batch]:
+    def read_by_hand(self, steps: range) -> Iterator[MicroBatch]:
         """Yield the batches of `steps` as a plain loop reads them; `steps` is drawn at once."""
         dataset, transform = self.config.data.build("train"), self.config.views.build("train")
         size, batch_size = self.plan.dataset_size, self.plan.batch_size
         seed, repeats = self.config.seed, self.config.train.repeats
         drawn = [step_samples(seed, size, batch_size, step, repeats) for step in steps]
 
-        def read() -> Iterator[Batch]:
+        def read() -> Iterator[MicroBatch]:
             for index, key in drawn:
                 pairs = zip(index.tolist(), key.tolist(), strict=True)
                 samples = [transform.sample(dataset.read(i), k) for i, k in pairs]
                 batch = stack(samples, index, key)
-                yield transform.batch({name: t.to(self.env.device) for name, t in batch.items()})
+                moved = {name: t.to(self.env.device) for name, t in batch.items()}
+                yield MicroBatch(transform.batch(moved))
 
         return read()
 
@@ -117,7 +118,7 @@ class Setting:
 class BareLoop:
     """The loop that a researcher writes by hand."""
 
-    def __init__(self, setting: Setting, read: Callable[[range], Iterator[Batch]]) -> None:
+    def __init__(self, setting: Setting, read: Callable[[range], Iterator[MicroBatch]]) -> None:
         """Take the batches of given steps from `read`."""
         self._setting, self._read = setting, read
         self._objective = setting.objective()
@@ -138,7 +139,11 @@ class BareLoop:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             output = objective(batch)
-            loss = output.loss if output.count is None else output.loss / output.count
+            loss = (
+                output.only.total
+                if output.only.targets is None
+                else output.only.total / output.only.targets
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -157,7 +162,7 @@ class Timed(Executor):
         self._executor, self._device = executor, device
         self.seconds, self.loss = Seconds(0, 0), torch.zeros(())
 
-    def run(self, batches: Iterator[Batch], steps: range) -> Iterator[StepOutput]:
+    def run(self, batches: Iterator[MicroBatch], steps: range) -> Iterator[StepOutput]:
         """Make the steps; see `Executor.run`."""
         watch = Stopwatch(self._device)
         for output in self._executor.run(batches, steps):

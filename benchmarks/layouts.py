@@ -24,7 +24,7 @@ import torch
 from torch.distributed import run as torchrun
 
 from quadriga.cli.resolve import find_recipe
-from quadriga.contracts import Batch
+from quadriga.contracts import MicroBatch
 from quadriga.distributed.collectives import local_part
 from quadriga.distributed.environment import DistEnv
 from quadriga.distributed.process_group import process_group
@@ -107,9 +107,9 @@ class Side:
         self._plan, self._env, self._done = plan, env, 0
         transform = config.views.build("train")
         micro = plan.batch_size // (plan.world_size * plan.accumulate)
-        self._batch = transform.example(micro, env.device)
+        self._batch = MicroBatch(transform.example(micro, env.device))
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[MicroBatch]:
         while True:
             yield self._batch
 

@@ -95,7 +95,7 @@ class SleepStage(Stage):
         hidden = _Sleep.apply(hidden, self._seconds, self._seconds)  # type: ignore[no-untyped-call]
         weights = _Sleep.apply(weights, 0.0, self._seconds)  # type: ignore[no-untyped-call]
         output = hidden + weights
-        return LossOutput(output.square().mean(), None, {}) if self._is_last else output
+        return LossOutput.of(output.square().mean(), None, {}) if self._is_last else output
 
 
 @final

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import torch
 
 from quadriga.cli.resolve import find_recipe
-from quadriga.contracts import Batch
+from quadriga.contracts import MicroBatch
 from quadriga.distributed.environment import DistEnv, pick_device
 from quadriga.engine.build import build_objective, build_on_meta
 from quadriga.engine.meters.cost import measure
@@ -104,11 +104,11 @@ class Side:
         objective = build_objective(config, device, config.seed)
         self._executor = DataParallelExecutor(objective, config, plan, env)
         micro = plan.batch_size // plan.accumulate
-        self._batch = config.views.build("train").example(micro, device)
+        self._batch = MicroBatch(config.views.build("train").example(micro, device))
         self._device, self._done, self._precision = device, 0, precision
         self.memory = "-"
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[MicroBatch]:
         while True:
             yield self._batch
 

@@ -83,7 +83,7 @@ class WordsHead(nn.Module):
         known = targets.flatten() != IGNORED
         right = (logits.argmax(1) == targets.flatten()) & known
         count = known.sum().to(loss.dtype)
-        return LossOutput(loss, count, {"accuracy": (right.sum().detach(), count)})
+        return LossOutput.of(loss, count, {"accuracy": (right.sum().detach(), count)})
 
 
 class WordsConfig(ObjectiveConfig):

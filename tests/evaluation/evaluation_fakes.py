@@ -64,7 +64,7 @@ class PixelEncoder(Objective):
         self.part = nn.Dropout(0.5)
 
     def forward(self, batch):
-        return LossOutput(self.scale.sum(), None, {})
+        return LossOutput.of(self.scale.sum(), None, {})
 
     def initialise(self, seed):
         nn.init.ones_(self.scale)
@@ -84,7 +84,7 @@ class Headless(Objective):
     """An objective without an encoder."""
 
     def forward(self, batch):
-        return LossOutput(torch.zeros(()), None, {})
+        return LossOutput.of(torch.zeros(()), None, {})
 
     def initialise(self, seed):
         return None

@@ -60,7 +60,9 @@ def test_equals_one_large_batch(context: EvaluationContext) -> None:
             )
         )
         whole = context.objective.eval()(batches[0])
-    assert found.numbers["loss"] == pytest.approx(float(whole.loss / whole.count), rel=1e-6)
+    assert found.numbers["loss"] == pytest.approx(
+        float(whole.only.total / whole.only.targets), rel=1e-6
+    )
     assert found.details == {"samples": 21}
     assert HeldOutConfig(batch_size=4).build().run(context) == found, "the same questions"
 

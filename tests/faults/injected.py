@@ -39,7 +39,7 @@ def inject_nan(rank: int, step: int, times: int) -> None:
         if now[0] != step or not left[0]:
             return output
         left[0] -= 1
-        return output._replace(loss=output.loss * float("nan"))
+        return LossOutput.of(output.only.total * float("nan"), output.only.targets, output.metrics)
 
     Activity.begin_step = watched  # type: ignore[method-assign]
     MAE.forward = poisoned  # type: ignore[method-assign, assignment]

@@ -74,8 +74,10 @@ def test_loss_scores_and_gradients(tmp_path: Path, outputs: int) -> None:
     output = objective({**batch, "label": label})
     gap = (objective.scores(batch) - expected.logits).abs().max()
     assert gap < 1e-5 * expected.logits.abs().max()
-    torch.testing.assert_close(output.loss / output.count, expected.loss, rtol=1e-5, atol=0)
-    (output.loss / output.count).backward()
+    torch.testing.assert_close(
+        output.only.total / output.only.targets, expected.loss, rtol=1e-5, atol=0
+    )
+    (output.only.total / output.only.targets).backward()
     expected.loss.backward()
     for mine, other in (
         (objective.classifier.weight, model.classifier.weight),

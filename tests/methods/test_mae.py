@@ -67,9 +67,9 @@ def test_loss_is_the_recipe(normalise: bool, extra: dict[str, object]) -> None:
     noise = randomness.uniform_rows(batch["key"], salt=9, count=16)
     output = objective(batch, noise)
     expected = loss_in_the_papers_order(objective, batch, noise)
-    torch.testing.assert_close(output.loss, expected, rtol=1e-5, atol=0)
-    assert output.count is not None
-    assert output.count.item() == 3 * 12
+    torch.testing.assert_close(output.only.total, expected, rtol=1e-5, atol=0)
+    assert output.only.targets is not None
+    assert output.only.targets.item() == 3 * 12
 
 
 def test_the_mask_belongs_to_the_sample_alone() -> None:
@@ -83,25 +83,25 @@ def test_the_mask_belongs_to_the_sample_alone() -> None:
 def test_equal_draws_keep_the_order_of_the_patches() -> None:
     objective = made()
     batch = batch_of([1])
-    first = objective(batch, torch.zeros(1, 16)).loss
-    assert torch.equal(first, objective(batch, torch.arange(16.0)[None]).loss)
+    first = objective(batch, torch.zeros(1, 16)).only.total
+    assert torch.equal(first, objective(batch, torch.arange(16.0)[None]).only.total)
 
 
 @pytest.mark.parametrize("pieces", [2, 4])
 def test_micro_batches_add_up(pieces: int) -> None:
     objective, batch = made(), batch_of(list(range(8)))
     whole = objective(batch)
-    whole.loss.backward()
+    whole.only.total.backward()
     expected = {
         name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None
     }
     objective.zero_grad()
     size = 8 // pieces
     outputs = [objective(part(batch, slice(i * size, (i + 1) * size))) for i in range(pieces)]
-    total = sum(output.loss for output in outputs)
+    total = sum(output.only.total for output in outputs)
     total.backward()
-    torch.testing.assert_close(total, whole.loss, rtol=1e-6, atol=0)
-    assert sum(output.count for output in outputs) == whole.count
+    torch.testing.assert_close(total, whole.only.total, rtol=1e-6, atol=0)
+    assert sum(output.only.targets for output in outputs) == whole.only.targets
     for name, parameter in objective.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5)
 
@@ -139,16 +139,16 @@ def test_reconstruction_and_loss_tell_the_same(normalise: bool) -> None:
         error = error / (image.var(-1, keepdim=True) + 1e-6).sqrt()
     hidden = noise.argsort(dim=1).argsort(dim=1) >= 4
     expected = error.pow(2).mean(-1)[hidden].sum()
-    torch.testing.assert_close(objective(batch, noise).loss, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(objective(batch, noise).only.total, expected, rtol=1e-5, atol=0)
 
 
 def test_bfloat16_autocast_is_near_float32() -> None:
     objective, batch = made(), batch_of([1, 2])
-    expected = objective(batch).loss
+    expected = objective(batch).only.total
     with torch.autocast("cpu", torch.bfloat16):
         output = objective(batch)
-    assert output.loss.dtype == torch.float32
-    torch.testing.assert_close(output.loss, expected, rtol=0.02, atol=0)
+    assert output.only.total.dtype == torch.float32
+    torch.testing.assert_close(output.only.total, expected, rtol=0.02, atol=0)
 
 
 def test_meta_device() -> None:
@@ -157,8 +157,8 @@ def test_meta_device() -> None:
     objective.initialise(seed=1)
     batch = {name: tensor.to("meta") for name, tensor in batch_of([1, 2]).items()}
     output = objective(batch)
-    output.loss.backward()
-    assert output.loss.shape == ()
+    output.only.total.backward()
+    assert output.only.total.shape == ()
     assert objective.reconstruct(batch).combined.shape == (2, 3, 16, 16)
 
 
@@ -169,9 +169,9 @@ def test_a_few_steps_learn_one_batch() -> None:
     for _ in range(15):
         output = objective(batch)
         optimizer.zero_grad()
-        (output.loss / output.count).backward()
+        (output.only.total / output.only.targets).backward()
         optimizer.step()
-        losses.append((output.loss / output.count).item())
+        losses.append((output.only.total / output.only.targets).item())
     assert losses[-1] < 0.9 * losses[0]
 
 

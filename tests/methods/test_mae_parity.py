@@ -86,7 +86,7 @@ def test_loss_and_every_gradient(normalise: bool, qkv_bias: bool, tmp_path: Path
     expected = reference(batch["image"], noise=noise)
     expected.loss.backward()
     output = objective(batch, noise)
-    loss = output.loss / output.count
+    loss = output.only.total / output.only.targets
     loss.backward()
     errors = {"loss": difference(loss, expected.loss)}
     # The gradients travel as weights do, so that each meets its counterpart under its own name.
@@ -126,7 +126,7 @@ def test_weights_travel_from_hugging_face_and_back(tmp_path: Path) -> None:
     batch, noise = data()
     expected = reference(batch["image"], noise=noise)
     output = objective(batch, noise)
-    assert difference(output.loss / output.count, expected.loss) < TOLERANCE
+    assert difference(output.only.total / output.only.targets, expected.loss) < TOLERANCE
     export_weights(objective, tmp_path / "back" / "model.safetensors", "hf")
     again = loaded(theirs(True), tmp_path / "back" / "model.safetensors")
     for (name, tensor), value in zip(

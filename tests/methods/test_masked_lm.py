@@ -42,8 +42,8 @@ def test_loss_is_the_sum_of_two_means() -> None:
         functional.cross_entropy(words, batch["targets"]),
         functional.cross_entropy(pairs, batch["is_random"]),
     ]
-    torch.testing.assert_close(output.loss, sum(losses))
-    assert output.count is None
+    torch.testing.assert_close(output.only.total, sum(losses))
+    assert output.only.targets is None
     values = {name: total / count for name, (total, count) in output.metrics.items()}
     assert values.keys() == set(objective.metric_names)
     torch.testing.assert_close(values["masked_lm_loss"], losses[0].detach())
@@ -62,9 +62,9 @@ def test_token_reduction_adds_up_over_micro_batches() -> None:
     parts = [cut(whole, 0, 2), cut(whole, 2, 4)]
     outputs = [objective(part) for part in parts]
     output = objective(whole)
-    assert output.count == whole["masked"].numel()
-    torch.testing.assert_close(output.loss, outputs[0].loss + outputs[1].loss)
-    assert output.count == outputs[0].count + outputs[1].count
+    assert output.only.targets == whole["masked"].numel()
+    torch.testing.assert_close(output.only.total, outputs[0].only.total + outputs[1].only.total)
+    assert output.only.targets == outputs[0].only.targets + outputs[1].only.targets
     assert objective.pooler is None
     assert objective.metric_names == ("masked_lm_loss", "masked_lm_accuracy")
 
@@ -96,8 +96,8 @@ def test_without_a_masked_token_every_parameter_gets_a_gradient(config: MaskedLM
     objective = made(config)
     with scope():
         output = objective(text_batch(LENGTHS, masked=0.0))
-    assert output.loss.isfinite()
-    output.loss.backward()
+    assert output.only.total.isfinite()
+    output.only.total.backward()
     for name, parameter in objective.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
@@ -146,7 +146,7 @@ def test_stages_in_turn_are_the_whole_bit_for_bit(depths: list[int], covering: b
     expected.loss.backward()
     stages = fresh_stages(depths)
     output = through(stages, batch)
-    assert torch.equal(output.loss, expected.loss)
+    assert torch.equal(output.only.total, expected.loss)
     assert output.metrics.keys() == expected.metrics.keys()
     for name, (total, count) in expected.metrics.items():
         assert torch.equal(output.metrics[name][0], total), name
@@ -257,4 +257,4 @@ def test_hidden_shape_on_the_meta_device() -> None:
         hidden = stages[0](None, batch)
         output = stages[1](hidden, batch)
     assert hidden.shape == (24, 12)
-    assert output.loss.is_meta
+    assert output.only.total.is_meta

@@ -102,8 +102,8 @@ def test_loss_and_every_gradient(lengths: str, covering: bool, tmp_path: Path) -
     expected = reference(**arguments(batch), next_sentence_label=batch["is_random"])
     expected.loss.backward()
     output = objective(batch)
-    output.loss.backward()
-    errors = {"loss": difference(output.loss, expected.loss)}
+    output.only.total.backward()
+    errors = {"loss": difference(output.only.total, expected.loss)}
     # The gradients travel as weights do, so that each meets its counterpart under its own name.
     with torch.no_grad():
         for parameter in [*reference.parameters(), *objective.parameters()]:
@@ -151,7 +151,7 @@ def test_without_next_sentence_it_is_a_masked_lm(tmp_path: Path) -> None:
     export_weights(objective, tmp_path / "model.safetensors", "hf")
     reference = loaded(tmp_path, "BertForMaskedLM")
     batch = text_batch(BATCHES["padded"])
-    assert difference(objective(batch).loss, reference(**arguments(batch)).loss) < TOLERANCE
+    assert difference(objective(batch).only.total, reference(**arguments(batch)).loss) < TOLERANCE
     theirs().save_pretrained(tmp_path / "more")
     report = load_weights(objective, tmp_path / "more" / "model.safetensors")
     assert report.complete

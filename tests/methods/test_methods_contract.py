@@ -68,10 +68,10 @@ def test_loss_is_finite_and_a_gradient_reaches_what_is_trained(kind: str) -> Non
     objective = made(kind)
     with randomness.micro_batch(seed=1, step=0, index=0, replica=0):
         output = objective(batch(kind))
-    assert output.loss.shape == ()
-    assert output.loss.isfinite()
-    assert output.count is None or output.count > 0
-    output.loss.backward()
+    assert output.only.total.shape == ()
+    assert output.only.total.isfinite()
+    assert output.only.targets is None or output.only.targets > 0
+    output.only.total.backward()
     for name, parameter in objective.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, name
@@ -84,7 +84,7 @@ def test_loss_is_finite_and_a_gradient_reaches_what_is_trained(kind: str) -> Non
 def test_same_scope_same_loss(kind: str) -> None:
     def loss() -> torch.Tensor:
         with randomness.micro_batch(seed=1, step=0, index=0, replica=0):
-            return made(kind)(batch(kind)).loss
+            return made(kind)(batch(kind)).only.total
 
     assert torch.equal(loss(), loss())
 
@@ -95,13 +95,13 @@ def test_what_is_drawn_for_an_image_is_the_same_in_any_micro_batch(kind: str) ->
     objective = config_of(kind).build(IMAGES.override({"drop_path": 0.5}))
     objective.initialise(seed=1)
     whole = batch(kind, 8)
-    expected = objective(whole).loss
-    assert objective({**whole, "key": whole["key"] + 99}).loss != expected
+    expected = objective(whole).only.total
+    assert objective({**whole, "key": whole["key"] + 99}).only.total != expected
     for size in (1, 2, 5):
         parts = [{n: t[i : i + size] for n, t in whole.items()} for i in range(0, 8, size)]
-        total = sum(objective(part).loss for part in parts)
+        total = sum(objective(part).only.total for part in parts)
         torch.testing.assert_close(total, expected, rtol=1e-5, atol=0)
-    assert torch.equal(objective.eval()(whole).loss, objective(whole).loss)
+    assert torch.equal(objective.eval()(whole).only.total, objective(whole).only.total)
 
 
 def test_dry_run_on_the_meta_device(kind: str) -> None:
@@ -110,7 +110,7 @@ def test_dry_run_on_the_meta_device(kind: str) -> None:
     objective.initialise(seed=1)
     with randomness.micro_batch(seed=1, step=0, index=0, replica=0):
         output = objective({name: tensor.to("meta") for name, tensor in batch(kind).items()})
-    assert output.loss.is_meta
+    assert output.only.total.is_meta
 
 
 def test_features_are_one_vector_per_image(kind: str) -> None:

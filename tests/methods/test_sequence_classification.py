@@ -53,8 +53,8 @@ def test_loss_and_accuracy_are_sums_over_the_samples() -> None:
     scores = objective.scores(whole)
     assert scores.shape == (4, 3)
     expected = functional.cross_entropy(scores, whole["label"], reduction="none").sum()
-    torch.testing.assert_close(output.loss, expected)
-    assert output.count == 4
+    torch.testing.assert_close(output.only.total, expected)
+    assert output.only.targets == 4
     hits, count = output.metrics["accuracy"]
     assert (hits, count) == ((scores.argmax(1) == whole["label"]).sum(), 4)
 
@@ -64,8 +64,8 @@ def test_a_number_has_a_squared_error() -> None:
     whole["label"] = torch.tensor([0.5, 2.0, -1.0, 5.0])
     output = objective(whole)
     gap = objective.scores(whole)[:, 0] - whole["label"]
-    torch.testing.assert_close(output.loss, (gap**2).sum())
-    assert (output.count, output.metrics, objective.metric_names) == (4, {}, ())
+    torch.testing.assert_close(output.only.total, (gap**2).sum())
+    assert (output.only.targets, output.metrics, objective.metric_names) == (4, {}, ())
 
 
 @pytest.mark.parametrize("fixed", [False, True])
@@ -97,8 +97,8 @@ def test_stages_in_turn_are_the_whole(depths: tuple[int, ...]) -> None:
             assert output.shape == stage.hidden_shape(text)
             hidden = output
     assert isinstance(output, LossOutput)
-    assert torch.equal(output.loss, expected.loss)
-    output.loss.backward()
+    assert torch.equal(output.only.total, expected.loss)
+    output.only.total.backward()
     expected.loss.backward()
     gradients = {n: p.grad for stage in stages for n, p in stage.named_parameters()}
     for name, parameter in whole.named_parameters():
@@ -122,7 +122,7 @@ def test_it_learns_what_is_in_the_words() -> None:
     for step in range(60):
         with randomness.micro_batch(seed=0, step=step, index=0, replica=0):
             output = objective(text(step))
-        (output.loss / output.count).backward()
+        (output.only.total / output.only.targets).backward()
         optimizer.step()
         optimizer.zero_grad()
     hits = sum(objective.eval()(text(1000 + i)).metrics["accuracy"][0] for i in range(4))

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+from tallies import apply_tallies, set_groups, take_tallies, tallying
 from torch import Tensor
 
 from quadriga import randomness
-from quadriga.models.parts.batch_norm import (
-    BatchNorm,
-    apply_tallies,
-    set_groups,
-    take_tallies,
-    tallying,
-)
+from quadriga.models.parts.batch_norm import BatchNorm
 from quadriga.models.parts.initialise import initialise
 
 

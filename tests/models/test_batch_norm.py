@@ -5,18 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tallies import apply_tallies, set_groups, take_tallies, tallying
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from quadriga import randomness
 from quadriga.errors import UserError
-from quadriga.models.parts.batch_norm import (
-    BatchNorm,
-    apply_tallies,
-    set_groups,
-    take_tallies,
-    tallying,
-)
+from quadriga.models.parts.batch_norm import BatchNorm
 from quadriga.models.parts.initialise import initialise
 from ranks import run_ranks
 

@@ -46,13 +46,13 @@ def in_turn(stages):
 def test_stages_in_turn_are_the_whole_model(depths):
     objective = built(whole()).train()
     expected = loss_of(objective)
-    expected.loss.backward()
+    expected.only.total.backward()
     gradients = {name: p.grad.clone() for name, p in objective.named_parameters()}
     objective.zero_grad()
     stages = objective.stages(depths)
     found = in_turn(stages)
-    found.loss.backward()
-    assert torch.equal(found.loss, expected.loss)
+    found.only.total.backward()
+    assert torch.equal(found.only.total, expected.only.total)
     assert found.metrics == expected.metrics
     own = dict(itertools.chain.from_iterable(stage.named_parameters() for stage in stages))
     assert own.keys() == gradients.keys()
@@ -77,10 +77,10 @@ def test_a_function_preserving_hybrid_is_the_meta_model_bit_for_bit(meta, live):
     hybrid = built(hybrid_run("runs/meta", *live), [meta]).eval()
     found = loss_of(hybrid)
     if len(live) == 1:
-        assert torch.equal(found.loss, expected.loss)
+        assert torch.equal(found.only.total, expected.only.total)
         assert found.metrics == expected.metrics
     else:
-        assert torch.equal(found.loss, expected.loss + expected.loss)
+        assert torch.equal(found.only.total, expected.only.total + expected.only.total)
         assert found.metrics["module_1.accuracy"] == expected.metrics["accuracy"]
         assert set(found.metrics) == set(hybrid.metric_names)
 
@@ -89,7 +89,7 @@ def test_a_random_hybrid_is_not_and_has_the_targets_values(meta):
     target = built(whole())
     hybrid = built(hybrid_run("runs/meta", 1, initialise="random"), [meta])
     assert not torch.equal(
-        loss_of(hybrid.eval()).loss, loss_of(built(meta_run(seed=5)).eval()).loss
+        loss_of(hybrid.eval()).only.total, loss_of(built(meta_run(seed=5)).eval()).only.total
     )
     for name, tensor in hybrid.live["1"].state_dict().items():
         assert torch.equal(tensor, target.state_dict()[name]), name
@@ -105,7 +105,7 @@ def test_an_inheriting_hybrid_has_the_meta_models_classifier_and_its_own_blocks(
 
 def test_only_the_live_module_takes_gradients_and_only_it_is_random(meta):
     hybrid = built(hybrid_run("runs/meta", 1, initialise="random"), [meta]).train()
-    loss_of(hybrid).loss.backward()
+    loss_of(hybrid).only.total.backward()
     for name, parameter in hybrid.named_parameters():
         assert (parameter.grad is not None) == name.startswith("live.1."), name
     assert not any(isinstance(module, DropPath) for module in hybrid.meta.modules())
@@ -122,7 +122,7 @@ def test_only_the_live_module_takes_gradients_and_only_it_is_random(meta):
 def test_the_prefix_keeps_nothing_and_the_suffix_passes_gradients(meta):
     first = built(hybrid_run("runs/meta", 0), [meta]).train()
     assert not first.meta["0"](None, batch()).requires_grad
-    loss_of(first).loss.backward()
+    loss_of(first).only.total.backward()
     assert all(p.grad is None for p in first.meta.parameters())
     assert all(p.grad is not None for p in first.live.parameters())
 
@@ -132,7 +132,7 @@ def test_growth(meta, how):
     grown = built(growth_run("runs/meta", how), [meta]).eval()
     small = built(meta_run(seed=5)).eval()
     if how == "function_preserving":
-        assert torch.equal(loss_of(grown).loss, loss_of(small).loss)
+        assert torch.equal(loss_of(grown).only.total, loss_of(small).only.total)
     blocks, own = grown.encoder.blocks, small.encoder.blocks
     for number, block in enumerate(blocks):
         origin = own[number // 2].state_dict()
@@ -146,7 +146,7 @@ def test_imitation_is_zero_where_the_module_is_the_meta_stage(meta):
     hybrid = built(hybrid_run("runs/meta", 0, imitation=0.7), [meta]).eval()
     plain = loss_of(built(hybrid_run("runs/meta", 0), [meta]).eval())
     found = loss_of(hybrid)
-    assert torch.equal(found.loss, plain.loss)
+    assert torch.equal(found.only.total, plain.only.total)
     assert found.metrics["imitation"][0] == 0
     with torch.no_grad():
         for parameter in hybrid.live.parameters():
@@ -155,8 +155,8 @@ def test_imitation_is_zero_where_the_module_is_the_meta_stage(meta):
     again.live.load_state_dict(hybrid.live.state_dict())
     with torch.no_grad():
         own, other = hybrid.live["0"](None, batch()), hybrid.meta["0"](None, batch())
-    expected = loss_of(again).loss + 0.7 * (own - other).square().mean() * 6
-    torch.testing.assert_close(changed.loss, expected)
+    expected = loss_of(again).only.total + 0.7 * (own - other).square().mean() * 6
+    torch.testing.assert_close(changed.only.total, expected)
 
 
 @settings(max_examples=6, deadline=None)

@@ -22,7 +22,18 @@ from quadriga.contracts.data import Dataset, Sample, Split, Transform, Unreadabl
 from quadriga.contracts.evaluation import EvaluationContext, EvaluationResult, Evaluator
 from quadriga.contracts.executor import Executor, StepOutput
 from quadriga.contracts.logging import Logger, LoggerConfig, LoggerContext
-from quadriga.contracts.objective import Batch, Encoder, LossOutput, Objective, Progress
+from quadriga.contracts.objective import (
+    Batch,
+    Encoder,
+    LossOutput,
+    MicroBatch,
+    Objective,
+    PooledObjective,
+    Progress,
+    Rows,
+    Tallies,
+    Term,
+)
 from quadriga.contracts.stage import Splittable, Stage
 from quadriga.contracts.weights import WeightSource
 
@@ -40,18 +51,23 @@ __all__ = [
     "LoggerConfig",
     "LoggerContext",
     "LossOutput",
+    "MicroBatch",
     "ModelConfig",
     "ModularConfig",
     "Objective",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "PooledObjective",
     "Progress",
+    "Rows",
     "Sample",
     "ScheduleConfig",
     "Split",
     "Splittable",
     "Stage",
     "StepOutput",
+    "Tallies",
+    "Term",
     "Transform",
     "UnreadableSample",
     "ViewsConfig",

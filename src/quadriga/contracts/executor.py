@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from quadriga.contracts.objective import Batch, Objective
+from quadriga.contracts.objective import MicroBatch, Objective
 
 
 class StepOutput(NamedTuple):
@@ -35,7 +35,7 @@ class Executor(ABC):
     """How one optimizer step is executed: data-parallel or pipelined."""
 
     @abstractmethod
-    def run(self, batches: Iterator[Batch], steps: range) -> Iterator[StepOutput]:
+    def run(self, batches: Iterator[MicroBatch], steps: range) -> Iterator[StepOutput]:
         """Make the optimizer steps in `steps`, one output each.
 
         Args:
@@ -52,7 +52,9 @@ class Executor(ABC):
 
     @abstractmethod
     def frozen(self, weights: str = "raw") -> AbstractContextManager[Objective]:
-        """Return a context that gives the whole objective, to be evaluated; every rank enters it.
+        """Return a context that gives the objective, to be evaluated; every rank enters it.
+
+        Its parameters may be sharded: every rank then calls its methods equally often.
 
         Args:
             weights: "raw" for the weights of the last step, "ema" for their moving average.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -111,6 +112,19 @@ def first_element(tensor: Tensor) -> int:
         tensor.shape, tensor.device_mesh, tensor.placements
     )
     return offset[0] * tensor.shape[1:].numel() if offset else 0
+
+
+@torch.no_grad()
+def copy_whole(target: Tensor, values: Tensor) -> None:
+    """Copy all of a tensor into `target`, of which this rank may hold a shard.
+
+    Args:
+        target: Whole or cut into rows.
+        values: The whole, of the same shape, on any device.
+    """
+    own = local_part(target)
+    first = first_element(target)
+    own.copy_(values.reshape(-1)[first : first + own.numel()].view(own.shape))
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from quadriga import randomness
@@ -10,6 +12,9 @@ from quadriga.data.reading.loader import Loader, OnRead, Warn
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.run_config import LoaderConfig, RunConfig
 from quadriga.engine.run_plan import RunPlan
+
+Fill = Callable[[Objective], None]
+"""Puts weights from elsewhere into an objective with initial values; every rank calls it."""
 
 EXACT = LoaderConfig(workers=0, prefetch=1, max_unreadable_fraction=0.0)
 """Reads in the calling process and forgives nothing."""
@@ -42,9 +47,22 @@ def build_objective(config: RunConfig, device: torch.device, seed: int) -> Objec
     Raises:
         UserError: The method does not train this kind of model.
     """
-    objective = build_on_meta(config).to_empty(device=device)
-    objective.initialise(seed)
+    objective = build_on_meta(config)
+    give_memory(objective, device, seed)
     return objective
+
+
+def give_memory(objective: Objective, device: torch.device, seed: int) -> None:
+    """Give an objective on the meta device memory and initial values, each rank its own shards.
+
+    Args:
+        objective: Changed in place; its parameters may be sharded.
+        device: Where it is to lie.
+        seed: The seed of its values.
+    """
+    objective.to_empty(device=device)
+    objective.initialise(seed)
+    objective.after_initial_weights()
 
 
 def check_shapes(config: RunConfig) -> None:

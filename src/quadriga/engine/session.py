@@ -115,11 +115,10 @@ class _Session:
     def run(self, start_from: Path | None) -> None:
         """Build everything, then train from a checkpoint or from step 0."""
         config, env, plan = self._config, self._env, self._plan
-        self._objective = self._make_objective(is_cut := config.pipeline.schedule != "none")
+        is_cut = config.pipeline.schedule != "none"
+        self._objective = build_on_meta(config)  # executors give memory, each rank its part
         on_all(self._check_protocols, env)
-        if start_from is None:
-            for line in fill_from_origins(config, self._objective, env, self._console.warn):
-                self._console.say(line)
+        is_filled = config.warm_start.path is not None or config.modular is not None
         self._recovery = Recovery(
             self._resolved,
             self._directory,
@@ -133,6 +132,7 @@ class _Session:
             config,
             plan,
             env,
+            fill=self._fill if start_from is None and is_filled else None,
             activity=self._activity,
             asked_to_stop=lambda: self._preemption.asked,
             on_bad_step=self._recovery.health,
@@ -171,11 +171,10 @@ class _Session:
             self._make_up(start)
         self._train(start)
 
-    def _make_objective(self, is_cut: bool) -> Objective:
-        config, env = self._config, self._env
-        if is_cut and config.warm_start.path is None and config.modular is None:
-            return build_on_meta(config)  # each rank gives its own stage memory and values
-        return build_objective(config, env.device, config.seed)
+    def _fill(self, objective: Objective) -> None:
+        for line in fill_from_origins(self._config, objective, self._env, self._console.warn):
+            self._console.say(line)
+        objective.after_initial_weights()
 
     def _train(self, start: int) -> None:
         """Train to the end, going back to a checkpoint where a bad step asks for it."""

@@ -49,7 +49,7 @@ class HeldOut(Evaluator):
     def run(self, context: EvaluationContext) -> EvaluationResult:
         """Judge the whole test split; any number of ranks returns the same numbers."""
         objective, env, size = context.objective, context.env, self.config.batch_size
-        names = ("loss", *objective.metric_names)
+        names = (*objective.term_names, *objective.metric_names)
         batches = math.ceil(len(context.test) / size)
         own = slice_of(batches, env.rank, env.world_size)
         samples = range(own.start * size, min(own.stop * size, len(context.test)))
@@ -81,7 +81,8 @@ class HeldOut(Evaluator):
 
 def _row(output: LossOutput, names: tuple[str, ...]) -> Tensor:
     one = torch.ones((), dtype=torch.float64)
-    pairs = {"loss": (output.loss, one if output.count is None else output.count)}
+    terms = output.terms.items()
+    pairs = {n: (t.total, one if t.targets is None else t.targets) for n, t in terms}
     pairs |= dict(output.metrics)
     row = torch.zeros(2, len(names), dtype=torch.float64)
     for place, name in enumerate(names):

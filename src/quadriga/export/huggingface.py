@@ -129,7 +129,7 @@ def bert_read_back(subject: Subject, folder: Path) -> Pairs:
 def _bert_loss(objective: Any, batch: Batch) -> Tensor:
     """Return the mean loss, whatever the reduction of the objective."""
     output = objective(batch)
-    loss: Tensor = output.loss if output.count is None else output.loss / output.count
+    loss: Tensor = output.value
     return loss
 
 
@@ -286,7 +286,7 @@ def _masked(subject: Subject) -> tuple[dict[str, Tensor], Tensor]:
 
 def _loss(objective: nn.Module, batch: dict[str, Tensor], noise: Tensor) -> Tensor:
     output = objective(batch, noise)
-    loss: Tensor = output.loss / output.count
+    loss: Tensor = output.value
     return loss
 
 

@@ -106,4 +106,7 @@ def _outputs(subject: Subject, module: nn.Module) -> list[Tensor]:
         return [tokens]
     with randomness.micro_batch(0, 0, 0, 0):
         output = module(batch)
-    return [output.loss, *(total for total, _ in output.metrics.values())]
+    return [
+        *(term.total for term in output.terms.values()),
+        *(total for total, _ in output.metrics.values()),
+    ]

@@ -194,7 +194,7 @@ class MAE(Objective):
             target = (target - mean) / deviation
         loss = functional.mse_loss(predicted.float(), target, reduction="sum") / target.shape[-1]
         count = loss.new_full((), target.shape[0] * target.shape[1])
-        return LossOutput(loss, count, {})
+        return LossOutput.of(loss, count, {})
 
     def shuffle(self, keys: Int[Tensor, " batch"]) -> Int[Tensor, "batch patches"]:
         """Draw the order of each image's patches, the visible ones first, from its key alone."""

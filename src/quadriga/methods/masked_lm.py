@@ -193,7 +193,7 @@ def _output(config: MaskedLMConfig, heads: Heads, hidden: Tensor, batch: Batch) 
     count = total.new_full((), words)
     metrics = dict(zip(METRICS, ((total.detach(), count), (hits.float(), count)), strict=True))
     if config.reduction == "token":
-        return LossOutput(total, count, metrics)
+        return LossOutput.of(total, count, metrics)
     loss = total / max(1, words)
     if heads.pooler is not None and heads.next_sentence is not None:
         if "is_random" not in batch:
@@ -209,4 +209,4 @@ def _output(config: MaskedLMConfig, heads: Heads, hidden: Tensor, batch: Batch) 
         right = (logits.argmax(dim=1) == labels).sum().float()
         values = ((mean.detach() * pairs, pairs), (right, pairs))
         metrics.update(zip(SENTENCE_METRICS, values, strict=True))
-    return LossOutput(loss, None, metrics)
+    return LossOutput.of(loss, None, metrics)

@@ -145,7 +145,7 @@ def _output(scores: Tensor, labels: Tensor, regression: bool) -> LossOutput:
     count = scores.new_full((), scores.shape[0])
     if regression:
         loss = functional.mse_loss(scores[:, 0], labels.float(), reduction="sum")
-        return LossOutput(loss, count, {})
+        return LossOutput.of(loss, count, {})
     loss = functional.cross_entropy(scores, labels, reduction="sum")
     hits = (scores.argmax(dim=1) == labels).sum().to(scores.dtype)
-    return LossOutput(loss, count, {"accuracy": (hits, count)})
+    return LossOutput.of(loss, count, {"accuracy": (hits, count)})

@@ -172,4 +172,4 @@ def _output(
         metrics = {"accuracy": (first[:, 0].sum().to(loss.dtype), count)}
         if classes > _TOP:
             metrics[f"accuracy_{_TOP}"] = (first.sum().to(loss.dtype), count)
-    return LossOutput(loss, count, metrics)
+    return LossOutput.of(loss, count, metrics)

@@ -191,21 +191,22 @@ class Hybrid(Objective):
         assert isinstance(output, LossOutput)
         if not self._imitates or not isinstance(own, Tensor) or not isinstance(imitated, Tensor):
             return output
-        count = output.loss.new_full((), batch["index"].shape[0])
+        loss = output.only
+        count = loss.total.new_full((), batch["index"].shape[0])
         difference = (own.float() - imitated.float()).square().mean() * count
-        weight = self.config.imitation / (count if output.count is None else 1.0)
+        weight = self.config.imitation / (count if loss.targets is None else 1.0)
         metrics = {**output.metrics, "imitation": (difference.detach(), count)}
-        return output._replace(loss=output.loss + weight * difference, metrics=metrics)
+        return LossOutput.of(loss.total + weight * difference, loss.targets, metrics)
 
     def _output(self, found: Mapping[int, LossOutput]) -> LossOutput:
         if len(found) == 1:
             return next(iter(found.values()))
-        outputs = list(found.values())
+        losses = [output.only for output in found.values()]
         metrics: dict[str, tuple[Tensor, Tensor]] = {}
         for index, output in found.items():
-            one = torch.ones_like(output.loss) if output.count is None else output.count
-            own = {"loss": (output.loss.detach(), one), **output.metrics}
+            total, targets, _ = output.only
+            one = torch.ones_like(total) if targets is None else targets
+            own = {"loss": (total.detach(), one), **output.metrics}
             metrics |= {f"module_{index}.{name}": pair for name, pair in own.items()}
-        return LossOutput(
-            sum((o.loss for o in outputs[1:]), outputs[0].loss), outputs[0].count, metrics
-        )
+        total = sum((loss.total for loss in losses[1:]), losses[0].total)
+        return LossOutput.of(total, losses[0].targets, metrics)

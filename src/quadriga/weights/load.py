@@ -12,6 +12,7 @@ from typing import Literal, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from quadriga.distributed.collectives import copy_whole
 from quadriga.errors import UserError
 from quadriga.models.bert import Bert
 from quadriga.models.resnet import ResNet
@@ -159,7 +160,7 @@ def load_tensors(
     _check(report, strict, remedies)
     with torch.no_grad():
         for name, tensor in fit.tensors.items():
-            targets[name].copy_(tensor)
+            copy_whole(targets[name], tensor)
     return report
 
 

@@ -49,7 +49,7 @@ class Transformer(Objective):
 
     def forward(self, batch):
         hidden = self.layers(self.embed(batch["image"]) + self.shift)
-        return LossOutput(hidden.sum(), None, {})
+        return LossOutput.of(hidden.sum(), None, {})
 
 
 def example(device="meta", batch=BATCH):
@@ -226,7 +226,7 @@ class Random(Objective):
         path = randomness.uniform_rows(batch["key"], 1, 1)[:, 0] < 0.5
         source = randomness.layer_generator(2, images.device)
         dropped = images * torch.empty_like(images).bernoulli_(0.5, generator=source)
-        return LossOutput((dropped * path[:, None, None]).sum(), None, {})
+        return LossOutput.of((dropped * path[:, None, None]).sum(), None, {})
 
 
 def test_random_draws_work_on_the_meta_device():

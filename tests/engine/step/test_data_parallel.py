@@ -75,7 +75,7 @@ def test_a_step_is_that_of_a_plain_loop(tmp_path: Path) -> None:
             "index": torch.from_numpy(index),
         }
         output = objective(transform.batch(batch))
-        loss = output.loss / output.count
+        loss = output.only.total / output.only.targets
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(objective.parameters(), 0.05)

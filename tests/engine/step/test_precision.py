@@ -161,7 +161,7 @@ def test_a_step_without_targets_makes_no_update(
 
     def without_targets(objective: MAE, batch: Batch) -> LossOutput:
         output = forward(objective, batch)
-        return LossOutput(output.loss * 0, output.count * 0, {})
+        return LossOutput.of(output.only.total * 0, output.only.targets * 0, {})
 
     with monkeypatch.context() as patch:
         patch.setattr(MAE, "forward", without_targets)
@@ -183,7 +183,7 @@ def test_a_bad_loss_says_nothing_of_the_scale(monkeypatch: pytest.MonkeyPatch) -
 
     def bad(objective: MAE, batch: Batch) -> LossOutput:
         output = forward(objective, batch)
-        return output._replace(loss=output.loss * torch.nan)
+        return LossOutput.of(output.only.total * torch.nan, output.only.targets, output.metrics)
 
     monkeypatch.setattr(MAE, "forward", bad)
     trial.steps(range(2, 3))

@@ -26,6 +26,7 @@ import torch
 from pipeline_fakes import words_run
 from quadriga.cli.entry import main as command
 from quadriga.config.provenance import Resolved
+from quadriga.contracts import LossOutput
 from quadriga.pipeline.runtime.stage_runner import StageRunner
 from quadriga.pipeline.runtime.updates import Updates
 from ranks import free_port
@@ -59,7 +60,9 @@ def nan(case: dict[str, Any]) -> None:
             runner._compute = compute  # type: ignore[method-assign]
             if isinstance(output, torch.Tensor):
                 return output * float("nan")
-            return output._replace(loss=output.loss * float("nan"))
+            return LossOutput.of(
+                output.only.total * float("nan"), output.only.targets, output.metrics
+            )
 
         runner._compute = poisoned  # type: ignore[method-assign]
 

@@ -81,7 +81,7 @@ class ToyStage(Stage):
         logits = 10 * hidden @ weight.T
         loss = functional.cross_entropy(logits.flatten(0, 1), batch["target"].flatten())
         hits = (logits.argmax(-1) == batch["target"]).sum()
-        return LossOutput(loss, None, {"hits": (hits, torch.tensor(batch["target"].numel()))})
+        return LossOutput.of(loss, None, {"hits": (hits, torch.tensor(batch["target"].numel()))})
 
 
 def toy_batch(step: int, replica: int, micro: int, bad: bool = False) -> Batch:

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from quadriga.contracts import Batch, Dataset, Transform
-from quadriga.data.reading.sampling import micro_batches, step_samples
+from quadriga.contracts import Batch, Dataset, MicroBatch, Transform
+from quadriga.data.reading.sampling import deal, step_samples
 from quadriga.data.reading.workers import BatchReader, ReaderPool, Reply, Request, evaluation_keys
 from quadriga.distributed.environment import DistEnv
 from quadriga.errors import UserError
@@ -69,7 +69,7 @@ class Loader:
         Raises:
             UserError: The batch has fewer samples than there are micro-batches.
         """
-        self._parts = micro_batches(batch_size, env.rank, env.world_size, accumulate)
+        self._parts = deal(batch_size, env.world_size, accumulate)[env.rank]
         self._dataset_size = len(dataset)
         self._transform = transform
         self._seed = seed
@@ -87,7 +87,7 @@ class Loader:
         """Number of different samples that this rank could not read."""
         return self._tally.unreadable
 
-    def batches(self, steps: range) -> Iterator[Batch]:
+    def batches(self, steps: range) -> Iterator[MicroBatch]:
         """Yield the micro-batches of consecutive steps, `accumulate` for each.
 
         ``index`` tells what is really there: the replacements' indices where samples were
@@ -193,7 +193,7 @@ def sequential(
 
 def on_device(
     batches: Iterator[Batch], transform: Transform, device: torch.device
-) -> Iterator[Batch]:
+) -> Iterator[MicroBatch]:
     """Move batches to the device and do the batched part of the transform there.
 
     On a GPU the next batch is copied and transformed on a stream of its own while the current
@@ -206,7 +206,7 @@ def on_device(
     """
     if device.type != "cuda":
         for batch in batches:
-            yield transform.batch({name: t.to(device) for name, t in batch.items()})
+            yield _made(batch, transform, device)
         return
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     following = _copied(batches, transform, device, side)
@@ -222,15 +222,20 @@ def on_device(
         yield current[0]
 
 
+def _made(batch: Batch, transform: Transform, device: torch.device) -> MicroBatch:
+    """Return a batch on the device; what was read is kept, to make it once more."""
+    moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    return MicroBatch(transform.batch(moved), lambda: _made(batch, transform, device))
+
+
 def _copied(
     batches: Iterator[Batch], transform: Transform, device: torch.device, side: torch.cuda.Stream
-) -> tuple[Batch, torch.cuda.Event] | None:
+) -> tuple[MicroBatch, torch.cuda.Event] | None:
     batch = next(batches, None)
     if batch is None:
         return None
     with torch.cuda.stream(side):
-        moved = {name: t.to(device, non_blocking=True) for name, t in batch.items()}
-        ready = transform.batch(moved)
+        ready = _made(batch, transform, device)
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(side)
     return ready, event

@@ -64,15 +64,16 @@ def _stream(
     return index, epochs
 
 
-def micro_batches(batch_size: int, rank: int, world_size: int, accumulate: int) -> list[range]:
-    """Return the positions in the global batch of each micro-batch of one rank.
+def deal(batch_size: int, world_size: int, accumulate: int) -> list[list[range]]:
+    """Return, for each rank, the slots of each of its micro-batches: their places in the batch.
 
-    A rank takes a contiguous share of the batch and cuts it into contiguous parts; shares, and
-    parts, differ by at most one sample.
+    Slots are dealt pass by pass: the first micro-batches of all ranks take the first slots, rank
+    after rank, then the second ones go on. So the micro-batches that neighbouring ranks compute at
+    the same time are neighbours in the batch. Passes, and the shares in them, differ by at most
+    one sample.
 
     Args:
         batch_size: Samples of one step over all ranks.
-        rank: This rank, from 0.
         world_size: Number of ranks.
         accumulate: Micro-batches per rank and step.
 
@@ -85,9 +86,9 @@ def micro_batches(batch_size: int, rank: int, world_size: int, accumulate: int) 
             f"{accumulate} accumulated), but has {batch_size}; raise the batch size or lower "
             f"the accumulation"
         )
-    share = slice_of(batch_size, rank, world_size)
-    return [share[part.start : part.stop] for part in _parts(len(share), accumulate)]
-
-
-def _parts(total: int, count: int) -> list[range]:
-    return [slice_of(total, part, count) for part in range(count)]
+    passes = [slice_of(batch_size, number, accumulate) for number in range(accumulate)]
+    dealt = []
+    for rank in range(world_size):
+        shares = [slice_of(len(slots), rank, world_size) for slots in passes]
+        dealt.append([s[part.start : part.stop] for s, part in zip(passes, shares, strict=True)])
+    return dealt

@@ -192,9 +192,8 @@ class Replay:
             with reduced_precision(self._device, self.config.train):
                 output = self.objective(batch)
             if backward:
-                (output.loss / (self._plan.batch_size / scale)).backward()
-        count = 1.0 if output.count is None else output.count
-        return float(output.loss.detach() / count)
+                (output.value * scale).backward()
+        return float(output.value.detach())
 
     def bad_gradients(self) -> list[str]:
         """Return the names of the parameters whose summed gradient is not finite."""

@@ -134,7 +134,7 @@ def _forward(objective: Objective, example: Batch, precision: torch.dtype) -> tu
         outputs = [t for t in tree_leaves(tuple(output)) if isinstance(t, Tensor)]
     known = [*objective.parameters(), *objective.buffers(), *example.values(), *outputs]
     # After the context of autocast: its copies of the weights are there only if they are kept.
-    return output.loss, made.total(known)
+    return output.value, made.total(known)
 
 
 def memory_estimate(

@@ -1,8 +1,8 @@
 """One optimizer step on one process or on data-parallel ranks, whole or sharded.
 
-Every rank computes its micro-batches and adds up gradients of *sums*; the reduction runs once,
-with the last micro-batch; then the gradient is divided by the number of targets of the whole
-step, wherever they were counted. So N ranks and M micro-batches make the step of one big batch.
+Gradients of *sums* are added up over micro-batches and ranks; the division by the number of
+targets of the whole step happens once, wherever they were counted. So N ranks and M micro-batches
+make the step of one big batch.
 """
 
 from __future__ import annotations
@@ -14,27 +14,25 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor, nn
 
-from quadriga import randomness
-from quadriga.contracts import Batch, Executor, LossOutput, Objective, Progress, StepOutput
-from quadriga.distributed.collectives import local_part, whole
+from quadriga.contracts import Executor, MicroBatch, Objective, StepOutput
+from quadriga.data.reading.sampling import deal
+from quadriga.distributed.collectives import local_part
 from quadriga.distributed.environment import DistEnv
-from quadriga.engine.build import build_objective
+from quadriga.distributed.mesh import make_ranks
+from quadriga.distributed.slots import Slots
+from quadriga.engine.build import Fill
 from quadriga.engine.meters.activity import Activity
-from quadriga.engine.meters.throughput import CommunicationTimer
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan
 from quadriga.engine.step.bad_step import BadStep, stop_at
 from quadriga.engine.step.blocks import apply_recompute, compile_blocks
-from quadriga.engine.step.precision import LossScale, reduced_precision
-from quadriga.engine.step.sharding import Sharded, make_layout
-from quadriga.engine.step.state import (
-    copy_state,
-    match_optimizer_state,
-    optimizer_state,
-    without_unbegun,
-)
-from quadriga.engine.step.sums import Reduced, Totals
-from quadriga.optim.parts.ema import WeightAverage
+from quadriga.engine.step.passes import Passes
+from quadriga.engine.step.precision import LossScale
+from quadriga.engine.step.sharding import make_layout, shard_ranks
+from quadriga.engine.step.state import copy_state, without_unbegun
+from quadriga.engine.step.statistics import share_statistics
+from quadriga.engine.step.sums import Totals
+from quadriga.engine.step.update import Update, Verdict
 from quadriga.optim.parts.groups import partial_optimizer
 
 
@@ -48,6 +46,7 @@ class MakeExecutor(Protocol):
         plan: RunPlan,
         env: DistEnv,
         *,
+        fill: Fill | None = None,
         activity: Activity | None = None,
         asked_to_stop: Callable[[], bool] = ...,
         on_bad_step: Callable[[BadStep], None] = ...,
@@ -59,7 +58,7 @@ class MakeExecutor(Protocol):
 
 @final
 class DataParallelExecutor(Executor):
-    """One process, DDP, FSDP or HSDP: the same path; a world of one reduces nothing."""
+    """One process, replicas or shards: the same path; a world of one reduces nothing."""
 
     def __init__(
         self,
@@ -68,18 +67,21 @@ class DataParallelExecutor(Executor):
         plan: RunPlan,
         env: DistEnv,
         *,
+        fill: Fill | None = None,
         activity: Activity | None = None,
         asked_to_stop: Callable[[], bool] = lambda: False,
         on_bad_step: Callable[[BadStep], None] = stop_at,
         left_out: Container[int] = (),
     ) -> None:
-        """Take over an initialised objective that lies on ``env.device``; every rank calls it.
+        """Take over an objective; every rank calls it.
 
         Args:
-            objective: Changed in place: compiled, sharded.
+            objective: Changed in place: compiled, sharded. One on the meta device gets memory on
+                ``env.device`` once it is sharded, each rank its part, and initial values.
             config: The run.
             plan: The run's numbers.
             env: This process among the run's.
+            fill: Puts weights from elsewhere into an objective that has its initial values.
             activity: Told what this rank is doing.
             asked_to_stop: Whether a signal asked this rank to stop.
             on_bad_step: Called on every rank when a loss or gradient is not finite, before the
@@ -92,24 +94,29 @@ class DataParallelExecutor(Executor):
         self.objective, self._config, self._plan, self._env = objective, config, plan, env
         self._activity = activity or Activity()
         self._asked_to_stop, self._on_bad_step = asked_to_stop, on_bad_step
-        self._left_out = left_out
-        apply_recompute(objective, config.train.recompute)
-        if config.train.compile:
+        train = config.train
+        self.ranks = make_ranks(env, shard=shard_ranks(train, env.world_size, env.local_world_size))
+        apply_recompute(objective, train.recompute)
+        if train.compile:
             compile_blocks(objective)
-        self.layout = make_layout(objective, config.train, env)
-        self._communication = CommunicationTimer(self.layout.module, env.device)
-        # Only now: sharding puts other parameters in the place of the whole ones.
-        self._named = [(n, p) for n, p in objective.named_parameters() if p.requires_grad]
-        self._parts = _parts(self._named, objective.independent_parts)
-        own = {objective.name_in_whole(name): p for name, p in self._named}
-        self._optimizer = partial_optimizer(config.optim, objective.whole_parameters() or own, own)
-        self._scale = LossScale(config.train.precision == "float16")
-        self._skipped = 0
-        self._average = None
-        if config.ema.decay is not None:
-            self._average = WeightAverage(self._named, config.ema.decay, config.ema.warmup)
+        self.layout = make_layout(objective, train, self.ranks, config.seed)
+        if fill is not None:
+            fill(objective)
+        # Only now: memory and sharding put other parameters in the place of the first ones.
+        named = [(n, p) for n, p in objective.named_parameters() if p.requires_grad]
+        self._parts = _parts(named, objective.independent_parts)
+        own = {objective.name_in_whole(name): p for name, p in named}
+        optimizer = partial_optimizer(config.optim, objective.whole_parameters() or own, own)
+        scale = LossScale(train.precision == "float16")
+        self._update = Update(named, optimizer, config, plan, left_out, scale)
+        shares = deal(plan.batch_size, env.world_size, plan.accumulate)
+        share_statistics(objective, shares, self.ranks)
+        slots = Slots(self.ranks.samples, [[s for part in rank for s in part] for rank in shares])
+        self._passes = Passes(
+            objective, self.layout, config, plan, env, slots, scale, self._activity
+        )
 
-    def run(self, batches: Iterator[Batch], steps: range) -> Iterator[StepOutput]:
+    def run(self, batches: Iterator[MicroBatch], steps: range) -> Iterator[StepOutput]:
         """Make the steps, one output each; see `Executor.run`."""
         self.objective.train()
         for step in steps:
@@ -118,131 +125,80 @@ class DataParallelExecutor(Executor):
             if output.stop:
                 return
 
-    def _step(self, batches: Iterator[Batch], step: int) -> StepOutput:
+    def _step(self, batches: Iterator[MicroBatch], step: int) -> StepOutput:
         self._activity.begin_step(step)
-        # Schedules, momenta and temperatures follow the updates that were made.
-        progress = self._plan.progress(step - self._skipped)
+        update = self._update
+        progress = update.progress(step)
         self.objective.before_step(progress)
-        totals = Totals(self.objective.metric_names, self._env.device)
-        is_left_out = step in self._left_out
-        for micro in range(self._plan.accumulate):
+        sums = Totals(self.objective, self._env.device)
+        if update.is_skipped(step):
             self._activity.enter("data")
-            batch = next(batches)
-            if not is_left_out:
-                totals.add(self._micro_batch(batch, step, micro))
-        self._activity.enter("reduce")
-        reduced = totals.reduce(self._env, self._asked_to_stop())
-        updated, stop, norm = self._judge(reduced, step, is_left_out)
-        self._activity.enter("update")
-        lr = self._plan.lr * self._config.schedule.factor(progress)
-        if updated:
-            self._update(lr, progress)
+            for _ in range(self._plan.accumulate):
+                next(batches)
         else:
-            self._skipped += 1
-        self._optimizer.zero_grad(set_to_none=True)
+            self._passes.run(batches, step, sums)
+        self._activity.enter("reduce")
+        verdict, metrics = self._judge(step, sums)
+        self._activity.enter("update")
+        if verdict.is_applied:
+            update.step(progress)
+            update.average_weights(progress)
+            self.objective.after_step(progress, *self._passes.collect())
+        else:
+            self._passes.forget()
+            update.skipped += 1
+        update.optimizer.zero_grad(set_to_none=True)
         seconds = self._activity.end_step()
-        if (exposed := self._communication.take_seconds()) is not None:
+        if (exposed := self.layout.take_exposed_seconds()) is not None:
             seconds["communication"] = exposed
-        samples = self._plan.batch_size
-        return StepOutput(step, reduced.metrics, norm, lr, samples, seconds, not updated, stop)
+        return StepOutput(
+            step,
+            metrics,
+            verdict.norm,
+            update.lr(progress),
+            self._plan.batch_size,
+            seconds,
+            not verdict.is_applied,
+            verdict.stop,
+        )
 
-    def _micro_batch(self, batch: Batch, step: int, micro: int) -> LossOutput:
-        """Compute a micro-batch forward and backward; the gradients add up."""
-        with (
-            randomness.micro_batch(self._config.seed, step, micro, self._env.rank),
-            self.layout.micro_batch(micro == self._plan.accumulate - 1),
-        ):
-            self._activity.enter("forward")
-            with reduced_precision(self._env.device, self._config.train):
-                output: LossOutput = self.layout.module(batch)
-            self._activity.enter("backward")
-            # Bounded by the loss itself, not by the number of targets; undone in _judge.
-            loss = output.loss / (self._plan.batch_size / self._scale.value)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self._communication.backward_ended()
-        return output
-
-    def _judge(self, reduced: Reduced, step: int, is_left_out: bool) -> tuple[bool, bool, Tensor]:
-        """Scale and clip the gradient; decide, the same on all ranks, whether it is applied.
-
-        The ranks' gradients were averaged and the losses divided by the batch size, so the
-        gradient of the mean is ``world_size * batch_size / count`` times what is there.
-
-        Returns:
-            Whether to update, whether to stop after this step, and the norm before clipping.
-        """
-        if is_left_out:
-            return False, bool(reduced.asked_to_stop), torch.full((), torch.nan)
+    def _judge(self, step: int, sums: Totals) -> tuple[Verdict, dict[str, Tensor]]:
+        """Decide on a step, and scale and clip its gradient where it is applied."""
+        reduced, update = sums.reduce(self._env, self._asked_to_stop()), self._update
+        if update.is_skipped(step):
+            return update.judge(step, reduced, (), reduced.targets), reduced.metrics
+        for name, parameter in update.named:
+            if name.startswith(self.objective.frozen_parts):
+                parameter.grad = None  # the optimizer passes it over
+            elif parameter.grad is None:
+                # As other ranks see it: a parameter that nobody used has a gradient of zero.
+                parameter.grad = torch.zeros_like(parameter)
         gradients = [
             [local_part(p.grad) for p in part if p.grad is not None] for part in self._parts
         ]
-        ranks, batch = self._env.world_size, self._plan.batch_size
-        factor = (ranks * batch / (reduced.targets * self._scale.value)).to(torch.float32)
-        squares = torch.stack([self.layout.square_sum(part) for part in gradients])
-        norm = squares.sum().sqrt() * factor
-        # The one moment of a step in which the host waits for the device.
-        has_targets, loss_is_finite, finite, stop = (
-            torch.stack(
-                [
-                    reduced.targets > 0,
-                    reduced.metrics["loss"].isfinite(),
-                    norm.isfinite(),
-                    reduced.asked_to_stop > 0,
-                ]
-            )
-            .cpu()
-            .tolist()
-        )
-        if not has_targets:  # 0 / 0: nothing to learn from, and no fault
-            return False, stop, norm
-        good = loss_is_finite and finite
-        if not good and not self._scale.forgives(loss_is_finite):
-            value = reduced.metrics["loss"] if not loss_is_finite else norm
-            what = "gradient norm" if loss_is_finite else "loss"
+        squares = [self.layout.square_sum(part) for part in gradients]
+        verdict = update.judge(step, reduced, squares, self._passes.factor(reduced.targets))
+        if verdict.bad is not None:
             # Whoever goes on from here must not add to these.
-            self._optimizer.zero_grad(set_to_none=True)
-            updates = step - self._skipped
+            update.optimizer.zero_grad(set_to_none=True)
             with self._activity.during("save"):  # the weights go to a file
-                self._on_bad_step(BadStep(step, what, float(value), self._scale.value, updates))
-        if loss_is_finite:
-            self._scale.update(overflowed=not finite)
-        if good:
-            clip = self._config.optim.clip_norm
-            for part, square in zip(gradients, squares, strict=True):
-                own = factor
-                if clip is not None:
-                    own = factor * (clip / (square.sqrt() * factor + 1e-6)).clamp(max=1.0)
-                torch._foreach_mul_(part, own)
-        return good, stop, norm
-
-    def _update(self, lr: float, progress: Progress) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
-        self._optimizer.step()
-        if self._average is not None:
-            self._average.update(progress.step)
-        self.objective.after_step(progress)
+                self._on_bad_step(verdict.bad)
+        elif verdict.is_applied:
+            for part, factor in zip(gradients, verdict.factors, strict=True):
+                torch._foreach_mul_(part, factor)
+        return verdict, reduced.metrics
 
     @contextlib.contextmanager
     def frozen(self, weights: str = "raw") -> Iterator[Objective]:
-        """Return a context that gives the whole objective for evaluation; see `Executor.frozen`."""
-        average = self._average if weights == "ema" else None
+        """Return a context that gives the objective for evaluation; see `Executor.frozen`."""
+        average = self._update.average if weights == "ema" else None
         with contextlib.ExitStack() as stack:
             if self._config.train.compile:
                 # Other shapes, no gradients: to compile for each takes longer than it saves.
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             if average is not None:
                 stack.enter_context(average.swapped_in())
-            yield self._gathered() if isinstance(self.layout, Sharded) else self.objective
-
-    @torch.no_grad()
-    def _gathered(self) -> Objective:
-        """Return a copy of the objective in which every tensor is whole."""
-        copy = build_objective(self._config, self._env.device, self._config.seed)
-        targets = copy.state_dict()
-        for name, tensor in self.objective.state_dict().items():
-            targets[name].copy_(whole(tensor))
-        return copy
+            yield self.objective
 
     def state_dict(self) -> dict[str, Any]:
         """Return live tensors by global name, sharded ones as they are.
@@ -250,25 +206,18 @@ class DataParallelExecutor(Executor):
         ``objective.NAME``, ``optimizer.PARAMETER.KEY``, ``ema.PARAMETER`` and ``executor.NAME``.
         """
         state = {f"objective.{name}": t for name, t in self.objective.state_dict().items()}
-        state |= optimizer_state(self._optimizer, dict(self._named))
-        if self._average is not None:
-            state |= {f"ema.{name}": t for name, t in self._average.tensors.items()}
-        own = {"skipped": torch.tensor(self._skipped), **self._scale.state_dict()}
-        return {**state, **{f"executor.{name}": tensor for name, tensor in own.items()}}
+        return {**state, **self._update.state_dict()}
 
     def match_state(self, names: Collection[str]) -> None:
         """Make or drop the optimizer's state as `names` have it; see `Executor.match_state`."""
-        match_optimizer_state(self._optimizer, dict(self._named), names)
+        self._update.match_state(names)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Copy `state` into the live tensors; see `Executor.load_state_dict`."""
         state = without_unbegun(state)
         self.match_state(state)
         copy_state(self.state_dict(), state)
-        self._skipped = int(state["executor.skipped"])
-        self._scale.load_state_dict(
-            {name.removeprefix("executor."): value for name, value in state.items()}
-        )
+        self._update.load_numbers(state)
 
 
 def _parts(

@@ -1,76 +1,102 @@
-"""How ranks hold a model: one copy each (DDP), a shard each (FSDP), or shards in groups (HSDP)."""
+"""How ranks hold a model: one copy each, a shard each (FSDP2), or shards in groups (HSDP)."""
 
 from __future__ import annotations
 
 import contextlib
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import cast, final
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 
-from quadriga.contracts import Objective
+from quadriga.contracts import Objective, PooledObjective
 from quadriga.distributed.collectives import local_part
 from quadriga.distributed.environment import DistEnv
+from quadriga.distributed.mesh import Ranks
+from quadriga.engine.build import give_memory
 from quadriga.engine.run_config import TrainConfig
 from quadriga.engine.step.blocks import blocks_of
+from quadriga.engine.step.gradients import GradientSum
 from quadriga.errors import UserError
 
 
 class Layout(ABC):
-    """An objective as the ranks hold it; gradients are averaged over all ranks."""
+    """An objective as the ranks hold it; its gradients end as sums over all ranks."""
 
-    module: nn.Module
-    """What is called with a batch."""
+    device: torch.device
+
+    def begin_step(self) -> None:
+        """Prepare for the first backward pass of a step."""
+        return None
 
     @abstractmethod
-    def micro_batch(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
-        """Return the context of one micro-batch: only the last of a step exchanges gradients."""
+    def backward(
+        self, is_last: bool, complete: Sequence[str] = ()
+    ) -> contextlib.AbstractContextManager[None]:
+        """Return the context of one backward pass; the last of a step ends the exchange.
+
+        Args:
+            is_last: Whether it is the last of the step.
+            complete: Beginnings of the names of parameters whose gradients are complete before it.
+        """
 
     def square_sum(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return the sum of the squares of all elements, of all shards, as a float32 scalar."""
+        if not tensors:
+            return torch.zeros((), device=self.device)
         return torch.stack(torch._foreach_norm([local_part(t) for t in tensors])).square().sum()
+
+    def take_exposed_seconds(self) -> float | None:
+        """Return how long the exchange was waited for since the last call; None if unknown."""
+        return None
 
 
 @final
 class Single(Layout):
     """One rank: nothing to exchange."""
 
-    def __init__(self, objective: Objective) -> None:
-        """Take the objective as it is."""
-        self.module = objective
+    def __init__(self, ranks: Ranks) -> None:
+        """Take an objective that lies on the device."""
+        self.device = ranks.env.device
 
-    def micro_batch(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
+    def backward(
+        self, is_last: bool, complete: Sequence[str] = ()
+    ) -> contextlib.AbstractContextManager[None]:
         """Return a context that does nothing."""
         return contextlib.nullcontext()
 
 
 @final
 class Replicated(Layout):
-    """DistributedDataParallel: every rank holds everything."""
+    """Every rank holds everything."""
 
-    def __init__(self, objective: Objective, device: torch.device) -> None:
-        """Wrap the objective; every rank calls it."""
-        with warnings.catch_warnings():
-            # torch 2.13 renames the argument; 2.11 does not know the new name.
-            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            self.module = DistributedDataParallel(
-                objective,
-                device_ids=[device.index] if device.type == "cuda" else None,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-            )
+    def __init__(self, objective: Objective, ranks: Ranks) -> None:
+        """Take an objective that lies on the device; every rank calls it."""
+        self.device = ranks.env.device
+        trained = [(n, p) for n, p in objective.named_parameters() if p.requires_grad]
+        self._sum = GradientSum(trained, ranks.samples)
 
-    def micro_batch(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
-        """Return DDP's context without exchange for all but the last."""
-        model = cast(DistributedDataParallel, self.module)
-        return contextlib.nullcontext() if is_last else model.no_sync()
+    def begin_step(self) -> None:
+        """Set the gradients to zero."""
+        self._sum.begin()
+
+    def backward(
+        self, is_last: bool, complete: Sequence[str] = ()
+    ) -> contextlib.AbstractContextManager[None]:
+        """Return a context that sums the gradients over the ranks for the last pass only."""
+        return self._sum.last_backward(complete) if is_last else contextlib.nullcontext()
+
+    def take_exposed_seconds(self) -> float | None:
+        """Return how long the sum was waited for after the backward passes."""
+        return self._sum.timer.take_seconds()
 
 
 @final
@@ -78,37 +104,40 @@ class Sharded(Layout):
     """FSDP2: weights, gradients and optimizer state are cut along their first dimension.
 
     Each block is gathered when its turn comes; what lies outside the blocks is gathered once.
-    On a mesh of two dimensions (HSDP) the shards are copied along the first one.
+    Where there are several copies (HSDP), the shards are summed over them too. Gradients are cut
+    after every micro-batch: to keep them whole until the last would need a whole model's memory.
     """
 
-    def __init__(self, objective: Objective, train: TrainConfig, env: DistEnv) -> None:
-        """Shard the objective's parameters in place; every rank calls it."""
-        self._mesh = make_mesh(train, env)
+    def __init__(self, objective: Objective, train: TrainConfig, ranks: Ranks) -> None:
+        """Shard the parameters in place, with or without memory; every rank calls it."""
+        self.device, self._copies, mesh = ranks.env.device, ranks.size("data"), ranks.sharded()
         self._reshard = train.reshard_after_forward
         # A block is gathered in the type it computes in: half the bytes. Its inputs are left to
         # autocast, as without shards; the gradients are summed in float32. Not on the CPU, whose
         # autocast has no layer norm of float32 tokens with weights of another type.
-        is_reduced = train.precision != "float32" and env.device.type == "cuda"
+        is_reduced = train.precision != "float32" and ranks.env.device.type == "cuda"
         dtype = getattr(torch, train.precision) if is_reduced else None
         policy = MixedPrecisionPolicy(
             param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
         outside = MixedPrecisionPolicy(cast_forward_inputs=False)
         for _, block in blocks_of(objective):
-            fully_shard(
-                block, mesh=self._mesh, reshard_after_forward=self._reshard, mp_policy=policy
-            )
-        fully_shard(objective, mesh=self._mesh, reshard_after_forward=False, mp_policy=outside)
-        self.module = objective
+            fully_shard(block, mesh=mesh, reshard_after_forward=self._reshard, mp_policy=policy)
+        fully_shard(objective, mesh=mesh, reshard_after_forward=False, mp_policy=outside)
+        for module in objective.modules():
+            if isinstance(module, FSDPModule):
+                module.set_gradient_divide_factor(1.0)  # sums, not means
+        methods = ("embed", "targets", "combine") if isinstance(objective, PooledObjective) else ()
+        for name in (*methods, *objective.entry_points):
+            register_fsdp_forward_method(objective, name)
         self._sharded = cast(FSDPModule, objective)
 
     @contextlib.contextmanager
-    def micro_batch(self, is_last: bool) -> Iterator[None]:
-        """Return a context that exchanges gradients for the last only.
+    def backward(self, is_last: bool, complete: Sequence[str] = ()) -> Iterator[None]:
+        """Return a context that cuts and sums the gradients.
 
         Without resharding after the forward pass the weights stay gathered for the whole step.
         """
-        self._sharded.set_requires_gradient_sync(is_last)
         self._sharded.set_is_last_backward(is_last)
         if not self._reshard:
             self._sharded.set_reshard_after_backward(is_last)
@@ -122,29 +151,36 @@ class Sharded(Layout):
         """
         total = super().square_sum(tensors)
         dist.all_reduce(total)
-        return total / (self._mesh.size() // self._mesh.size(self._mesh.ndim - 1))
+        return total / self._copies
 
 
-def make_layout(objective: Objective, train: TrainConfig, env: DistEnv) -> Layout:
-    """Lay an objective out over the ranks; every rank calls it.
+def place(objective: Objective, train: TrainConfig, ranks: Ranks, seed: int) -> Sharded | None:
+    """Shard an objective where the run says so, and give it memory; every rank calls it.
 
-    Raises:
-        UserError: The ranks cannot be grouped as `train` says.
+    Args:
+        objective: Changed in place. On the meta device it gets memory once it is sharded, each
+            rank its part, and initial values.
+        train: How the ranks hold it.
+        ranks: The ranks.
+        seed: The seed of the initial values.
+
+    Returns:
+        How it is sharded, if it is.
     """
-    if env.world_size == 1:
-        return Single(objective)
-    if train.parallel == "ddp":
-        return Replicated(objective, env.device)
-    return Sharded(objective, train, env)
+    is_empty = any(tensor.is_meta for tensor in objective.parameters())
+    is_sharded = ranks.env.world_size > 1 and train.parallel != "ddp"
+    layout = Sharded(objective, train, ranks) if is_sharded else None
+    if is_empty:
+        give_memory(objective, ranks.env.device, seed)
+    return layout
 
 
-def make_mesh(train: TrainConfig, env: DistEnv) -> DeviceMesh:
-    """Return the mesh of the ranks: (shards,) or (copies, shards)."""
-    if train.parallel == "fsdp":
-        return init_device_mesh(env.device.type, (env.world_size,), mesh_dim_names=("shard",))
-    shards = shard_ranks(train, env.world_size, env.local_world_size)
-    shape = (env.world_size // shards, shards)
-    return init_device_mesh(env.device.type, shape, mesh_dim_names=("replicate", "shard"))
+def make_layout(objective: Objective, train: TrainConfig, ranks: Ranks, seed: int) -> Layout:
+    """Place an objective, and make what exchanges its gradients; see `place`."""
+    layout = place(objective, train, ranks, seed)
+    if layout is not None:
+        return layout
+    return Single(ranks) if ranks.env.world_size == 1 else Replicated(objective, ranks)
 
 
 def shard_ranks(train: TrainConfig, world_size: int, local_world_size: int) -> int:

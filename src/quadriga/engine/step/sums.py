@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from quadriga.contracts import LossOutput
+from quadriga.contracts import LossOutput, Objective
 from quadriga.distributed.collectives import all_reduce_sum
 from quadriga.distributed.environment import DistEnv
 
@@ -20,7 +20,7 @@ class Reduced(NamedTuple):
     metrics: dict[str, Tensor]
     """Name -> float64 scalar, divided; ``loss`` is one of them."""
     targets: Tensor
-    """Number of targets of the step: float64 scalar."""
+    """Number of targets of the step, of all parts of the loss: float64 scalar."""
     asked_to_stop: Tensor
     """Number of ranks that were asked to stop: float64 scalar."""
     more: tuple[Tensor, ...] = ()
@@ -29,11 +29,13 @@ class Reduced(NamedTuple):
 
 @final
 class Totals:
-    """Sums and counts of one step: the loss first, then the metrics in a fixed order."""
+    """Sums and counts of one step: the parts of the loss first, then the metrics, in order."""
 
-    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
-        """Start at zero for ``loss`` and `names`."""
-        self._names = ("loss", *names)
+    def __init__(self, objective: Objective, device: torch.device) -> None:
+        """Start at zero for the terms and metrics that `objective` names."""
+        self._terms = objective.term_names
+        self._weights = dict.fromkeys(self._terms, 1.0)
+        self._names = (*self._terms, *objective.metric_names)
         self._device = device
         self._sums: dict[str, list[Tensor]] = {name: [] for name in self._names}
         self._counts: dict[str, list[Tensor]] = {name: [] for name in self._names}
@@ -41,7 +43,9 @@ class Totals:
     def add(self, output: LossOutput) -> None:
         """Take in one micro-batch."""
         one = torch.ones((), device=self._device)
-        self._put("loss", output.loss, one if output.count is None else output.count)
+        for name, term in output.terms.items():
+            self._put(name, term.total, one if term.targets is None else term.targets)
+            self._weights[name] = term.weight
         for name, (total, count) in output.metrics.items():
             self._put(name, total, count)
 
@@ -79,6 +83,10 @@ class Totals:
         further = [value.detach().to(torch.float64).reshape(1) for value in more]
         reduced = all_reduce_sum(torch.cat([table.flatten(), *further]), env, group)
         sums, counts = reduced[: table.numel()].view_as(table)
-        means = sums[:-1] / counts[:-1]
-        metrics = dict(zip(self._names, means.unbind(), strict=True))
-        return Reduced(metrics, counts[0], sums[-1], reduced[table.numel() :].unbind())
+        means = dict(zip(self._names, (sums[:-1] / counts[:-1]).unbind(), strict=True))
+        targets = counts[: len(self._terms)]
+        if self._terms != ("loss",):
+            parts = torch.stack([means[name] * self._weights[name] for name in self._terms])
+            # A part without targets is not a fault of the step: it adds nothing to the loss.
+            means["loss"] = torch.where(targets > 0, parts, 0.0).sum()
+        return Reduced(means, targets.sum(), sums[-1], reduced[table.numel() :].unbind())

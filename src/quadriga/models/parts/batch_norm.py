@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -27,8 +26,9 @@ class BatchNorm(nn.Module):
     is that of `nn.BatchNorm1d` and `nn.BatchNorm2d`.
 
     A forward pass never moves the running statistics: a step may have several micro-batches, and
-    may compute a micro-batch twice. Inside `tallying` it adds the statistics of its groups to a
-    tally; `take_tallies` and `apply_tallies` move the running statistics once a step.
+    may compute a micro-batch twice. While `is_tallying` it adds the statistics of its groups to a
+    tally; `take_tally` and `apply_tally` move the running statistics once a step (see
+    `quadriga.contracts.Tallies`).
     """
 
     running_mean: Tensor
@@ -58,6 +58,7 @@ class BatchNorm(nn.Module):
         self.group: int | None = None
         self.reduce: Reduce | None = None
         self.is_tallying = False
+        self.keeps_tally = True
 
     def fill(self, filler: Filler) -> None:
         """Make the module the identity, or zero for `initial_scale` 0, and its tally empty."""
@@ -65,17 +66,64 @@ class BatchNorm(nn.Module):
             filler.constant(name, 1.0 if name == "running_var" else 0.0)
         filler.constant("weight", self.initial_scale)
 
+    def set_groups(self, group: int | None, reduce: Reduce | None) -> None:
+        """Say which samples share statistics in training.
+
+        Args:
+            group: Number of consecutive samples; it divides every micro-batch. None: all samples
+                of a micro-batch.
+            reduce: Sums over the ranks whose micro-batches together are one group; `group` is not
+                heeded then. None: groups lie within a rank.
+        """
+        self.group, self.reduce = group, reduce
+
+    @torch.no_grad()
+    def take_tally(self) -> Float[Tensor, "3 features"]:
+        """Return what was tallied since the last call, and clear it.
+
+        Returns:
+            float32: the sum of the groups' means, the sum of their unbiased variances, and the
+            number of groups. Those of all ranks are to be added; groups over ranks are then in
+            the sum once for each rank, and their mean is the same.
+        """
+        taken = self.tally.clone()
+        self.tally.zero_()
+        return taken
+
+    @torch.no_grad()
+    def apply_tally(self, sums: Float[Tensor, "3 features"]) -> None:
+        """Move the running statistics by one step.
+
+        ``running = (1 - momentum) * running + momentum * mean over the step's groups``, of the
+        means and of the unbiased variances. Without a group everything stays as it is.
+
+        Args:
+            sums: What `take_tally` returned, added over all ranks.
+        """
+        groups = sums[2]
+        momentum = self.momentum * (groups > 0)
+        for running, total in zip((self.running_mean, self.running_var), sums[:2], strict=True):
+            running.mul_(1 - momentum).add_(momentum * total / groups.clamp(min=1))
+        self.num_batches_tracked += groups[0] > 0
+
     def forward(
-        self, inputs: Float[Tensor, "batch features *positions"]
+        self,
+        inputs: Float[Tensor, "batch features *positions"],
+        reduce: Reduce | None = None,
     ) -> Float[Tensor, "batch features *positions"]:
         """Normalise each channel over the samples of a group and their positions.
+
+        Args:
+            inputs: Feature vectors or maps.
+            reduce: As for `set_groups`, for this pass alone.
 
         Raises:
             UserError: In training, a group has a single value per channel.
             ValueError: In training, the groups do not divide the batch.
         """
-        if self.training and self.reduce is not None:
-            return self._normalise_over_ranks(inputs, self.reduce)
+        reduce = reduce or self.reduce
+        if self.training and reduce is not None:
+            return self._normalise_over_ranks(inputs, reduce)
         if self.training and inputs.shape[0] > 0:
             return self._normalise_groups(inputs)
         return functional.batch_norm(
@@ -129,75 +177,3 @@ class BatchNorm(nn.Module):
     def _add_to_tally(self, statistics: Float[Tensor, "2 groups features"]) -> None:
         self.tally[:2] += statistics.sum(dim=1)
         self.tally[2] += statistics.shape[1]
-
-
-def set_groups(module: nn.Module, group: int | None, reduce: Reduce | None = None) -> None:
-    """Say which samples share statistics in every batch normalisation below `module`.
-
-    Args:
-        module: The root.
-        group: Number of consecutive samples; it divides every micro-batch. None: all samples of a
-            micro-batch.
-        reduce: Sums over the ranks whose micro-batches together are one group; `group` is not
-            heeded then. None: groups lie within a rank.
-    """
-    for _, norm in _norms(module):
-        norm.group, norm.reduce = group, reduce
-
-
-@contextlib.contextmanager
-def tallying(module: nn.Module) -> Iterator[None]:
-    """Return a context in which the forward passes of `module` are tallied.
-
-    It holds the forward pass that counts and not the backward pass, in which recomputed blocks run
-    a second time.
-    """
-    norms = [norm for _, norm in _norms(module)]
-    for norm in norms:
-        norm.is_tallying = True
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.is_tallying = False
-
-
-@torch.no_grad()
-def take_tallies(module: nn.Module) -> dict[str, Tensor]:
-    """Return what was tallied since the last call, and clear it.
-
-    Returns:
-        Name of each batch normalisation below `module` -> float32 (3, features): the sum of its
-        groups' means, the sum of their unbiased variances, and the number of groups. The tallies of
-        all ranks are to be added; groups over ranks are then in them once for each rank, and their
-        mean is the same.
-    """
-    taken = {}
-    for name, norm in _norms(module):
-        taken[name] = norm.tally.clone()
-        norm.tally.zero_()
-    return taken
-
-
-@torch.no_grad()
-def apply_tallies(module: nn.Module, sums: Mapping[str, Tensor]) -> None:
-    """Move the running statistics by one step.
-
-    ``running = (1 - momentum) * running + momentum * mean over the step's groups``, of the means
-    and of the unbiased variances. What saw no group stays as it is.
-
-    Args:
-        module: As for `take_tallies`.
-        sums: What it returned, added over all ranks.
-    """
-    for name, norm in _norms(module):
-        groups = sums[name][2]
-        means = sums[name][:2] / groups.clamp(min=1)
-        momentum = norm.momentum * (groups > 0)
-        for running, mean in zip((norm.running_mean, norm.running_var), means, strict=True):
-            running.mul_(1 - momentum).add_(momentum * mean)
-        norm.num_batches_tracked += groups[0] > 0
-
-
-def _norms(module: nn.Module) -> Iterator[tuple[str, BatchNorm]]:
-    return ((name, m) for name, m in module.named_modules() if isinstance(m, BatchNorm))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from quadriga.contracts import ModelConfig, Objective, ObjectiveConfig, Splittable, Stage
+from quadriga.distributed.collectives import copy_whole
 from quadriga.errors import UserError
 
 _BLOCK = re.compile(r"((?:^|\.)blocks\.)(\d+)\.")
@@ -174,7 +175,7 @@ def copy_into(stage: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy tensors into those of a stage; names and shapes are checked before."""
     own = stage.state_dict()
     for name, tensor in tensors.items():
-        own[name].copy_(tensor)
+        copy_whole(own[name], tensor)
 
 
 def misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor], whose: str) -> str | None:

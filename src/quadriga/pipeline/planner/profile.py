@@ -67,7 +67,7 @@ def forward(
     """
     with LiveStorages() as made, reduced:
         result = unit(hidden, batch)
-    output: Tensor = result.loss if isinstance(result, LossOutput) else result
+    output: Tensor = result.only.total if isinstance(result, LossOutput) else result
     known = [*unit.parameters(), *unit.buffers(), *batch.values()]
     return output, made.total(known)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, final
 
-from quadriga.contracts import Batch, Objective, StepOutput
+from quadriga.contracts import Batch, MicroBatch, Objective, StepOutput
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan
@@ -30,7 +30,9 @@ class Segment:
     before the same step.
     """
 
-    def __init__(self, executor: PipelineExecutor, batches: Iterator[Batch], steps: range) -> None:
+    def __init__(
+        self, executor: PipelineExecutor, batches: Iterator[MicroBatch], steps: range
+    ) -> None:
         """Make `steps`, or fewer, beginning and ending with an empty pipeline."""
         self._executor, self._batches, self._steps = executor, batches, steps
         self._read: dict[int, Batch] = {}
@@ -55,9 +57,10 @@ class Segment:
                     executor.begin_update(step, self._totals.pop(step))
                 case Wait(step):
                     outcome = executor.finish_update(step)
-                    self._stops = self._stops or outcome.stop
-                    self._ends = self._ends or self._stops or outcome.bad is not None
-                    if outcome.bad is not None or self._held:
+                    verdict = outcome.verdict
+                    self._stops = self._stops or verdict.stop
+                    self._ends = self._ends or self._stops or verdict.bad is not None
+                    if verdict.bad is not None or self._held:
                         self._held.append(outcome)
                     else:
                         yield self._report(outcome)
@@ -65,10 +68,10 @@ class Segment:
                         executor.activity.begin_step(step + 1)
         executor.runner.finish()
         for outcome in self._held:
-            if outcome.bad is not None:
-                executor.handle_bad_step(outcome.bad)
+            if outcome.verdict.bad is not None:
+                executor.handle_bad_step(outcome.verdict.bad)
             yield self._report(outcome)
-            executor.activity.begin_step(outcome.step + 1)
+            executor.activity.begin_step(outcome.verdict.step + 1)
 
     def _goes_on(self, step: int) -> bool:
         if self._ends or step >= self._steps.stop:
@@ -78,7 +81,7 @@ class Segment:
         return True
 
     def _report(self, outcome: Outcome) -> StepOutput:
-        is_last = self._stops and outcome.step == self._begun
+        is_last = self._stops and outcome.verdict.step == self._begun
         return self._executor.report(outcome, stop=is_last)
 
     def _forward(self, step: int, micro: int) -> None:
@@ -143,7 +146,7 @@ class PipelineExecutor(StagedExecutor):
                 apply_recompute(bank, "full")
             self.runner.blocks_recompute = True
 
-    def run(self, batches: Iterator[Batch], steps: range) -> Iterator[StepOutput]:
+    def run(self, batches: Iterator[MicroBatch], steps: range) -> Iterator[StepOutput]:
         """Make the steps, one output each; see `Executor.run`."""
         for bank in self.banks.modules:
             bank.train()

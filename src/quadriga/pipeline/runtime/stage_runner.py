@@ -196,7 +196,7 @@ class StageRunner:
 
     def _share(self, output: LossOutput) -> Tensor:
         """Return the loss of a micro-batch as its part of the step's."""
-        return output.loss / self._config.train.accumulate
+        return output.only.total / self._config.train.accumulate
 
     def backward(self, step: int, micro: int) -> None:
         """Compute a backward pass and send the gradient of the input back."""

@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 
-from quadriga.contracts import Batch, Executor, Objective, Splittable, StepOutput
+from quadriga.contracts import Batch, Executor, MicroBatch, Objective, Splittable, StepOutput
 from quadriga.distributed.environment import DistEnv
-from quadriga.engine.build import build_objective
+from quadriga.engine.build import Fill, build_objective, give_memory
 from quadriga.engine.meters.activity import Activity
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan
@@ -19,8 +19,6 @@ from quadriga.engine.step.bad_step import BadStep, stop_at
 from quadriga.engine.step.blocks import apply_recompute, compile_blocks
 from quadriga.engine.step.state import (
     copy_state,
-    match_optimizer_state,
-    optimizer_state,
     without_unbegun,
 )
 from quadriga.pipeline.runtime.partition import Part, cut, make_groups, shared_parameters
@@ -40,6 +38,7 @@ class StagedExecutor(Executor):
         env: DistEnv,
         *,
         versions: int = 1,
+        fill: Fill | None = None,
         activity: Activity | None = None,
         asked_to_stop: Callable[[], bool] = lambda: False,
         on_bad_step: Callable[[BadStep], None] = stop_at,
@@ -49,11 +48,12 @@ class StagedExecutor(Executor):
 
         Args:
             objective: Initialised and on the device, or on the meta device: then this part alone
-                gets memory, and its values from ``config.seed``.
+                gets memory, and its values from ``config.seed``; all of it where it is filled.
             config: The run.
             plan: Its numbers.
             env: This process among the run's.
             versions: Versions of the weights to hold.
+            fill: Puts weights from elsewhere into the whole objective.
             activity: Told what this rank is doing.
             asked_to_stop: Whether a signal asked this rank to stop.
             on_bad_step: Called on every rank when a loss or gradient is not finite; it raises, or
@@ -67,18 +67,16 @@ class StagedExecutor(Executor):
         self.activity = activity or Activity()
         self._asked_to_stop, self._on_bad_step = asked_to_stop, on_bad_step
         self.topology = make_topology(config, cast(Splittable, objective).depth, env.world_size)
+        if fill is not None:
+            give_memory(objective, env.device, config.seed)
+            fill(objective)
         everything = {n: p for n, p in objective.named_parameters() if p.requires_grad}
         parts = self._parts(objective)
         ties = shared_parameters(parts)
         self.groups = make_groups(self.topology, env, sorted(set(ties.values())))
         part = parts[self.groups.stage].materialise(config.seed, env.device)
         self.banks = Banks(part, versions)
-        for bank in self.banks.modules:
-            # Only now: what is set on a block refers to it, and a copy would still mean the first.
-            if config.train.recompute == "selective":
-                apply_recompute(bank, "selective")
-            if config.train.compile:
-                compile_blocks(bank)
+        self._prepare_blocks()
         self.updates = Updates(
             self.banks,
             everything,
@@ -87,16 +85,26 @@ class StagedExecutor(Executor):
             plan,
             self.groups,
             env,
-            objective.metric_names,
+            objective,
             left_out,
         )
+
+    def _prepare_blocks(self) -> None:
+        """Have blocks recompute and compile as the run says, in every version of the weights."""
+        # After the versions are copied: what is set on a block refers to it, and a copy would
+        # still mean the first.
+        for bank in self.banks.modules:
+            if self.config.train.recompute == "selective":
+                apply_recompute(bank, "selective")
+            if self.config.train.compile:
+                compile_blocks(bank)
 
     def _parts(self, objective: Objective) -> list[Part]:
         """Return the stages that each rank of a copy holds, in order of those ranks."""
         stages = cast(Splittable, objective).stages(self.topology.depths)
         return cut(stages, self.topology.stages, self.config.pipeline.schedule)
 
-    def next_batch(self, batches: Iterator[Batch]) -> Batch:
+    def next_batch(self, batches: Iterator[MicroBatch]) -> Batch:
         """Take the next micro-batch."""
         self.activity.enter("data")
         return next(batches)
@@ -113,14 +121,15 @@ class StagedExecutor(Executor):
 
     def report(self, outcome: Outcome, stop: bool) -> StepOutput:
         """Return the output of a step, and stop its clock."""
+        verdict = outcome.verdict
         return StepOutput(
-            outcome.step,
+            verdict.step,
             outcome.metrics,
-            outcome.norm,
+            verdict.norm,
             outcome.lr,
             self.plan.batch_size,
             self.activity.end_step(),
-            not outcome.updated,
+            not verdict.is_applied,
             stop,
         )
 
@@ -136,7 +145,7 @@ class StagedExecutor(Executor):
     @contextlib.contextmanager
     def frozen(self, weights: str = "raw") -> Iterator[Objective]:
         """Return a context that gives the whole objective for evaluation; see `Executor.frozen`."""
-        average = self.updates.average if weights == "ema" else None
+        average = self.updates.update.average if weights == "ema" else None
         with contextlib.ExitStack() as stack:
             if average is not None:
                 stack.enter_context(average.swapped_in())
@@ -162,31 +171,27 @@ class StagedExecutor(Executor):
         ``objective.NAME``, ``previous.NAME`` (2bw), ``optimizer.PARAMETER.KEY``,
         ``ema.PARAMETER``, ``feedback.PARAMETER`` and ``executor.NAME``.
         """
-        state: dict[str, Any] = dict(self.banks.state_dict())
         updates = self.updates
-        state |= optimizer_state(updates.optimizer, self.banks.parameters)
-        if updates.average is not None:
-            state |= {f"ema.{name}": t for name, t in updates.average.tensors.items()}
+        state: dict[str, Any] = {**self.banks.state_dict(), **updates.update.state_dict()}
         state |= {f"feedback.{name}": tensor for name, tensor in updates.feedback.items()}
-        state["executor.skipped"] = torch.tensor(updates.skipped)
         if self.config.pipeline.error_feedback:
             state["executor.has_feedback"] = torch.tensor(int(updates.has_feedback))
         return state
 
     def match_state(self, names: Collection[str]) -> None:
         """Make or drop the optimizer's state as `names` have it; see `Executor.match_state`."""
-        match_optimizer_state(self.updates.optimizer, self.banks.parameters, names)
+        self.updates.update.match_state(names)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Copy `state` into the live tensors; see `Executor.load_state_dict`."""
         state = without_unbegun(state)
         self.match_state(state)
         copy_state(self.state_dict(), state)
-        self.updates.skipped = int(state["executor.skipped"])
+        self.updates.update.load_numbers(state)
         if "executor.has_feedback" in state:
             self.updates.has_feedback = bool(int(state["executor.has_feedback"]))
 
 
-def batches_of(executor: StagedExecutor, batches: Iterator[Batch]) -> Sequence[Batch]:
+def batches_of(executor: StagedExecutor, batches: Iterator[MicroBatch]) -> Sequence[Batch]:
     """Take all micro-batches of a step."""
     return [executor.next_batch(batches) for _ in range(executor.plan.accumulate)]

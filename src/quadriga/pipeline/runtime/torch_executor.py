@@ -20,7 +20,7 @@ from torch.distributed import pipelining
 from torch.distributed.pipelining import schedules
 
 from quadriga import randomness
-from quadriga.contracts import Batch, LossOutput, Objective, Stage, StepOutput
+from quadriga.contracts import Batch, LossOutput, MicroBatch, Objective, Stage, StepOutput
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan
@@ -28,6 +28,7 @@ from quadriga.engine.step.precision import reduced_precision
 from quadriga.errors import UserError
 from quadriga.pipeline.runtime.partition import V_SHAPED
 from quadriga.pipeline.runtime.staged import StagedExecutor, batches_of
+from quadriga.pipeline.runtime.updates import Outcome
 
 TORCH_SCHEDULES: dict[str, type[Any]] = {
     "torch_gpipe": schedules.ScheduleGPipe,
@@ -101,7 +102,7 @@ class _Step(nn.Module):
             output: Tensor | LossOutput = self.stage(None if self._is_first else hidden, batch)
         if isinstance(output, LossOutput):
             executor.losses[number] = output
-            return (output.loss.float() / config.train.accumulate).reshape(1)
+            return (output.only.total.float() / config.train.accumulate).reshape(1)
         return output.float()
 
 
@@ -132,20 +133,21 @@ class TorchScheduleExecutor(StagedExecutor):
         self._schedule: Any = None
         self._shape: tuple[int, ...] | None = None
 
-    def run(self, batches: Iterator[Batch], steps: range) -> Iterator[StepOutput]:
+    def run(self, batches: Iterator[MicroBatch], steps: range) -> Iterator[StepOutput]:
         """Make the steps, one output each; see `Executor.run`."""
         self.banks.newest.train()
         self.banks.begin_at(steps.start)
         for step in steps:
             self.activity.begin_step(step)
             outcome = self._make(step, batches_of(self, batches))
-            if outcome.bad is not None:
-                self.handle_bad_step(outcome.bad)
-            yield self.report(outcome, outcome.stop)
-            if outcome.stop:
+            verdict = outcome.verdict
+            if verdict.bad is not None:
+                self.handle_bad_step(verdict.bad)
+            yield self.report(outcome, verdict.stop)
+            if verdict.stop:
                 return
 
-    def _make(self, step: int, batches: Sequence[Batch]) -> Any:
+    def _make(self, step: int, batches: Sequence[Batch]) -> Outcome:
         self.step, self.batches, self.losses = step, batches, {}
         self._require_equal_shapes()
         own = self.banks.tensors(step)

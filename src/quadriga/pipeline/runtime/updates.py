@@ -19,12 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from quadriga.contracts import Objective, Progress
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan
-from quadriga.engine.step.bad_step import BadStep
 from quadriga.engine.step.sums import Totals
-from quadriga.optim.parts.ema import WeightAverage
+from quadriga.engine.step.update import Update, Verdict
 from quadriga.optim.parts.groups import partial_optimizer
 from quadriga.pipeline.runtime.partition import Groups
 from quadriga.pipeline.runtime.versions import Banks, FlatGradients
@@ -34,15 +34,9 @@ from quadriga.pipeline.runtime.versions import Banks, FlatGradients
 class Outcome:
     """What became of a step, the same on every rank."""
 
-    step: int
+    verdict: Verdict
     metrics: Mapping[str, Tensor]
-    norm: Tensor
     lr: float
-    updated: bool
-    stop: bool
-    """Whether a rank was asked to stop."""
-    bad: BadStep | None
-    """What was not finite, if anything."""
 
 
 @final
@@ -58,7 +52,7 @@ class Updates:
         plan: RunPlan,
         groups: Groups,
         env: DistEnv,
-        metric_names: tuple[str, ...],
+        objective: Objective,
         left_out: Container[int],
     ) -> None:
         """Make the optimizer and what else has state.
@@ -71,26 +65,23 @@ class Updates:
             plan: Its numbers.
             groups: This rank's groups.
             env: This rank.
-            metric_names: Names of the objective's metrics.
+            objective: The whole objective, on any device; its terms and metrics are reported.
             left_out: Steps that make no update.
         """
         self._banks, self._config, self._plan = banks, config, plan
-        self._groups, self._env, self._left_out = groups, env, left_out
-        self._names = metric_names
+        self._groups, self._env, self._objective = groups, env, objective
         own = banks.parameters
         self._tied = {name: stages for name, stages in ties.items() if name in own}
         self._first_holder = [
             name for name in own if ties.get(name, (groups.stage,))[0] == groups.stage
         ]
-        self.optimizer = partial_optimizer(config.optim, everything, own)
-        decay = config.ema.decay
-        self.average = WeightAverage(list(own.items()), decay, config.ema.warmup) if decay else None
+        optimizer = partial_optimizer(config.optim, everything, own)
+        self.update = Update(list(own.items()), optimizer, config, plan, left_out)
         self.feedback: dict[str, Tensor] = {}
         if banks.count == 2 and config.pipeline.error_feedback:
             self.feedback = {name: torch.zeros_like(p) for name, p in own.items()}
         self.buffers = [FlatGradients(own) for _ in range(banks.count)]
         self.has_feedback = False
-        self.skipped = 0
         is_deferred = banks.count == 2 and config.pipeline.deferred_update
         self._thread = ThreadPoolExecutor(1, "update", self._join) if is_deferred else None
         self._pending: dict[int, Future[Outcome] | Outcome] = {}
@@ -104,7 +95,7 @@ class Updates:
 
     def new_totals(self) -> Totals:
         """Return the sums of a new step."""
-        return Totals(self._names, self._env.device)
+        return Totals(self._objective, self._env.device)
 
     def begin(self, step: int, totals: Totals, asked_to_stop: bool) -> None:
         """Make a step's update, or have it made; every rank calls it, in the order of steps."""
@@ -124,7 +115,7 @@ class Updates:
                 side.wait_event(ready)
                 outcome = self._update(step, totals, asked_to_stop)
                 side.synchronize()
-            for tensor in (*outcome.metrics.values(), outcome.norm):
+            for tensor in (*outcome.metrics.values(), outcome.verdict.norm):
                 tensor.record_stream(passes)  # read there: not free again before that is done
             return outcome
 
@@ -153,40 +144,15 @@ class Updates:
         )
         # The losses were divided by the number of micro-batches before their backward passes.
         factor = (self._plan.accumulate / reduced.targets).to(torch.float32)
-        norm = reduced.more[0].sqrt().to(torch.float32) * factor
-        has_targets, loss_is_finite, norm_is_finite, stop = (
-            torch.stack(
-                [
-                    reduced.targets > 0,
-                    reduced.metrics["loss"].isfinite(),
-                    norm.isfinite(),
-                    reduced.asked_to_stop > 0,
-                ]
-            )
-            .cpu()
-            .tolist()
-        )
-        bad = None
-        is_left_out = step in self._left_out
-        if has_targets and not is_left_out and not (loss_is_finite and norm_is_finite):
-            what = "gradient norm" if loss_is_finite else "loss"
-            value = norm if loss_is_finite else reduced.metrics["loss"]
-            bad = BadStep(step, what, float(value), 1.0, step - self.skipped)
-        good = has_targets and bad is None and not is_left_out
-        progress = self._plan.progress(step - self.skipped)
-        lr = self._plan.lr * self._config.schedule.factor(progress)
+        verdict = self.update.judge(step, reduced, (reduced.more[0],), factor)
+        progress = self.update.progress(step)
         self._banks.advance(step)
-        if good:
-            clip = self._config.optim.clip_norm
-            if clip is not None:
-                factor = factor * (clip / (norm + 1e-6)).clamp(max=1.0)
-            gradients.flat.mul_(factor)
-            self._step(gradients, lr, is_late=step > self._config.pipeline.flushed_steps)
-            if self.average is not None:
-                self.average.update(progress.step)
+        if verdict.is_applied:
+            gradients.flat.mul_(verdict.factors[0])
+            self._step(gradients, progress, is_late=step > self._config.pipeline.flushed_steps)
         else:
-            self.skipped += 1
-        return Outcome(step, reduced.metrics, norm, lr, good, stop, bad)
+            self.update.skipped += 1
+        return Outcome(verdict, reduced.metrics, self.update.lr(progress))
 
     def _square_sum(self, gradients: FlatGradients) -> Tensor:
         """Return the sum of the squares of this stage's gradients, tied ones counted once."""
@@ -195,16 +161,15 @@ class Updates:
             return torch.zeros((), device=self._env.device)
         return torch.stack(torch._foreach_norm(counted)).square().sum()
 
-    def _step(self, gradients: FlatGradients, lr: float, is_late: bool) -> None:
+    def _step(self, gradients: FlatGradients, progress: Progress, is_late: bool) -> None:
         own = self._banks.parameters
         for name, parameter in own.items():
             parameter.grad = gradients.views[name]
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
         with self._corrected(is_late):
-            self.optimizer.step()
+            self.update.step(progress)
         for parameter in own.values():
             parameter.grad = None
+        self.update.average_weights(progress)
 
     @contextlib.contextmanager
     def _corrected(self, is_late: bool) -> Iterator[None]:

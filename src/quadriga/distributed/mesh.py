@@ -1,0 +1,93 @@
+"""The ranks of a run as a mesh with named axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from quadriga.distributed.environment import SINGLE, DistEnv
+
+AXES = ("data", "shard", "stage", "expert")
+"""data: copies of the model; shard: parts of its parameters; stage: parts of its depth; expert:
+parts of its experts. The samples of a step are dealt over all of them but the stages."""
+
+
+@final
+@dataclass(frozen=True)
+class Ranks:
+    """This process, and the mesh that it forms with the others."""
+
+    env: DistEnv
+    mesh: DeviceMesh | None = None
+    """Its dimensions are `AXES`; None in a world of one."""
+
+    def size(self, axis: str) -> int:
+        """Return the number of ranks along one of `AXES`."""
+        return 1 if self.mesh is None else self.mesh.size(AXES.index(axis))
+
+    @cached_property
+    def samples(self) -> SampleGroup:
+        """The ranks that a step's samples are dealt over."""
+        if self.mesh is None:
+            return SampleGroup(0, 1, None)
+        if self.size("stage") == 1:
+            return SampleGroup(self.env.rank, self.env.world_size, dist.group.WORLD)
+        flat = self.mesh["data", "shard", "expert"]._flatten("samples")
+        return SampleGroup(flat.get_local_rank(), flat.size(), flat.get_group())
+
+    def sharded(self) -> DeviceMesh:
+        """Return the mesh of (data, shard) for FSDP2, or of (shard) where there is one copy.
+
+        Raises:
+            ValueError: In a world of one.
+        """
+        if self.mesh is None:
+            raise ValueError("a single process has no mesh")
+        return self.mesh["shard"] if self.size("data") == 1 else self.mesh["data", "shard"]
+
+
+@final
+@dataclass(frozen=True)
+class SampleGroup:
+    """The ranks that share a step's samples, in the order in which the samples are dealt."""
+
+    rank: int
+    size: int
+    group: dist.ProcessGroup | None
+    """None for a rank alone."""
+
+
+ALONE = SampleGroup(0, 1, None)
+"""A rank that has all samples of a step."""
+
+
+def make_ranks(env: DistEnv, *, shard: int = 1, stage: int = 1, expert: int = 1) -> Ranks:
+    """Lay the ranks out on a mesh; every rank calls it. What is left over is the data axis.
+
+    Neighbouring ranks differ in the last axis first.
+
+    Args:
+        env: This process.
+        shard: Ranks along the shard axis.
+        stage: Ranks along the stage axis.
+        expert: Ranks along the expert axis.
+
+    Raises:
+        ValueError: The product of the sizes does not divide the number of ranks.
+    """
+    if env.world_size % (shard * stage * expert):
+        raise ValueError(
+            f"{shard} x {stage} x {expert} ranks must divide {env.world_size} ranks, but do not"
+        )
+    if env.world_size == 1:
+        return Ranks(env)
+    shape = (env.world_size // (shard * stage * expert), shard, stage, expert)
+    return Ranks(env, init_device_mesh(env.device.type, shape, mesh_dim_names=AXES))
+
+
+SINGLE_RANK = Ranks(SINGLE)
+"""One process on the CPU."""

@@ -1,0 +1,62 @@
+"""Which samples share the statistics of batch normalisation, on any number of ranks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch.distributed as dist
+
+from quadriga.contracts import Objective, Tallies
+from quadriga.distributed.mesh import Ranks, SampleGroup
+from quadriga.distributed.slots import sum_over
+from quadriga.errors import UserError
+
+
+def share_statistics(objective: Objective, shares: Sequence[Sequence[range]], ranks: Ranks) -> None:
+    """Have the objective's encoder take its statistics over `Objective.statistics_group`.
+
+    Args:
+        objective: Its batch normalisations are told.
+        shares: For each rank the slots of each of its micro-batches.
+        ranks: The ranks; each calls it.
+
+    Raises:
+        UserError: As `ranks_of_group`.
+    """
+    group = objective.statistics_group
+    if group is None:
+        return
+    neighbours = ranks_of_group(group, shares)
+    reduce = None
+    if neighbours > 1:
+        own, _ = dist.new_subgroups(neighbours)  # type: ignore[no-untyped-call]
+        reduce = functools.partial(sum_over, group=SampleGroup(dist.get_rank(own), neighbours, own))
+    for module in objective.modules():
+        if isinstance(module, Tallies):
+            module.set_groups(None if neighbours > 1 else group, reduce)
+
+
+def ranks_of_group(group: int, shares: Sequence[Sequence[range]]) -> int:
+    """Return how many neighbouring ranks hold a group of consecutive samples together.
+
+    Args:
+        group: Samples of a group.
+        shares: For each rank the slots of each of its micro-batches.
+
+    Raises:
+        UserError: A group is neither within a micro-batch nor one pass of neighbouring ranks.
+    """
+    sizes = {len(slots) for share in shares for slots in share}
+    if all(size % group == 0 for size in sizes):
+        return 1
+    size = min(sizes)
+    ranks = group // size
+    if len(sizes) == 1 and group % size == 0 and len(shares) % ranks == 0:
+        return ranks
+    raise UserError(
+        f"objective.statistics_group must divide every micro-batch, or be a multiple of it that "
+        f"neighbouring ranks make up together, but is {group} for micro-batches of "
+        f"{' and '.join(map(str, sorted(sizes)))} samples on {len(shares)} ranks; change it, "
+        "train.batch_size or train.accumulate"
+    )
