@@ -44,19 +44,19 @@ def folder_instead(path: Path) -> None:
 
 
 DAMAGE = {
-    "truncated shard": (lambda path: halve(shard(path)), "bytes instead of"),
-    "bit flip in a shard": (lambda path: flip(shard(path)), "does not match its checksum"),
-    "missing shard": (lambda path: shard(path).unlink(), "is missing"),
-    "empty shard": (lambda path: emptied(shard(path)), "has 0 bytes instead of"),
-    "folder instead of a shard": (lambda path: folder_instead(shard(path)), "is missing"),
-    "truncated manifest": (lambda path: halve(path / "manifest.json"), "manifest.json is damaged"),
-    "bit flip in the manifest": (lambda path: flip(path / "manifest.json"), "manifest.json is dam"),
-    "empty manifest": (lambda path: emptied(path / "manifest.json"), "manifest.json is damaged"),
-    "missing manifest": (lambda path: (path / "manifest.json").unlink(), "has no manifest.json"),
-    "empty checkpoint": (lambda path: [p.unlink() for p in path.iterdir()], "has no manifest.json"),
+    "truncated shard": (lambda path: halve(shard(path)), "bytes"),
+    "bit flip in a shard": (lambda path: flip(shard(path)), "checksum"),
+    "missing shard": (lambda path: shard(path).unlink(), "missing"),
+    "empty shard": (lambda path: emptied(shard(path)), "0 bytes"),
+    "folder instead of a shard": (lambda path: folder_instead(shard(path)), "missing"),
+    "truncated manifest": (lambda path: halve(path / "manifest.json"), "manifest.json"),
+    "bit flip in the manifest": (lambda path: flip(path / "manifest.json"), "manifest.json"),
+    "empty manifest": (lambda path: emptied(path / "manifest.json"), "manifest.json"),
+    "missing manifest": (lambda path: (path / "manifest.json").unlink(), "no manifest.json"),
+    "empty checkpoint": (lambda path: [p.unlink() for p in path.iterdir()], "no manifest.json"),
     "shard of another": (
         lambda path: shutil.copy(shard(path), path / "shard_00001_000.safetensors"),
-        "does not belong to it",
+        "shard_00001_000.safetensors",
     ),
 }
 
