@@ -1,10 +1,10 @@
-# make demo | test | checks | format: each works alone on a fresh clone with Python 3.11 or newer.
+# make demo | test | test-all | checks | format: each works alone on a fresh clone with Python 3.11 or newer.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test checks format clean
+.PHONY: demo test test-all checks format clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: Python 3.11 or newer is needed, but this is " + sys.version.split()[0] + "; use make PYTHON=python3.11")'
@@ -15,8 +15,13 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(BIN)/quadriga train mae_digits --work-dir runs/demo --resume
 
+PYTEST := $(BIN)/python -m pytest tests -n auto --maxprocesses 4
+
 test: $(STAMP)
-	$(BIN)/python -m pytest tests -n auto --maxprocesses 4
+	$(PYTEST) -m 'not long'
+
+test-all: $(STAMP)
+	$(PYTEST)
 
 checks: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-from torch.distributed.checkpoint.state_dict_loader import load
+
+from quadriga.verify_resume.compare import (
+    EQUAL,
+    Comparison,
+    compare,
+    read_run,
+    read_tensors,
+    without_clock,
+)
 
 TINY = (
     "model.width=16",
@@ -68,20 +74,20 @@ def tiny_run(work_dir: Path, steps: int, *words: str) -> list[str]:
 def read_metrics(work_dir: Path) -> list[dict[str, Any]]:
     """Return the logged steps without the fields that depend on the clock."""
     lines = (work_dir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+    return [without_clock(json.loads(line)) for line in lines]
 
 
 def read_checkpoint(work_dir: Path, step: int) -> dict[str, torch.Tensor]:
     """Return every tensor of a checkpoint, whole, whatever layout saved it."""
-    folder = work_dir / "checkpoints" / f"step_{step:08d}"
-    reader = HuggingFaceStorageReader(str(folder))
-    stored = reader.read_metadata().state_dict_metadata
-    tensors = {name: torch.empty(s.size, dtype=s.properties.dtype) for name, s in stored.items()}
-    assert tensors, f"{folder} holds no tensors"
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        load(tensors, storage_reader=reader, no_dist=True)
+    tensors = read_tensors(work_dir / "checkpoints" / f"step_{step:08d}")
+    assert tensors, f"{work_dir} holds no tensors"
     return tensors
+
+
+def assert_same_run(one: Path, other: Path, step: int) -> None:
+    """Check that two runs of `step` steps left the same state and metrics, bit for bit."""
+    found = compare(read_run(one, step), read_run(other, step))
+    assert found == Comparison(EQUAL, EQUAL, EQUAL, EQUAL)
 
 
 def assert_bit_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:

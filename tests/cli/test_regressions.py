@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from PIL import Image
 
 from errors import assert_command_refused, assert_refused, assert_says
 from quadriga.cli.entry import run
+from quadriga.verify_resume.children import Progress
 from ranks import quadriga, start_ranks
 from tiny import read_metrics, tiny_run
 
@@ -143,11 +143,10 @@ def test_newer_checkpoints_that_cannot_be_set_aside_are_one_error(
 
 def test_the_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     work_dir = tmp_path / "run"
+    progress = Progress(work_dir)
     process = start_ranks(quadriga(*tiny_run(work_dir, 100_000)), 1)[0]
     try:
-        deadline = time.monotonic() + 60
-        while not (work_dir / "metrics.jsonl").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        assert progress.wait(process, 1)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     finally:

@@ -15,7 +15,6 @@ from tiny import TINY
 WORDS = [word for word in TINY if word.partition("=")[0] not in OWN]
 
 
-@pytest.mark.slow
 def test_a_killed_run_is_proved_to_be_the_straight_one(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,33 +6,15 @@ end, now and then: one run proves little, so there are several, and they are ask
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parent.parent
+from ranks import run_worker
+
 TRIALS = 6
 
 
 def test_trainings_on_two_ranks_end_cleanly(tmp_path: Path) -> None:
-    trial = str(Path(__file__).parent / "clean_exit_trial.py")
-    paths = [TESTS, os.environ.get("PYTHONPATH", "")]
-    process = subprocess.Popen(
-        [sys.executable, trial, str(TRIALS), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=120)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # the ranks are forks of it
-    assert process.returncode == 0, err
-    assert json.loads(out) == [0] * (2 * TRIALS), err
+    trial = Path(__file__).with_name("clean_exit_trial.py")
+    codes, err = run_worker(trial, str(TRIALS), str(tmp_path), timeout=120)
+    assert codes == [0] * (2 * TRIALS), err
     assert "terminate called" not in err

@@ -26,7 +26,7 @@ def image_folder(root: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("damage", ["missing", "unreadable"])
+@pytest.mark.parametrize("damage", [pytest.param("missing", marks=pytest.mark.long), "unreadable"])
 def test_an_error_of_one_rank_ends_the_job(tmp_path: Path, damage: str) -> None:
     good, bad = image_folder(tmp_path / "good"), tmp_path / "bad"
     if damage == "unreadable":

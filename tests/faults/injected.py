@@ -5,11 +5,13 @@
 ``nan``: the loss of rank RANK is not a number at step STEP (from 0), the first TIMES times.
 ``worker``: rank RANK kills the workers that read its data when it begins step STEP.
 ``slow``: rank RANK takes STEP milliseconds longer to write a checkpoint.
+``limit``: rank RANK can write no file of more than STEP KiB.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import time
 from typing import Any
@@ -70,8 +72,14 @@ def slow_save(rank: int, milliseconds: int, times: int) -> None:
     CheckpointWriter.write = slowly  # type: ignore[method-assign, assignment]
 
 
+def limit_files(rank: int, kib: int, times: int) -> None:
+    """Limit the size of the files that one rank can write."""
+    if int(os.environ.get("RANK", "0")) == rank:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kib, 1024 * kib))
+
+
 if __name__ == "__main__":
     fault, *numbers = sys.argv[1:5]
-    faults = {"nan": inject_nan, "worker": kill_worker, "slow": slow_save}
+    faults = {"nan": inject_nan, "worker": kill_worker, "slow": slow_save, "limit": limit_files}
     faults[fault](*map(int, numbers))
     sys.exit(run(sys.argv[5:]))

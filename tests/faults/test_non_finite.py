@@ -24,7 +24,7 @@ from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.run_plan import make_plan
 from quadriga.engine.step.bad_step import BadStep
 from ranks import run_ranks
-from tiny import assert_bit_equal, read_checkpoint, read_metrics, tiny_run
+from tiny import assert_bit_equal, assert_same_run, read_checkpoint, read_metrics, tiny_run
 
 STEPS, BAD = 8, 5
 WORDS = ["checkpoint.every_steps=3", "loader.workers=0", "optim.clip_norm=1"]
@@ -65,8 +65,7 @@ def test_stop_ends_every_rank_before_the_update(tmp_path: Path, straight: Path) 
     assert event["samples"] == index.tolist()
     assert [path.name for path in list_checkpoints(work_dir / "checkpoints")] == ["step_00000003"]
     assert poisoned(work_dir, 0, "--resume")[0] == 0
-    assert_bit_equal(read_checkpoint(work_dir, STEPS), read_checkpoint(straight, STEPS))
-    assert read_metrics(work_dir) == read_metrics(straight)
+    assert_same_run(work_dir, straight, STEPS)
 
 
 def test_skip_is_the_run_that_leaves_the_update_out(tmp_path: Path) -> None:
@@ -93,8 +92,7 @@ def test_rollback_after_a_passing_fault_is_the_run_without_it(
     code, errors = poisoned(work_dir, 1, "health.non_finite=rollback")
     assert code == 0, errors
     assert_says(errors, "step_00000003", "again")
-    assert_bit_equal(read_checkpoint(work_dir, STEPS), read_checkpoint(straight, STEPS))
-    assert read_metrics(work_dir) == read_metrics(straight)
+    assert_same_run(work_dir, straight, STEPS)
 
 
 def test_rollback_leaves_out_what_is_bad_again_and_resumes_alike(tmp_path: Path) -> None:

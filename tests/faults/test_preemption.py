@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,9 @@ from quadriga.cli.entry import run
 from quadriga.engine.checkpoint.store import list_checkpoints
 from quadriga.engine.faults import preemption
 from quadriga.engine.faults.preemption import Preempted, Preemption
+from quadriga.verify_resume.children import Progress
 from ranks import quadriga, run_ranks
-from tiny import assert_bit_equal, read_checkpoint, read_metrics, tiny_run
+from tiny import assert_same_run, tiny_run
 
 HERE = Path(__file__).parent
 STEPS = 8
@@ -97,17 +97,14 @@ def test_a_stopped_run_has_saved_its_step_and_goes_on(
     """The workers get the signal too: the step needs the batches that they read."""
     work_dir = tmp_path / "run"
     words = tiny_run(work_dir, STEPS, f"loader.workers={workers}")
-    done = subprocess.run(
-        faulty(fault, 0, 3, tmp_path, *words), capture_output=True, text=True, timeout=120
-    )
+    (done,) = run_ranks(faulty(fault, 0, 3, tmp_path, *words), 1, timeout=120)
     name = "SIGUSR1" if fault == "usr1" else "SIGTERM"
     (line,) = done.stderr.splitlines()
     assert_says(line, name, "step 4", "--resume")
     assert done.returncode == 75
     assert [path.name for path in list_checkpoints(work_dir / "checkpoints")] == ["step_00000004"]
     assert run([*words, "--resume"]) == 0
-    assert read_metrics(work_dir) == read_metrics(straight)
-    assert_bit_equal(read_checkpoint(work_dir, STEPS), read_checkpoint(straight, STEPS))
+    assert_same_run(work_dir, straight, STEPS)
 
 
 def test_one_rank_is_asked_and_all_stop_after_the_same_step(tmp_path: Path) -> None:
@@ -125,16 +122,12 @@ def test_the_launcher_hands_the_signal_on_and_tells_what_the_ranks_ended_with(
 ) -> None:
     work_dir = tmp_path / "run"
     words = tiny_run(work_dir, 5000, "loader.workers=0", "train.ranks=2")
+    progress = Progress(work_dir)
     process = subprocess.Popen(
         quadriga(*words, "--max-restarts", "3"), stderr=subprocess.PIPE, text=True
     )
-    metrics = work_dir / "metrics.jsonl"
     try:
-        deadline = time.monotonic() + 120
-        while not (metrics.exists() and metrics.stat().st_size):
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.01)
+        assert progress.wait(process, 1)
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=120)
     finally:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,8 +11,9 @@ import pytest
 from errors import assert_command_refused, assert_refused, assert_says
 from quadriga.cli.entry import run
 from quadriga.engine.checkpoint.store import list_checkpoints, newest_valid
-from ranks import run_ranks, start_ranks
-from tiny import assert_bit_equal, read_checkpoint, read_metrics, tiny_run
+from quadriga.verify_resume.children import Progress
+from ranks import Rank, run_ranks, start_ranks
+from tiny import assert_same_run, tiny_run
 
 STEPS = 24
 WORDS = ["checkpoint.every_steps=4", "loader.workers=1"]
@@ -31,16 +30,15 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def assert_goes_on(work_dir: Path, straight: Path) -> None:
     assert run(tiny_run(work_dir, STEPS, *WORDS, "--resume")) == 0
-    assert_bit_equal(read_checkpoint(work_dir, STEPS), read_checkpoint(straight, STEPS))
-    assert read_metrics(work_dir) == read_metrics(straight)
+    assert_same_run(work_dir, straight, STEPS)
 
 
-def wait_for_lines(work_dir: Path, lines: int, process: subprocess.Popen[str]) -> None:
-    metrics, deadline = work_dir / "metrics.jsonl", time.monotonic() + 120
-    while not metrics.exists() or metrics.read_bytes().count(b"\n") < lines:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, "the run logged nothing in time"
-        time.sleep(0.005)
+def start_and_wait(command: list[str], work_dir: Path, step: int) -> Rank:
+    """Start a run and wait until it has logged a step."""
+    progress = Progress(work_dir)
+    (process,) = start_ranks(command, 1)
+    assert progress.wait(process, step), process.communicate()[1]
+    return process
 
 
 def test_a_data_worker_that_dies(tmp_path: Path, straight: Path) -> None:
@@ -57,8 +55,7 @@ def test_a_data_worker_that_dies(tmp_path: Path, straight: Path) -> None:
 def test_a_signal_during_a_save(tmp_path: Path, straight: Path) -> None:
     work_dir = tmp_path / "run"
     slow = [*INJECTED, "slow", "0", "1500", "0", *tiny_run(work_dir, STEPS, *WORDS)]
-    (process,) = start_ranks(slow, 1)
-    wait_for_lines(work_dir, 5, process)  # step 5 is made while step 4 is written
+    process = start_and_wait(slow, work_dir, 5)  # step 5 is made while step 4 is written
     assert list_checkpoints(work_dir / "checkpoints") == []
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
@@ -72,8 +69,7 @@ def test_a_signal_during_a_save(tmp_path: Path, straight: Path) -> None:
 def test_a_kill_while_training_goes_on_beside_a_save(tmp_path: Path, straight: Path) -> None:
     work_dir = tmp_path / "run"
     slow = [*INJECTED, "slow", "0", "700", "0", *tiny_run(work_dir, STEPS, *WORDS)]
-    (process,) = start_ranks(slow, 1)
-    wait_for_lines(work_dir, 9, process)  # step 8 is being written, step 4 is there
+    process = start_and_wait(slow, work_dir, 9)  # step 8 is being written, step 4 is there
     process.kill()
     process.communicate(timeout=60)
     saved = [path.name for path in list_checkpoints(work_dir / "checkpoints")]
@@ -86,10 +82,8 @@ def test_two_runs_in_one_work_dir(
 ) -> None:
     work_dir = tmp_path / "run"
     words = tiny_run(work_dir, STEPS, *WORDS)
-    (process,) = start_ranks([*INJECTED, "slow", "0", "1500", "0", *words], 1)
-    wait_for_lines(work_dir, 5, process)
+    process = start_and_wait([*INJECTED, "slow", "0", "1500", "0", *words], work_dir, 5)
     assert_command_refused([*words, "--resume"], capsys, work_dir, "in use")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert_bit_equal(read_checkpoint(work_dir, STEPS), read_checkpoint(straight, STEPS))
-    assert read_metrics(work_dir) == read_metrics(straight)
+    assert_same_run(work_dir, straight, STEPS)

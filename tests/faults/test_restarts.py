@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -14,8 +13,9 @@ import pytest
 from errors import assert_says
 from quadriga.cli.train import TrainRequest, start_of
 from quadriga.launch.attempts import remember, remembered, restarts
+from quadriga.verify_resume.children import Progress
 from ranks import quadriga, run_ranks
-from tiny import assert_bit_equal, read_checkpoint, read_metrics, tiny_run
+from tiny import assert_same_run, tiny_run
 
 STEPS = 24
 # In the background the save of step 8 might not be over when step 9 is hit.
@@ -43,11 +43,7 @@ def torchrun(max_restarts: int, *command: str) -> subprocess.CompletedProcess[st
     )
 
 
-def assert_same(work_dir: Path, straight: Path) -> None:
-    assert read_metrics(work_dir) == read_metrics(straight)
-    assert_bit_equal(read_checkpoint(work_dir, STEPS), read_checkpoint(straight, STEPS))
-
-
+@pytest.mark.long
 def test_ranks_that_torchrun_restarts_resume_by_themselves(tmp_path: Path, straight: Path) -> None:
     work_dir = tmp_path / "run"
     words = tiny_run(work_dir, STEPS, *WORDS)
@@ -55,7 +51,7 @@ def test_ranks_that_torchrun_restarts_resume_by_themselves(tmp_path: Path, strai
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "fault").exists()
     assert_says(done.stdout, "step 8 of 24")
-    assert_same(work_dir, straight)
+    assert_same_run(work_dir, straight, STEPS)
 
 
 def test_ranks_that_our_launcher_restarts_resume_by_themselves(
@@ -63,6 +59,7 @@ def test_ranks_that_our_launcher_restarts_resume_by_themselves(
 ) -> None:
     work_dir = tmp_path / "run"
     words = [w for w in tiny_run(work_dir, STEPS, *WORDS) if not w.startswith("train.ranks")]
+    progress = Progress(work_dir)
     process = subprocess.Popen(
         quadriga(*words, "--ranks", "2", "--max-restarts", "1"),
         stdout=subprocess.PIPE,
@@ -70,11 +67,7 @@ def test_ranks_that_our_launcher_restarts_resume_by_themselves(
         text=True,
     )
     try:
-        deadline, metrics = time.monotonic() + 100, work_dir / "metrics.jsonl"
-        while not metrics.exists() or metrics.read_bytes().count(b"\n") < 5:
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.002)
+        assert progress.wait(process, 5)
         ranks = {c.environ()["RANK"]: c for c in psutil.Process(process.pid).children()}
         ranks["1"].send_signal(signal.SIGKILL)
         out, errors = process.communicate(timeout=120)
@@ -83,9 +76,10 @@ def test_ranks_that_our_launcher_restarts_resume_by_themselves(
     assert process.returncode == 0, errors
     assert_says(out, "resumed")
     assert_says(errors, "restart 1 of 1")
-    assert_same(work_dir, straight)
+    assert_same_run(work_dir, straight, STEPS)
 
 
+@pytest.mark.long
 def test_what_the_user_must_mend_is_told_once(tmp_path: Path) -> None:
     done = torchrun(3, "-m", "quadriga", *tiny_run(tmp_path / "run", 4, "optim.lrr=1"))
     assert done.returncode != 0

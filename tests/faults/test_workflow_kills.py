@@ -11,18 +11,19 @@ import pytest
 from quadriga.engine.logs.times import read_times
 from quadriga.workflow.directory import WorkflowDirectory
 from ranks import run_worker
-from tiny import assert_bit_equal, read_checkpoint, read_metrics
+from tiny import assert_same_run
 from workflows import EVERY
 
 STEPS = 24
 WORKER = Path(__file__).with_name("workflow_worker.py")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="orphans end at once on Linux only")
 def test_killed_at_three_moments_and_finished_is_undisturbed(tmp_path: Path) -> None:
     found, _ = run_worker(WORKER, str(tmp_path))
     assert found["undisturbed"] == 0
-    assert (found["runner killed"], found["after it"]) == (128 + signal.SIGKILL, "stopped")
+    assert found["runner killed"] == 128 + signal.SIGKILL
     assert found["child killed"] == 128 + signal.SIGKILL
     assert found["after that"] == {
         "left": ["failed", "killed by SIGKILL"],
@@ -33,8 +34,7 @@ def test_killed_at_three_moments_and_finished_is_undisturbed(tmp_path: Path) -> 
     assert found["finished"] == 0
     for name in EVERY:
         there, here = tmp_path / "alone" / name, tmp_path / "killed" / name
-        assert_bit_equal(read_checkpoint(there, STEPS), read_checkpoint(here, STEPS))
-        assert read_metrics(there) == read_metrics(here)
+        assert_same_run(there, here, STEPS)
     attempts = {
         name: sum(e["event"] == "start" for e in read_times(tmp_path / "killed" / name))
         for name in EVERY

@@ -16,9 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
 from quadriga.engine.logs.status import state_of
+from quadriga.verify_resume.children import Progress
 from workflows import Forked, diamond, fork, known, run
 
 PATIENCE_SECONDS = 30.0
@@ -29,18 +28,6 @@ def wait(until: Callable[[], bool], what: str) -> None:
     while not until():
         assert time.monotonic() < deadline, f"{what} did not come"
         time.sleep(0.002)
-
-
-def has_logged(folder: Path, lines: int) -> Callable[[], bool]:
-    metrics = folder / "metrics.jsonl"
-    return lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= lines
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def ended(pid: int) -> int:
@@ -62,23 +49,24 @@ def main(folder: Path) -> None:
     found["undisturbed"] = ended(begun(folder / "alone", slots=1))
 
     killed = folder / "killed"
+    progress = Progress(killed / "first")
     runner = begun(killed)
-    wait(has_logged(killed / "first", 7), "step 7 of first")
-    child = pid_of(killed / "first")
+    wait(lambda: progress.reached(7), "step 7 of first")
     os.kill(runner, signal.SIGKILL)
     found["runner killed"] = ended(runner)
-    wait(lambda: is_gone(child), "the end of the orphan")
-    found["after it"] = state_of(killed / "first", None).state
+    wait(lambda: state_of(killed / "first", None).state == "stopped", "the end of the orphan")
 
+    progress = Progress(killed / "left")
     runner = begun(killed)
-    wait(has_logged(killed / "left", 11), "step 11 of left")
+    wait(lambda: progress.reached(11), "step 11 of left")
     os.kill(pid_of(killed / "left"), signal.SIGKILL)
     found["child killed"] = ended(runner)
     states = {name: state_of(killed / name, None) for name in ("left", "right", "last")}
     found["after that"] = {name: [s.state, s.error] for name, s in states.items()}
 
+    progress = Progress(killed / "last")
     runner = begun(killed)
-    wait(has_logged(killed / "last", 5), "step 5 of last")
+    wait(lambda: progress.reached(5), "step 5 of last")
     os.kill(runner, signal.SIGTERM)
     found["runner asked to stop"] = ended(runner)
     found["at the end"] = state_of(killed / "last", None).state

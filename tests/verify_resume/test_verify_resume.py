@@ -24,10 +24,9 @@ from quadriga.verify_resume.compare import (
     plan_kills,
     planned_samples,
     read_run,
-    read_tensors,
     without_clock,
 )
-from tiny import TIMES, assert_bit_equal, read_checkpoint, tiny_run
+from tiny import TIMES, tiny_run
 
 
 @given(st.integers(0, 100), st.integers(4, 40), st.integers(0, 12))
@@ -95,9 +94,6 @@ def test_a_run_equals_itself_and_read_what_was_planned(straight: Path, doctored:
     assert found == Comparison("equal", "equal", "equal", "equal")
     assert conclude(VerifyRequest("x"), [judged("", "", "", found)], {}) == 0
     assert [sample[:2] + sample[3:] for sample in record.samples] == planned(1)
-    assert_bit_equal(
-        read_tensors(straight / "checkpoints" / "step_00000003"), read_checkpoint(straight, 3)
-    )
 
 
 @pytest.mark.parametrize(("part", "prefix"), [("parameters", "objective."), ("optimizer", "opti")])

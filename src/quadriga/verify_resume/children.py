@@ -12,13 +12,92 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Protocol, final
 
 import psutil
 
 from quadriga.engine.checkpoint.store import list_checkpoints
 from quadriga.errors import EXIT_PREEMPTED, UserError
 from quadriga.verify_resume.compare import Kill
+
+STALL_SECONDS = 1800.0
+"""A child that logs nothing for so long is ended, and the verification with it."""
+
+_POLL_SECONDS = 0.003
+
+
+class ChildFailed(Exception):
+    """A run ended by itself with an error; the message has its last lines."""
+
+
+class Process(Protocol):
+    """A process that can be asked whether it has ended, such as `subprocess.Popen`."""
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while it runs."""
+
+
+@final
+class Progress:
+    """How far a run is, from the metrics that it logs."""
+
+    def __init__(self, work_dir: Path) -> None:
+        """Look at what is there; the run is started after this.
+
+        Args:
+            work_dir: The run's folder, which need not exist.
+        """
+        self._path = work_dir / "metrics.jsonl"
+        self._size, self._moved = -1, time.monotonic()
+        # A child that resumes writes the file anew before its first step: until then, what is
+        # there is of the child before.
+        self._before = self._identity()
+        saved = list_checkpoints(work_dir / "checkpoints")
+        self._start = int(saved[0].name.removeprefix("step_")) if saved else 0
+        self.step = self._start
+
+    def _identity(self) -> int | None:
+        try:
+            return self._path.stat().st_ino
+        except FileNotFoundError:
+            return None
+
+    def wait(self, process: Process, step: int) -> bool:
+        """Wait until a run has logged `step`, and a step of its own.
+
+        Args:
+            process: The run, or its launcher.
+            step: Counted from 1.
+
+        Returns:
+            False if it has ended before.
+
+        Raises:
+            ChildFailed: It has logged nothing for too long.
+        """
+        while process.poll() is None:
+            if self.reached(step):
+                return process.poll() is None
+            time.sleep(_POLL_SECONDS)
+        return False
+
+    def reached(self, step: int) -> bool:
+        """Return whether the child has logged `step`, and a step of its own.
+
+        Raises:
+            ChildFailed: It has logged nothing for too long.
+        """
+        if time.monotonic() - self._moved > STALL_SECONDS:
+            raise ChildFailed(f"{self._path} has not grown for {STALL_SECONDS:.0f} s")
+        identity = self._identity()
+        if identity is None or identity == self._before:
+            return False
+        data = self._path.read_bytes()
+        if len(data) != self._size:
+            self._size, self._moved = len(data), time.monotonic()
+            with contextlib.suppress(ValueError, IndexError, KeyError):
+                self.step = int(json.loads(data[: data.rindex(b"\n")].splitlines()[-1])["step"])
+        return self.step >= step and self.step > self._start
 
 
 def family_of(pid: int) -> list[psutil.Process]:
@@ -70,11 +149,7 @@ def end(family: Sequence[psutil.Process]) -> None:
 
 PARALLEL = ("ddp", "fsdp", "hsdp", "pp")
 
-STALL_SECONDS = 1800.0
-"""A child that logs nothing for so long is ended, and the verification with it."""
-
 _LEAVE_SECONDS = 600.0
-_POLL_SECONDS = 0.003
 _SHOWN_LINES = 12
 
 OWN = (
@@ -93,10 +168,6 @@ OWN = (
     "evaluation.every_epochs",
 )
 """Keys that the verification sets itself."""
-
-
-class ChildFailed(Exception):
-    """A run ended by itself with an error; the message has its last lines."""
 
 
 @dataclass(frozen=True)
@@ -236,13 +307,11 @@ class Runner:
         Raises:
             ChildFailed: The child ended by itself with an error, or not as it should.
         """
-        progress = _Progress(work_dir)
+        progress = Progress(work_dir)
         process = self._start(layout, work_dir, resume)
         family: list[psutil.Process] = []
         try:
-            while process.poll() is None and not progress.reached(kill.step):
-                time.sleep(_POLL_SECONDS)
-            if process.poll() is not None:
+            if not progress.wait(process, kill.step):
                 self._require(process.returncode, (0,), work_dir)
                 return f"none: it ended before step {kill.step} was seen"
             family = family_of(process.pid)
@@ -257,7 +326,7 @@ class Runner:
         return told
 
     def _finish(self, layout: Layout, work_dir: Path, resume: bool) -> None:
-        progress = _Progress(work_dir)
+        progress = Progress(work_dir)
         process = self._start(layout, work_dir, resume)
         try:
             while process.poll() is None:
@@ -290,45 +359,6 @@ class Runner:
 def _output(work_dir: Path) -> Path:
     """Return the file of what a run's children print: beside its folder, which is theirs."""
     return work_dir.with_name(f"{work_dir.name}.output.txt")
-
-
-@final
-class _Progress:
-    """How far a child is, from the metrics that it logs."""
-
-    def __init__(self, work_dir: Path) -> None:
-        self._path = work_dir / "metrics.jsonl"
-        self._size, self._moved = -1, time.monotonic()
-        # A child that resumes writes the file anew before its first step: until then, what is
-        # there is of the child before.
-        self._before = self._identity()
-        saved = list_checkpoints(work_dir / "checkpoints")
-        self._start = int(saved[0].name.removeprefix("step_")) if saved else 0
-        self.step = self._start
-
-    def _identity(self) -> int | None:
-        try:
-            return self._path.stat().st_ino
-        except FileNotFoundError:
-            return None
-
-    def reached(self, step: int) -> bool:
-        """Return whether the child has logged `step`, and a step of its own.
-
-        Raises:
-            ChildFailed: It has logged nothing for too long.
-        """
-        if time.monotonic() - self._moved > STALL_SECONDS:
-            raise ChildFailed(f"{self._path} has not grown for {STALL_SECONDS:.0f} s")
-        identity = self._identity()
-        if identity is None or identity == self._before:
-            return False
-        data = self._path.read_bytes()
-        if len(data) != self._size:
-            self._size, self._moved = len(data), time.monotonic()
-            with contextlib.suppress(ValueError, IndexError, KeyError):
-                self.step = int(json.loads(data[: data.rindex(b"\n")].splitlines()[-1])["step"])
-        return self.step >= step and self.step > self._start
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

@@ -1,19 +1,16 @@
-"""Save one state on every layout, and load each of them on every layout.
+"""One rank that saves a state in every form, or loads all that was saved in every form.
 
-    python layout_worker.py FOLDER
+    python layout_worker.py FOLDER save|load
 
 A layout is a number of ranks (1, 2, 4) and a form: plain tensors on every rank, shards over a
-1-D mesh (FSDP), or shards within groups and copies between them (HSDP). Forks the ranks, first to
-save, then to load; each compares what it has read with its part of the keyed state. Prints the
-pairs that were compared.
+1-D mesh (FSDP), or shards within groups and copies between them (HSDP). Each rank compares what it
+has read with its part of the keyed state, and prints the pairs that were compared.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -30,9 +27,7 @@ from quadriga.distributed.environment import DistEnv
 from quadriga.distributed.process_group import process_group
 from quadriga.engine.checkpoint.store import CheckpointStore, verify
 from quadriga.engine.run_config import CheckpointConfig
-from ranks import free_port
 
-WORLDS = (1, 2, 4)
 FORMS = ("plain", "fsdp", "hsdp")
 
 
@@ -140,52 +135,9 @@ def load_all(folder: Path, env: DistEnv) -> list[tuple[str, str]]:
     return pairs
 
 
-def be_rank(folder: Path, phase: str, rank: int, world: int, port: int) -> int:
-    """Be one rank of one phase; return the exit code."""
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(world),
-        LOCAL_WORLD_SIZE=str(world),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
-    try:
-        with process_group("cpu", timeout_minutes=1) as env:
-            if phase == "save":
-                save_all(folder, env)
-            else:
-                pairs = load_all(folder, env)
-                if rank == 0:
-                    (folder / f"loaded_{world}.json").write_text(json.dumps(pairs))
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    return 0
-
-
-def main() -> None:
-    """Fork the ranks of each phase, all numbers of ranks at a time."""
-    torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
-    for phase in ("save", "load"):
-        children = []
-        for world in WORLDS:
-            port = free_port()
-            for rank in range(world):
-                child = os.fork()
-                if child == 0:
-                    code = be_rank(folder, phase, rank, world, port)
-                    sys.stdout.flush()
-                    sys.stderr.flush()
-                    os._exit(code)
-                children.append(child)
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        if any(codes):
-            sys.exit(f"{phase}: {codes}")
-    told = [json.loads((folder / f"loaded_{world}.json").read_text()) for world in WORLDS]
-    print(json.dumps([pair for pairs in told for pair in pairs]))
-
-
 if __name__ == "__main__":
-    main()
+    with process_group("cpu", timeout_minutes=1) as group:
+        if sys.argv[2] == "save":
+            save_all(Path(sys.argv[1]), group)
+        else:
+            print(json.dumps(load_all(Path(sys.argv[1]), group)))

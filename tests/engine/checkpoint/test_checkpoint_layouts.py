@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import torch
@@ -10,15 +12,21 @@ from hypothesis import strategies as st
 
 from errors import refuses
 from quadriga.engine.checkpoint.write import Chunk, assign, inventory
-from ranks import run_worker
+from ranks import run_ranks
 
 LAYOUTS = {"plain-1"} | {f"{form}-{n}" for form in ("plain", "fsdp", "hsdp") for n in (2, 4)}
 
 
 def test_every_layout_loads_what_every_other_saved(tmp_path: Path) -> None:
     """1, 2 and 4 ranks, plain, FSDP and HSDP: uneven and empty shards, all types, bit for bit."""
-    told, _ = run_worker(Path(__file__).parent / "layout_worker.py", str(tmp_path))
-    pairs = {tuple(pair) for pair in told}
+    worker = str(Path(__file__).with_name("layout_worker.py"))
+    pairs = set()
+    for phase in ("save", "load"):
+        for world_size in (1, 2, 4):
+            for rank in run_ranks([sys.executable, worker, str(tmp_path), phase], world_size):
+                assert rank.returncode == 0, rank.stderr
+                if phase == "load":
+                    pairs |= {tuple(pair) for pair in json.loads(rank.stdout)}
     assert pairs == {(saved, loaded) for saved in LAYOUTS for loaded in LAYOUTS}
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,20 +127,11 @@ def test_what_is_computed_again_is_what_was_computed(mode: str) -> None:
         assert torch.equal(tensor, other[name]), name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_blocks_compute_the_same_and_share_their_programs() -> None:
     # Micro-batches of 100: no multiple of a vector, whose last part must not be written past.
     words = ["model.depth=4", "model.drop_path=0.4", "train.batch_size=200", "train.accumulate=2"]
-    done = subprocess.run(
-        [sys.executable, str(HERE / "compile_worker.py"), *words],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
+    told, _ = run_worker(HERE / "compile_worker.py", *words, timeout=240)
     for side in ("compiled", "recomputed"):
         assert told[side] == pytest.approx(told["eager"], rel=1e-5)
         # A block without drop path, those with it, and the decoder's: not one for each layer.

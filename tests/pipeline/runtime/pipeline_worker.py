@@ -1,4 +1,4 @@
-"""Run cases on forked ranks: one import for all of them.
+"""One rank that runs cases, all of the same number of ranks.
 
     python pipeline_worker.py CASES.json FOLDER
 
@@ -8,21 +8,17 @@ Each case leaves ``FOLDER/NAME/rank_R.pt`` with this rank's state and what the s
 from __future__ import annotations
 
 import json
-import os
 import sys
-import traceback
-from collections import defaultdict
-from datetime import timedelta
-from itertools import groupby, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from cases import config_of, plan_of
 from toy import make_toy, toy_batch
 
 from quadriga.distributed.environment import DistEnv
+from quadriga.distributed.process_group import process_group
 from quadriga.pipeline.runtime import staged
 from quadriga.pipeline.runtime.choose import make_executor
 from quadriga.pipeline.runtime.stage_runner import Sender
@@ -88,13 +84,8 @@ def stored(folder: Path) -> dict[str, Any]:
     return merged
 
 
-def run_rank(rank: int, world_size: int, cases: list[dict[str, Any]], folder: Path, tag: str):
+def main(cases: list[dict[str, Any]], folder: Path) -> None:
     """Join the group, run the cases, and leave."""
-    store = dist.FileStore(str(folder / f"store_{tag}"), world_size)
-    if world_size > 1:
-        dist.init_process_group(
-            "gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
-        )
     # The same groups for all cases of a topology: to make them takes longer than to use them.
     made: dict[Any, Any] = {}
     make = staged.make_groups
@@ -106,45 +97,11 @@ def run_rank(rank: int, world_size: int, cases: list[dict[str, Any]], folder: Pa
         return made[key]
 
     staged.make_groups = make_once
-    env = DistEnv(rank, world_size, rank, world_size, torch.device("cpu"))
-    for case in cases:
-        run_case(case, env, folder)
-    if world_size > 1:
-        dist.barrier()
-        dist.destroy_process_group()
-
-
-def main(cases: list[dict[str, Any]], folder: Path) -> int:
-    """Fork the ranks of each world size in turn; return how many failed."""
-    torch.set_num_threads(1)
-    failed = 0
-    ordered = sorted(cases, key=lambda case: case.get("phase", 0))
-    batches: list[list[dict[str, Any]]] = []
-    for _, phase in groupby(ordered, key=lambda case: case.get("phase", 0)):
-        by_size = defaultdict(list)
-        for case in phase:
-            by_size[case["d"] * case["w"]].append(case)
-        batches += list(by_size.values())
-    for number, batch in enumerate(batches):
-        size = batch[0]["d"] * batch[0]["w"]
-        children = []
-        for rank in range(size):
-            child = os.fork()
-            if child == 0:
-                code = 1
-                try:
-                    run_rank(rank, size, batch, folder, str(number))
-                    code = 0
-                except BaseException:
-                    traceback.print_exc()
-                finally:
-                    sys.stderr.flush()
-                    os._exit(code)
-            children.append(child)
-        failed += sum(os.waitpid(child, 0)[1] != 0 for child in children)
-    return failed
+    with process_group("cpu", timeout_minutes=1) as env:
+        for case in cases:
+            run_case(case, env, folder)
 
 
 if __name__ == "__main__":
     given, where = Path(sys.argv[1]), Path(sys.argv[2])
-    sys.exit(main(json.loads(given.read_text()), where))
+    main(json.loads(given.read_text()), where)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from errors import assert_says
-from ranks import run_worker
+from pipeline_fakes import words_run
+from quadriga.config.provenance import Resolved
+from ranks import run_ranks
 from tiny import assert_bit_equal, read_checkpoint, read_metrics
 
 STEPS = 8
@@ -48,30 +51,46 @@ CASES: list[dict[str, Any]] = [
     {"name": "hang", "d": 3, "fault": "standing", "rank": 1, "step": 4, "words": HANG},
 ]
 
-pytestmark = pytest.mark.xdist_group("pipeline_faults")  # one process: the fixture runs everything
+
+def write_config(folder: Path) -> None:
+    """Write the config that the cases change."""
+    config = words_run(
+        train__steps=8,
+        train__accumulate=4,
+        train__batch_size=16,
+        checkpoint__every_steps=3,
+        pipeline__schedule="2bw",
+        model__dropout=0.1,
+        optim__clip_norm=1.0,
+        evaluation__protocols=[],
+    )
+    (folder / "words.json").write_text(Resolved.of(config, "test").as_json())
+
+
+Ran = tuple[Path, dict[str, list[int]], dict[str, list[str]]]
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[int]]]:
-    """Run all cases on forked ranks, once; the folder, and the exit codes by case and rank."""
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """Run all cases once; the folder, and by case the exit codes and the ranks' errors."""
     folder = tmp_path_factory.mktemp("faults")
-    cases = folder / "cases.json"
-    cases.write_text(json.dumps([{"d": 2, "w": 1, **case} for case in CASES]))
-    told, _ = run_worker(
-        Path(__file__).parent / "faulty_worker.py", str(cases), str(folder), timeout=300
-    )
-    return folder, told
-
-
-def errors(folder: Path, name: str) -> list[str]:
-    texts = [path.read_text() for path in sorted(folder.glob(f"{name}.*.txt"))]
-    return [line for text in texts for line in text.splitlines() if "error: " in line]
+    write_config(folder)
+    codes, errors = {}, {}
+    for case in CASES:
+        case = {"d": 2, "w": 1, **case}
+        worker = str(Path(__file__).with_name("faulty_worker.py"))
+        command = [sys.executable, worker, json.dumps(case), str(folder)]
+        ranks = run_ranks(command, case["d"] * case["w"], timeout=60)
+        codes[case["name"]] = [rank.returncode for rank in ranks]
+        lines = [line for rank in ranks for line in rank.stderr.splitlines()]
+        errors[case["name"]] = [line for line in lines if "error: " in line]
+    return folder, codes, errors
 
 
 def test_a_passing_fault_of_one_stage_leaves_the_run_as_without_it(
-    ran: tuple[Path, dict[str, list[int]]],
+    ran: Ran,
 ) -> None:
-    folder, codes = ran
+    folder, codes, _ = ran
     assert codes["straight"] == codes["rollback"] == [0, 0]
     same = [read_checkpoint(folder / name, STEPS) for name in ("straight", "rollback")]
     assert_bit_equal(*same)
@@ -82,8 +101,8 @@ def test_a_passing_fault_of_one_stage_leaves_the_run_as_without_it(
     assert losses[0] == losses[1]
 
 
-def test_two_bad_steps_in_a_row_are_left_out(ran: tuple[Path, dict[str, list[int]]]) -> None:
-    folder, codes = ran
+def test_two_bad_steps_in_a_row_are_left_out(ran: Ran) -> None:
+    folder, codes, _ = ran
     assert codes["skip"] == [0, 0]
     records = read_metrics(folder / "skip")
     assert [record["step"] for record in records if record.get("skipped")] == [5, 6]
@@ -94,34 +113,34 @@ def test_two_bad_steps_in_a_row_are_left_out(ran: tuple[Path, dict[str, list[int
 
 
 def test_a_bad_gradient_of_one_stage_ends_all_with_one_line(
-    ran: tuple[Path, dict[str, list[int]]],
+    ran: Ran,
 ) -> None:
-    folder, codes = ran
+    _, codes, errors = ran
     assert codes["stop"] == [2, 2]
-    (line,) = errors(folder, "stop")
+    (line,) = errors["stop"]
     assert line.startswith("error: ")
     assert_says(line, "gradient norm", "inf", "step 5")
 
 
 def test_one_rank_that_is_asked_to_stop_stops_all_at_the_same_step(
-    ran: tuple[Path, dict[str, list[int]]],
+    ran: Ran,
 ) -> None:
-    folder, codes = ran
+    folder, codes, _ = ran
     assert codes["term"] == [75, 75]
     (saved,) = [path.name for path in (folder / "term" / "checkpoints").glob("step_0000000[4-8]")]
     assert int(saved[-1]) == read_metrics(folder / "term")[-1]["step"]
 
 
-def test_all_end_when_one_is_killed(ran: tuple[Path, dict[str, list[int]]]) -> None:
-    _, codes = ran
+def test_all_end_when_one_is_killed(ran: Ran) -> None:
+    _, codes, _ = ran
     assert codes["kill"] == [1, 1, 1, -signal.SIGKILL]
 
 
 def test_who_stands_still_is_named_and_not_who_waits(
-    ran: tuple[Path, dict[str, list[int]]],
+    ran: Ran,
 ) -> None:
-    folder, codes = ran
+    _, codes, errors = ran
     assert codes["hang"] == [70, 70, 70]
-    (line,) = errors(folder, "hang")
+    (line,) = errors["hang"]
     assert line.startswith("error: rank 1 (")
     assert_says(line, "2 ranks", "pipeline")

@@ -6,11 +6,9 @@ the same order, which is so for one or two copies of the model and without clipp
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import subprocess
 import sys
+from collections import defaultdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,8 @@ from typing import Any
 import pytest
 import torch
 from cases import OPTIMIZERS, config_of, reference
+
+from ranks import run_ranks
 
 HERE = Path(__file__).parent
 STEPS = 5
@@ -127,24 +127,24 @@ def cases() -> dict[str, dict[str, Any]]:
     return named
 
 
+def batches() -> dict[tuple[int, int], list[dict[str, Any]]]:
+    """Return the cases by phase and number of ranks; what is resumed comes after the rest."""
+    found = defaultdict(list)
+    for case in sorted(cases().values(), key=lambda case: case.get("phase", 0)):
+        found[case.get("phase", 0), case["d"] * case["w"]].append(case)
+    return found
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run all cases on forked ranks, once for all processes of the test run."""
-    root = tmp_path_factory.getbasetemp()
-    where = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "two_bw_oracle"
-    where.mkdir(exist_ok=True)
-    with (where / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (where / "done").exists():
-            (where / "cases.json").write_text(json.dumps(list(cases().values())))
-            path = f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-            environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-            command = [sys.executable, str(HERE / "pipeline_worker.py"), str(where / "cases.json")]
-            done = subprocess.run(
-                [*command, str(where)], env=environ, capture_output=True, text=True, timeout=270
-            )
-            assert done.returncode == 0, done.stderr[-4000:]
-            (where / "done").touch()
+    """Run all cases on ranks, once."""
+    where = tmp_path_factory.mktemp("two_bw_oracle")
+    for (phase, ranks), batch in batches().items():
+        path = where / f"cases_{phase}_{ranks}.json"
+        path.write_text(json.dumps(batch))
+        command = [sys.executable, str(HERE / "pipeline_worker.py"), str(path), str(where)]
+        for rank in run_ranks(command, ranks, timeout=120):
+            assert rank.returncode == 0, rank.stderr[-4000:]
     return where
 
 
