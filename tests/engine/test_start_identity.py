@@ -2,8 +2,53 @@
 
 from __future__ import annotations
 
-from quadriga.engine.run_config import config_hash
+import pytest
+
+from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.recipes.bert import bert_mini, bert_tiny_pydoc
+from quadriga.recipes.deep_incubation import deep_incubation_digits
+from quadriga.recipes.deit import deit_cifar10
+from quadriga.recipes.glue import glue_rte
+from quadriga.recipes.mae import mae_digits
+
+FOLDER = {"kind": "image_folder", "root": "here"}
+LIST = {"kind": "image_list", "root": "here", "files": "a.txt", "test_files": "b.txt"}
+TEXT = {"data.files": "a.txt", "data.test_files": "b.txt", "data.vocabulary": "v.txt"}
+
+
+def node(name: str) -> RunConfig:
+    return next(node.config for node in deep_incubation_digits().nodes if node.name == name)
+
+
+@pytest.mark.parametrize(
+    ("config", "beginning"),
+    [
+        (mae_digits(), "b4aa8048c007ff52"),
+        (mae_digits().override({"data": FOLDER}), "b39b66c2a9c010a1"),
+        (
+            mae_digits().override({"data": {"kind": "part", "of": LIST, "fraction": 0.5}}),
+            "4e07e79d67d3b520",
+        ),
+        (bert_tiny_pydoc(), "6717f3ab57a71032"),
+        (bert_mini().override(TEXT), "8857bd58a3727d49"),
+        (glue_rte().override({"data.vocabulary": "v.txt"}), "e8073a752760470182"),
+        (deit_cifar10(), "08e6ca91b800fe4a"),
+        (node("module_0"), "46e2ccecf1522ad3"),
+        (node("finetune"), "5572eb3b45bbdf6f"),
+    ],
+)
+def test_a_run_has_the_hash_that_revision_7f9c01b_gave_it(
+    config: RunConfig, beginning: str
+) -> None:
+    assert config_hash(config, 1000, "digest").startswith(beginning)
+
+
+def test_what_lies_elsewhere_is_the_same_run() -> None:
+    config = mae_digits().override({"data": {"kind": "part", "of": LIST, "fraction": 0.5}})
+    assert list(config.locations()) == ["data.of.root", "data.of.files", "data.of.test_files"]
+    moved = config.override({"data.of.root": "there", "data.of.files": "none"})
+    assert config_hash(config, 10) == config_hash(moved, 10)
+    assert config_hash(config, 10) != config_hash(config.override({"data.fraction": 0.6}), 10)
 
 
 def test_the_vocabulary_counts_by_its_content():

@@ -19,12 +19,18 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from quadriga.config.messages import sentence
 from quadriga.errors import UserError, did_you_mean
+
+_LOCATION = "location"
+T = TypeVar("T")
+Location = Annotated[T, _LOCATION]
+"""The type of a field that says where something lies, such as ``root: Location[Path]``: what lies
+there may move, and a config means the same afterwards."""
 
 
 def leaves_of(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -126,6 +132,20 @@ class Config(BaseModel):
     def leaves(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
         """Yield each dotted path with its plain value; a tuple of configs is walked by index."""
         yield from leaves_of(self.as_dict(), prefix)
+
+    def locations(self, prefix: str = "") -> Iterator[str]:
+        """Yield the dotted path of each field that is a `Location`."""
+        for name, field in type(self).model_fields.items():
+            path = f"{prefix}.{name}" if prefix else name
+            value = getattr(self, name)
+            if _LOCATION in field.metadata:
+                yield path
+            elif isinstance(value, Config):
+                yield from value.locations(path)
+            elif isinstance(value, tuple):
+                for place, item in enumerate(value):
+                    if isinstance(item, Config):
+                        yield from item.locations(f"{path}.{place}")
 
 
 class Choice(Config):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from quadriga.config.base import Config
+from quadriga.config.base import Config, within
 from quadriga.contracts import (
     DatasetConfig,
     EvaluatorConfig,
@@ -298,24 +298,15 @@ NEUTRAL = (
     "train.shard_ranks",
     "train.reshard_after_forward",
     "pipeline",
-    "modular.meta",
-    "modular.modules",
     "health",
-    "data.root",
-    "data.files",
-    "data.test_files",
-    "data.vocabulary",
-    "data.of.root",
-    "data.of.files",
-    "data.of.test_files",
     "loader",
     "log",
     "checkpoint",
     "evaluation",
 )
 """Paths that may differ between the two halves of a resumed run: they do not change what it
-computes (layout and compilation only the rounding). The data may move: its size is hashed, and of
-a vocabulary what is in it."""
+computes (layout and compilation only the rounding). What a `Location` names may move as well: of
+the data the size is hashed, and of a vocabulary what is in it."""
 
 Identity = dict[str, Any]
 
@@ -329,10 +320,11 @@ def identity(config: RunConfig) -> Identity:
     if config.pipeline.schedule == "2bw":
         names = ("flushed_steps", "error_feedback")
         delayed = {f"pipeline.{name}": getattr(config.pipeline, name) for name in names}
+    neutral = (*NEUTRAL, *config.locations())
     return delayed | {
         path: value
         for path, value in config.leaves()
-        if not any(path == name or path.startswith(f"{name}.") for name in NEUTRAL)
+        if not any(within(path, name) for name in neutral)
     }
 
 

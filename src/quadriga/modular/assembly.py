@@ -7,6 +7,7 @@ from typing import Any, final
 
 from torch import Tensor
 
+from quadriga.config.base import Location
 from quadriga.contracts import ModelConfig, ModularConfig, Objective, ObjectiveConfig, WeightSource
 from quadriga.errors import UserError
 from quadriga.modular.parts.cut import check_cut, classes_of, copy_into, depth_of, misfits
@@ -19,7 +20,7 @@ class AssemblyConfig(ModularConfig):
 
     depths: tuple[int, ...]
     """Blocks of each module; they add up to `model.depth`."""
-    modules: tuple[str, ...]
+    modules: Location[tuple[str, ...]]
     """Where the modules are, in any order: each goes where it belongs by what it says."""
 
     def build(self, objective: ObjectiveConfig, model: ModelConfig) -> Objective:

@@ -15,6 +15,7 @@ from typing import Literal, final
 import numpy as np
 import numpy.typing as npt
 
+from quadriga.config.base import Location
 from quadriga.contracts import DatasetConfig, Split
 from quadriga.data.images.files import check_folder
 from quadriga.data.images.record import ImageRecord, LabelledDataset
@@ -98,7 +99,7 @@ _VERSIONS = (
 class CifarConfig(DatasetConfig):
     """CIFAR-10 or CIFAR-100, whichever is found, in the binary or the python version."""
 
-    root: Path
+    root: Location[Path]
     """The folder with the files, or the one that the archive was unpacked in."""
     labels: Labels = "fine"
     """CIFAR-100: its 100 classes, or their 20 groups."""

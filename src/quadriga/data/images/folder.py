@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from quadriga.config.base import Location
 from quadriga.contracts import DatasetConfig, Split
 from quadriga.data.images.files import ImageFiles, check_folder, in_split, scan_images, subfolders
 from quadriga.errors import UserError, did_you_mean
@@ -23,7 +24,7 @@ class ImageFolderConfig(DatasetConfig):
     itself holds the class folders and the test split is a fixed hold-out of its images.
     """
 
-    root: Path
+    root: Location[Path]
     """The folder that holds the splits, or the classes."""
     train_split: str = "train"
     """Sub-folder of the training split."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, final
 import numpy as np
 from pydantic import Field
 
+from quadriga.config.base import Location
 from quadriga.contracts import DatasetConfig, Split
 from quadriga.data.images.files import ImageFiles, check_folder
 from quadriga.errors import UserError
@@ -28,7 +29,7 @@ class InaturalistConfig(DatasetConfig):
     the order of their first training image.
     """
 
-    root: Path
+    root: Location[Path]
     """The folder that holds the annotations and the folders of images."""
     year: int = Field(default=2018, ge=2017, le=2100)
     """Year of the challenge, a part of the annotations' names."""

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from quadriga.config.base import Location
 from quadriga.contracts import DatasetConfig, Split
 from quadriga.data.images.files import (
     ImageFiles,
@@ -30,11 +31,11 @@ class ImageListConfig(DatasetConfig):
     are passed over.
     """
 
-    root: Path
+    root: Location[Path]
     """The folder the images are in, at any depth."""
-    files: Path | None = None
+    files: Location[Path | None] = None
     """List of the images; none: all images below `root`, without labels."""
-    test_files: Path | None = None
+    test_files: Location[Path | None] = None
     """List of the test images; none: a fixed hold-out of the images."""
     holdout: float = Field(default=0.1, gt=0, lt=1)
     """Share of the images held out for testing when `test_files` is not given."""

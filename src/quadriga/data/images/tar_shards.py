@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from quadriga.config.base import Location
 from quadriga.contracts import DatasetConfig, Split, UnreadableSample
 from quadriga.data.images.files import PackedNames, check_folder, in_split, is_image, number_classes
 from quadriga.data.images.record import ImageRecord, LabelledDataset
@@ -218,7 +219,7 @@ class TarShardsConfig(DatasetConfig):
     name. Shards are not unpacked; an index is kept beside each.
     """
 
-    root: Path
+    root: Location[Path]
     """The folder that holds the shards."""
     shards: str = "*.tar"
     """Training shards below `root`: a pattern with ``*``, or ``train-{000..146}.tar``."""

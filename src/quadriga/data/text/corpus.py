@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
+from quadriga.config.base import Location
 from quadriga.contracts import Dataset, DatasetConfig, Split
 from quadriga.data.text.files import RULES, find_text
 from quadriga.data.text.store import (
@@ -122,13 +123,13 @@ class TextCorpusConfig(DatasetConfig):
     documents there are, and equal documents never on both sides.
     """
 
-    root: Path | None = None
+    root: Location[Path | None] = None
     """The folder of the text, or its only file."""
-    files: tuple[str, ...] = ()
+    files: Location[tuple[str, ...]] = ()
     """Paths or patterns (``part-*.txt,**/*.parquet``), relative to `root`; none for all below."""
-    test_files: tuple[str, ...] = ()
+    test_files: Location[tuple[str, ...]] = ()
     """Files of the test split; without them `test_fraction` of the documents are held out."""
-    vocabulary: Path | None = None
+    vocabulary: Location[Path | None] = None
     """The ``vocab.txt``: a WordPiece per line, its id the number of the line; none for the one in
     `root`."""
     lowercase: bool = True

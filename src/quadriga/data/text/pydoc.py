@@ -9,6 +9,7 @@ from typing import final
 
 from pydantic import Field
 
+from quadriga.config.base import Location
 from quadriga.contracts import DatasetConfig, Split
 from quadriga.data.text.corpus import TextCorpus, corpus_of, in_split, open_store, store_name
 from quadriga.data.text.files import RULES, Sentences, paragraphs, split_sentences
@@ -34,7 +35,7 @@ class PydocCorpusConfig(DatasetConfig):
     recipes can be tried with no data at hand.
     """
 
-    vocabulary: Path | None = None
+    vocabulary: Location[Path | None] = None
     """A ``vocab.txt``; none for one that is learned from the text, the same every time."""
     vocabulary_size: int = Field(4096, ge=512)
     """Tokens of the learned vocabulary; there are fewer where the text has no more pairs."""

@@ -6,6 +6,7 @@ from abc import ABC
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from quadriga.config.base import Location
 from quadriga.contracts import ModelConfig, ModularConfig, ObjectiveConfig, Stage, WeightSource
 from quadriga.errors import UserError
 from quadriga.modular.parts.cut import block_of, classes_of, copy_into, meta_depths_of, misfits
@@ -93,7 +94,7 @@ class FromMetaConfig(ModularConfig, ABC):
 
     depths: tuple[int, ...]
     """Blocks of each part of the target model; they add up to `model.depth`."""
-    meta: str
+    meta: Location[str]
     """The trained meta model: a run, a checkpoint, or a file in the published layout."""
     meta_depths: tuple[int, ...] | None = None
     """Blocks of each stage of the meta model; none: one each."""

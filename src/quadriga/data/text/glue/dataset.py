@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import field_validator
 
+from quadriga.config.base import Location
 from quadriga.contracts import Dataset, DatasetConfig, Split
 from quadriga.data.parts.subsets import Subset
 from quadriga.data.text.glue.rows import GlueRows, Row, Skipped
@@ -30,11 +31,11 @@ class GlueConfig(DatasetConfig):
     not matter), or is that folder itself.
     """
 
-    root: Path
+    root: Location[Path]
     """The folder that holds the tasks."""
     task: str
     """cola, sst2, mrpc, stsb, qqp, mnli, mnli-mm, qnli, rte or wnli."""
-    vocabulary: Path | None = None
+    vocabulary: Location[Path | None] = None
     """The ``vocab.txt`` of the model; none for the one that lies in `root`."""
     lowercase: bool = True
     """Whether text is lower-cased and loses its accents, as for an uncased model."""
