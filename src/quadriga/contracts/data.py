@@ -49,6 +49,15 @@ class Dataset(ABC):
     def name(self, index: int) -> str:
         """Return what a person would call record `index`: a path, a member of an archive."""
 
+    def labels(self) -> npt.NDArray[np.int64] | None:
+        """Return the class of each record, known without decoding any.
+
+        Returns:
+            int64 (records,), positions in `classes`; -1 for a record without one. None where the
+            records have no classes, or they are not known before they are read.
+        """
+        return None
+
 
 class Transform(ABC):
     """From a record to a sample in a worker process, and the batched rest on the device."""

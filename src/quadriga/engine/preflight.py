@@ -6,7 +6,6 @@ import dataclasses
 
 from quadriga.config.provenance import Resolved
 from quadriga.contracts import Dataset, Objective
-from quadriga.data.images.record import LabelledDataset
 from quadriga.data.text.corpus import TextCorpus
 from quadriga.data.text.sentence_pairs import SentencePairsConfig
 from quadriga.data.views.supervised import SupervisedViewsConfig
@@ -63,7 +62,8 @@ def check_classes(config: RunConfig, dataset: Dataset) -> None:
             f"{_KEY} must be 2 or more, but data.kind={data} has 1 ({dataset.classes[0]}); set it, "
             "or use data with more"
         )
-    if isinstance(dataset, LabelledDataset) and (bare := int((dataset.labels() < 0).sum())):
+    labels = dataset.labels()
+    if labels is not None and (bare := int((labels < 0).sum())):
         raise UserError(
             f"{method} needs a label for each sample, but {bare} of {len(dataset)} of "
             f"data.kind={data} have none; leave them out, or use another objective.kind"

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from quadriga.config.base import Location
-from quadriga.contracts import DatasetConfig, Split
+from quadriga.contracts import Dataset, DatasetConfig, Split
 from quadriga.data.images.files import check_folder
-from quadriga.data.images.record import ImageRecord, LabelledDataset
+from quadriga.data.images.record import ImageRecord
 from quadriga.data.parts.pickles import NotPlain, read_plain
 from quadriga.errors import UserError
 
@@ -133,7 +133,7 @@ class CifarConfig(DatasetConfig):
 
 
 @final
-class CifarDataset(LabelledDataset):
+class CifarDataset(Dataset):
     """The images of one split, in memory or mapped into it."""
 
     def __init__(

@@ -21,8 +21,8 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 
-from quadriga.contracts import DatasetConfig, Split
-from quadriga.data.images.record import ImageRecord, LabelledDataset
+from quadriga.contracts import Dataset, DatasetConfig, Split
+from quadriga.data.images.record import ImageRecord
 from quadriga.randomness import fold, fold_numpy, uniform_rows
 
 SHAPES = (
@@ -213,7 +213,7 @@ class ClutterConfig(DatasetConfig):
 
 
 @final
-class ClutterDataset(LabelledDataset):
+class ClutterDataset(Dataset):
     """The pictures of one split, in memory."""
 
     def __init__(self, config: ClutterConfig, split: Split) -> None:

@@ -16,8 +16,8 @@ from PIL import Image
 from pydantic import Field
 
 from quadriga import randomness
-from quadriga.contracts import DatasetConfig, Split
-from quadriga.data.images.record import ImageRecord, LabelledDataset
+from quadriga.contracts import Dataset, DatasetConfig, Split
+from quadriga.data.images.record import ImageRecord
 
 _LARGEST_VALUE = 16
 _MARGIN = 1  # The originals touch their edges; one pixel of margin around them reads better.
@@ -37,7 +37,7 @@ class DigitsConfig(DatasetConfig):
 
 
 @final
-class DigitsDataset(LabelledDataset):
+class DigitsDataset(Dataset):
     """The digits of one split, in memory."""
 
     def __init__(self, split: Split, image_px: int) -> None:

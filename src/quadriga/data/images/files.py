@@ -11,8 +11,8 @@ from typing import final, overload
 import numpy as np
 import numpy.typing as npt
 
-from quadriga.contracts import Split, UnreadableSample
-from quadriga.data.images.record import ImageRecord, LabelledDataset
+from quadriga.contracts import Dataset, Split, UnreadableSample
+from quadriga.data.images.record import ImageRecord
 from quadriga.errors import UserError, nearest
 from quadriga.randomness import fold
 
@@ -67,7 +67,7 @@ class PackedNames(Sequence[str]):
 
 
 @final
-class ImageFiles(LabelledDataset):
+class ImageFiles(Dataset):
     """Image files below one folder, by index."""
 
     def __init__(
@@ -113,9 +113,9 @@ class ImageFiles(LabelledDataset):
         """Return the path of image `index`."""
         return os.path.join(self._root, self._names[index])
 
-    def labels(self) -> npt.NDArray[np.int64]:
-        """Return the class of each image; -1 without one."""
-        return np.full(len(self), -1) if self._labels is None else self._labels
+    def labels(self) -> npt.NDArray[np.int64] | None:
+        """Return the class of each image."""
+        return self._labels
 
 
 def check_folder(path: Path, key: str) -> None:

@@ -1,14 +1,11 @@
-"""What a dataset of images hands to a transform, and data sets whose labels are known unread."""
+"""What a dataset of images hands to a transform."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-
-from quadriga.contracts import Dataset
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +18,3 @@ class ImageRecord:
     """Position of the class in `Dataset.classes`, or None without one."""
     name: str
     """What a person would call the image: a path, a member of an archive."""
-
-
-class LabelledDataset(Dataset):
-    """A data set that has all its labels at hand."""
-
-    @abstractmethod
-    def labels(self) -> npt.NDArray[np.int64]:
-        """Return the class of each record, int64 (records,); -1 for a record without one."""

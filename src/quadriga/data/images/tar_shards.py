@@ -27,9 +27,9 @@ import numpy.typing as npt
 from pydantic import Field
 
 from quadriga.config.base import Location
-from quadriga.contracts import DatasetConfig, Split, UnreadableSample
+from quadriga.contracts import Dataset, DatasetConfig, Split, UnreadableSample
 from quadriga.data.images.files import PackedNames, check_folder, in_split, is_image, number_classes
-from quadriga.data.images.record import ImageRecord, LabelledDataset
+from quadriga.data.images.record import ImageRecord
 from quadriga.errors import UserError
 
 _VERSION = 1
@@ -252,7 +252,7 @@ class TarShardsConfig(DatasetConfig):
 
 
 @final
-class TarShards(LabelledDataset):
+class TarShards(Dataset):
     """The images of some shards, by index."""
 
     def __init__(

@@ -10,7 +10,6 @@ import numpy.typing as npt
 from pydantic import Field
 
 from quadriga.contracts import Dataset, DatasetConfig, Split
-from quadriga.data.images.record import LabelledDataset
 from quadriga.errors import UserError
 from quadriga.randomness import fold, shuffled
 
@@ -36,6 +35,11 @@ class Selection(Dataset):
     def name(self, index: int) -> str:
         """Return the name that the whole data set gives the record."""
         return self.whole.name(int(self.indices[index]))
+
+    def labels(self) -> npt.NDArray[np.int64] | None:
+        """Return the labels of the chosen records; see `Dataset.labels`."""
+        labels = self.whole.labels()
+        return None if labels is None else labels[self.indices]
 
 
 @final
@@ -72,12 +76,13 @@ class PartConfig(DatasetConfig):
             raise self._renamed(error) from error
         if split == "test":
             return whole
-        if not isinstance(whole, LabelledDataset) or not whole.classes:
+        labels = whole.labels()
+        if labels is None or not whole.classes:
             raise UserError(
-                f"data.of must be a labelled data set of images, for its classes to be balanced, "
+                f"data.of must be a data set with labels, for its classes to be balanced, "
                 f"but data.of.kind={self.of.kind()} is without labels; take data.of alone"
             )
-        return Selection(whole, balanced_part(whole.labels(), self.fraction, self.seed))
+        return Selection(whole, balanced_part(labels, self.fraction, self.seed))
 
     def _renamed(self, error: UserError) -> UserError:
         """Return the error with the keys of the whole where they are in this config."""

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from pydantic import Field
 
 from quadriga import randomness
-from quadriga.contracts import DatasetConfig, Split
-from quadriga.data.images.record import ImageRecord, LabelledDataset
+from quadriga.contracts import Dataset, DatasetConfig, Split
+from quadriga.data.images.record import ImageRecord
 from quadriga.data.shapes.language import QuestionAnswer, captions, motion_caption, questions
 from quadriga.data.shapes.render import render
 from quadriga.data.shapes.scene import (
@@ -70,7 +70,7 @@ MOTION_CLASSES = tuple(MOTIONS)
 
 
 @final
-class ShapesDataset(LabelledDataset):
+class ShapesDataset(Dataset):
     """The scenes of one split, with everything that can be said about them."""
 
     def __init__(self, config: ShapesConfig, split: Split) -> None:

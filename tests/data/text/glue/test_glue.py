@@ -89,6 +89,17 @@ def test_headers_are_found_by_their_names(root: Path) -> None:
     assert len(GlueConfig(root=root, task="sst2").build("train")) == 2
 
 
+def test_labels_are_known_without_reading(root: Path) -> None:
+    train = GlueConfig(root=root, task="rte").build("train")
+    labels = train.labels()
+    assert labels is not None
+    assert labels.tolist() == [train.read(index).label for index in range(len(train))]
+    assert GlueConfig(root=root, task="stsb").build("train").labels() is None
+    tests = train.sibling("test", "")
+    assert tests is not None
+    assert tests.labels() is None
+
+
 def test_names_of_tasks(root: Path) -> None:
     for name in ("SST-2", "sst2", "Sst_2"):
         assert GlueConfig(root=root, task=name).task == "sst2"

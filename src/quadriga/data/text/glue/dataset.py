@@ -164,6 +164,11 @@ class GlueDataset(Dataset):
         """Return the file and the line of row `index`."""
         return f"{self.file} line {self.row(index).line}"
 
+    def labels(self) -> npt.NDArray[np.int64] | None:
+        """Return the class of each row; None for a regression and for a test set."""
+        is_class = self.split != "test" and not self.task.regression
+        return self._rows.labels.astype(np.int64) if is_class else None
+
     def labels_of(self, dataset: Dataset) -> npt.NDArray[np.float64]:
         """Return the labels of this set, or of a part of it, float64 (samples,)."""
         labels = self._rows.labels
