@@ -12,9 +12,10 @@ import torch
 from errors import assert_says, refuses
 from parallel_worker import tiny_config
 from quadriga.contracts import EvaluationContext, EvaluationResult, Evaluator, EvaluatorConfig
+from quadriga.data.parts.subsets import Subset
 from quadriga.distributed.environment import SINGLE, DistEnv
 from quadriga.engine.build import build_objective
-from quadriga.engine.evaluate import describe, evaluate, make_context
+from quadriga.engine.evaluate import describe, evaluate, evaluation_data, make_context
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.results import merge_results, missing_protocols, read_results
 from quadriga.errors import UserError
@@ -54,7 +55,7 @@ def run(folder: Path, step: int = 3, fail: bool = False, env: DistEnv = SINGLE) 
     objective = build_objective(CONFIG, torch.device("cpu"), CONFIG.seed).train()
     before = {name: t.clone() for name, t in objective.state_dict().items()}
     console = Console(active=False)
-    context = make_context(CONFIG, objective, folder, env, console)
+    context = make_context(CONFIG, objective, evaluation_data(CONFIG), folder, env, console)
     try:
         evaluate([RecordingConfig(fail=fail)], context, step, console)
     finally:
@@ -66,9 +67,9 @@ def test_a_protocol_gets_the_parts_and_a_fresh_encoder(tmp_path: Path) -> None:
     run(tmp_path)
     run(tmp_path)
     first, second = Recording.seen[-2:]
-    assert len(first.train) == 40
-    assert len(first.test) == 12
-    names = [[c.test.name(i) for i in range(12)] for c in (first, second)]
+    assert len(first.data("train")) == 40
+    assert len(first.data("test")) == 12
+    names = [[c.data("test").name(i) for i in range(12)] for c in (first, second)]
     assert names[0] == names[1]
     fresh = [first.fresh(), first.fresh(), second.fresh()]
     assert not any(objective.training for objective in fresh)
@@ -80,6 +81,22 @@ def test_a_protocol_gets_the_parts_and_a_fresh_encoder(tmp_path: Path) -> None:
     assert any(not torch.equal(tensor, trained[name]) for name, tensor in states[0].items())
     (result,) = read_results(tmp_path / "evaluation.json")["results"]
     assert result["numbers"]["top1"] == 50.0
+
+
+def test_a_split_is_opened_when_asked_for_and_kept() -> None:
+    train = CONFIG.data.build("train")
+    data = evaluation_data(CONFIG, train)
+    assert data("test") is data("test")
+    assert data("train") is data("train")
+    part = data("train")
+    assert isinstance(part, Subset)
+    assert part.whole is train
+    whole = CONFIG.override({"evaluation.train_samples": "none"})
+    assert evaluation_data(whole, train)("train") is train
+    gone = CONFIG.override({"data.kind": "image_folder", "data.root": "gone"})
+    with pytest.raises(UserError, match=r"data\.root"):
+        evaluation_data(gone, train)("test")
+    assert evaluation_data(gone, train)("train").whole is train  # type: ignore[attr-defined]
 
 
 def test_a_failing_protocol_leaves_the_training_mode(tmp_path: Path) -> None:

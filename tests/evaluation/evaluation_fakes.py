@@ -20,7 +20,7 @@ from quadriga.distributed.environment import SINGLE
 
 class ArrayDataset(Dataset):
     def __init__(self, images, labels, classes, unreadable=()):
-        self.images, self.labels, self.unreadable = images, labels, set(unreadable)
+        self.images, self.label, self.unreadable = images, labels, set(unreadable)
         self.classes = tuple(str(i) for i in range(classes))
         self.reads = 0
 
@@ -31,7 +31,7 @@ class ArrayDataset(Dataset):
         if index in self.unreadable:
             raise UnreadableSample(f"sample {index} is damaged")
         self.reads += 1
-        return self.images[index], self.labels[index]
+        return self.images[index], self.label[index]
 
     def name(self, index):
         return f"sample {index}"
@@ -99,11 +99,14 @@ def context_of(tmp_path: Path, train=None, test=None, objective=None, **changes)
         labels = np.random.default_rng(seed + 1).integers(0, 7, count)
         return ArrayDataset(images_of(count, seed), labels, 7)
 
+    data = {
+        "train": labelled(60, 1) if train is None else train,
+        "test": labelled(23, 2) if test is None else test,
+    }
     values = {
         "objective": objective or PixelEncoder(),
         "fresh": lambda: PixelEncoder(0.5),
-        "train": train or labelled(60, 1),
-        "test": test or labelled(23, 2),
+        "data": data.__getitem__,
         "transform": Normalise(),
         "env": SINGLE,
         "seed": 3,

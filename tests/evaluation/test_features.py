@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from errors import refuses
-from quadriga.contracts import EvaluationContext
 from quadriga.distributed.environment import DistEnv
 from quadriga.evaluation.parts import features
 from quadriga.evaluation.parts.features import evaluation_mode, extract, feature_bank
@@ -21,11 +20,11 @@ def test_features_are_those_of_every_sample_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "BATCH", 8)
     context = fakes.context_of(tmp_path)
     bank = feature_bank(context, "knn")
-    for split, dataset in (("train", context.train), ("test", context.test)):
+    for split, dataset in (("train", context.data("train")), ("test", context.data("test"))):
         trained, random = getattr(bank.trained, split), getattr(bank.random, split)
         assert torch.equal(trained.values, expected_values(dataset))
         assert torch.equal(random.values, expected_values(dataset) * 0.5)
-        assert torch.equal(trained.labels, torch.from_numpy(dataset.labels))
+        assert torch.equal(trained.labels, torch.from_numpy(dataset.label))
     assert trained.values.dtype == torch.float32
     assert not trained.values.is_inference()
     assert bank.classes == 7
@@ -34,8 +33,8 @@ def test_features_are_those_of_every_sample_in_order(tmp_path, monkeypatch):
 def test_images_are_read_once_for_both_encoders_and_all_protocols(tmp_path):
     context = fakes.context_of(tmp_path)
     assert feature_bank(context, "knn") is feature_bank(context, "linear_probe")
-    assert context.train.reads == len(context.train)
-    assert context.test.reads == len(context.test)
+    for split in ("train", "test"):
+        assert context.data(split).reads == len(context.data(split))
 
 
 @pytest.mark.parametrize("samples", [2, 11])
@@ -116,6 +115,6 @@ def test_refusals(tmp_path, changes, fragments):
 
 def test_empty_split_is_refused(tmp_path):
     empty = fakes.ArrayDataset(fakes.images_of(0, 0), np.zeros(0, int), 7)
-    context: EvaluationContext = dataclasses.replace(fakes.context_of(tmp_path), test=empty)
+    context = fakes.context_of(tmp_path, test=empty)
     with refuses("knn", "test images", "empty"):
         feature_bank(context, "knn")

@@ -57,18 +57,16 @@ def expected(judge, dataset, views):
 
 def context_of(root: Path, output: Path, task: str, judge, env=SINGLE, **changes):
     config = GlueConfig(root=root, task=task)
-    values = {
-        "objective": judge,
-        "fresh": lambda: judge,
-        "train": config.build("train"),
-        "test": config.build("test"),
-        "transform": TextPairsConfig(max_length=16).build("test"),
-        "env": env,
-        "seed": 3,
-        "output": output,
-        **changes,
-    }
-    return EvaluationContext(**values)
+    data = {split: config.build(split) for split in ("train", "test")} | changes
+    return EvaluationContext(
+        objective=judge,
+        fresh=lambda: judge,
+        data=data.__getitem__,
+        transform=TextPairsConfig(max_length=16).build("test"),
+        env=env,
+        seed=3,
+        output=output,
+    )
 
 
 def many(root: Path, count: int = 101) -> Path:
@@ -127,9 +125,10 @@ def test_a_task_gets_its_metrics_and_their_mean(tmp_path: Path, task: str) -> No
     judge = Judge(1 if task == "stsb" else 2, task == "stsb")
     context = context_of(root, tmp_path, task, judge)
     result = Protocol(batch_size=8).build().run(context)
-    answers = expected(judge, context.test, context.transform)
+    tests = context.data("test")
+    answers = expected(judge, tests, context.transform)
     names = {"cola": ("mcc",), "mrpc": ("accuracy", "f1"), "stsb": ("pearson", "spearman")}[task]
-    right = context.test.labels_of(context.test)
+    right = tests.labels_of(tests)
     numbers = metrics_of(names, answers, right)
     score = sum(numbers.values()) / len(numbers)
     assert result.numbers == pytest.approx({**numbers, "score": score})
@@ -148,7 +147,7 @@ def test_mnli_is_judged_on_both_sets_and_predicted_for_both(tmp_path: Path) -> N
     both = result.numbers["accuracy"] + result.numbers["accuracy_mismatched"]
     assert result.numbers["score"] == pytest.approx(both / 2)
     assert result.details["predictions"] == ["MNLI-m.tsv", "MNLI-mm.tsv"]
-    tests = context.test.sibling("test", "mismatched")
+    tests = context.data("test").sibling("test", "mismatched")
     answers = expected(judge, tests, context.transform)
     names = ("contradiction", "entailment", "neutral")
     lines = [f"{i}\t{names[answer]}\n" for i, answer in enumerate(answers)]
@@ -173,11 +172,12 @@ def test_predictions_of_numbers_and_none_without_a_test_set(tmp_path: Path) -> N
 def test_a_part_of_the_development_set(tmp_path: Path) -> None:
     root = many(tmp_path)
     context = context_of(root, tmp_path, "cola", Judge(2))
-    whole = context.test
-    context.test = Subset(whole, 40, seed=3)
+    whole = context.data("test")
+    part = Subset(whole, 40, seed=3)
+    context.data = {"test": part}.__getitem__
     result = Protocol(predictions=False).build().run(context)
-    answers = expected(Judge(2), whole, context.transform)[context.test.indices]
-    right = whole.labels_of(whole)[context.test.indices]
+    answers = expected(Judge(2), whole, context.transform)[part.indices]
+    right = whole.labels_of(whole)[part.indices]
     assert result.numbers["mcc"] == pytest.approx(metrics_of(("mcc",), answers, right)["mcc"])
 
 

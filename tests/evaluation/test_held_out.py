@@ -37,8 +37,7 @@ def context(tmp_path: Path) -> EvaluationContext:
     return EvaluationContext(
         objective=objective,
         fresh=lambda: objective,
-        train=data,
-        test=data,
+        data=lambda split: data,
         transform=config.views.build("test"),
         env=SINGLE,
         seed=0,
@@ -51,7 +50,7 @@ def test_equals_one_large_batch(context: EvaluationContext) -> None:
     with randomness.micro_batch(0, 0, 0, 0), torch.no_grad():
         batches = list(
             held_out.sequential(
-                context.test,
+                context.data("test"),
                 context.transform,
                 range(21),
                 batch_size=21,

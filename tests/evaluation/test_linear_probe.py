@@ -134,7 +134,8 @@ def test_probe_is_deterministic_and_follows_the_seed(tmp_path):
 def test_learning_rate_is_never_chosen_on_the_test_split(tmp_path):
     # With other test labels the choice stays the same, the accuracy does not.
     context = fakes.context_of(tmp_path)
-    flipped = fakes.ArrayDataset(context.test.images, (context.test.labels + 1) % 7, 7)
+    tests = context.data("test")
+    flipped = fakes.ArrayDataset(tests.images, (tests.label + 1) % 7, 7)
     config = LinearProbeConfig(epochs=5, batch_size=16)
     first = config.build().run(context)
     second = config.build().run(fakes.context_of(tmp_path, test=flipped))

@@ -44,7 +44,7 @@ def test_result_and_picture(tmp_path):
     rows = result.details["indices"]
     assert len(set(rows)) == 3
     numbers = torch.zeros(3, dtype=torch.int64)
-    pixels = torch.from_numpy(context.test.images[rows])
+    pixels = torch.from_numpy(context.data("test").images[rows])
     batch = {"image": pixels, "index": numbers, "key": numbers}
     left = context.transform.batch(batch)["image"][..., :2]
     expected = (2 * left.double()).square().mean().item()
@@ -54,7 +54,7 @@ def test_result_and_picture(tmp_path):
     with Image.open(tmp_path / FILE) as opened:
         picture = np.asarray(opened)
     first = picture[TITLE_PX : TITLE_PX + 128, :128]
-    original = context.test.images[rows[0]].transpose(1, 2, 0)
+    original = context.data("test").images[rows[0]].transpose(1, 2, 0)
     assert (first[::32, ::32, :3] == original).all()
     assert (first[31::32, 31::32, :3] == original).all()
     assert not list(tmp_path.glob("*.tmp"))
@@ -96,7 +96,6 @@ def test_refusals(tmp_path):
     with refuses(tmp_path / "missing" / "reconstruction.png"):
         run(fakes.context_of(tmp_path / "missing"))
     empty = fakes.ArrayDataset(fakes.images_of(0, 0), np.zeros(0, int), 7)
-    context = fakes.context_of(tmp_path)
-    context.test = empty
+    context = fakes.context_of(tmp_path, test=empty)
     with refuses("reconstruction", "at least 1"):
         run(context)

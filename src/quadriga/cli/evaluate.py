@@ -50,7 +50,10 @@ def evaluate(run: Path, words: Sequence[str], device: str) -> None:
     with process_group(device) as env, Console(env.is_main) as console:
         objective, step = load_objective(config, run, env, console)
         from_main(directory.create, env)
-        context = evaluate_module.make_context(config, objective, directory.report, env, console)
+        data = evaluate_module.evaluation_data(config)
+        context = evaluate_module.make_context(
+            config, objective, data, directory.report, env, console
+        )
         protocols = config.evaluation.protocols
         evaluate_module.evaluate(protocols, context, step, console, overrides=values)
         if env.is_main:

@@ -35,6 +35,7 @@ from quadriga.contracts.objective import (
     Term,
 )
 from quadriga.contracts.stage import Splittable, Stage
+from quadriga.contracts.step import StepPlan
 from quadriga.contracts.weights import WeightSource
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "Splittable",
     "Stage",
     "StepOutput",
+    "StepPlan",
     "Tallies",
     "Term",
     "Transform",

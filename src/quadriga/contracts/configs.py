@@ -14,6 +14,7 @@ from quadriga.config.base import Choice
 from quadriga.contracts.data import Dataset, Split, Transform
 from quadriga.contracts.evaluation import Evaluator
 from quadriga.contracts.objective import Objective, Progress
+from quadriga.contracts.step import StepPlan
 from quadriga.contracts.weights import WeightSource
 
 
@@ -39,6 +40,19 @@ class ObjectiveConfig(Choice, ABC):
         Raises:
             UserError: `model` is not of a kind that this method trains.
         """
+
+    def check(self, model: ModelConfig, dataset: Dataset | None, views: ViewsConfig) -> None:
+        """Check that the method can train the model on samples of these views.
+
+        Args:
+            model: The architecture.
+            dataset: The training data; None where it is not at hand.
+            views: How its records become samples.
+
+        Raises:
+            UserError: It cannot.
+        """
+        return None
 
 
 class ModularConfig(Choice, ABC):
@@ -131,6 +145,19 @@ class ViewsConfig(Choice, ABC):
     @abstractmethod
     def build(self, split: Split) -> Transform:
         """Make the random transform of training, or the deterministic one of evaluation."""
+
+    def check(self, dataset: Dataset, split: Split, plan: StepPlan | None) -> None:
+        """Check that the records of a split can become samples.
+
+        Args:
+            dataset: The whole split.
+            split: Which part of the data it is.
+            plan: The numbers of the steps that train on it; None where nothing is trained.
+
+        Raises:
+            UserError: They cannot.
+        """
+        return None
 
 
 class EvaluatorConfig(Choice, ABC):

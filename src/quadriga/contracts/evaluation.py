@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quadriga.contracts.data import Dataset, Transform
+from quadriga.contracts.data import Dataset, Split, Transform
 from quadriga.contracts.objective import Objective
 from quadriga.distributed.environment import DistEnv
 
@@ -20,8 +20,9 @@ class EvaluationContext:
     objective: Objective
     fresh: Callable[[], Objective]
     """Make the same objective randomly initialised: the baseline of every number."""
-    train: Dataset
-    test: Dataset
+    data: Callable[[Split], Dataset]
+    """Give the part of a split that is evaluated on. It is opened when it is first asked for, and
+    the same object at every later evaluation of the run."""
     transform: Transform
     """The evaluation transform: deterministic, nothing random."""
     env: DistEnv
@@ -55,6 +56,9 @@ class Evaluator(ABC):
 
     def check(self, context: EvaluationContext) -> None:
         """Check that the protocol can judge this objective on this data; called before training.
+
+        What `run` will ask of `EvaluationContext.data` is opened here, so that it is not found
+        missing when the training is over.
 
         Raises:
             UserError: It cannot.

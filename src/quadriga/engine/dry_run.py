@@ -9,18 +9,12 @@ from typing import cast
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from quadriga.contracts import Objective, Splittable
+from quadriga.contracts import Dataset, Objective, Splittable
 from quadriga.engine.build import build_on, build_on_meta
 from quadriga.engine.logs.profile import check_profile
 from quadriga.engine.meters.cost import Cost, activation_bytes, measure, memory_estimate
 from quadriga.engine.meters.devices import peak_flops, uses_tf32
-from quadriga.engine.preflight import (
-    ASSUMED,
-    check_classes,
-    check_length,
-    check_text,
-    leaves_it_to_data,
-)
+from quadriga.engine.preflight import ASSUMED, check_classes, leaves_it_to_data
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan, describe_batch, make_plan
 from quadriga.engine.step.blocks import apply_recompute, blocks_of
@@ -62,13 +56,15 @@ def dry_run(config: RunConfig, world_size: int, local_world_size: int | None = N
             come.
     """
     check_loggers(config.log.loggers)
-    size, origin = _dataset_size(config)
+    dataset, size, origin = _dataset(config)
     if leaves_it_to_data(config):
         config = config.override({"objective.classes": ASSUMED})
         origin = f"{origin}; {ASSUMED} classes assumed"
     objective = build_on_meta(config)
     check_pipeline(config, objective, world_size)
     plan = make_plan(config, size, replicas_of(config, world_size))
+    if dataset is not None:
+        config.views.check(dataset, "train", plan)
     check_profile(config.log, plan.total_steps)
     micro = math.ceil(plan.batch_size / (plan.world_size * plan.accumulate))
     meta = torch.device("meta")
@@ -108,17 +104,18 @@ def _as_executed(config: RunConfig, plain: Cost, micro: int) -> Cost:
     return dataclasses.replace(plain, activation_bytes=kept)
 
 
-def _dataset_size(config: RunConfig) -> tuple[int, str]:
-    check_length(config)
+def _dataset(config: RunConfig) -> tuple[Dataset | None, int, str]:
+    """Return the training data where it is at hand, its size, and where the size is from."""
+    config.objective.check(config.model, None, config.views)
     try:
         dataset = config.data.build("train")
     except UserError as error:
         if config.train.dataset_size is None:
             raise
-        return config.train.dataset_size, f"the recipe's number, since {error}"
-    check_text(config, dataset)
+        return None, config.train.dataset_size, f"the recipe's number, since {error}"
+    config.objective.check(config.model, dataset, config.views)
     check_classes(config, dataset)
-    return len(dataset), "counted"
+    return dataset, len(dataset), "counted"
 
 
 def _work(cost: Cost, plan: RunPlan) -> list[Row]:

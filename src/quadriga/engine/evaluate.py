@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -18,8 +19,6 @@ from quadriga.contracts import (
     Split,
 )
 from quadriga.data.parts.subsets import Subset
-from quadriga.data.text.corpus import TextCorpus
-from quadriga.data.text.sentence_pairs import SentencePairsConfig
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.build import build_objective
 from quadriga.engine.logs.console import Console
@@ -30,19 +29,49 @@ from quadriga.errors import UserError
 from quadriga.formatting import measured
 
 
+def evaluation_data(config: RunConfig, train: Dataset | None = None) -> Callable[[Split], Dataset]:
+    """Return what opens the part of a split that is evaluated on, each split once.
+
+    Args:
+        config: The run.
+        train: Its whole training data, where that is open already.
+    """
+    counts = {"train": config.evaluation.train_samples, "test": config.evaluation.test_samples}
+
+    @functools.cache
+    def data(split: Split) -> Dataset:
+        whole = train if split == "train" else None
+        if whole is None:
+            whole = config.data.build(split)
+        config.views.check(whole, split, None)
+        count = counts[split]
+        return whole if count is None else Subset(whole, count, config.seed)
+
+    return data
+
+
 def make_context(
-    config: RunConfig, objective: Objective, folder: Path, env: DistEnv, console: Console
+    config: RunConfig,
+    objective: Objective,
+    data: Callable[[Split], Dataset],
+    folder: Path,
+    env: DistEnv,
+    console: Console,
 ) -> EvaluationContext:
     """Return what protocols work on.
 
-    Raises:
-        UserError: A split of the data is missing.
+    Args:
+        config: The run.
+        objective: What is judged.
+        data: `evaluation_data` of the run.
+        folder: Where results and pictures go.
+        env: This process among the run's.
+        console: Where progress and warnings go.
     """
     return EvaluationContext(
         objective=objective,
         fresh=_fresh(config, env.device),
-        train=_part(config, "train", config.evaluation.train_samples),
-        test=_part(config, "test", config.evaluation.test_samples),
+        data=data,
         transform=config.views.build("test"),
         env=env,
         seed=config.seed,
@@ -99,13 +128,6 @@ def evaluate(
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}; make room") from error
     return results
-
-
-def _part(config: RunConfig, split: Split, count: int | None) -> Dataset:
-    dataset = config.data.build(split)
-    if isinstance(config.views, SentencePairsConfig) and isinstance(dataset, TextCorpus):
-        config.views.check(dataset, split)
-    return dataset if count is None else Subset(dataset, count, config.seed)
 
 
 def _fresh(config: RunConfig, device: torch.device) -> Callable[[], Objective]:

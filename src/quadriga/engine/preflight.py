@@ -6,9 +6,6 @@ import dataclasses
 
 from quadriga.config.provenance import Resolved
 from quadriga.contracts import Dataset, Objective
-from quadriga.data.text.corpus import TextCorpus
-from quadriga.data.text.sentence_pairs import SentencePairsConfig
-from quadriga.data.views.supervised import SupervisedViewsConfig
 from quadriga.engine.build import build_on_meta, check_shapes
 from quadriga.engine.logs.profile import check_profile
 from quadriga.engine.run_config import RunConfig
@@ -113,17 +110,17 @@ def check_start(
     check_loggers(config.log.loggers)
     if dataset is None:
         dataset = config.data.build("train")
-    check_text(config, dataset)
+    config.objective.check(config.model, dataset, config.views)
     check_classes(config, dataset)
-    check_shapes(config)
     shard_ranks(config.train, world_size, world_size)
     objective = build_on_meta(config)
     check_pipeline(config, objective, world_size)
+    plan = make_plan(config, len(dataset), replicas_of(config, world_size))
+    config.views.check(dataset, "train", plan)
+    check_shapes(config)
     _check_independence(config, objective)
     check_weights(config)
     _check_keep_best(config)
-    plan = make_plan(config, len(dataset), replicas_of(config, world_size))
-    _check_mixing(config, plan)
     plan = dataclasses.replace(plan, data_identity=dataset.identity)
     check_profile(config.log, plan.total_steps)
     return dataset, plan
@@ -141,61 +138,6 @@ def _check_independence(config: RunConfig, objective: Objective) -> None:
             f"train.precision must be float32 or bfloat16 for {len(parts)} modules in one process, "
             "whose steps float16 would leave out together, but is float16; set it, or train each "
             "in a run of its own"
-        )
-
-
-def check_text(config: RunConfig, dataset: Dataset) -> None:
-    """Check that the views are for the data, and that the model is large enough for both.
-
-    Raises:
-        UserError: It is not so.
-    """
-    check_length(config)
-    views, is_corpus = config.views, isinstance(dataset, TextCorpus)
-    if is_corpus != isinstance(views, SentencePairsConfig) and (
-        is_corpus or dataset.vocabulary_size is None
-    ):
-        wanted = "views.kind=sentence_pairs" if is_corpus else "data.kind=text_corpus"
-        raise UserError(
-            f"data.kind={config.data.kind()} and views.kind={views.kind()} do not go together: one "
-            f"is of text; set {wanted}"
-        )
-    size, room = dataset.vocabulary_size, getattr(config.model, "vocabulary_size", None)
-    if size is not None and room is not None and room < size:
-        raise UserError(
-            f"model.vocabulary_size must be at least {size} (the tokens of data.vocabulary), but "
-            f"is {room}"
-        )
-    if isinstance(dataset, TextCorpus) and isinstance(views, SentencePairsConfig):
-        views.check(dataset, "train")
-
-
-def check_length(config: RunConfig) -> None:
-    """Check that the model has a position for every token of a sample.
-
-    Raises:
-        UserError: It has fewer.
-    """
-    length = getattr(config.views, "max_length", 0)
-    positions = getattr(config.model, "max_positions", 0)
-    if positions and length > positions:
-        raise UserError(
-            f"views.max_length must be at most {positions} (model.max_positions), but is {length}"
-        )
-
-
-def _check_mixing(config: RunConfig, plan: RunPlan) -> None:
-    """Check that every micro-batch has two samples to mix, where images are mixed.
-
-    Raises:
-        UserError: One has a single sample, and would be trained on unmixed.
-    """
-    views, parts = config.views, plan.world_size * plan.accumulate
-    if isinstance(views, SupervisedViewsConfig) and views.mixing.on and plan.batch_size < 2 * parts:
-        raise UserError(
-            f"train.batch_size must be at least 2 x ranks x train.accumulate (2 x {parts}) where "
-            f"views.mixup or views.cutmix mixes the images of a micro-batch, but is "
-            f"{plan.batch_size}; lower train.accumulate, or set both to 0"
         )
 
 

@@ -6,32 +6,22 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from quadriga.contracts import OptimizerConfig, Progress
+from quadriga.contracts import OptimizerConfig
+from quadriga.contracts.step import StepPlan
 from quadriga.engine.run_config import RunConfig
 from quadriga.errors import UserError
 
 
 @dataclass(frozen=True)
-class RunPlan:
-    """The numbers of a run that follow from its config, its data and its world size."""
+class RunPlan(StepPlan):
+    """The numbers of a run: those of its steps, and where it is cut."""
 
-    total_steps: int
-    batch_size: int
-    accumulate: int
-    world_size: int
-    dataset_size: int
-    lr: float
-    """Peak learning rate at the actual batch size."""
     checkpoint_every: int
     """Optimizer steps between checkpoints; `total_steps` for the end only."""
     evaluate_every: int
     """Optimizer steps between evaluations; `total_steps` for the end only."""
     data_identity: str = ""
     """`Dataset.identity` of the training data."""
-
-    def progress(self, step: int) -> Progress:
-        """Return the progress at a step."""
-        return Progress(step, self.total_steps, self.batch_size, self.dataset_size)
 
 
 @dataclass(frozen=True)

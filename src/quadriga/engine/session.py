@@ -14,7 +14,7 @@ from quadriga.distributed.collectives import all_gather_values, from_main, on_al
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.build import build_loader, build_objective, build_on_meta
 from quadriga.engine.checkpoint.store import CheckpointStore, newest_valid, read_objective
-from quadriga.engine.evaluate import evaluate, make_context
+from quadriga.engine.evaluate import evaluate, evaluation_data, make_context
 from quadriga.engine.faults.hang import HangDetector, whereabouts
 from quadriga.engine.faults.preemption import Preemption
 from quadriga.engine.faults.recovery import Recovery
@@ -108,6 +108,7 @@ class _Session:
     ) -> None:
         self._resolved, self._config = resolved, resolved.config
         self._directory, self._dataset, self._plan = directory, dataset, plan
+        self._data = evaluation_data(resolved.config, dataset)
         self._env, self._console, self._preemption = env, console, preemption
         self._stack, self._activity = stack, Activity()
         self.make_executor: MakeExecutor = DataParallelExecutor
@@ -221,7 +222,12 @@ class _Session:
 
     def _context(self, objective: Objective) -> EvaluationContext:
         return make_context(
-            self._config, objective, self._directory.report, self._env, self._console
+            self._config,
+            objective,
+            self._data,
+            self._directory.report,
+            self._env,
+            self._console,
         )
 
     def _judge(self, step: int) -> Mapping[str, float]:

@@ -235,7 +235,7 @@ def _subject(context: EvaluationContext) -> tuple[Scorer, GlueDataset]:
         UserError: The objective judges no texts, the data are of no task, or its outputs are not
             those of the task.
     """
-    scorer, dataset = context.objective, _whole(context.test)
+    scorer, dataset = context.objective, _whole(context.data("test"))
     if not isinstance(scorer, Scorer):
         raise UserError(
             "glue needs an objective that judges texts (objective.kind=sequence_classification), "
@@ -260,14 +260,14 @@ def _whole(dataset: Dataset) -> GlueDataset:
 
 def _development_sets(context: EvaluationContext) -> Iterator[tuple[str, Dataset]]:
     """Yield each development set of the task, or the part of it that the run judges."""
-    first = _whole(context.test)
-    yield first.part, context.test
+    own = context.data("test")
+    first = _whole(own)
+    yield first.part, own
     for part in first.task.parts:
         other = first.sibling("dev", part) if part != first.part else None
         if other is not None:
-            is_part = isinstance(context.test, Subset)
-            count = len(context.test) if is_part else len(other)
-            yield part, Subset(other, count, context.seed) if is_part else other
+            is_part = isinstance(own, Subset)
+            yield part, Subset(other, len(own), context.seed) if is_part else other
 
 
 def _write(path: Path, text: str) -> None:

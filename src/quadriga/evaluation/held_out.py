@@ -46,17 +46,26 @@ class HeldOut(Evaluator):
         """Take the numbers of the protocol."""
         self.config = config
 
+    def check(self, context: EvaluationContext) -> None:
+        """Open the test split.
+
+        Raises:
+            UserError: It is missing.
+        """
+        context.data("test")
+
     def run(self, context: EvaluationContext) -> EvaluationResult:
         """Judge the whole test split; any number of ranks returns the same numbers."""
         objective, env, size = context.objective, context.env, self.config.batch_size
+        dataset = context.data("test")
         names = (*objective.term_names, *objective.metric_names)
-        batches = math.ceil(len(context.test) / size)
+        batches = math.ceil(len(dataset) / size)
         own = slice_of(batches, env.rank, env.world_size)
-        samples = range(own.start * size, min(own.stop * size, len(context.test)))
+        samples = range(own.start * size, min(own.stop * size, len(dataset)))
         # One row per batch, zero on all ranks but one: summed in the same order on any of them.
         table = torch.zeros(batches, 2, len(names), dtype=torch.float64)
         read = sequential(
-            context.test,
+            dataset,
             context.transform,
             samples,
             batch_size=size,
@@ -76,7 +85,7 @@ class HeldOut(Evaluator):
             for name, total, count in zip(names, sums, counts, strict=True)
             if count > 0
         }
-        return EvaluationResult("held_out", numbers, details={"samples": len(context.test)})
+        return EvaluationResult("held_out", numbers, details={"samples": len(dataset)})
 
 
 def _row(output: LossOutput, names: tuple[str, ...]) -> Tensor:

@@ -62,7 +62,7 @@ class KNN(Evaluator):
             UserError: There are not.
         """
         check_features(context, "knn")
-        self._check_neighbours(len(context.train))
+        self._check_neighbours(len(context.data("train")))
 
     def _check_neighbours(self, samples: int) -> None:
         if samples < self.config.neighbours:

@@ -174,7 +174,8 @@ class Reconstruction(Evaluator):
         return shared
 
     def _result(self, objective: Reconstructor, context: EvaluationContext) -> EvaluationResult:
-        total = len(context.test)
+        dataset = context.data("test")
+        total = len(dataset)
         positions = np.arange(min(self.config.images, total))
         chosen = np.sort(shuffled(positions, total, fold(context.seed, "reconstruction")))
         # The other ranks wait: the loader and the encoder work as in a world of one.
@@ -182,7 +183,7 @@ class Reconstruction(Evaluator):
         errors = torch.zeros(2, dtype=torch.float64, device=context.env.device)
         parts: list[list[Tensor]] = []
         for batch in sequential(
-            context.test,
+            dataset,
             context.transform,
             chosen,
             batch_size=8,
@@ -218,7 +219,7 @@ def _reconstructor(context: EvaluationContext) -> Reconstructor:
             f"reconstruction needs an objective that can reconstruct images, but {name}"
             " cannot; leave reconstruction out"
         )
-    if len(context.test) == 0:
+    if len(context.data("test")) == 0:
         raise UserError(
             "reconstruction needs at least 1 test image, but the test split is empty; point"
             " data at a split with images"

@@ -15,7 +15,16 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from quadriga.contracts import Batch, LossOutput, ModelConfig, Objective, ObjectiveConfig, Stage
+from quadriga.contracts import (
+    Batch,
+    Dataset,
+    LossOutput,
+    ModelConfig,
+    Objective,
+    ObjectiveConfig,
+    Stage,
+    ViewsConfig,
+)
 from quadriga.contracts.stage import check_depths
 from quadriga.errors import UserError
 from quadriga.losses.cross_entropy import CHUNK_ELEMENTS, linear_cross_entropy
@@ -57,6 +66,15 @@ class MaskedLMConfig(ObjectiveConfig):
         if not isinstance(model, BertConfig):
             raise UserError(f"masked_lm needs model.kind=bert, but model.kind is {model.kind()}")
         return MaskedLM(self, model)
+
+    def check(self, model: ModelConfig, dataset: Dataset | None, views: ViewsConfig) -> None:
+        """Check that the model has room for the texts; see `BertConfig.check_texts`.
+
+        Raises:
+            UserError: It has not.
+        """
+        if isinstance(model, BertConfig):
+            model.check_texts(dataset, views)
 
 
 @final

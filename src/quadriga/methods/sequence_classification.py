@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quadriga import randomness
-from quadriga.contracts import Batch, LossOutput, ModelConfig, Objective, ObjectiveConfig, Stage
+from quadriga.contracts import (
+    Batch,
+    Dataset,
+    LossOutput,
+    ModelConfig,
+    Objective,
+    ObjectiveConfig,
+    Stage,
+    ViewsConfig,
+)
 from quadriga.contracts.stage import check_depths
 from quadriga.errors import UserError
 from quadriga.models.bert import BertConfig, BertSlice, Pooler
@@ -53,6 +62,15 @@ class SequenceClassificationConfig(ObjectiveConfig):
                 f"sequence_classification needs model.kind=bert, but model.kind is {model.kind()}"
             )
         return SequenceClassification(self, model)
+
+    def check(self, model: ModelConfig, dataset: Dataset | None, views: ViewsConfig) -> None:
+        """Check that the model has room for the texts; see `BertConfig.check_texts`.
+
+        Raises:
+            UserError: It has not.
+        """
+        if isinstance(model, BertConfig):
+            model.check_texts(dataset, views)
 
 
 @final

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from quadriga import randomness
-from quadriga.contracts import Batch, ModelConfig
+from quadriga.contracts import Batch, Dataset, ModelConfig, ViewsConfig
 from quadriga.errors import UserError
 from quadriga.models.parts.bert_blocks import BertBlock, BertShape, Places, collect_rows
 from quadriga.models.parts.transformer import Dropout
@@ -77,6 +77,34 @@ class BertConfig(ModelConfig):
     def build(self) -> Bert:
         """Make the module on the current default device; its values come from `initialise`."""
         return Bert(self)
+
+    def check_texts(self, dataset: Dataset | None, views: ViewsConfig) -> None:
+        """Check that there is a row for every word of the data and every place of a sample.
+
+        Args:
+            dataset: The training data; None where it is not at hand.
+            views: How its records become samples.
+
+        Raises:
+            UserError: There is not, or the samples are no texts.
+        """
+        length = getattr(views, "max_length", None)
+        if length is None:
+            raise UserError(
+                f"views.kind must be one of texts for model.kind=bert, such as sentence_pairs, but "
+                f"is {views.kind()}; set it, or another model.kind"
+            )
+        if length > self.max_positions:
+            raise UserError(
+                f"views.max_length must be at most {self.max_positions} (model.max_positions), but "
+                f"is {length}; lower it"
+            )
+        words = None if dataset is None else dataset.vocabulary_size
+        if words is not None and words > self.vocabulary_size:
+            raise UserError(
+                f"model.vocabulary_size must be at least {words} (the tokens of data.vocabulary), "
+                f"but is {self.vocabulary_size}; raise it"
+            )
 
     @classmethod
     def tiny(cls, vocabulary_size: int = 30522) -> BertConfig:

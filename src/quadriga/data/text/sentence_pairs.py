@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 
-from quadriga.contracts import Batch, Sample, Split, Transform, ViewsConfig
+from quadriga.contracts import Batch, Dataset, Sample, Split, StepPlan, Transform, ViewsConfig
 from quadriga.data.text.corpus import TextCorpus, TextRecord
 from quadriga.errors import UserError
 from quadriga.randomness import Stream, bits_numpy, fold
@@ -144,8 +144,21 @@ class SentencePairsConfig(ViewsConfig):
     """longest: a micro-batch is as long as its longest sample, and padding is no token. fixed: it
     has `max_length` columns, all of them tokens: for schedules that need equal shapes."""
 
-    def check(self, corpus: TextCorpus, split: Split | None = None) -> None:
-        """Check that a corpus has what the samples are made of.
+    def check(self, dataset: Dataset, split: Split, plan: StepPlan | None) -> None:
+        """Check that the records are those of a corpus, with two documents where pairs need them.
+
+        Raises:
+            UserError: They are not, or there is one document only.
+        """
+        if not isinstance(dataset, TextCorpus):
+            raise UserError(
+                "views.kind=sentence_pairs needs the documents of a corpus, but the data has none; "
+                "set data.kind=text_corpus, or take another views.kind"
+            )
+        self.check_documents(dataset, split)
+
+    def check_documents(self, corpus: TextCorpus, split: Split | None = None) -> None:
+        """Check that a random second segment can be of another document than the first.
 
         Args:
             corpus: The sentences.
@@ -185,11 +198,11 @@ class SentencePairs(Transform):
             ``lengths`` and, with `next_sentence`, ``is_random``.
 
         Raises:
-            UserError: See `SentencePairsConfig.check`.
+            UserError: See `SentencePairsConfig.check_documents`.
         """
         config, corpus = self.config, record.corpus
         if corpus is not self._checked:
-            config.check(corpus)
+            config.check_documents(corpus)
             self._checked = corpus
         first, second, is_random = self._segments(corpus, record.number, key)
         a, count = len(first), len(first) + len(second)

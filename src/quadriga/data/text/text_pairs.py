@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from quadriga.contracts import Batch, Sample, Split, Transform, ViewsConfig
+from quadriga.contracts import Batch, Dataset, Sample, Split, StepPlan, Transform, ViewsConfig
+from quadriga.data.text.corpus import TextCorpus
 from quadriga.data.text.sentence_pairs import longest_first
+from quadriga.errors import UserError
 
 LONGEST_FRAME = 3
 """Special tokens of a pair: one at its start, one after each text."""
@@ -44,6 +46,18 @@ class TextPairsConfig(ViewsConfig):
     def build(self, split: Split) -> TextPairs:
         """Make the view: nothing is random, so it is the same for both splits."""
         return TextPairs(self)
+
+    def check(self, dataset: Dataset, split: Split, plan: StepPlan | None) -> None:
+        """Check that the records are labelled texts.
+
+        Raises:
+            UserError: They are images, or the sentences of a corpus.
+        """
+        if dataset.vocabulary_size is None or isinstance(dataset, TextCorpus):
+            raise UserError(
+                "views.kind=text_pairs needs labelled texts, but the data has none; set "
+                "data.kind=glue, or take views of another kind, such as sentence_pairs for a corpus"
+            )
 
 
 @final

@@ -12,9 +12,10 @@ from jaxtyping import Float, Int64, UInt8
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from quadriga.contracts import Batch, Sample, Split, Transform, ViewsConfig
+from quadriga.contracts import Batch, Dataset, Sample, Split, StepPlan, Transform, ViewsConfig
 from quadriga.data.images.decode import Box, Interpolation, OpenedImage, resize
 from quadriga.data.images.record import ImageRecord
+from quadriga.errors import UserError
 from quadriga.randomness import Stream, fold, uniform_rows
 
 _FLIP = fold("flip")
@@ -70,6 +71,28 @@ class ImageViewsConfig(ViewsConfig):
             return TrainingView(self)
         return EvaluationView(
             self.image_px, self.test_crop_fraction, self.interpolation, self.mean, self.std
+        )
+
+    def check(self, dataset: Dataset, split: Split, plan: StepPlan | None) -> None:
+        """Check that the records are images.
+
+        Raises:
+            UserError: They are text.
+        """
+        check_images(self, dataset)
+
+
+def check_images(views: ViewsConfig, dataset: Dataset) -> None:
+    """Check that the records of a data set are images, for views of images.
+
+    Raises:
+        UserError: They are text.
+    """
+    if dataset.vocabulary_size is not None:
+        raise UserError(
+            f"views.kind must be one of texts, since the data is text, but is {views.kind()}; set "
+            "views.kind=sentence_pairs for a corpus or text_pairs for labelled texts, or take "
+            "another data.kind"
         )
 
 

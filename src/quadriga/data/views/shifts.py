@@ -14,9 +14,9 @@ from jaxtyping import Bool, Int, UInt8
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from quadriga.contracts import Batch, Sample, Split, Transform, ViewsConfig
+from quadriga.contracts import Batch, Dataset, Sample, Split, StepPlan, Transform, ViewsConfig
 from quadriga.data.images.record import ImageRecord
-from quadriga.data.views.crops import EvaluationView, Rgb
+from quadriga.data.views.crops import EvaluationView, Rgb, check_images
 from quadriga.randomness import fold, uniform_rows
 
 _DRAWS = fold("shift and flip")
@@ -55,6 +55,14 @@ class ShiftedViewsConfig(ViewsConfig):
         """Make the random training view, or the deterministic evaluation view."""
         whole = EvaluationView(self.image_px, 1.0, self.interpolation, self.mean, self.std)
         return ShiftedView(self, whole) if split == "train" else whole
+
+    def check(self, dataset: Dataset, split: Split, plan: StepPlan | None) -> None:
+        """Check that the records are images.
+
+        Raises:
+            UserError: They are text.
+        """
+        check_images(self, dataset)
 
 
 @final

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from quadriga.contracts import Batch, Sample, Split, Transform, ViewsConfig
+from quadriga.contracts import Batch, Dataset, Sample, Split, StepPlan, Transform, ViewsConfig
 from quadriga.data.images.decode import Interpolation, OpenedImage, resize
 from quadriga.data.images.record import ImageRecord
 from quadriga.data.views.augmentation import (
@@ -24,6 +24,7 @@ from quadriga.data.views.augmentation import (
 from quadriga.data.views.crops import (
     EvaluationView,
     Rgb,
+    check_images,
     example,
     flip,
     normalise,
@@ -163,6 +164,23 @@ class SupervisedViewsConfig(ViewsConfig):
         return EvaluationView(
             self.image_px, self.test_crop_fraction, self.test_interpolation, self.mean, self.std
         )
+
+    def check(self, dataset: Dataset, split: Split, plan: StepPlan | None) -> None:
+        """Check that the records are images, and that every micro-batch has two of them to mix.
+
+        Raises:
+            UserError: They are text, or one has a single image, which would be trained on unmixed.
+        """
+        check_images(self, dataset)
+        if plan is None or not self.mixing.on:
+            return
+        parts = plan.world_size * plan.accumulate
+        if plan.batch_size < 2 * parts:
+            raise UserError(
+                f"train.batch_size must be at least 2 x ranks x train.accumulate (2 x {parts}) "
+                f"where views.mixup or views.cutmix mixes the images of a micro-batch, but is "
+                f"{plan.batch_size}; lower train.accumulate, or set both to 0"
+            )
 
 
 @final

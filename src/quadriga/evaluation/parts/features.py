@@ -70,12 +70,12 @@ def feature_bank(context: EvaluationContext, protocol: str) -> FeatureBank:
     objectives = [context.objective, context.fresh().to(context.env.device)]
     with contextlib.ExitStack() as stack:
         encoders = [stack.enter_context(frozen_encoder(objective)) for objective in objectives]
-        train = extract(encoders, context.train, context, "features of the training images")
-        test = extract(encoders, context.test, context, "features of the test images")
+        train = extract(encoders, context.data("train"), context, "features of the training images")
+        test = extract(encoders, context.data("test"), context, "features of the test images")
     bank = FeatureBank(
         trained=Encoded(train[0], test[0]),
         random=Encoded(train[1], test[1]),
-        classes=len(context.train.classes),
+        classes=len(context.data("train").classes),
     )
     context.cache["feature_bank"] = bank
     return bank
@@ -172,7 +172,8 @@ def check_features(context: EvaluationContext, protocol: str) -> None:
             f"{protocol} needs an objective with an image encoder (features), but {name} has"
             f" none; leave {protocol} out"
         )
-    for split, dataset in (("training", context.train), ("test", context.test)):
+    train, test = context.data("train"), context.data("test")
+    for split, dataset in (("training", train), ("test", test)):
         if not dataset.classes:
             raise UserError(
                 f"{protocol} needs labelled {split} images, but the data set names no classes;"
@@ -183,12 +184,11 @@ def check_features(context: EvaluationContext, protocol: str) -> None:
                 f"{protocol} needs at least one of the {split} images, but the split is empty;"
                 f" point data at a split with images, or leave {protocol} out"
             )
-    if context.train.classes != context.test.classes:
-        train, test = len(context.train.classes), len(context.test.classes)
+    if train.classes != test.classes:
         raise UserError(
             f"{protocol} needs the same classes in both splits, but the training images have"
-            f" {train} and the test images {test}, or under other names; give both splits the"
-            " same class folders"
+            f" {len(train.classes)} and the test images {len(test.classes)}, or under other names;"
+            " give both splits the same class folders"
         )
 
 

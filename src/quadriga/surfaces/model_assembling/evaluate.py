@@ -103,7 +103,8 @@ def _judge(
         tempfile.TemporaryDirectory() as folder,
         reduced_precision(env.device, config.train),
     ):
-        context = engine.make_context(config, objective, Path(folder), env, console)
+        data = engine.evaluation_data(config)
+        context = engine.make_context(config, objective, data, Path(folder), env, console)
         (result,) = engine.evaluate(config.evaluation.protocols[:1], context, 0, console)
     return result.numbers
 
