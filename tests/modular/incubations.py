@@ -47,7 +47,7 @@ def whole(steps: int = 5, **values: Any) -> RunConfig:
         objective=SupervisedConfig(classes=10),
         data=DigitsConfig(image_px=16),
         views=ImageViewsConfig(image_px=16, test_crop_fraction=1.0),
-        optim=AdamWConfig(lr=3e-3, lr_batch=8, weight_decay=0.05, clip_norm=0.5, layer_decay=0.8),
+        optim=AdamWConfig(lr=3e-3, lr_batch=8, weight_decay=0.05, clip_norm=0.2, layer_decay=0.8),
         schedule=WarmupCosineConfig(),
         train=TrainConfig(steps=steps, batch_size=8, device="cpu"),
         loader=LoaderConfig(workers=0),
