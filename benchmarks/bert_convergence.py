@@ -4,7 +4,7 @@
         [--steps 2400] [--tasks sst2,cola,rte] [--seeds 3] [--picture FILE.png] [key=value ...]
 
 Both arms see the same samples with the same masks and start from the same weights; they differ in
-``pipeline.schedule`` alone, 2bw against 1f1b, on two stages each. *masked_lm* is the mean over the
+``executor.schedule`` alone, 2bw against 1f1b, on two stages each. *masked_lm* is the mean over the
 last tenth of the steps. Then the 2bw arm's checkpoint is fine-tuned, beside random weights of the
 same size, on each task with each seed; GLUE's development sets decide.
 
@@ -36,7 +36,8 @@ PRETRAINING = (
     "schedule.warmup_steps=200",
     "model.dropout=0",
     "model.attention_dropout=0",
-    "pipeline.stages=2",
+    "executor.kind=pipeline",
+    "executor.stages=2",
     "train.ranks=2",
     "loader.workers=0",
     "log.every_steps=10",
@@ -84,7 +85,7 @@ def main() -> None:
                 "train",
                 "bert_mini",
                 *words,
-                f"pipeline.schedule={schedule}",
+                f"executor.schedule={schedule}",
                 "--resume",
                 "--work-dir",
                 str(folder / arm),

@@ -38,12 +38,11 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import make_plan
 from quadriga.formatting import duration
 from quadriga.models.parts.initialise import initialise
-from quadriga.pipeline.runtime.choose import make_executor
 
 SIDES: dict[str, tuple[str, int, dict[str, str]]] = {
     "1f1b": ("1f1b", 1, {}),
     "2bw": ("2bw", 1, {}),
-    "2bw, update not deferred": ("2bw", 1, {"pipeline.deferred_update": "false"}),
+    "2bw, update not deferred": ("2bw", 1, {"executor.deferred_update": "false"}),
     "gpipe": ("gpipe", 1, {}),
     "sequential": ("sequential", 1, {}),
     "torch 1f1b": ("torch_1f1b", 1, {}),
@@ -159,10 +158,11 @@ def compare(config: RunConfig, env: DistEnv, accumulate: int, options: argparse.
         values = {
             "train.accumulate": str(accumulate),
             "train.batch_size": str(accumulate * options.micro),
-            "pipeline.schedule": schedule,
-            "pipeline.stages": str(env.world_size),
-            "pipeline.stages_per_rank": str(per_rank),
-            "pipeline.depths": "none",
+            "executor.kind": "pipeline",
+            "executor.schedule": schedule,
+            "executor.stages": str(env.world_size),
+            "executor.stages_per_rank": str(per_rank),
+            "executor.depths": "none",
             "views.padding": "fixed",
             **more,
         }
@@ -201,7 +201,7 @@ class Side:
         if sleep is not None:
             with torch.device("meta"):
                 objective = SleepObjective(2 * env.world_size, sleep / 2000)
-        self._executor: Any = make_executor(objective, config, plan, env)
+        self._executor: Any = config.executor.build(objective, config, plan, env)
         micro = plan.batch_size // plan.accumulate
         self._batch = config.views.build("train").example(micro, env.device)
         self._done = 0

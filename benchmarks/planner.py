@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from scipy.stats import spearmanr
@@ -41,8 +42,6 @@ from quadriga.pipeline.planner.cost import Candidate
 from quadriga.pipeline.planner.measure import measure_network, measure_profile
 from quadriga.pipeline.planner.profile import read_profile, save_profile
 from quadriga.pipeline.planner.search import Plan, Planner
-from quadriga.pipeline.runtime.choose import make_executor
-from quadriga.pipeline.topology import replica_env
 from quadriga.schedules.curves import WarmupCosineConfig
 
 RANKS = 2
@@ -128,21 +127,25 @@ class Side:
         self.plan, self.cut, self._done = plan, cut, 0
         candidate = plan.candidate
         whole = candidate.schedule == "none"
+        stages: dict[str, Any] = {
+            "executor.kind": "pipeline",
+            "executor.schedule": candidate.schedule,
+            "executor.stages": candidate.depth,
+            "executor.depths": list(plan.depths),
+        }
         self._config = config.override(
             {
                 "train.accumulate": candidate.micro_batches,
                 "train.recompute": candidate.recompute,
-                "pipeline.schedule": candidate.schedule,
-                "pipeline.stages": candidate.depth,
-                "pipeline.depths": None if whole else list(plan.depths),
+                **({"executor.kind": "data_parallel"} if whole else stages),
             }
         )
-        reader = replica_env(self._config, env)
-        numbers = make_plan(self._config, 10**6, reader.world_size)
+        executor = self._config.executor
+        numbers = make_plan(self._config, 10**6, executor.share(env.rank, env.world_size).of)
         objective = build_objective(self._config, env.device, config.seed)
-        self._executor = make_executor(objective, self._config, numbers, env)
+        self._executor = executor.build(objective, self._config, numbers, env)
         dataset = config.data.build("train")
-        self._loader = build_loader(self._config, dataset, numbers, reader, EXACT)
+        self._loader = build_loader(self._config, dataset, numbers, env, EXACT)
 
     def seconds(self, steps: int) -> float:
         """Train a segment and return the seconds of a step in its middle.

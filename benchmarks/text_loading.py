@@ -22,13 +22,13 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
 
+from quadriga.contracts import Share
 from quadriga.data.reading.loader import Loader
 from quadriga.data.text.corpus import TextCorpus, TextCorpusConfig
 from quadriga.data.text.files import format_of, read_documents
 from quadriga.data.text.pydoc import pydoc_documents
 from quadriga.data.text.sentence_pairs import SentencePairsConfig
 from quadriga.data.text.wordpiece import train_vocabulary, write_vocabulary
-from quadriga.distributed.environment import SINGLE
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "adjacent, 128": {},
@@ -83,7 +83,8 @@ def load(corpus: TextCorpus, options: dict[str, Any], samples: int) -> None:
         seed=0,
         batch_size=32,
         accumulate=1,
-        env=SINGLE,
+        share=Share(),
+        device=torch.device("cpu"),
         workers=0,
         prefetch=1,
         max_unreadable_fraction=0,

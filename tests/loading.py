@@ -5,11 +5,10 @@ from typing import Any
 import torch
 
 from pictures import encoded, noise
-from quadriga.contracts import Dataset
+from quadriga.contracts import Dataset, Share
 from quadriga.data.images.record import ImageRecord
 from quadriga.data.reading.loader import Loader
 from quadriga.data.views.crops import ImageViewsConfig
-from quadriga.distributed.environment import SINGLE
 
 BATCH, STEPS = 12, 4
 
@@ -40,7 +39,8 @@ def loader_of(dataset=None, transform=VIEW, **options):
         "seed": 3,
         "batch_size": BATCH,
         "accumulate": 1,
-        "env": SINGLE,
+        "share": Share(),
+        "device": torch.device("cpu"),
         "workers": 0,
         "prefetch": 2,
         "max_unreadable_fraction": 1.0,

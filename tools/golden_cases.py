@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SPELLINGS: Mapping[str, tuple[str, ...]] = {
-    "pipeline.schedule=2bw pipeline.stages=2": (
-        "executor.kind=pipeline executor.schedule=2bw executor.stages=2",
+    "executor.kind=pipeline executor.schedule=2bw executor.stages=2": (
+        "pipeline.schedule=2bw pipeline.stages=2",
     ),
-    "pipeline.schedule=1f1b pipeline.stages=2": (
-        "executor.kind=pipeline executor.schedule=1f1b executor.stages=2",
+    "executor.kind=pipeline executor.schedule=1f1b executor.stages=2": (
+        "pipeline.schedule=1f1b pipeline.stages=2",
     ),
 }
 """How revisions spell an override otherwise; the first that the source knows is taken."""
@@ -95,10 +95,14 @@ CASES: Mapping[str, Case] = {
         before=(*CLASSIFIER, "model.depth=2"),
     ),
     "bert_2bw": Case(
-        "bert_tiny_pydoc", (*BERT, "pipeline.schedule=2bw pipeline.stages=2"), ranks=2
+        "bert_tiny_pydoc",
+        (*BERT, "executor.kind=pipeline executor.schedule=2bw executor.stages=2"),
+        ranks=2,
     ),
     "bert_1f1b": Case(
-        "bert_tiny_pydoc", (*BERT, "pipeline.schedule=1f1b pipeline.stages=2"), ranks=2
+        "bert_tiny_pydoc",
+        (*BERT, "executor.kind=pipeline executor.schedule=1f1b executor.stages=2"),
+        ranks=2,
     ),
     "glue": Case(
         "glue_rte",

@@ -53,7 +53,7 @@ def test_every_recipe_round_trips_and_can_be_rehearsed(
     assert resolved.config.name == name
     has_root = "data.root" in dict(resolved.config.leaves())
     words = ["data.root=/no/data/here"] if has_root else []
-    ranks = str(2 * resolved.config.pipeline.stages)
+    ranks = str(2 * getattr(resolved.config.executor, "stages", 1))
     assert run(["train", name, *words, "--dry-run", "--ranks", ranks]) == 0
     shown = capsys.readouterr().out
     for row in ("parameters", "forward and backward", "memory per rank", "batch and lr", "length"):

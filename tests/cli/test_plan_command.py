@@ -18,9 +18,10 @@ from quadriga.cli.resolve import resolve
 from quadriga.config.provenance import Resolved, read_overrides
 from quadriga.engine.build import build_on_meta
 from quadriga.errors import UserError
+from quadriga.pipeline.config import pipeline_of
 from quadriga.pipeline.planner.profile import read_profile, save_profile
 from quadriga.pipeline.planner.search import Refusal
-from quadriga.pipeline.topology import check_pipeline, make_topology
+from quadriga.pipeline.topology import make_topology
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_a_plan_is_written_drawn_and_trained(
     assert overrides["optim.lr"] == "0.1"
     config = resolve(recipe, None, [f"{k}={v}" for k, v in overrides.items()]).config
     if first[1] != "none":
-        topology = make_topology(config, 4, 4)
+        topology = make_topology(pipeline_of(config), 4, 4)
         assert f"{topology.replicas} x {topology.stages}" in " ".join(first)
         assert json.loads(conf.read_text())["stage_to_rank_map"]["0"][0] == 0
     # rank, schedule, copies, x, stages, micro-batch, how many of them
@@ -165,15 +166,16 @@ def test_the_command_replaces_the_pipeline_of_the_recipe(
     ranks: int, memory: str, profile: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, conf = tmp_path / "cut.json", tmp_path / "conf.json"
-    cut = {"pipeline__schedule": "1f1b", "pipeline__depths": "1,3", "pipeline__stages": 2}
+    cut: dict[str, object] = {"executor__kind": "pipeline", "executor__schedule": "1f1b"}
+    cut |= {"executor__depths": "1,3", "executor__stages": 2}
     given = words_run(train__batch_size=16, train__accumulate=2, train__ranks=2, **cut)
     path.write_text(Resolved.of(given, "recipe words").as_json())
     words = ["plan", str(path), "--ranks", str(ranks), "--memory", memory, "--profile", profile]
-    assert run([*words, "pipeline.error_feedback=1", "--output", str(conf)]) == 0
+    assert run([*words, "executor.error_feedback=1", "--output", str(conf)]) == 0
     command = shlex.split(capsys.readouterr().out.splitlines()[-1])
     config = resolve(str(path), None, [word for word in command[3:] if "=" in word]).config
-    check_pipeline(config, build_on_meta(config), ranks)
-    assert config.pipeline.error_feedback == 1
-    assert (config.pipeline.schedule == "none") == (ranks == 1)
+    config.executor.check(config, build_on_meta(config), ranks)
+    assert config.executor.is_cut == (ranks > 1)
     if ranks > 1:
-        assert make_topology(config, 4, ranks).depths != (1, 3)
+        assert pipeline_of(config).error_feedback == 1
+        assert make_topology(pipeline_of(config), 4, ranks).depths != (1, 3)

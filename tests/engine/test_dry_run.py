@@ -94,7 +94,7 @@ def test_what_cannot_start_is_refused() -> None:
 
 
 def test_text_is_held_against_the_model() -> None:
-    config = bert_tiny_pydoc().override({"pipeline.schedule": "none"})
+    config = bert_tiny_pydoc().override({"executor.kind": "data_parallel"})
     for changes, *fragments in (
         ({"model.vocabulary_size": 1000}, "model.vocabulary_size", "1024", "1000"),
         ({"views.max_length": 600}, "views.max_length", "512", "600"),

@@ -38,7 +38,7 @@ def test_a_pipelined_assembly_starts_from_its_modules(tmp_path):
     )
     assert train(config, tmp_path / "single") == 0
     path = tmp_path / "cut.json"
-    cut = {"pipeline.schedule": "1f1b", "pipeline.stages": 2}
+    cut = {"executor.kind": "pipeline", "executor.stages": 2}
     path.write_text(Resolved.of(config.override(cut), "test").as_json())
     words = ["train", str(path), "--work-dir", str(tmp_path / "cut")]
     for rank in run_ranks([sys.executable, "-m", "quadriga", *words], 2):

@@ -31,8 +31,8 @@ def test_a_hybrid_is_assembled_before_it_is_exported(hybrid, tmp_path, capsys, f
 def test_a_hybrid_is_neither_planned_nor_pipelined(hybrid, tmp_path, capsys):
     config = hybrid.with_name("run.json")
     assert_command_refused(["plan", config], capsys, "modular.kind=hybrid")
-    words = ["train", config, "--work-dir", tmp_path / "x", "pipeline.schedule=1f1b"]
-    assert_command_refused(words, capsys, "pipeline.schedule", "none", "modular.kind=hybrid")
+    words = ["train", config, "--work-dir", tmp_path / "x", "executor.kind=pipeline"]
+    assert_command_refused(words, capsys, "data_parallel", "modular.kind=hybrid")
 
 
 def activations(config):

@@ -10,6 +10,7 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import make_plan
 from quadriga.models.bert import BertConfig
 from quadriga.optim.parts.groups import groups_of
+from quadriga.pipeline.config import pipeline_of
 from quadriga.recipes import bert
 
 RECIPES = [
@@ -40,7 +41,7 @@ def test_what_all_have_in_common(recipe: object) -> None:
 def test_the_pipeline_of_the_reference() -> None:
     config = bert.bert_large_2bw_8x8()
     assert config.model == BertConfig.large()
-    pipeline = config.pipeline
+    pipeline = pipeline_of(config)
     replicas = config.train.ranks // pipeline.stages
     assert (pipeline.schedule, pipeline.stages, replicas) == ("2bw", 8, 8)
     assert config.train.batch_size == 1024

@@ -73,10 +73,10 @@ def test_tensors_that_come_go_or_change_shape():
 
 def test_todays_spelling_comes_first():
     words = cases.CASES["bert_2bw"].words
-    today, later = cases.spellings(words)
-    assert today[-2:] == ["pipeline.schedule=2bw", "pipeline.stages=2"]
-    assert "executor.schedule=2bw" in later
-    assert today[:-2] == later[: len(today) - 2]
+    today, before = cases.spellings(words)
+    assert today[-3:] == ["executor.kind=pipeline", "executor.schedule=2bw", "executor.stages=2"]
+    assert before[-2:] == ["pipeline.schedule=2bw", "pipeline.stages=2"]
+    assert today[:-3] == before[:-2]
     assert list(cases.spellings(("seed=1",))) == [["seed=1"]]
 
 
@@ -114,15 +114,15 @@ def test_record_then_compare(tmp_path, monkeypatch, capsys):
 
 
 def test_the_spelling_is_the_first_that_the_source_knows(tmp_path, monkeypatch):
-    known = "executor.kind=pipeline"
+    known = "pipeline.schedule=1f1b"
 
     def quadriga(self, folder, *words):
         code = 0 if known in words and words[-1] == "--print-config" else 2
-        return subprocess.CompletedProcess(words, code, "", "unknown key pipeline.schedule\n")
+        return subprocess.CompletedProcess(words, code, "", "unknown key executor\n")
 
     monkeypatch.setattr(golden.Runner, "quadriga", quadriga)
     runner, case = golden.Runner(tmp_path, tmp_path), cases.CASES["bert_1f1b"]
-    assert runner.spell(tmp_path, case)[-3:-1] == [known, "executor.schedule=1f1b"]
+    assert runner.spell(tmp_path, case)[-2:] == [known, "pipeline.stages=2"]
     known = "neither"
-    with pytest.raises(golden.Failed, match=r"pipeline\.schedule"):
+    with pytest.raises(golden.Failed, match="unknown key executor"):
         runner.spell(tmp_path, case)

@@ -49,8 +49,8 @@ def start(
         "quadriga train mae_digits",
         "quadriga train mae_vit_base data.root=/data/imagenet optim.lr=1e-3 --dry-run",
         "quadriga train mae_vit_base data.root=/data/imagenet --ranks 8 --resume",
-        "quadriga train bert_mini data.root=corpus --ranks 2 pipeline.schedule=2bw "
-        "pipeline.stages=2 train.accumulate=4",
+        "quadriga train bert_mini data.root=corpus --ranks 2 executor.kind=pipeline "
+        "executor.schedule=2bw executor.stages=2 train.accumulate=4",
     )
 )
 def train(

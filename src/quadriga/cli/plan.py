@@ -21,6 +21,7 @@ from quadriga.engine.build import build_on_meta
 from quadriga.engine.run_config import RunConfig
 from quadriga.errors import UserError
 from quadriga.formatting import bytes_, duration
+from quadriga.pipeline.config import PipelineConfig, pipeline_of
 from quadriga.pipeline.planner.estimate import estimate_profile
 from quadriga.pipeline.planner.measure import (
     measure_network,
@@ -37,11 +38,11 @@ from quadriga.pipeline.planner.profile import (
     splittable,
 )
 from quadriga.pipeline.planner.search import Plan, Planner, Ranking, Refusal
-from quadriga.pipeline.topology import check_pipeline, write_conf
+from quadriga.pipeline.topology import write_conf
 
-CUT = {"schedule": "none", "stages": 1, "depths": None, "stages_per_rank": 1, "conf": None}
-"""What of ``pipeline`` a plan decides, and its values for a model in one piece."""
-DECIDED = (*(f"pipeline.{n}" for n in CUT), "train.accumulate", "train.recompute", "train.ranks")
+CUT = ("kind", "schedule", "stages", "depths", "stages_per_rank", "conf")
+"""What of ``executor`` a plan decides."""
+DECIDED = (*(f"executor.{n}" for n in CUT), "train.accumulate", "train.recompute", "train.ranks")
 """Overrides that the plan replaces."""
 
 
@@ -64,8 +65,11 @@ def command(
         per_node: Ranks of one host.
     """
     candidate = best.candidate
+    is_whole = candidate.schedule == "none"
     kept = [
-        f"{key}={value}" for key, value in read_overrides(overrides).items() if key not in DECIDED
+        f"{key}={value}"
+        for key, value in read_overrides(overrides).items()
+        if key not in DECIDED and not (is_whole and key.startswith("executor."))
     ]
     train = ["train", recipe, *kept]
     if ranks > per_node:
@@ -75,16 +79,16 @@ def command(
         words = [*start, "-m", "quadriga", *train]
     else:
         words = ["quadriga", *train, "--ranks", str(ranks)]
-    own = resolve(recipe, None, kept).config.pipeline
-    reset = list(CUT) if candidate.schedule == "none" else ["depths", "stages_per_rank"]
-    if candidate.schedule != "none":
-        words += [f"pipeline.conf={conf}", f"pipeline.schedule={candidate.schedule}"]
     # What the recipe itself says of it must not come between.
-    words += [
-        f"pipeline.{name}={'none' if CUT[name] is None else CUT[name]}"
-        for name in reset
-        if getattr(own, name) != CUT[name]
-    ]
+    if is_whole:
+        own = resolve(recipe, None, kept).config.executor
+        words += ["executor.kind=data_parallel"] if own.is_cut else []
+    else:
+        cut = ["executor.kind=pipeline", f"executor.schedule={candidate.schedule}"]
+        pipeline = pipeline_of(resolve(recipe, None, [*kept, *cut]).config)
+        words += [*cut, f"executor.conf={conf}"]
+        words += [] if pipeline.depths is None else ["executor.depths=none"]
+        words += [] if pipeline.stages_per_rank == 1 else ["executor.stages_per_rank=1"]
     words += [f"train.accumulate={candidate.micro_batches}"]
     words += [f"train.recompute={candidate.recompute}"]
     return shlex.join(words)
@@ -152,12 +156,13 @@ def plan(request: PlanRequest) -> None:
     memory = given or profile.memory
     if memory is None:
         raise UserError("--memory must be set, since the profile does not say it; such as 16GiB")
+    pipeline = pipeline_of(config) if config.executor.is_cut else PipelineConfig()
     planner = Planner(
         profile,
         request.ranks,
         config.train.batch_size,
         memory,
-        is_deferred=config.pipeline.deferred_update,
+        is_deferred=pipeline.deferred_update,
         whole_only=_whole_only(config),
     )
     ranking = planner.rank(request.top)
@@ -186,18 +191,7 @@ def plan(request: PlanRequest) -> None:
 def _whole_only(config: RunConfig) -> str | None:
     """Return why a run's model cannot be cut, if it cannot."""
     try:
-        check_pipeline(
-            config.override(
-                {
-                    "pipeline.schedule": "1f1b",
-                    "pipeline.stages": 1,
-                    "pipeline.conf": None,
-                    "pipeline.depths": None,
-                }
-            ),
-            build_on_meta(config),
-            1,
-        )
+        PipelineConfig().check(config, build_on_meta(config), 1)
     except UserError as error:
         return str(error)
     return None

@@ -189,6 +189,7 @@ def read_values(file: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{file} must hold a group of keys, but holds {type(tree).__name__}")
     if tree.keys() == {"config", "sources"}:  # the config.json of a run
+        RunConfig.upgraded(tree["config"], tree["sources"])
         tree = tree["config"]
     return flatten(tree)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from quadriga.cli.resolve import resolve
 from quadriga.config.provenance import Resolved
-from quadriga.distributed.collectives import all_gather_values, on_all
+from quadriga.distributed.collectives import all_gather_values
 from quadriga.distributed.environment import pick_device, read_launch
 from quadriga.distributed.process_group import process_group
 from quadriga.engine.checkpoint.store import list_checkpoints
@@ -24,7 +24,6 @@ from quadriga.engine.session import run
 from quadriga.errors import UserError
 from quadriga.launch.attempts import restarts
 from quadriga.launch.torchrun import run_ranks
-from quadriga.pipeline.runtime.choose import check_schedule, make_executor
 from quadriga.report.run import write_report
 
 
@@ -90,7 +89,6 @@ def train(request: TrainRequest) -> int:
         ranks = resolved.config.train.ranks
         for local_rank in range(ranks):
             pick_device(resolved.config.train.device, local_rank)
-        check_schedule(resolved.config, ranks)
         check_start(resolved.config, ranks)
         if not list_checkpoints(RunDirectory(work_dir).checkpoints):
             check_origins(resolved.config)
@@ -103,9 +101,8 @@ def train(request: TrainRequest) -> int:
     ):
         # The largest: a host's torchrun counts the failures of its own ranks only.
         again = max(all_gather_values(restarts(os.environ), env)) > 0
-        on_all(lambda: check_schedule(resolved.config, env.world_size), env)
         start = start_of(request, work_dir, again)
-        run(resolved, start, env, console, preemption, make_executor)
+        run(resolved, start, env, console, preemption)
         if env.is_main:
             console.say(f"report: {write_report(work_dir)}")
     return 0

@@ -109,8 +109,8 @@ def verify(request: VerifyRequest) -> int:
 
 
 def _layouts(request: VerifyRequest) -> list[Layout]:
-    pipeline = resolve(request.recipe, None, request.overrides).config.pipeline
-    kind = "ddp" if pipeline.schedule == "none" else "pp"
+    executor = resolve(request.recipe, None, request.overrides).config.executor
+    kind = "pp" if executor.is_cut else "ddp"
     texts = [f"{kind}:{ranks.strip()}" for ranks in request.ranks.split(",")]
     if request.layouts is not None:
         texts = request.layouts.split(",")

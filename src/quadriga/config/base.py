@@ -4,7 +4,8 @@ A `Config` is a pydantic model that refuses unknown keys. A `Choice` is a Config
 kinds, which live in one package, its room. A file at the room's top level is the kind of its name:
 ``{"kind": "mae"}`` in the room ``quadriga.methods`` is the config in ``quadriga/methods/mae.py``.
 Kinds in nested folders, and kinds that share a file, stand in a table in the room's
-``__init__.py``: name -> ``module:Class``.
+``__init__.py``: name -> ``module:Class``. Kinds that lie in several rooms stand in such a table of
+their base.
 
 Pure functions on the plain tree of a config: nested dicts, lists and scalars.
 """
@@ -129,6 +130,16 @@ class Config(BaseModel):
         context = _Context(dict.fromkeys(values, source), type(self), self.as_dict())
         return construct(type(self), tree, context)
 
+    @classmethod
+    def upgraded(cls, values: dict[str, Any], sources: dict[str, str]) -> None:
+        """Translate in place what an older revision saved.
+
+        Args:
+            values: Plain values of a config that was saved.
+            sources: Where each of its leaves came from.
+        """
+        return None
+
     def leaves(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
         """Yield each dotted path with its plain value; a tuple of configs is walked by index."""
         yield from leaves_of(self.as_dict(), prefix)
@@ -149,12 +160,14 @@ class Config(BaseModel):
 
 
 class Choice(Config):
-    """A config with several kinds: files of `room`, or entries of its table."""
+    """A config with several kinds: files of `room`, entries of its table, or `listed`."""
 
-    room: ClassVar[str]
+    room: ClassVar[str] = ""
     """The package of the kinds, for example ``quadriga.methods``."""
     table: ClassVar[str] = "KINDS"
     """What the room calls its table of nested kinds and of kinds that share a file."""
+    listed: ClassVar[Mapping[str, str]] = {}
+    """The kinds where they have no common room: name -> ``module:Class``."""
 
     @classmethod
     def kind(cls) -> str:
@@ -224,7 +237,7 @@ def construct(
         where = f"{path}.{name}" if path else name
         if name not in fields:
             siblings = [*fields, *(["kind"] if issubclass(cls, Choice) else [])]
-            raise context.unknown(where, siblings)
+            raise _of_another_kind(cls, name, path) or context.unknown(where, siblings)
         built[name] = _read(fields[name].annotation, value, where, context)
     try:
         return cls(**built)
@@ -236,6 +249,19 @@ def construct(
         raise UserError(
             sentence(first, location, known, _set_where(source) if source else None)
         ) from error
+
+
+def _of_another_kind(cls: type[Config], name: str, path: str) -> UserError | None:
+    """Return the error for a key that a kind of several rooms has not, but another one has."""
+    if not issubclass(cls, Choice):
+        return None
+    for kind, target in cls.listed.items():
+        if name in load(target).model_fields:
+            return UserError(
+                f"{path}.{name} must be left alone with {path}.kind={cls.kind()}, which has no "
+                f"such key; set {path}.kind={kind}"
+            )
+    return None
 
 
 def load(target: str) -> Any:
@@ -250,6 +276,8 @@ def kinds(base: type[Choice]) -> list[str]:
     None of them is imported: what stands at the top of a room is a kind.
     """
     table = _table(base)
+    if not base.room:
+        return sorted(table)
     listed = {target.partition(":")[0] for target in table.values()}
     found = pkgutil.iter_modules(importlib.import_module(base.room).__path__)
     files = [f.name for f in found if not f.ispkg and f"{base.room}.{f.name}" not in listed]
@@ -257,6 +285,8 @@ def kinds(base: type[Choice]) -> list[str]:
 
 
 def _table(base: type[Choice]) -> Mapping[str, str]:
+    if not base.room:
+        return base.listed
     table: Mapping[str, str] = getattr(importlib.import_module(base.room), base.table, {})
     return table
 

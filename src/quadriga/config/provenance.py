@@ -62,7 +62,8 @@ class Resolved(Generic[ConfigT]):
         try:
             tree = json.loads(text)
             values, sources = tree["config"], tree["sources"]
-        except (ValueError, KeyError, TypeError) as error:
+            config_class.upgraded(values, sources)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"not a saved config: {error}") from error
         config = config_class.from_dict(values)
         # A config that was saved before a field existed has that field's default.

@@ -20,7 +20,7 @@ from quadriga.contracts.configs import (
 )
 from quadriga.contracts.data import Dataset, Sample, Split, Transform, UnreadableSample, stack
 from quadriga.contracts.evaluation import EvaluationContext, EvaluationResult, Evaluator
-from quadriga.contracts.executor import Executor, StepOutput
+from quadriga.contracts.executor import Executor, ExecutorConfig, Share, StepConfig, StepOutput
 from quadriga.contracts.logging import Logger, LoggerConfig, LoggerContext
 from quadriga.contracts.objective import (
     Batch,
@@ -35,19 +35,21 @@ from quadriga.contracts.objective import (
     Term,
 )
 from quadriga.contracts.stage import Splittable, Stage
-from quadriga.contracts.step import StepPlan
+from quadriga.contracts.step import EmaConfig, StepPlan, TrainConfig
 from quadriga.contracts.weights import WeightSource
 
 __all__ = [
     "Batch",
     "Dataset",
     "DatasetConfig",
+    "EmaConfig",
     "Encoder",
     "EvaluationContext",
     "EvaluationResult",
     "Evaluator",
     "EvaluatorConfig",
     "Executor",
+    "ExecutorConfig",
     "Logger",
     "LoggerConfig",
     "LoggerContext",
@@ -63,13 +65,16 @@ __all__ = [
     "Rows",
     "Sample",
     "ScheduleConfig",
+    "Share",
     "Split",
     "Splittable",
     "Stage",
+    "StepConfig",
     "StepOutput",
     "StepPlan",
     "Tallies",
     "Term",
+    "TrainConfig",
     "Transform",
     "UnreadableSample",
     "ViewsConfig",

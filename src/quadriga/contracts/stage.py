@@ -21,7 +21,7 @@ def check_depths(depths: Sequence[int], depth: int) -> None:
     if not depths or min(depths) < 0 or sum(depths) != depth:
         raise UserError(
             f"the stages' depths must be 0 or more and add up to model.depth={depth}, "
-            f"but are {list(depths)}; change pipeline.depths"
+            f"but are {list(depths)}; change executor.depths"
         )
 
 

@@ -1,10 +1,83 @@
-"""The numbers that an optimizer step follows from."""
+"""What an optimizer step follows from beside the model: its groups of a config, and its numbers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+from pydantic import Field, model_validator
+
+from quadriga.config.base import Config
 from quadriga.contracts.objective import Progress
+
+
+class TrainConfig(Config):
+    """How long, with which batch and where."""
+
+    epochs: float | None = Field(None, gt=0)
+    """Length of the run in epochs; either this or `steps`."""
+    steps: int | None = Field(None, ge=1)
+    """Length of the run in optimizer steps."""
+    batch_size: int = Field(ge=1)
+    """Samples of one optimizer step, over all ranks and micro-batches."""
+    repeats: int = Field(1, ge=1)
+    """Views of each sample within one step (repeated augmentation): a step has so many times fewer
+    different samples. Epochs go on counting views."""
+    accumulate: int = Field(1, ge=1)
+    """Micro-batches per optimizer step on each rank; more of them need less memory."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """auto, cpu, cuda or cuda:N."""
+    ranks: int = Field(1, ge=1)
+    """Processes to start on this machine, when no launcher has started them."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the matrix products (`--amp` is bfloat16). Weights, gradients and optimizer state
+    are float32 always; float16 scales the loss."""
+    compile: bool = False
+    """Whether blocks are compiled (torch.compile)."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activation checkpointing of the blocks: what the backward pass computes anew. selective:
+    all but matrix products and attention; full: everything. It saves memory and costs time."""
+    parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    """How several ranks hold the state: all of it on each rank; a shard on each; or shards
+    within groups of `shard_ranks` and copies between the groups."""
+    shard_ranks: int | None = Field(None, ge=2)
+    """Ranks that share one copy of the state under hsdp; none for the ranks of one host."""
+    reshard_after_forward: bool = True
+    """Whether a block's gathered weights are let go after its forward pass (ZeRO-3), or kept
+    until the step's last backward pass (ZeRO-2: fewer gathers, more memory)."""
+    dataset_size: int | None = Field(None, ge=1)
+    """Samples per epoch that the recipe was written for: the dry run counts with it when the
+    data is not at hand. Training always counts the real samples."""
+
+    @model_validator(mode="after")
+    def _one_length_and_room_for_repeats(self) -> TrainConfig:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(
+                f"epochs or steps must be set, one of the two, but epochs is {self.epochs} "
+                f"and steps is {self.steps}; set one of them to none"
+            )
+        if self.repeats > self.batch_size:
+            raise ValueError(
+                f"repeats must be at most batch_size ({self.batch_size}), but is {self.repeats}"
+            )
+        return self
+
+
+class EmaConfig(Config):
+    """An exponential moving average of the weights."""
+
+    decay: float | None = Field(None, ge=0, lt=1)
+    """``average = decay * average + (1 - decay) * weights`` after each optimizer step; none for
+    no average."""
+    warmup: bool = False
+    """Whether the decay is at most (1 + t) / (10 + t) at step t, so that the average forgets the
+    start sooner."""
+
+    @model_validator(mode="after")
+    def _warmup_of_something(self) -> EmaConfig:
+        if self.warmup and self.decay is None:
+            raise ValueError("decay must be set when warmup is true, but is none; such as 0.9999")
+        return self
 
 
 @dataclass(frozen=True)

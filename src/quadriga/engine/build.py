@@ -92,7 +92,7 @@ def build_loader(
         config: The run.
         dataset: Its training data.
         plan: Its numbers.
-        env: The rank that reads.
+        env: The rank that reads its share of the samples.
         settings: How it reads.
         warn: Told of unreadable samples; see `Loader`.
         on_read: Told each micro-batch; see `Loader`.
@@ -104,7 +104,8 @@ def build_loader(
         batch_size=plan.batch_size,
         accumulate=plan.accumulate,
         repeats=config.train.repeats,
-        env=env,
+        share=config.executor.share(env.rank, env.world_size),
+        device=env.device,
         workers=settings.workers,
         prefetch=settings.prefetch,
         max_unreadable_fraction=settings.max_unreadable_fraction,

@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from quadriga.contracts import Dataset, Objective, Splittable
+from quadriga.contracts import Dataset
 from quadriga.engine.build import build_on, build_on_meta
 from quadriga.engine.logs.profile import check_profile
-from quadriga.engine.meters.cost import Cost, activation_bytes, measure, memory_estimate
+from quadriga.engine.meters.cost import Cost, activation_bytes, measure
 from quadriga.engine.meters.devices import peak_flops, uses_tf32
 from quadriga.engine.preflight import ASSUMED, check_classes, leaves_it_to_data
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan, describe_batch, make_plan
-from quadriga.engine.step.blocks import apply_recompute, blocks_of
-from quadriga.engine.step.sharding import shard_ranks
+from quadriga.engine.step.blocks import apply_recompute
 from quadriga.errors import UserError
-from quadriga.formatting import bytes_, count, duration, flops
+from quadriga.formatting import count, duration, flops
 from quadriga.loggers import check_loggers
-from quadriga.pipeline.topology import (
-    check_pipeline,
-    describe_pipeline,
-    holders_of,
-    make_topology,
-    replicas_of,
-)
 
 Row = tuple[str, str]
 
@@ -61,28 +52,26 @@ def dry_run(config: RunConfig, world_size: int, local_world_size: int | None = N
         config = config.override({"objective.classes": ASSUMED})
         origin = f"{origin}; {ASSUMED} classes assumed"
     objective = build_on_meta(config)
-    check_pipeline(config, objective, world_size)
-    plan = make_plan(config, size, replicas_of(config, world_size))
+    executor = config.executor
+    executor.check(config, objective, world_size)
+    plan = make_plan(config, size, executor.share(0, world_size).of)
     if dataset is not None:
         config.views.check(dataset, "train", plan)
     check_profile(config.log, plan.total_steps)
     micro = math.ceil(plan.batch_size / (plan.world_size * plan.accumulate))
     meta = torch.device("meta")
     cost = measure(build_on_meta(config), config.views.build("train").example(micro, meta))
-    shards = shard_ranks(config.train, world_size, local_world_size or min(8, world_size))
+    local = local_world_size or min(8, world_size)
+    executed = cost if executor.is_cut else _as_executed(config, cost, micro)
     return [
         ("model", f"{config.objective.kind()} of {config.model.kind()}"),
         ("parameters", f"{count(cost.parameters)}, {count(cost.trainable_parameters)} trainable"),
         *_work(cost, plan),
         *_time(config, cost, plan, world_size),
-        *(
-            _memory(config, _as_executed(config, cost, micro), shards)
-            if config.pipeline.schedule == "none"
-            else _stages(config, objective, world_size)
-        ),
+        *executor.memory_rows(config, objective, executed, world_size, local),
         ("data", f"{size} samples per epoch ({origin})"),
         ("length", _length(plan)),
-        ("batch and lr", describe_batch(plan, config.optim, holders_of(config))),
+        ("batch and lr", describe_batch(plan, config.optim, executor.readers)),
     ]
 
 
@@ -128,24 +117,6 @@ def _work(cost: Cost, plan: RunPlan) -> list[Row]:
     ]
 
 
-def _stages(config: RunConfig, objective: Objective, world_size: int) -> list[Row]:
-    """Return what the stages of a pipeline hold; what lies between them is the planner's work."""
-    topology = make_topology(config, cast(Splittable, objective).depth, world_size)
-    stages = cast(Splittable, objective).stages(topology.depths)
-    sizes = [4 * sum(p.numel() for p in stage.parameters()) for stage in stages]
-    copies = 2 if config.pipeline.schedule == "2bw" else 1
-    held = max(sizes) * (2 * copies + 2)
-    return [
-        ("pipeline", describe_pipeline(config, objective, world_size)),
-        ("parameters per stage", ", ".join(bytes_(size) for size in sizes)),
-        (
-            "memory per rank",
-            f"at most {bytes_(held)} of {copies} x parameters, {copies} x gradients and two "
-            "moments; activations: quadriga plan",
-        ),
-    ]
-
-
 def _time(config: RunConfig, cost: Cost, plan: RunPlan, world_size: int) -> list[Row]:
     """Return how long the run would take, on this machine's device if it is known, or an A100."""
     dtype, name, tf32 = getattr(torch, config.train.precision), YARDSTICK, False
@@ -161,32 +132,6 @@ def _time(config: RunConfig, cost: Cost, plan: RunPlan, world_size: int) -> list
     devices = f"{world_size} x {name}" if world_size > 1 else f"one {name}"
     text = f"{duration(seconds)} at {UTILISATION:.0%} of the {config.train.precision} peak of "
     return [("time", f"about {text}{devices}")]
-
-
-def _memory(config: RunConfig, cost: Cost, shards: int) -> list[Row]:
-    train = config.train
-    sizes = [
-        sum(p.numel() * p.element_size() for p in block.parameters())
-        for _, block in blocks_of(build_on_meta(config))
-    ]
-    gathered = max(sizes, default=0) if train.reshard_after_forward else sum(sizes)
-    estimate = memory_estimate(
-        cost, shards=shards, gathered=gathered, has_average=config.ema.decay is not None
-    )
-    parts = [
-        f"parameters {bytes_(estimate.parameters)}",
-        f"gradients {bytes_(estimate.gradients)}",
-        f"optimizer {bytes_(estimate.optimizer)}",
-    ]
-    if estimate.average:
-        parts.append(f"moving average {bytes_(estimate.average)}")
-    if shards > 1:
-        parts[-1] += f" (each a shard of {shards})"
-        what = "the largest block" if train.reshard_after_forward else "all blocks"
-        parts.append(f"{what} gathered {bytes_(estimate.gathered)}")
-    how = "" if train.recompute == "none" else f" with {train.recompute} recomputation"
-    parts.append(f"activations {bytes_(estimate.activations)} for {cost.samples} samples{how}")
-    return [("memory per rank", f"about {bytes_(estimate.total)}: {', '.join(parts)}")]
 
 
 def _length(plan: RunPlan) -> str:

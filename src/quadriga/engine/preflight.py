@@ -10,10 +10,8 @@ from quadriga.engine.build import build_on_meta, check_shapes
 from quadriga.engine.logs.profile import check_profile
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan, make_plan
-from quadriga.engine.step.sharding import shard_ranks
 from quadriga.errors import UserError
 from quadriga.loggers import check_kinds, check_loggers
-from quadriga.pipeline.topology import check_pipeline, replicas_of
 
 ASSUMED = 1000
 """Classes that a rehearsal counts with where the data is not at hand: those of ImageNet."""
@@ -112,10 +110,9 @@ def check_start(
         dataset = config.data.build("train")
     config.objective.check(config.model, dataset, config.views)
     check_classes(config, dataset)
-    shard_ranks(config.train, world_size, world_size)
     objective = build_on_meta(config)
-    check_pipeline(config, objective, world_size)
-    plan = make_plan(config, len(dataset), replicas_of(config, world_size))
+    config.executor.check(config, objective, world_size)
+    plan = make_plan(config, len(dataset), config.executor.share(0, world_size).of)
     config.views.check(dataset, "train", plan)
     check_shapes(config)
     _check_independence(config, objective)

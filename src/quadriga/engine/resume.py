@@ -24,10 +24,8 @@ from quadriga.engine.logs.results import forget_results_after
 from quadriga.engine.logs.samples import rewind_samples
 from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.engine.run_plan import RunPlan, describe_batch
-from quadriga.engine.step.sharding import describe_layout
 from quadriga.errors import UserError
 from quadriga.formatting import count
-from quadriga.pipeline.topology import describe_pipeline, holders_of
 from quadriga.schedules.curves import warmup_length
 
 
@@ -130,11 +128,10 @@ def announce(
         f"{count(parameters)} parameters, {plan.dataset_size} samples, "
         f"{plan.total_steps} steps = {epochs:.4g} epochs"
     )
-    console.say(describe_batch(plan, config.optim, holders_of(config)))
-    if config.pipeline.schedule != "none":
-        console.say(describe_pipeline(config, objective, env.world_size))
-    elif env.world_size > 1 or config.train.parallel != "ddp":
-        console.say(describe_layout(config.train, env))
+    console.say(describe_batch(plan, config.optim, config.executor.readers))
+    layout = config.executor.describe(config, objective, env)
+    if layout is not None:
+        console.say(layout)
     warmup = warmup_length(config.schedule, plan.progress(0))
     if warmup >= plan.total_steps and env.is_main:
         console.warn(

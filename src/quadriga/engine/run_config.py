@@ -10,21 +10,29 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from quadriga.config.base import Config, within
-from quadriga.contracts import (
-    DatasetConfig,
-    EvaluatorConfig,
-    ModelConfig,
-    ModularConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    ViewsConfig,
-)
+from quadriga.contracts import DatasetConfig, EvaluatorConfig, ViewsConfig
+from quadriga.contracts.executor import StepConfig
 from quadriga.contracts.logging import LoggerConfig
-from quadriga.engine.modular_files_config import ModularFilesConfig
-from quadriga.engine.stage_files_config import StageFilesConfig
+from quadriga.contracts.step import EmaConfig, TrainConfig
 from quadriga.loggers.tensorboard import TensorboardConfig
-from quadriga.pipeline.config import PipelineConfig
+
+__all__ = [
+    "NEUTRAL",
+    "CheckpointConfig",
+    "EmaConfig",
+    "EvaluationConfig",
+    "HealthConfig",
+    "Identity",
+    "LoaderConfig",
+    "LogConfig",
+    "RunConfig",
+    "TrainConfig",
+    "WarmStartConfig",
+    "config_hash",
+    "identity",
+    "profiled_steps",
+    "release",
+]
 
 
 class HealthConfig(Config):
@@ -70,58 +78,6 @@ def profiled_steps(text: str, start: int) -> range | None:
         first = start + WARMUP + 1
         return range(first, first + int(found[1]))
     return range(int(found[1]), int(found[2]) + 1) or None
-
-
-class TrainConfig(Config):
-    """How long, with which batch and where."""
-
-    epochs: float | None = Field(None, gt=0)
-    """Length of the run in epochs; either this or `steps`."""
-    steps: int | None = Field(None, ge=1)
-    """Length of the run in optimizer steps."""
-    batch_size: int = Field(ge=1)
-    """Samples of one optimizer step, over all ranks and micro-batches."""
-    repeats: int = Field(1, ge=1)
-    """Views of each sample within one step (repeated augmentation): a step has so many times fewer
-    different samples. Epochs go on counting views."""
-    accumulate: int = Field(1, ge=1)
-    """Micro-batches per optimizer step on each rank; more of them need less memory."""
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    """auto, cpu, cuda or cuda:N."""
-    ranks: int = Field(1, ge=1)
-    """Processes to start on this machine, when no launcher has started them."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of the matrix products (`--amp` is bfloat16). Weights, gradients and optimizer state
-    are float32 always; float16 scales the loss."""
-    compile: bool = False
-    """Whether blocks are compiled (torch.compile)."""
-    recompute: Literal["none", "selective", "full"] = "none"
-    """Activation checkpointing of the blocks: what the backward pass computes anew. selective:
-    all but matrix products and attention; full: everything. It saves memory and costs time."""
-    parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
-    """How several ranks hold the state: all of it on each rank; a shard on each; or shards
-    within groups of `shard_ranks` and copies between the groups."""
-    shard_ranks: int | None = Field(None, ge=2)
-    """Ranks that share one copy of the state under hsdp; none for the ranks of one host."""
-    reshard_after_forward: bool = True
-    """Whether a block's gathered weights are let go after its forward pass (ZeRO-3), or kept
-    until the step's last backward pass (ZeRO-2: fewer gathers, more memory)."""
-    dataset_size: int | None = Field(None, ge=1)
-    """Samples per epoch that the recipe was written for: the dry run counts with it when the
-    data is not at hand. Training always counts the real samples."""
-
-    @model_validator(mode="after")
-    def _one_length_and_room_for_repeats(self) -> TrainConfig:
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError(
-                f"epochs or steps must be set, one of the two, but epochs is {self.epochs} "
-                f"and steps is {self.steps}; set one of them to none"
-            )
-        if self.repeats > self.batch_size:
-            raise ValueError(
-                f"repeats must be at most batch_size ({self.batch_size}), but is {self.repeats}"
-            )
-        return self
 
 
 class LoaderConfig(Config):
@@ -179,10 +135,6 @@ class CheckpointConfig(Config):
     to host memory."""
     on_failure: Literal["stop", "continue"] = "stop"
     """What happens when a checkpoint cannot be written (a full disk). The ones before it stay."""
-    stage_files: StageFilesConfig | None = None
-    """Files of the weights that are written beside checkpoints, one per pipeline stage."""
-    modular_files: ModularFilesConfig | None = None
-    """Files in the published modular layout that are written beside checkpoints."""
 
     @model_validator(mode="after")
     def _one_unit(self) -> CheckpointConfig:
@@ -213,23 +165,6 @@ class EvaluationConfig(Config):
     """Worker processes that read the evaluation data."""
 
 
-class EmaConfig(Config):
-    """An exponential moving average of the weights."""
-
-    decay: float | None = Field(None, ge=0, lt=1)
-    """``average = decay * average + (1 - decay) * weights`` after each optimizer step; none for
-    no average."""
-    warmup: bool = False
-    """Whether the decay is at most (1 + t) / (10 + t) at step t, so that the average forgets the
-    start sooner."""
-
-    @model_validator(mode="after")
-    def _warmup_of_something(self) -> EmaConfig:
-        if self.warmup and self.decay is None:
-            raise ValueError("decay must be set when warmup is true, but is none; such as 0.9999")
-        return self
-
-
 class WarmStartConfig(Config):
     """Weights to start from, instead of random ones."""
 
@@ -245,35 +180,15 @@ class WarmStartConfig(Config):
     """Whether tables of positions are resampled to this model's grid."""
 
 
-class RunConfig(Config):
-    """One run: the model, the method, the data, the optimizer and how they are driven."""
+class RunConfig(StepConfig):
+    """One run: what decides its steps, the data, and all that happens around the steps."""
 
-    name: str
-    """Name of the recipe; also the default work directory, ``runs/NAME``."""
-    seed: int = Field(0, ge=0)
-    """Every random draw of the run is folded from this."""
-    model: ModelConfig
-    """The architecture."""
-    objective: ObjectiveConfig
-    """The method."""
     data: DatasetConfig
     """Where records come from."""
     views: ViewsConfig
     """How records become samples."""
-    optim: OptimizerConfig
-    """The optimizer."""
-    schedule: ScheduleConfig
-    """The learning rate over time."""
-    train: TrainConfig
-    """How long, with which batch and where."""
-    pipeline: PipelineConfig = PipelineConfig()
-    """How the model is cut into stages."""
-    modular: ModularConfig | None = None
-    """How the objective is put together from parts that were trained apart; none for a whole."""
     warm_start: WarmStartConfig = WarmStartConfig()
     """Weights to start from."""
-    ema: EmaConfig = EmaConfig()
-    """A moving average of the weights."""
     health: HealthConfig = HealthConfig()
     """What happens when training goes wrong."""
     loader: LoaderConfig = LoaderConfig()
@@ -284,6 +199,27 @@ class RunConfig(Config):
     """When the state is saved."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Which protocols judge the model."""
+
+    @classmethod
+    def upgraded(cls, values: dict[str, Any], sources: dict[str, str]) -> None:
+        """Translate what a revision up to 7f9c01b saved; see `Config.upgraded`.
+
+        It had a group ``pipeline`` instead of the kinds of ``executor``, and said in
+        ``checkpoint`` which files of other layouts were written beside checkpoints.
+        """
+        for name in ("stage_files", "modular_files"):
+            values.get("checkpoint", {}).pop(name, None)
+        pipeline = values.pop("pipeline", None)
+        if pipeline is None:
+            return
+        of_kind = sources.get("pipeline.schedule", "default")
+        if pipeline.get("schedule", "none") == "none":
+            values["executor"] = {"kind": "data_parallel"}
+        else:
+            values["executor"] = {"kind": "pipeline", **pipeline}
+        sources["executor.kind"] = of_kind
+        for path in [path for path in sources if path.startswith("pipeline.")]:
+            sources[path.replace("pipeline", "executor", 1)] = sources.pop(path)
 
 
 NEUTRAL = (
@@ -297,7 +233,7 @@ NEUTRAL = (
     "train.parallel",
     "train.shard_ranks",
     "train.reshard_after_forward",
-    "pipeline",
+    "executor",
     "health",
     "loader",
     "log",
@@ -314,14 +250,11 @@ Identity = dict[str, Any]
 def identity(config: RunConfig) -> Identity:
     """Return the leaves that decide what a run computes.
 
-    Of a pipeline, that its gradients are late; where it is cut and in which order decides nothing.
+    Of the executor it is what it says itself, such as that gradients are late.
     """
-    delayed = {}
-    if config.pipeline.schedule == "2bw":
-        names = ("flushed_steps", "error_feedback")
-        delayed = {f"pipeline.{name}": getattr(config.pipeline, name) for name in names}
+    decisive = {f"executor.{name}": v for name, v in config.executor.decisive().items()}
     neutral = (*NEUTRAL, *config.locations())
-    return delayed | {
+    return decisive | {
         path: value
         for path, value in config.leaves()
         if not any(within(path, name) for name in neutral)
@@ -331,7 +264,11 @@ def identity(config: RunConfig) -> Identity:
 def config_hash(config: RunConfig, dataset_size: int, data_identity: str = "") -> str:
     """Return the SHA-256 of `identity` and the data's: equal for two halves of one run."""
     data = [data_identity] if data_identity else []
-    text = json.dumps([identity(config), dataset_size, *data], sort_keys=True)
+    # The executor's keys had another name when the first runs were saved, which still go on.
+    decisive = {
+        path.replace("executor.", "pipeline.", 1): value for path, value in identity(config).items()
+    }
+    text = json.dumps([decisive, dataset_size, *data], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -13,7 +13,13 @@ from quadriga.data.reading.loader import Loader, OnRead
 from quadriga.distributed.collectives import all_gather_values, from_main, on_all
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.build import build_loader, build_objective, build_on_meta
-from quadriga.engine.checkpoint.store import CheckpointStore, newest_valid, read_objective
+from quadriga.engine.checkpoint.store import (
+    CheckpointStore,
+    OnReported,
+    OnSaved,
+    newest_valid,
+    read_objective,
+)
 from quadriga.engine.evaluate import evaluate, evaluation_data, make_context
 from quadriga.engine.faults.hang import HangDetector, whereabouts
 from quadriga.engine.faults.preemption import Preemption
@@ -34,11 +40,9 @@ from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.engine.run_plan import RunPlan
 from quadriga.engine.step.bad_step import RollBack
 from quadriga.engine.step.blocks import check_compile
-from quadriga.engine.step.data_parallel import DataParallelExecutor, MakeExecutor
 from quadriga.engine.step.precision import check_precision
 from quadriga.errors import UserError
 from quadriga.loggers import LoggerSet
-from quadriga.pipeline.topology import reads_for_others, replica_env
 
 
 def run(
@@ -47,7 +51,8 @@ def run(
     env: DistEnv,
     console: Console,
     preemption: Preemption | None = None,
-    make_executor: MakeExecutor = DataParallelExecutor,
+    on_saved: OnSaved | None = None,
+    on_reported: OnReported | None = None,
 ) -> None:
     """Train, evaluate and write everything into the work directory; every rank calls it.
 
@@ -57,7 +62,8 @@ def run(
         env: This process among the run's.
         console: Where the run talks.
         preemption: Whether a signal asked it to stop.
-        make_executor: Makes what the config asks for; data-parallel executors by default.
+        on_saved: Writes what lies beside a checkpoint; see `CheckpointStore`.
+        on_reported: Writes down what is known of a saved state; see `CheckpointStore`.
 
     Raises:
         UserError: Anything the user can mend; found before the first step where that is possible.
@@ -80,7 +86,12 @@ def run(
         session = _Session(
             resolved, directory, dataset, plan, env, console, preemption or Preemption(), stack
         )
-        session.make_executor = make_executor
+        if on_saved is None and from_main(directory.read_sidecars, env) is not None:
+            console.warn(
+                f"{directory.path}: the files beside its checkpoints (sidecars.json) are not "
+                "written by this command; go on with the one that began the run to have them"
+            )
+        session.on_saved, session.on_reported = on_saved, on_reported
         session.run(start_from)
 
 
@@ -111,12 +122,12 @@ class _Session:
         self._data = evaluation_data(resolved.config, dataset)
         self._env, self._console, self._preemption = env, console, preemption
         self._stack, self._activity = stack, Activity()
-        self.make_executor: MakeExecutor = DataParallelExecutor
+        self.on_saved: OnSaved | None = None
+        self.on_reported: OnReported | None = None
 
     def run(self, start_from: Path | None) -> None:
         """Build everything, then train from a checkpoint or from step 0."""
         config, env, plan = self._config, self._env, self._plan
-        is_cut = config.pipeline.schedule != "none"
         self._objective = build_on_meta(config)  # executors give memory, each rank its part
         on_all(self._check_protocols, env)
         is_filled = config.warm_start.path is not None or config.modular is not None
@@ -126,9 +137,9 @@ class _Session:
             plan,
             env,
             self._console,
-            None if is_cut else self._objective,
+            None if config.executor.is_cut else self._objective,
         )
-        self._executor = self.make_executor(
+        self._executor = config.executor.build(
             self._objective,
             config,
             plan,
@@ -147,6 +158,8 @@ class _Session:
                 config.checkpoint,
                 config_hash(config, plan.dataset_size, plan.data_identity),
                 self._console.warn,
+                on_saved=self.on_saved,
+                on_reported=self.on_reported,
             )
         )
         start = 0
@@ -265,19 +278,18 @@ class _Session:
 
     @contextlib.contextmanager
     def _samples(self) -> Iterator[OnRead | None]:
-        if not self._config.log.samples or reads_for_others(self._config, self._env):
+        share = self._config.executor.share(self._env.rank, self._env.world_size)
+        if not self._config.log.samples or not share.is_leader:
             yield None
             return
-        reader = replica_env(self._config, self._env)
         with self._directory.writing():
-            log = SampleLog(self._directory.samples, reader.rank)
+            log = SampleLog(self._directory.samples, share.rank)
         with contextlib.closing(log):
             yield log.add
 
     def _loader(self, on_read: OnRead | None) -> Loader:
-        config, warn = self._config, self._console.warn
-        reader = replica_env(config, self._env)
-        return build_loader(config, self._dataset, self._plan, reader, config.loader, warn, on_read)
+        config, env, warn = self._config, self._env, self._console.warn
+        return build_loader(config, self._dataset, self._plan, env, config.loader, warn, on_read)
 
 
 def load_objective(

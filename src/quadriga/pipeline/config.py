@@ -1,23 +1,33 @@
-"""How a model is spread over stages, as values."""
+"""The kind of executor in which a model is spread over stages."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal, final
 
 from pydantic import Field
 
-from quadriga.config.base import Config
+from quadriga.config.base import load
+from quadriga.contracts.executor import Executor, ExecutorConfig, Share, StepConfig
+from quadriga.contracts.objective import Objective
+from quadriga.contracts.step import StepPlan
+from quadriga.distributed.environment import DistEnv
+
+OWN = ("sequential", "gpipe", "1f1b", "2bw")
+"""The schedules of this package; the others are torch's."""
 
 
-class PipelineConfig(Config):
+@final
+class PipelineConfig(ExecutorConfig):
     """How a model is cut into stages that lie on different ranks.
 
     `train.accumulate` is the number of micro-batches that a step feeds through them.
     """
 
+    readers: ClassVar[tuple[str, str]] = ("copy", "copies")
+    is_cut: ClassVar[bool] = True
+
     schedule: Literal[
-        "none",
         "sequential",
         "gpipe",
         "1f1b",
@@ -28,10 +38,9 @@ class PipelineConfig(Config):
         "zero_bubble",
         "zbv",
         "dualpipev",
-    ] = "none"
-    """none: every rank computes the whole model. Ours: sequential, gpipe, 1f1b, and 2bw
-    (PipeDream-2BW: no flush, gradients one step late). torch's: the others, with
-    `stages_per_rank` stages on each rank."""
+    ] = "1f1b"
+    """Ours: sequential, gpipe, 1f1b, and 2bw (PipeDream-2BW: no flush, gradients one step late).
+    torch's: the others, with `stages_per_rank` stages on each rank."""
     stages: int = Field(1, ge=1)
     """Ranks that one copy of the model is spread over; the other ranks hold further copies."""
     depths: tuple[int, ...] | None = None
@@ -48,3 +57,54 @@ class PipelineConfig(Config):
     error_feedback: float = Field(0.0, ge=0)
     """Strength of 2bw's correction of the delay: with u(t) the optimizer's update,
     ``W -= u(t) + c * (u(t) - u(t-1))``; 0 for none."""
+
+    def decisive(self) -> dict[str, Any]:
+        """Return how late gradients are; where the model is cut decides nothing."""
+        if self.schedule != "2bw":
+            return {}
+        return {"flushed_steps": self.flushed_steps, "error_feedback": self.error_feedback}
+
+    def check(self, config: StepConfig, objective: Objective, world_size: int) -> None:
+        """Check the method, the stages and the schedule; see `ExecutorConfig.check`."""
+        load("quadriga.pipeline.runtime.checks:check_pipeline")(self, config, objective, world_size)
+
+    def share(self, rank: int, world_size: int) -> Share:
+        """Return a share for each copy of the model; its first stage speaks for it."""
+        share: Share = load("quadriga.pipeline.topology:share_of")(self, rank, world_size)
+        return share
+
+    def describe(self, config: StepConfig, objective: Objective, env: DistEnv) -> str | None:
+        """Return the line that says how the model is cut."""
+        accumulate, size = config.train.accumulate, env.world_size
+        line: str = load("quadriga.pipeline.topology:describe")(self, objective, accumulate, size)
+        return line
+
+    def memory_rows(
+        self,
+        config: StepConfig,
+        objective: Objective,
+        cost: Any,
+        world_size: int,
+        local_world_size: int,
+    ) -> list[tuple[str, str]]:
+        """Return what the stages hold; what lies between them is the planner's work."""
+        rows: list[tuple[str, str]] = load("quadriga.pipeline.topology:memory_rows")(
+            self, objective, config.train.accumulate, world_size
+        )
+        return rows
+
+    def build(
+        self, objective: Objective, config: StepConfig, plan: StepPlan, env: DistEnv, **options: Any
+    ) -> Executor:
+        """Make the executor of the schedule."""
+        # Torch's schedules bring its compiler along, half a second of every process.
+        own, torchs = "executor:PipelineExecutor", "torch_executor:TorchScheduleExecutor"
+        make = load(f"quadriga.pipeline.runtime.{own if self.schedule in OWN else torchs}")
+        made: Executor = make(objective, config, plan, env, **options)
+        return made
+
+
+def pipeline_of(config: StepConfig) -> PipelineConfig:
+    """Return how a run that is executed over stages cuts its model."""
+    assert isinstance(config.executor, PipelineConfig)
+    return config.executor

@@ -14,11 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from quadriga.contracts import Objective, Splittable
-from quadriga.distributed.environment import DistEnv
-from quadriga.engine.run_config import RunConfig
+from quadriga.contracts import Objective, Share, Splittable
 from quadriga.errors import UserError
 from quadriga.files import write_text
+from quadriga.formatting import bytes_
 from quadriga.pipeline.config import PipelineConfig
 
 
@@ -49,42 +48,38 @@ class Topology:
         raise ValueError(f"rank {rank} has no place")
 
 
-def replicas_of(config: RunConfig, world_size: int) -> int:
+def replicas_of(pipeline: PipelineConfig, world_size: int) -> int:
     """Return how many copies of the model so many ranks hold.
 
     Raises:
         UserError: The ranks are not a multiple of the stages, or not those of the conf.
     """
-    pipeline = config.pipeline
-    if pipeline.schedule == "none":
-        return world_size
     if pipeline.conf is not None:
         return len(_rank_map(pipeline.conf, read_conf(pipeline.conf), world_size)[0])
     if world_size % pipeline.stages:
         raise UserError(
-            f"pipeline.stages must divide the number of ranks ({world_size}), but is "
+            f"executor.stages must divide the number of ranks ({world_size}), but is "
             f"{pipeline.stages}; change it or start with --ranks {pipeline.stages}"
         )
     return world_size // pipeline.stages
 
 
-def make_topology(config: RunConfig, blocks: int, world_size: int) -> Topology:
+def make_topology(pipeline: PipelineConfig, blocks: int, world_size: int) -> Topology:
     """Place the stages.
 
     Args:
-        config: The run; its schedule is not "none".
+        pipeline: How the model is cut.
         blocks: Blocks of the model.
         world_size: Number of ranks.
 
     Raises:
         UserError: The stages do not fit the model or the ranks.
     """
-    pipeline = config.pipeline
     if pipeline.conf is not None:
         conf = read_conf(pipeline.conf)
         ranks = _rank_map(pipeline.conf, conf, world_size)
         return Topology(ranks, _depths_of(pipeline.conf, conf, blocks, len(ranks)))
-    replicas = replicas_of(config, world_size)
+    replicas = replicas_of(pipeline, world_size)
     stages = pipeline.stages
     # Stage by stage: the copies of one stage are neighbours, so that the large reductions stay
     # within a host and the small activations travel between hosts.
@@ -96,18 +91,18 @@ def _depths(pipeline: PipelineConfig, blocks: int, parts: int) -> tuple[int, ...
     if pipeline.depths is None:
         if blocks < parts:
             raise UserError(
-                f"pipeline.stages x pipeline.stages_per_rank must be at most the model's blocks "
-                f"({blocks}), but is {parts}; lower it or set pipeline.depths"
+                f"executor.stages x executor.stages_per_rank must be at most the model's blocks "
+                f"({blocks}), but is {parts}; lower it or set executor.depths"
             )
         return tuple(blocks * (s + 1) // parts - blocks * s // parts for s in range(parts))
     if len(pipeline.depths) != parts:
         raise UserError(
-            f"pipeline.depths must name {parts} stages (pipeline.stages x "
-            f"pipeline.stages_per_rank), but names {len(pipeline.depths)}: {list(pipeline.depths)}"
+            f"executor.depths must name {parts} stages (executor.stages x "
+            f"executor.stages_per_rank), but names {len(pipeline.depths)}: {list(pipeline.depths)}"
         )
     if sum(pipeline.depths) != blocks or min(pipeline.depths) < 0:
         raise UserError(
-            f"pipeline.depths must add up to the model's blocks ({blocks}), but "
+            f"executor.depths must add up to the model's blocks ({blocks}), but "
             f"{list(pipeline.depths)} add up to {sum(pipeline.depths)}"
         )
     return pipeline.depths
@@ -123,7 +118,7 @@ def read_conf(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
-        raise UserError(f"pipeline.conf: {path} cannot be read: {reason}") from error
+        raise UserError(f"executor.conf: {path} cannot be read: {reason}") from error
     try:
         value = json.loads(text)
     except ValueError:
@@ -134,14 +129,14 @@ def read_conf(path: Path) -> dict[str, Any]:
     keys = ("module_to_stage_map", "stage_to_rank_map")
     if not isinstance(value, Mapping) or any(key not in value for key in keys):
         raise UserError(
-            f"pipeline.conf: {path} must be a JSON object with {' and '.join(keys)}, but is not"
+            f"executor.conf: {path} must be a JSON object with {' and '.join(keys)}, but is not"
         )
     return dict(value)
 
 
 def _rank_map(path: Path, conf: Mapping[str, Any], world_size: int) -> tuple[tuple[int, ...], ...]:
     given = conf["stage_to_rank_map"]
-    where = f"pipeline.conf: stage_to_rank_map of {path}"
+    where = f"executor.conf: stage_to_rank_map of {path}"
     try:
         by_stage = {int(stage): [_whole(r) for r in ranks] for stage, ranks in given.items()}
     except (AttributeError, TypeError, ValueError) as error:
@@ -168,7 +163,7 @@ def _rank_map(path: Path, conf: Mapping[str, Any], world_size: int) -> tuple[tup
 
 def _depths_of(path: Path, conf: Mapping[str, Any], blocks: int, stages: int) -> tuple[int, ...]:
     """Return the blocks of each stage: modules are equal runs of blocks, none is left out."""
-    where = f"pipeline.conf: module_to_stage_map of {path}"
+    where = f"executor.conf: module_to_stage_map of {path}"
     try:
         stage_of = [_whole(stage) for stage in conf["module_to_stage_map"]]
     except (TypeError, ValueError) as error:
@@ -195,84 +190,61 @@ def _whole(value: Any) -> int:
     return value
 
 
-def place_of(config: RunConfig, env: DistEnv) -> tuple[int, int]:
-    """Return the stage and the copy of a rank."""
-    pipeline = config.pipeline
-    if pipeline.schedule == "none":
-        return 0, env.rank
-    if pipeline.conf is None:
-        return divmod(env.rank, replicas_of(config, env.world_size))
-    ranks = _rank_map(pipeline.conf, read_conf(pipeline.conf), env.world_size)
-    return Topology(ranks, ()).place_of(env.rank)
-
-
-def replica_env(config: RunConfig, env: DistEnv) -> DistEnv:
-    """Return the environment of whoever reads data: a rank's copy among the copies."""
-    replicas = replicas_of(config, env.world_size)
-    return dataclasses.replace(env, rank=place_of(config, env)[1], world_size=replicas)
-
-
-def reads_for_others(config: RunConfig, env: DistEnv) -> bool:
-    """Return whether another rank reads the same samples and speaks for both."""
-    return place_of(config, env)[0] > 0
-
-
-def check_pipeline(config: RunConfig, objective: Objective, world_size: int) -> None:
-    """Check that an objective can run as a pipeline on so many ranks.
+def share_of(pipeline: PipelineConfig, rank: int, world_size: int) -> Share:
+    """Return which samples a rank reads: those of its copy of the model.
 
     Raises:
-        UserError: It cannot.
+        UserError: The ranks are not a multiple of the stages, or not those of the conf.
     """
-    pipeline, train = config.pipeline, config.train
-    if pipeline.schedule == "none":
-        if pipeline.stages > 1 or pipeline.conf is not None or pipeline.depths is not None:
-            raise UserError(
-                f"pipeline.schedule must be set when the model is cut (pipeline.stages is "
-                f"{pipeline.stages}), but is none; use 2bw or 1f1b"
-            )
-        return
-    kind = config.objective.kind()
-    if not isinstance(objective, Splittable):
-        what = f"objective.kind={kind}"
-        if config.modular is not None:
-            what = f"modular.kind={config.modular.kind()}"
-        raise UserError(
-            f"pipeline.schedule must be none for {what}, which cannot be cut into "
-            f"stages, but is {pipeline.schedule}"
-        )
-    cls = type(objective)
-    if (cls.before_step, cls.after_step) != (Objective.before_step, Objective.after_step):
-        raise UserError(
-            f"pipeline.schedule must be none for objective.kind={kind}: it has a teacher"
-        )
-    for path, value, allowed in (
-        ("train.parallel", train.parallel, ("ddp",)),
-        ("train.precision", train.precision, ("float32", "bfloat16")),
-    ):
-        if value not in allowed:
-            raise UserError(
-                f"{path} must be {' or '.join(allowed)} when pipeline.schedule is set, "
-                f"but is {value}"
-            )
-    make_topology(config, objective.depth, world_size)
+    replicas = replicas_of(pipeline, world_size)
+    if pipeline.conf is None:
+        stage, replica = divmod(rank, replicas)
+    else:
+        ranks = _rank_map(pipeline.conf, read_conf(pipeline.conf), world_size)
+        stage, replica = Topology(ranks, ()).place_of(rank)
+    return Share(replica, replicas, is_leader=stage == 0)
 
 
-def describe_pipeline(config: RunConfig, objective: Objective, world_size: int) -> str:
+def describe(
+    pipeline: PipelineConfig, objective: Objective, accumulate: int, world_size: int
+) -> str:
     """Return the line that says how the model is cut."""
     assert isinstance(objective, Splittable)
-    topology = make_topology(config, objective.depth, world_size)
+    topology = make_topology(pipeline, objective.depth, world_size)
     depths = "+".join(str(depth) for depth in topology.depths)
     copies = "one copy" if topology.replicas == 1 else f"{topology.replicas} copies"
     return (
-        f"{config.pipeline.schedule}: {copies} of the model over {topology.stages} "
+        f"{pipeline.schedule}: {copies} of the model over {topology.stages} "
         f"{'stage' if topology.stages == 1 else 'stages'} of {depths} blocks, "
-        f"{config.train.accumulate} micro-batches per step"
+        f"{accumulate} micro-batches per step"
     )
 
 
-def holders_of(config: RunConfig) -> tuple[str, str]:
-    """Return what holds a whole model, in words: one, and several."""
-    return ("rank", "ranks") if config.pipeline.schedule == "none" else ("copy", "copies")
+def memory_rows(
+    pipeline: PipelineConfig, objective: Objective, accumulate: int, world_size: int
+) -> list[tuple[str, str]]:
+    """Return what the stages hold, for a dry run: (what, value) rows.
+
+    Args:
+        pipeline: How the model is cut.
+        objective: On the meta device.
+        accumulate: Micro-batches of a step.
+        world_size: Number of ranks.
+    """
+    assert isinstance(objective, Splittable)
+    stages = objective.stages(make_topology(pipeline, objective.depth, world_size).depths)
+    sizes = [4 * sum(p.numel() for p in stage.parameters()) for stage in stages]
+    copies = 2 if pipeline.schedule == "2bw" else 1
+    held = max(sizes) * (2 * copies + 2)
+    return [
+        ("pipeline", describe(pipeline, objective, accumulate, world_size)),
+        ("parameters per stage", ", ".join(bytes_(size) for size in sizes)),
+        (
+            "memory per rank",
+            f"at most {bytes_(held)} of {copies} x parameters, {copies} x gradients and two "
+            "moments; activations: quadriga plan",
+        ),
+    ]
 
 
 def make_conf(depths: Sequence[int], width: int) -> dict[str, Any]:

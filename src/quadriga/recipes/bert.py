@@ -46,7 +46,7 @@ def bert_tiny_pydoc(steps: int = 1200) -> RunConfig:
         log=LogConfig(every_steps=20),
         checkpoint=CheckpointConfig(every_steps=400),
         evaluation=EvaluationConfig(protocols=(HeldOutConfig(),)),
-        pipeline=PipelineConfig(schedule="2bw", stages=2),
+        executor=PipelineConfig(schedule="2bw", stages=2),
     )
 
 
@@ -127,8 +127,8 @@ def bert_large_2bw_8x8(root: Path = _CORPUS, vocabulary: Path | None = None) -> 
 
     Gradients are one step late, which halves the room of the learning rate (a quadratic loss of
     curvature a is stable for ``0 < lr * a < 1``, without delay for < 2): where a rate is near its
-    limit, lower it, flush at the start (``pipeline.flushed_steps=10000``), or correct the delay
-    (``pipeline.error_feedback=1``).
+    limit, lower it, flush at the start (``executor.flushed_steps=10000``), or correct the delay
+    (``executor.error_feedback=1``).
     """
     config = _pretraining("bert_large_2bw_8x8", BertConfig.large(), root, vocabulary)
     changes = {
@@ -137,7 +137,8 @@ def bert_large_2bw_8x8(root: Path = _CORPUS, vocabulary: Path | None = None) -> 
         "train.accumulate": 8,
         "train.ranks": 64,
         "train.steps": 500_000,
-        "pipeline.schedule": "2bw",
-        "pipeline.stages": 8,
+        "executor.kind": "pipeline",
+        "executor.schedule": "2bw",
+        "executor.stages": 8,
     }
     return config.override(changes)

@@ -228,7 +228,7 @@ def own_words(steps: int, layout: Layout) -> list[str]:
 def _pipeline_words(layout: Layout) -> list[str]:
     if layout.parallel != "pp":
         return []
-    return [f"pipeline.stages={layout.stages}", "pipeline.depths=none", "pipeline.conf=none"]
+    return [f"executor.stages={layout.stages}", "executor.depths=none", "executor.conf=none"]
 
 
 @final

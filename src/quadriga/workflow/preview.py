@@ -18,7 +18,6 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan, make_plan
 from quadriga.engine.step.sharding import shard_ranks
 from quadriga.errors import UserError
-from quadriga.pipeline.topology import replicas_of
 from quadriga.workflow.directory import Planned
 from quadriga.workflow.graph import REFERENCE
 
@@ -86,7 +85,8 @@ class Planner:
             try:
                 self._opened[key] = config.data.build("train")
             except UserError:
-                return make_plan(config, stated, replicas_of(config, ranks))
+                config.executor.check(config, build_on_meta(config), ranks)
+                return make_plan(config, stated, config.executor.share(0, ranks).of)
         self._opened[key], plan = check_start(config, ranks, self._opened.get(key))
         return plan
 
@@ -144,7 +144,7 @@ def _check_parts(config: RunConfig, others: Mapping[str, RunConfig]) -> None:
 
 def _memory_gib(config: RunConfig, cost: Cost) -> float | None:
     train = config.train
-    if config.pipeline.schedule != "none" or train.recompute != "none":
+    if config.executor.is_cut or train.recompute != "none":
         return None  # quadriga plan and --dry-run know these
     shards = shard_ranks(train, train.ranks, train.ranks)
     average = config.ema.decay is not None

@@ -8,10 +8,11 @@ import torch
 
 from errors import refuses
 from loading import BATCH, STEPS, VIEW, Images, joined, loader_of
+from quadriga.contracts import Share
 from quadriga.data.reading.loader import sequential
 from quadriga.data.reading.sampling import step_samples
 from quadriga.data.views.crops import ImageViewsConfig
-from quadriga.distributed.environment import SINGLE, DistEnv
+from quadriga.distributed.environment import SINGLE
 from quadriga.randomness import Stream, fold, fold_numpy
 
 
@@ -35,8 +36,7 @@ def test_the_stream_is_the_same_on_every_layout(reference, world_size, workers, 
     """Indices, keys, labels and pixels are equal, a damaged image and its stand-ins included."""
     steps: list[list[dict[str, torch.Tensor]]] = [[] for _ in range(STEPS)]
     for rank in range(world_size):
-        env = DistEnv(rank, world_size, rank, world_size, torch.device("cpu"))
-        options = {"env": env, "workers": workers, "accumulate": accumulate}
+        options = {"share": Share(rank, world_size), "workers": workers, "accumulate": accumulate}
         with loader_of(Images(damaged=[4]), **options) as loader:
             batches = list(loader.batches(range(STEPS)))
         assert len(batches) == STEPS * accumulate
@@ -147,8 +147,8 @@ def test_sequential_ends_its_workers_when_it_is_abandoned():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_stream_is_the_same_on_a_gpu(reference, workers):
-    env = DistEnv(0, 1, 0, 1, torch.device("cuda", 0))
-    with loader_of(Images(damaged=[4]), env=env, workers=workers) as loader:
+    device = torch.device("cuda", 0)
+    with loader_of(Images(damaged=[4]), device=device, workers=workers) as loader:
         ours = joined(loader.batches(range(STEPS)))
     for name, value in ours.items():
         assert value.device.type == "cuda"

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from errors import refuses
 from loading import loader_of
+from quadriga.contracts import Share
 from quadriga.data.reading.loader import sequential
 from quadriga.data.text.corpus import TextCorpus, TextCorpusConfig
 from quadriga.data.text.sentence_pairs import SentencePairsConfig, cut, longest_first
-from quadriga.distributed.environment import SINGLE, DistEnv
+from quadriga.distributed.environment import SINGLE
 from quadriga.randomness import fold
 
 SIZES = (4, 3, 5, 1, 2, 30, 12)
@@ -204,10 +205,13 @@ def test_an_epoch_is_every_sentence_that_has_a_successor(text: TextCorpus) -> No
     }
 
 
-def batches(text: TextCorpus, workers=0, accumulate=1, env=SINGLE, **options):
+ALL = Share()
+
+
+def batches(text: TextCorpus, workers=0, accumulate=1, share=ALL, **options):
     view = SentencePairsConfig(**{"max_length": 32, **options}).build("train")
     with loader_of(
-        text, view, batch_size=8, workers=workers, accumulate=accumulate, env=env
+        text, view, batch_size=8, workers=workers, accumulate=accumulate, share=share
     ) as loader:
         return list(loader.batches(range(3)))
 
@@ -229,7 +233,7 @@ def test_samples_do_not_depend_on_who_reads_them(text: TextCorpus) -> None:
     whole = rows(batches(text))
     assert rows(batches(text, accumulate=4)) == whole
     assert rows(batches(text, workers=2)) == whole
-    ranks = [batches(text, env=DistEnv(rank, 2, rank, 2, torch.device("cpu"))) for rank in range(2)]
+    ranks = [batches(text, share=Share(rank, 2)) for rank in range(2)]
     assert rows(itertools.chain.from_iterable(zip(*ranks, strict=True))) == whole
     assert rows(batches(text, padding="fixed")) == whole
 

@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from errors import refuses
-from pipeline_fakes import words_run
+from quadriga.pipeline.config import PipelineConfig
 from quadriga.pipeline.planner.cost import Placement
 from quadriga.pipeline.planner.profile import Link, Network
 from quadriga.pipeline.planner.search import best_cut, most_blocks
@@ -96,7 +96,7 @@ def test_one_node_has_one_kind_of_link() -> None:
 def test_conf_says_what_training_reads(depths: tuple[int, ...], width: int, tmp_path) -> None:
     path = tmp_path / "conf.json"
     write_conf(path, depths, width)
-    config = words_run(pipeline__conf=str(path), pipeline__schedule="2bw")
+    config = PipelineConfig(conf=path, schedule="2bw")
     topology = make_topology(config, 4, width * len(depths))
     assert topology.depths == depths
     assert topology.ranks == tuple(

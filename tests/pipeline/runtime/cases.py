@@ -34,18 +34,19 @@ def config_of(case: dict[str, Any]) -> RunConfig:
         "train.accumulate": m,
         "train.recompute": RECOMPUTE.get(case.get("recompute", False), "selective"),
         "train.precision": case.get("precision", "float32"),
-        "pipeline.schedule": case.get("schedule", "2bw"),
-        "pipeline.stages": d,
-        "pipeline.stages_per_rank": case.get("per_rank", 1),
-        "pipeline.deferred_update": case.get("deferred", True),
-        "pipeline.flushed_steps": case.get("flushed", 0),
-        "pipeline.error_feedback": case.get("feedback", 0.0),
+        "executor.kind": "pipeline",
+        "executor.schedule": case.get("schedule", "2bw"),
+        "executor.stages": d,
+        "executor.stages_per_rank": case.get("per_rank", 1),
+        "executor.deferred_update": case.get("deferred", True),
+        "executor.flushed_steps": case.get("flushed", 0),
+        "executor.error_feedback": case.get("feedback", 0.0),
         "schedule.warmup_epochs": 0,
         "schedule.warmup_steps": 2,
         "ema.decay": case.get("ema"),
     }
     if "depths" in case:
-        values["pipeline.depths"] = str(case["depths"])
+        values["executor.depths"] = str(case["depths"])
     return mae_digits().override(values)
 
 

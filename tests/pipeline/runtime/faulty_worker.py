@@ -93,7 +93,7 @@ def main(case: dict[str, Any], folder: Path) -> None:
     """Run the command, with the case's fault on one rank."""
     if "fault" in case and os.environ["RANK"] == str(case["rank"]):
         FAULTS[case["fault"]](case)
-    own = [f"pipeline.stages={case['d']}", *case.get("words", [])]
+    own = [f"executor.stages={case['d']}", *case.get("words", [])]
     sys.argv = ["quadriga", "train", str(folder / "words.json"), *own]
     sys.argv += ["--work-dir", str(folder / case["name"])]
     command()

@@ -20,7 +20,6 @@ from toy import make_toy, toy_batch
 from quadriga.distributed.environment import DistEnv
 from quadriga.distributed.process_group import process_group
 from quadriga.pipeline.runtime import staged
-from quadriga.pipeline.runtime.choose import make_executor
 from quadriga.pipeline.runtime.stage_runner import Sender
 
 SEND = Sender.send
@@ -29,7 +28,8 @@ SEND = Sender.send
 def run_case(case: dict[str, Any], env: DistEnv, folder: Path) -> None:
     """Run one case on this rank."""
     sent = count_messages()
-    executor = make_executor(make_toy(case), config_of(case), plan_of(case), env)
+    config = config_of(case)
+    executor: Any = config.executor.build(make_toy(case), config, plan_of(case), env)
     first, last = case.get("range", [0, case["steps"]])
     if "load_from" in case:
         merged = stored(folder / case["load_from"])

@@ -46,7 +46,7 @@ CASES: list[dict[str, Any]] = [
         "signal": signal.SIGKILL,
         "rank": 3,
         "step": 1,
-        "words": ["checkpoint.every_steps=1", "pipeline.flushed_steps=2"],
+        "words": ["checkpoint.every_steps=1", "executor.flushed_steps=2"],
     },
     {"name": "hang", "d": 3, "fault": "standing", "rank": 1, "step": 4, "words": HANG},
 ]
@@ -59,7 +59,7 @@ def write_config(folder: Path) -> None:
         train__accumulate=4,
         train__batch_size=16,
         checkpoint__every_steps=3,
-        pipeline__schedule="2bw",
+        executor__schedule="2bw",
         model__dropout=0.1,
         optim__clip_norm=1.0,
         evaluation__protocols=[],

@@ -8,7 +8,6 @@ from cases import config_of, plan_of, reference
 from toy import make_toy, toy_batch
 
 from quadriga.distributed.environment import DistEnv
-from quadriga.pipeline.runtime.choose import make_executor
 
 STEPS = 12
 
@@ -19,7 +18,8 @@ def test_2bw_on_a_gpu_equals_the_reference(recompute: bool | str) -> None:
     case = {"d": 1, "w": 1, "m": 3, "optimizer": "adamw", "clip": 0.05, "steps": STEPS}
     case |= {"recompute": recompute, "ema": 0.9}
     env = DistEnv(0, 1, 0, 1, torch.device("cuda", 0))
-    executor = make_executor(make_toy(case), config_of(case), plan_of(case), env)
+    config = config_of(case)
+    executor = config.executor.build(make_toy(case), config, plan_of(case), env)
     batches = (
         {name: tensor.to(env.device) for name, tensor in toy_batch(step, 0, micro).items()}
         for step in range(STEPS)

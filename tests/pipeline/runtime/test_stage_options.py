@@ -15,7 +15,6 @@ from quadriga.contracts import StepOutput
 from quadriga.distributed.environment import SINGLE
 from quadriga.engine.meters.activity import Activity
 from quadriga.pipeline.runtime import stage_runner
-from quadriga.pipeline.runtime.choose import check_schedule, make_executor
 from quadriga.pipeline.runtime.partition import Groups
 from quadriga.pipeline.runtime.stage_runner import StageRunner
 from quadriga.pipeline.schedules import SCHEDULES
@@ -28,8 +27,9 @@ def make_steps(case: dict[str, Any], seen: Any = None) -> list[StepOutput]:
     """Make the steps of a case with one stage."""
     case = {"d": 1, "w": 1, "m": 2, "steps": STEPS, **case}
     activity = Activity()
-    executor = make_executor(
-        make_toy(case), config_of(case), plan_of(case), SINGLE, activity=activity
+    config = config_of(case)
+    executor = config.executor.build(
+        make_toy(case), config, plan_of(case), SINGLE, activity=activity
     )
     batches = (toy_batch(step, 0, micro) for step in range(STEPS) for micro in range(case["m"]))
     outputs = []
@@ -101,11 +101,13 @@ def test_the_values_that_were_sent_are_not_kept(monkeypatch: pytest.MonkeyPatch)
     ("changes", "fragments"),
     [
         ({"schedule": "torch_1f1b", "recompute": "selective"}, ("train.recompute", "none")),
-        ({"schedule": "2bw", "per_rank": 2}, ("pipeline.stages_per_rank", "1")),
+        ({"schedule": "2bw", "per_rank": 2}, ("executor.stages_per_rank", "1")),
     ],
 )
 def test_what_a_schedule_cannot_do_is_refused(
     changes: dict[str, Any], fragments: tuple[object, ...]
 ) -> None:
+    case = {"d": 2, "w": 1, "m": 4, **changes}
+    config = config_of(case)
     with refuses(*fragments):
-        check_schedule(config_of({"d": 2, "w": 1, "m": 4, **changes}), 2)
+        config.executor.check(config, make_toy(case), 2)

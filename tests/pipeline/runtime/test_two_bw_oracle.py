@@ -17,6 +17,7 @@ import pytest
 import torch
 from cases import OPTIMIZERS, config_of, reference
 
+from quadriga.pipeline.config import pipeline_of
 from ranks import run_ranks
 
 HERE = Path(__file__).parent
@@ -175,7 +176,9 @@ def test_equals_the_reference(folder: Path, name: str) -> None:
         rtol = 1e-5 if case.get("close") else 1e-12
         assert left["losses"] == pytest.approx(losses[first:], rel=rtol)
     parts = (
-        ("objective", "previous") if config_of(case).pipeline.schedule == "2bw" else ("objective",)
+        ("objective", "previous")
+        if pipeline_of(config_of(case)).schedule == "2bw"
+        else ("objective",)
     )
     assert seen == {(part, name) for part in parts for name in versions[0]}
 

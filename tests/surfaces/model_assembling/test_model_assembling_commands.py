@@ -91,8 +91,12 @@ def test_the_chain_is_the_engines_own(there: Path, images: Path, tmp_path: Path)
         script, number = scripts[name]
         words = [*commands(script, there)[number], *small(images, *ONE_EPOCH)]
         resolved = read_command(read_words(words, {}), {}).resolved
-        own = {"checkpoint.modular_files": None, **origin[name]}
-        run(resolved.override(own, "test"), Request(tmp_path / name), SINGLE, Console(False))
+        run(
+            resolved.override(origin[name], "test"),
+            Request(tmp_path / name),
+            SINGLE,
+            Console(False),
+        )
         made = objective_of(tmp_path / name, step)
         assert_bit_equal(made, objective_of(log_dir / name / "run", step))
     assert_bit_equal(weights_of(log_dir / "FT_tiny" / "finished_checkpoint.pth"), made)

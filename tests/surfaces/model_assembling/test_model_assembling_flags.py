@@ -128,7 +128,6 @@ def test_the_published_numbers() -> None:
     assert leaves["train.steps"] == 300 * 625
     assert leaves["schedule.warmup_steps"] == 20 * 625
     assert leaves["checkpoint.every_steps"] == 625
-    assert leaves["checkpoint.modular_files.epoch_steps"] == 625
     ft = "--divided_depths 3 3 3 3 --batch_size 64 --update_freq 4 --epochs 100".split()
     flags = read_flags((*ft, "--warmup-epochs", "10"))
     config = RunConfig.from_dict(with_length(config_tree(flags, 8), flags, IMAGENET, 8))

@@ -17,11 +17,11 @@ from pipedream_files import QUIET, Files, make_files
 
 from errors import assert_says, refuses
 from quadriga.engine.faults.preemption import Preempted
-from quadriga.engine.stage_files import choose_files, read_stages
 from quadriga.surfaces.pipedream_bert import launch
 from quadriga.surfaces.pipedream_bert.glue import compute, read_pretrained
 from quadriga.surfaces.pipedream_bert.glue_flags import read_flags as read_glue_flags
 from quadriga.surfaces.pipedream_bert.pretrain import main, pretrain
+from quadriga.surfaces.pipedream_bert.stage_files import choose_files, read_stages
 from quadriga.surfaces.pipedream_bert.words import in_flags
 from quadriga.weights.layouts.pipedream import own_names
 from ranks import free_port

@@ -52,7 +52,7 @@ def refused(words: list[str], environ: dict[str, str] | None = None) -> str:
         ((), {"optim.weight_decay": 0.01, "optim.eps": 1e-6, "optim.clip_norm": 1.0}),
         ((), {"views.pairing": "adjacent", "views.max_length": 16, "data.lowercase": True}),
         ((), {"train.device": "cpu", "train.precision": "float32", "train.recompute": "none"}),
-        ((), {"pipeline.schedule": "none", "train.accumulate": 1, "train.batch_size": 4}),
+        ((), {"executor.kind": "data_parallel", "train.accumulate": 1, "train.batch_size": 4}),
         # 20 documents of 2, 3, 4 and 5 sentences: 50 samples, 12 updates of 4, 3 epochs.
         ((), {"train.steps": 36, "checkpoint.every_steps": 12, "schedule.warmup_steps": 4}),
         (("--num_train_epochs", "1.5"), {"train.steps": 18, "checkpoint.every_steps": 12}),
@@ -95,8 +95,8 @@ def test_the_schedule_and_the_micro_batches_of_stages(
     files: Files, words: tuple[str, ...], schedule: str, accumulate: int
 ) -> None:
     found = leaves_of(files.words("--config_path", str(files.conf), *words), TWO)
-    assert found["pipeline.schedule"] == schedule
-    assert found["pipeline.conf"] == str(files.conf)
+    assert found["executor.schedule"] == schedule
+    assert found["executor.conf"] == str(files.conf)
     assert found["train.accumulate"] == accumulate
     assert found["train.batch_size"] == 4 * accumulate
     assert found["train.steps"] == 3 * (50 // (4 * accumulate))
@@ -105,21 +105,20 @@ def test_the_schedule_and_the_micro_batches_of_stages(
 
 def test_one_stage_is_data_parallel(files: Files) -> None:
     found = leaves_of(files.words("--config_path", str(files.data_parallel), "--use_apex"), TWO)
-    assert found["pipeline.schedule"] == "none"
-    assert found["pipeline.conf"] is None
+    assert found["executor.kind"] == "data_parallel"
     assert (found["train.accumulate"], found["train.batch_size"]) == (1, 8)
 
 
 def test_configurable_stages_need_no_conf(files: Files) -> None:
     words = files.words("--configurable_model", "--num_stages", "2", "--num_layers_per_stage", "3")
     found = leaves_of(words, {"RANK": "0", "WORLD_SIZE": "4"})
-    assert (found["pipeline.schedule"], found["pipeline.stages"]) == ("2bw", 2)
+    assert (found["executor.schedule"], found["executor.stages"]) == ("2bw", 2)
     assert (found["model.depth"], found["train.batch_size"]) == (6, 4 * 2 * 2)
 
 
 def test_the_folders_of_the_user(files: Files, tmp_path: Path) -> None:
     words = files.words("--checkpoint_dir", str(tmp_path), "--config_path", str(files.conf))
-    stage_files = read_command(words, TWO).resolved.config.checkpoint.stage_files
+    stage_files = read_command(words, TWO).stage_files
     assert stage_files is not None
     assert (stage_files.folder, stage_files.modules) == (tmp_path, ((2,), (2,)))
     assert (stage_files.epoch_steps, stage_files.total_steps) == (6, 18)
@@ -127,7 +126,8 @@ def test_the_folders_of_the_user(files: Files, tmp_path: Path) -> None:
     words = [relative.get(word, word) for word in files.words()]
     words += ["--data_dir", str(files.text), "--checkpoint_dir", ""]
     found = leaves_of(words)
-    assert (found["data.root"], found["checkpoint.stage_files"]) == (str(files.text), None)
+    assert found["data.root"] == str(files.text)
+    assert read_command(words, {}).stage_files is None
     assert found["data.vocabulary"] == str(files.vocabulary)
 
 

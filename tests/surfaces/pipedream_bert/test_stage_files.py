@@ -13,11 +13,17 @@ from errors import refuses
 from quadriga.distributed.environment import SINGLE
 from quadriga.engine.checkpoint.store import CheckpointStore
 from quadriga.engine.run_config import CheckpointConfig
-from quadriga.engine.stage_export import write_missing, write_stage_files
-from quadriga.engine.stage_files import choose_files, read_stages, stage_file, write_stage
-from quadriga.engine.stage_files_config import StageFilesConfig
 from quadriga.methods.masked_lm import MaskedLMConfig
 from quadriga.models.bert import BertConfig
+from quadriga.surfaces.pipedream_bert.stage_files import (
+    StageFiles,
+    choose_files,
+    read_stages,
+    stage_file,
+    write_missing,
+    write_stage,
+    write_stage_files,
+)
 from quadriga.weights.layouts.pipedream import assemble, foreign_names, own_names
 from tiny import assert_bit_equal
 
@@ -38,13 +44,13 @@ class Weights:
         return {f"objective.{name}": tensor for name, tensor in tensors().items()}
 
 
-def config(folder: Path, *modules: tuple[int, ...], steps: int = 10) -> StageFilesConfig:
-    return StageFilesConfig(folder=folder, epoch_steps=4, total_steps=steps, modules=modules)
+def config(folder: Path, *modules: tuple[int, ...], steps: int = 10) -> StageFiles:
+    return StageFiles(folder=folder, epoch_steps=4, total_steps=steps, modules=modules)
 
 
-def save(folder: Path, step: int, stage_files: StageFilesConfig | None = None) -> Path:
-    saving = CheckpointConfig(asynchronous=False, stage_files=stage_files)
-    with CheckpointStore(folder, SINGLE, saving, "hash") as store:
+def save(folder: Path, step: int, stage_files: StageFiles | None = None) -> Path:
+    saving, hook = CheckpointConfig(asynchronous=False), stage_files and stage_files.on_saved
+    with CheckpointStore(folder, SINGLE, saving, "hash", on_saved=hook) as store:
         return store.save(step, Weights())  # type: ignore[arg-type]
 
 
@@ -55,7 +61,7 @@ def test_the_files_of_any_cut_make_up_the_model(
     tmp_path: Path, modules: tuple[tuple[int, ...], ...]
 ) -> None:
     checkpoint = save(tmp_path / "checkpoints", 8)
-    written = write_stage_files(config(tmp_path, *modules), checkpoint, 8)
+    written = write_stage_files(config(tmp_path, *modules), checkpoint)
     assert written == [stage_file(tmp_path, stage, 1) for stage in range(len(modules))]
     assert choose_files(tmp_path, -1, -1) == written
     assert_bit_equal(own_names(read_stages(written)), tensors())

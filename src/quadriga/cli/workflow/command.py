@@ -96,11 +96,9 @@ def make(
 
 def _check(config: RunConfig) -> None:
     from quadriga.distributed.environment import pick_device
-    from quadriga.pipeline.runtime.choose import check_schedule
 
     for local_rank in range(config.train.ranks):
         pick_device(config.train.device, local_rank)
-    check_schedule(config, config.train.ranks)
 
 
 def _check_unchanged(directory: WorkflowDirectory, resolved: ResolvedWorkflow) -> None:

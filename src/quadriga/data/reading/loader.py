@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from quadriga.contracts import Batch, Dataset, MicroBatch, Transform
+from quadriga.contracts import Batch, Dataset, MicroBatch, Share, Transform
 from quadriga.data.reading.sampling import deal, step_samples
 from quadriga.data.reading.workers import BatchReader, ReaderPool, Reply, Request, evaluation_keys
 from quadriga.distributed.environment import DistEnv
@@ -43,7 +43,8 @@ class Loader:
         batch_size: int,
         accumulate: int,
         repeats: int = 1,
-        env: DistEnv,
+        share: Share,
+        device: torch.device,
         workers: int,
         prefetch: int,
         max_unreadable_fraction: float,
@@ -59,7 +60,8 @@ class Loader:
             batch_size: Samples of one optimizer step over all ranks.
             accumulate: Micro-batches per rank and step.
             repeats: Views of each sample within one step, as in `step_samples`.
-            env: This process among the run's.
+            share: Which of a step's samples are read.
+            device: Where the batches are to lie.
             workers: Number of worker processes; 0 reads in this process.
             prefetch: Micro-batches that each worker reads ahead.
             max_unreadable_fraction: Above this share of unreadable samples the run stops.
@@ -69,17 +71,17 @@ class Loader:
         Raises:
             UserError: The batch has fewer samples than there are micro-batches.
         """
-        self._parts = deal(batch_size, env.world_size, accumulate)[env.rank]
+        self._parts = deal(batch_size, share.of, accumulate)[share.rank]
         self._dataset_size = len(dataset)
         self._transform = transform
         self._seed = seed
         self._batch_size = batch_size
         self._repeats = repeats
-        self._env = env
+        self._device = device
         self._micro_batches_read = 0
         self._on_read = on_read
         reader = BatchReader(dataset, transform, replace=True)
-        self._pool = ReaderPool(reader, workers, prefetch, pin=env.device.type == "cuda")
+        self._pool = ReaderPool(reader, workers, prefetch, pin=device.type == "cuda")
         self._tally = _Tally(len(dataset), max_unreadable_fraction, _logger_or(warn))
 
     @property
@@ -99,7 +101,7 @@ class Loader:
         Raises:
             UserError: Too many samples are unreadable, or a worker died.
         """
-        return on_device(self._read(steps), self._transform, self._env.device)
+        return on_device(self._read(steps), self._transform, self._device)
 
     def _read(self, steps: range) -> Iterator[Batch]:
         for count, reply in enumerate(self._pool.replies(self._requests(steps))):

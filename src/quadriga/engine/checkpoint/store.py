@@ -38,7 +38,6 @@ from quadriga.engine.checkpoint.folder import (
 from quadriga.engine.checkpoint.read import read_names, read_objective, read_state
 from quadriga.engine.checkpoint.retention import Retention
 from quadriga.engine.checkpoint.write import CheckpointWriter
-from quadriga.engine.companions import log_companions, write_companions
 from quadriga.engine.run_config import CheckpointConfig
 from quadriga.errors import UserError
 
@@ -55,6 +54,12 @@ __all__ = [
     "step_of",
     "verify",
 ]
+
+
+OnSaved = Callable[[Path], None]
+"""Told of a whole checkpoint, on rank 0 and in the thread that wrote it; an error is a warning."""
+OnReported = Callable[[int, Mapping[str, float]], None]
+"""Told the step and what was found of the state after it, on rank 0; an error is a warning."""
 
 
 @dataclass
@@ -79,6 +84,9 @@ class CheckpointStore:
         config: CheckpointConfig,
         config_hash: str,
         warn: Callable[[str], None] = lambda text: None,
+        *,
+        on_saved: OnSaved | None = None,
+        on_reported: OnReported | None = None,
     ) -> None:
         """Keep checkpoints in `folder`, which need not exist yet; every rank calls it.
 
@@ -89,11 +97,15 @@ class CheckpointStore:
             config_hash: Says in the manifest which run this is.
             warn: Told, on rank 0 and in the thread that trains, what went wrong without
                 stopping the run.
+            on_saved: Writes what lies beside a checkpoint for others.
+            on_reported: Writes down what is known of a saved state.
         """
         self._folder, self._env, self._config = folder, env, config
         self._warn: Callable[[str], None] = warn if env.is_main else lambda text: None
         self._writer = CheckpointWriter(folder, env, config_hash)
         self._retention = Retention(folder, config, self._warn) if env.is_main else None
+        self._on_saved = on_saved if env.is_main else None
+        self._on_reported = on_reported if env.is_main else None
         self._saving: _Save | None = None
         self._unsaved: UserError | None = None
         self._notes: list[str] = []  # said by the thread that trains
@@ -177,9 +189,11 @@ class CheckpointStore:
         if self._retention is not None and self._config.keep_best is not None:
             saving = self._saving.step if self._saving is not None else None
             self._retention.report(step, numbers, saving)
-        if self._env.is_main:
-            for note in log_companions(self._config, self._folder.parent, step, numbers):
-                self._warn(note)
+        if self._on_reported is not None:
+            try:
+                self._on_reported(step, numbers)
+            except OSError as error:
+                self._warn(f"what was found after step {step} was not written: {error}")
 
     def load(self, path: Path, executor: Executor) -> int:
         """Read a verified checkpoint into the executor; every rank calls it.
@@ -267,9 +281,12 @@ class CheckpointStore:
     def _write(self, save: _Save) -> None:
         """Do what training need not wait for."""
         save.problem = self._writer.write(save.step, save.extra, save.problem)
-        if save.problem is None and self._env.is_main:
+        if save.problem is None and self._on_saved is not None:
             folder = checkpoint_path(self._folder, save.step)
-            self._notes += write_companions(self._config, folder)
+            try:
+                self._on_saved(folder)
+            except Exception as error:  # the checkpoint is there: it can be written from it later
+                self._notes.append(f"the files beside {folder.name} were not written: {error}")
         if save.problem is None and self._retention is not None:
             try:
                 self._retention.prune(save.step)

@@ -14,6 +14,7 @@ WORK_DIR/
     left_out.json       steps whose update is left out, after a rollback
     replay/             the weights before each bad step: quadriga replay FILE
     checkpoints/        step_00001000/ ...
+    sidecars.json       which files of other layouts are written beside checkpoints, if any
     report/             pictures, evaluation.json, index.html
 """
 
@@ -31,6 +32,7 @@ from quadriga.engine.run_config import RunConfig, identity
 from quadriga.errors import UserError
 from quadriga.files import LOCK, take_lock, write_text
 
+_SIDECARS = "sidecars.json"
 _OWN = (LOCK, "log.txt", "report", ".config.json.partial", "times.jsonl", "console.txt")
 """What a run that was stopped before it wrote its config may have left."""
 
@@ -94,6 +96,32 @@ class RunDirectory:
             return Resolved.from_json(RunConfig, text)
         except UserError as error:
             raise UserError(f"{self.config} is damaged: {error}") from error
+
+    def write_sidecars(self, values: Mapping[str, Any]) -> None:
+        """Write down which files of another layout are written beside checkpoints, and where.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        write_text(self.path / _SIDECARS, json.dumps(dict(values), indent=2, default=str) + "\n")
+
+    def read_sidecars(self) -> dict[str, Any] | None:
+        """Return what `write_sidecars` wrote; None where nothing was written beside checkpoints.
+
+        Raises:
+            UserError: The file is damaged.
+        """
+        try:
+            if (self.path / _SIDECARS).is_file():
+                return dict(json.loads((self.path / _SIDECARS).read_text(encoding="utf-8")))
+            # Up to revision 7f9c01b the config said so.
+            saving = json.loads(self.config.read_text(encoding="utf-8"))["config"]["checkpoint"]
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.path} is damaged: {error}") from error
+        found: dict[str, Any] | None = saving.get("modular_files") or saving.get("stage_files")
+        return found
 
     def check_owner(self, config: RunConfig) -> None:
         """Check that the directory is free or holds this run; change nothing.

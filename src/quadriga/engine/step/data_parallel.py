@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Container, Iterator, Sequence
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -34,26 +34,6 @@ from quadriga.engine.step.statistics import share_statistics
 from quadriga.engine.step.sums import Totals
 from quadriga.engine.step.update import Update, Verdict
 from quadriga.optim.parts.groups import partial_optimizer
-
-
-class MakeExecutor(Protocol):
-    """What makes the executor of a run; see `DataParallelExecutor` for the arguments."""
-
-    def __call__(
-        self,
-        objective: Objective,
-        config: RunConfig,
-        plan: RunPlan,
-        env: DistEnv,
-        *,
-        fill: Fill | None = None,
-        activity: Activity | None = None,
-        asked_to_stop: Callable[[], bool] = ...,
-        on_bad_step: Callable[[BadStep], None] = ...,
-        left_out: Container[int] = (),
-    ) -> Executor:
-        """Make it; every rank calls it."""
-        ...
 
 
 @final

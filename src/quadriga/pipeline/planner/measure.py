@@ -27,9 +27,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from quadriga import randomness
-from quadriga.contracts import Batch, Stage
+from quadriga.contracts import Batch, Share, Stage
 from quadriga.data.reading.loader import Loader
-from quadriga.distributed.environment import DistEnv
 from quadriga.engine.logs.environment import cores
 from quadriga.engine.meters.devices import device_name
 from quadriga.engine.run_config import RunConfig
@@ -179,14 +178,14 @@ def _batches(config: RunConfig, size: int, device: torch.device) -> tuple[list[B
     except UserError:
         return [transform.example(size, device)], "an example"
     count = min(BATCHES, max(1, len(dataset) // size))
-    env = DistEnv(0, 1, 0, 1, device)
     with Loader(
         dataset,
         transform,
         seed=config.seed,
         batch_size=size,
         accumulate=1,
-        env=env,
+        share=Share(),
+        device=device,
         workers=0,
         prefetch=1,
         max_unreadable_fraction=0.5,

@@ -14,6 +14,7 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan
 from quadriga.engine.step.blocks import apply_recompute
 from quadriga.engine.step.sums import Totals
+from quadriga.pipeline.config import pipeline_of
 from quadriga.pipeline.runtime.stage_runner import StageRunner
 from quadriga.pipeline.runtime.staged import StagedExecutor
 from quadriga.pipeline.runtime.updates import Outcome
@@ -132,7 +133,7 @@ class PipelineExecutor(StagedExecutor):
         Raises:
             UserError: The stages, ranks and micro-batches do not fit each other.
         """
-        pipeline = config.pipeline
+        pipeline = pipeline_of(config)
         self.schedule: Schedule = make_schedule(pipeline.schedule, pipeline.flushed_steps)
         super().__init__(objective, config, plan, env, versions=1 + self.schedule.delay, **options)
         stages = self.topology.stages

@@ -21,6 +21,7 @@ from quadriga.engine.step.state import (
     copy_state,
     without_unbegun,
 )
+from quadriga.pipeline.config import pipeline_of
 from quadriga.pipeline.runtime.partition import Part, cut, make_groups, shared_parameters
 from quadriga.pipeline.runtime.updates import Outcome, Updates
 from quadriga.pipeline.runtime.versions import Banks
@@ -66,7 +67,10 @@ class StagedExecutor(Executor):
         self.config, self.plan, self.env = config, plan, env
         self.activity = activity or Activity()
         self._asked_to_stop, self._on_bad_step = asked_to_stop, on_bad_step
-        self.topology = make_topology(config, cast(Splittable, objective).depth, env.world_size)
+        self.pipeline = pipeline_of(config)
+        self.topology = make_topology(
+            self.pipeline, cast(Splittable, objective).depth, env.world_size
+        )
         if fill is not None:
             give_memory(objective, env.device, config.seed)
             fill(objective)
@@ -102,7 +106,7 @@ class StagedExecutor(Executor):
     def _parts(self, objective: Objective) -> list[Part]:
         """Return the stages that each rank of a copy holds, in order of those ranks."""
         stages = cast(Splittable, objective).stages(self.topology.depths)
-        return cut(stages, self.topology.stages, self.config.pipeline.schedule)
+        return cut(stages, self.topology.stages, self.pipeline.schedule)
 
     def next_batch(self, batches: Iterator[MicroBatch]) -> Batch:
         """Take the next micro-batch."""
@@ -174,7 +178,7 @@ class StagedExecutor(Executor):
         updates = self.updates
         state: dict[str, Any] = {**self.banks.state_dict(), **updates.update.state_dict()}
         state |= {f"feedback.{name}": tensor for name, tensor in updates.feedback.items()}
-        if self.config.pipeline.error_feedback:
+        if self.pipeline.error_feedback:
             state["executor.has_feedback"] = torch.tensor(int(updates.has_feedback))
         return state
 

@@ -22,10 +22,11 @@ from torch.distributed.pipelining import schedules
 from quadriga import randomness
 from quadriga.contracts import Batch, LossOutput, MicroBatch, Objective, Stage, StepOutput
 from quadriga.distributed.environment import DistEnv
-from quadriga.engine.run_config import RunConfig
+from quadriga.engine.run_config import RunConfig, TrainConfig
 from quadriga.engine.run_plan import RunPlan
 from quadriga.engine.step.precision import reduced_precision
 from quadriga.errors import UserError
+from quadriga.pipeline.config import PipelineConfig
 from quadriga.pipeline.runtime.partition import V_SHAPED
 from quadriga.pipeline.runtime.staged import StagedExecutor, batches_of
 from quadriga.pipeline.runtime.updates import Outcome
@@ -43,30 +44,30 @@ TORCH_SCHEDULES: dict[str, type[Any]] = {
 _SINGLE = ("torch_gpipe", "torch_1f1b")
 
 
-def check_torch_schedule(config: RunConfig, stages: int) -> None:
+def check_torch_schedule(pipeline: PipelineConfig, train: TrainConfig, stages: int) -> None:
     """Check what torch's schedules ask for.
 
     Raises:
         UserError: The numbers of stages or micro-batches are not right, or something is computed
             again: some of these schedules split a backward pass in two.
     """
-    pipeline, name = config.pipeline, config.pipeline.schedule
-    if config.train.recompute != "none":
+    name = pipeline.schedule
+    if train.recompute != "none":
         raise UserError(
-            f"train.recompute must be none for pipeline.schedule={name}, but is "
-            f"{config.train.recompute}; use 1f1b or 2bw"
+            f"train.recompute must be none for executor.schedule={name}, but is "
+            f"{train.recompute}; use 1f1b or 2bw"
         )
-    held, micro_batches = pipeline.stages_per_rank, config.train.accumulate
+    held, micro_batches = pipeline.stages_per_rank, train.accumulate
     if stages < 2:
         raise UserError(
-            f"pipeline.stages must be at least 2 for pipeline.schedule={name}, but is {stages}; "
+            f"executor.stages must be at least 2 for executor.schedule={name}, but is {stages}; "
             "use 1f1b or 2bw for one stage"
         )
     if (name in _SINGLE or pipeline.conf is not None) and held != 1:
-        by = f"{name} with pipeline.conf" if pipeline.conf is not None else name
-        raise UserError(f"pipeline.stages_per_rank must be 1 for {by}, but is {held}")
+        by = f"{name} with executor.conf" if pipeline.conf is not None else name
+        raise UserError(f"executor.stages_per_rank must be 1 for {by}, but is {held}")
     if name in V_SHAPED and held != 2:
-        raise UserError(f"pipeline.stages_per_rank must be 2 for {name}, but is {held}")
+        raise UserError(f"executor.stages_per_rank must be 2 for {name}, but is {held}")
     least = 2 * stages if name == "dualpipev" else stages
     if micro_batches < least and name != "torch_gpipe":
         raise UserError(
@@ -126,7 +127,7 @@ class TorchScheduleExecutor(StagedExecutor):
             UserError: The stages, ranks and micro-batches do not fit each other.
         """
         super().__init__(objective, config, plan, env, **options)
-        check_torch_schedule(config, self.topology.stages)
+        check_torch_schedule(self.pipeline, config.train, self.topology.stages)
         self.step = 0
         self.batches: Sequence[Batch] = ()
         self.losses: dict[int, LossOutput] = {}
@@ -177,7 +178,7 @@ class TorchScheduleExecutor(StagedExecutor):
             shapes.add(self._shape)
         if len(shapes) > 1:
             raise UserError(
-                f"pipeline.schedule={self.config.pipeline.schedule} needs micro-batches of one "
+                f"executor.schedule={self.pipeline.schedule} needs micro-batches of one "
                 f"shape, but they have {sorted(shapes)}; set views.padding=fixed and a "
                 "train.batch_size that ranks and micro-batches divide"
             )
@@ -187,7 +188,7 @@ class TorchScheduleExecutor(StagedExecutor):
         """Return torch's schedule over this rank's stages, made with the first micro-batches."""
         if self._schedule is not None:
             return self._schedule
-        total, name = len(self.topology.depths), self.config.pipeline.schedule
+        total, name = len(self.topology.depths), self.pipeline.schedule
         device = self.env.device
         hidden = torch.empty(self._shape or (), device="meta")
         made = []

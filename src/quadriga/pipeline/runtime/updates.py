@@ -26,6 +26,7 @@ from quadriga.engine.run_plan import RunPlan
 from quadriga.engine.step.sums import Totals
 from quadriga.engine.step.update import Update, Verdict
 from quadriga.optim.parts.groups import partial_optimizer
+from quadriga.pipeline.config import pipeline_of
 from quadriga.pipeline.runtime.partition import Groups
 from quadriga.pipeline.runtime.versions import Banks, FlatGradients
 
@@ -68,7 +69,7 @@ class Updates:
             objective: The whole objective, on any device; its terms and metrics are reported.
             left_out: Steps that make no update.
         """
-        self._banks, self._config, self._plan = banks, config, plan
+        self._banks, self._pipeline, self._plan = banks, pipeline_of(config), plan
         self._groups, self._env, self._objective = groups, env, objective
         own = banks.parameters
         self._tied = {name: stages for name, stages in ties.items() if name in own}
@@ -78,11 +79,11 @@ class Updates:
         optimizer = partial_optimizer(config.optim, everything, own)
         self.update = Update(list(own.items()), optimizer, config, plan, left_out)
         self.feedback: dict[str, Tensor] = {}
-        if banks.count == 2 and config.pipeline.error_feedback:
+        if banks.count == 2 and self._pipeline.error_feedback:
             self.feedback = {name: torch.zeros_like(p) for name, p in own.items()}
         self.buffers = [FlatGradients(own) for _ in range(banks.count)]
         self.has_feedback = False
-        is_deferred = banks.count == 2 and config.pipeline.deferred_update
+        is_deferred = banks.count == 2 and self._pipeline.deferred_update
         self._thread = ThreadPoolExecutor(1, "update", self._join) if is_deferred else None
         self._pending: dict[int, Future[Outcome] | Outcome] = {}
         # One for all updates: the allocator keeps what was freed on a stream for that stream.
@@ -149,7 +150,7 @@ class Updates:
         self._banks.advance(step)
         if verdict.is_applied:
             gradients.flat.mul_(verdict.factors[0])
-            self._step(gradients, progress, is_late=step > self._config.pipeline.flushed_steps)
+            self._step(gradients, progress, is_late=step > self._pipeline.flushed_steps)
         else:
             self.update.skipped += 1
         return Outcome(verdict, reduced.metrics, self.update.lr(progress))
@@ -188,7 +189,7 @@ class Updates:
         update = torch._foreach_sub(before, parameters)
         last = list(self.feedback.values())
         if is_late and self.has_feedback:
-            strength = self._config.pipeline.error_feedback
+            strength = self._pipeline.error_feedback
             torch._foreach_add_(parameters, torch._foreach_sub(update, last), alpha=-strength)
         torch._foreach_copy_(last, update)
         self.has_feedback = True

@@ -26,7 +26,7 @@ def make_schedule(name: str, flushed_steps: int = 0) -> Schedule:
     if name not in SCHEDULES:
         names = ", ".join(SCHEDULES)
         hint = did_you_mean(name, list(SCHEDULES))
-        raise UserError(f"pipeline.schedule must be one of {names}, but is {name}{hint}")
+        raise UserError(f"executor.schedule must be one of {names}, but is {name}{hint}")
     return SCHEDULES[name]()
 
 

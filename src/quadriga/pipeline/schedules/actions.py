@@ -124,5 +124,5 @@ def needs_micro_batches(name: str, stages: int, micro_batches: int) -> None:
     if micro_batches < stages:
         raise UserError(
             f"{name} needs at least as many micro-batches as stages ({stages}), but "
-            f"train.accumulate is {micro_batches}; raise it or use pipeline.schedule=gpipe"
+            f"train.accumulate is {micro_batches}; raise it or use executor.schedule=gpipe"
         )

@@ -21,12 +21,12 @@ from quadriga.engine.checkpoint.store import list_checkpoints
 from quadriga.engine.initial_weights import fill_from_origins, read_source
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
-from quadriga.engine.modular_contents import LIVE, whole_names
-from quadriga.engine.modular_files import FINISHED
 from quadriga.engine.run_config import RunConfig, release
 from quadriga.engine.step.precision import reduced_precision
 from quadriga.errors import UserError
 from quadriga.modular.parts.cut import meta_depths_of
+from quadriga.modular.parts.sources import LIVE
+from quadriga.surfaces.model_assembling.output_files import FINISHED, whole_names
 from quadriga.surfaces.model_assembling.sources import source_of
 from quadriga.surfaces.model_assembling.to_config import assembly_of, config_tree, folder_of
 from quadriga.weights import Remedies, load_tensors

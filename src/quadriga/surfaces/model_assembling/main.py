@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,6 @@ from quadriga.engine.checkpoint.store import InvalidCheckpoint, list_checkpoints
 from quadriga.engine.faults.preemption import Preemption
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
-from quadriga.engine.modular_files import FINISHED, newest_epoch, write_missing
 from quadriga.engine.resume import Request
 from quadriga.engine.run_config import RunConfig, release
 from quadriga.engine.session import run
@@ -27,9 +27,17 @@ from quadriga.report.run import write_report
 from quadriga.surfaces.command import in_words, run_command
 from quadriga.surfaces.model_assembling.evaluate import evaluate
 from quadriga.surfaces.model_assembling.flags import read_flags
+from quadriga.surfaces.model_assembling.output_files import (
+    FINISHED,
+    OutputFiles,
+    log_epoch,
+    newest_epoch,
+    write_missing,
+)
 from quadriga.surfaces.model_assembling.sources import expanded
 from quadriga.surfaces.model_assembling.to_config import (
     config_tree,
+    files_of,
     folder_of,
     notes_of,
     with_length,
@@ -94,6 +102,8 @@ class Training:
     flags: argparse.Namespace
     resolved: Resolved[RunConfig]
     notes: tuple[str, ...]
+    files: OutputFiles
+    """What is written into ``--output_dir``."""
 
 
 def in_flags(sentence: str) -> str:
@@ -143,7 +153,8 @@ def read_command(flags: argparse.Namespace, environ: Mapping[str, str]) -> Train
     resolved = Resolved.of(RunConfig.from_dict(tree), COMMAND_LINE)
     if words:
         resolved = resolved.override(words, COMMAND_LINE)
-    return Training(flags, resolved, tuple(notes_of(flags, ranks)))
+    files = files_of(flags, len(dataset), ranks)
+    return Training(flags, resolved, tuple(notes_of(flags, ranks)), files)
 
 
 def _with_classes(tree: dict[str, Any], classes: int) -> dict[str, Any]:
@@ -179,21 +190,31 @@ def train(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     ):
         for note in command.notes:
             console.say(note)
-        goes_on = from_main(lambda: _prepare(flags, config, work_dir), env)
-        run(command.resolved, Request(work_dir, resume=goes_on), env, console, preemption)
-        from_main(lambda: _complete(config, work_dir), env)
+        goes_on = from_main(lambda: _prepare(command, work_dir), env)
+        files = command.files
+        run(
+            command.resolved,
+            Request(work_dir, resume=goes_on),
+            env,
+            console,
+            preemption,
+            on_saved=files.on_saved,
+            on_reported=functools.partial(log_epoch, files, RunDirectory(work_dir)),
+        )
+        from_main(lambda: _complete(files, work_dir), env)
         if env.is_main:
             console.say(f"report: {write_report(work_dir)}")
             console.say(f"finished: {flags.output_dir / FINISHED}")
     return 0
 
 
-def _prepare(flags: argparse.Namespace, config: RunConfig, work_dir: Path) -> bool:
+def _prepare(command: Training, work_dir: Path) -> bool:
     """Make the folder; return whether the run has a checkpoint to go on with.
 
     Raises:
         UserError: The folder cannot be written, or holds another run, or another system's epochs.
     """
+    flags = command.flags
     try:
         flags.output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -201,8 +222,8 @@ def _prepare(flags: argparse.Namespace, config: RunConfig, work_dir: Path) -> bo
             f"--output_dir {flags.output_dir} cannot be made: {error.strerror}"
         ) from error
     if list_checkpoints(RunDirectory(work_dir).checkpoints):
-        RunDirectory(work_dir).check_owner(config)
-        _complete(config, work_dir)
+        RunDirectory(work_dir).check_owner(command.resolved.config)
+        _complete(command.files, work_dir)
         return True
     epoch = newest_epoch(flags.output_dir)
     if epoch is not None:
@@ -235,7 +256,7 @@ def _finished(flags: argparse.Namespace) -> str | None:
     return f"finished: {path} is there, nothing is left to do; --eval evaluates it"
 
 
-def _complete(config: RunConfig, work_dir: Path) -> None:
+def _complete(files: OutputFiles, work_dir: Path) -> None:
     """Write the files that an interruption, or a full disk, has kept from being written.
 
     They are those of the newest checkpoint.
@@ -243,13 +264,12 @@ def _complete(config: RunConfig, work_dir: Path) -> None:
     Raises:
         UserError: They cannot be written.
     """
-    assert config.checkpoint.modular_files is not None
     try:
-        write_missing(config.checkpoint.modular_files, RunDirectory(work_dir).checkpoints)
+        write_missing(files, RunDirectory(work_dir).checkpoints)
     except (OSError, InvalidCheckpoint) as error:
-        folder = config.checkpoint.modular_files.folder
         raise UserError(
-            f"--output_dir {folder} cannot be written: {error}; make room and run the same command"
+            f"--output_dir {files.folder} cannot be written: {error}; make room and run the same "
+            "command"
         ) from error
 
 

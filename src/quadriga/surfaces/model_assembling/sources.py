@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from quadriga.engine.logs.directory import RunDirectory
-from quadriga.engine.modular_files import FINISHED
 from quadriga.errors import UserError
+from quadriga.surfaces.model_assembling.output_files import FINISHED
 from quadriga.weights.files import read_weights
 from quadriga.weights.layouts.model_stages import depths_of
 
@@ -70,12 +70,12 @@ def _cut_of(meta: Path) -> tuple[tuple[int, ...] | None, int]:
             and (meta.parent.parent / "config.json").is_file()
         ):
             folder = meta.parent.parent
-        config = RunDirectory(folder).read_config().config
-        files, values = config.checkpoint.modular_files, config.as_dict()
+        values = RunDirectory(folder).read_config().config.as_dict()
+        cut = (RunDirectory(folder).read_sidecars() or {}).get("depths")
         if values["modular"] is not None and values["modular"]["kind"] == "hybrid":
             raise UserError(f"--meta_model must be a whole model, but {meta} trained a module")
         depth: Any = values["model"].get("depth")
-        return (None if files is None else files.depths), int(depth or 0)
+        return (None if cut is None else tuple(cut)), int(depth or 0)
     try:
         content = read_weights(meta)
     except UserError as error:

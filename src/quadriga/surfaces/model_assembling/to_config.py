@@ -12,6 +12,7 @@ from quadriga.contracts import OptimizerConfig
 from quadriga.errors import UserError
 from quadriga.surfaces.model_assembling.checks import OPTIMIZERS
 from quadriga.surfaces.model_assembling.models import find_model
+from quadriga.surfaces.model_assembling.output_files import OutputFiles
 from quadriga.surfaces.model_assembling.sources import meta_depths, source_of
 
 LR_BATCH = 512
@@ -107,15 +108,6 @@ def with_length(
         )
     epoch = samples // batch
     total = flags.epochs * epoch
-    files = {
-        "folder": str(flags.output_dir),
-        "phase": flags.phase,
-        "depths": list(flags.divided_depths),
-        "target_depths": flags.target_depths,
-        "epoch_steps": epoch,
-        "total_steps": total,
-        "keep": flags.save_ckpt_num,
-    }
     return {
         **tree,
         "train": {**tree["train"], "steps": total},
@@ -124,10 +116,29 @@ def with_length(
         "checkpoint": {
             "every_steps": min(total, epoch * flags.save_freq),
             "keep": flags.save_ckpt_num,
-            "modular_files": files,
         },
         "evaluation": {**tree["evaluation"], "every_epochs": epoch * batch / samples},
     }
+
+
+def files_of(flags: argparse.Namespace, samples: int, ranks: int) -> OutputFiles:
+    """Return which files are written into ``--output_dir``.
+
+    Args:
+        flags: The command line.
+        samples: Samples of the training data: as many as one update takes, or more.
+        ranks: Number of processes.
+    """
+    epoch = samples // batch_of(flags, ranks)
+    return OutputFiles(
+        folder=flags.output_dir,
+        phase=flags.phase,
+        depths=tuple(flags.divided_depths),
+        target_depths=tuple(flags.target_depths) if flags.target_depths else None,
+        epoch_steps=epoch,
+        total_steps=flags.epochs * epoch,
+        keep=flags.save_ckpt_num,
+    )
 
 
 def data_of(flags: argparse.Namespace) -> dict[str, Any]:

@@ -137,10 +137,10 @@ def _layers_and_modules(flags: argparse.Namespace) -> tuple[int, int]:
     return layers, modules
 
 
-def schedule_of(flags: argparse.Namespace, cut: Cut) -> str:
-    """Return which schedule the stages run under."""
+def schedule_of(flags: argparse.Namespace, cut: Cut) -> str | None:
+    """Return which schedule the stages run under; None for a model in one piece."""
     if cut.stages == 1:
-        return "none"
+        return None
     if flags.gpipe:
         return "gpipe"
     return "sequential" if flags.no_input_pipelining else "2bw"

@@ -27,12 +27,12 @@ from quadriga.engine.logs.results import RESULTS, read_results
 from quadriga.engine.resume import Request
 from quadriga.engine.run_config import RunConfig, release
 from quadriga.engine.session import run
-from quadriga.engine.stage_files import choose_files, read_stages
 from quadriga.errors import UserError
 from quadriga.models.bert import BertConfig
 from quadriga.surfaces.pipedream_bert.cut import module_sizes
 from quadriga.surfaces.pipedream_bert.glue_flags import read_flags
 from quadriga.surfaces.pipedream_bert.load import merged_file
+from quadriga.surfaces.pipedream_bert.stage_files import choose_files, read_stages
 from quadriga.surfaces.pipedream_bert.words import run_command
 from quadriga.weights.files import read_tensors, write_tensors
 from quadriga.weights.layouts.pipedream import assemble, own_names

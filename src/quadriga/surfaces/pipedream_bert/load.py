@@ -11,8 +11,8 @@ from quadriga.engine.checkpoint.store import list_checkpoints
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.run_config import RunConfig, identity
-from quadriga.engine.stage_files import choose_files, epochs_in, read_stages
 from quadriga.errors import UserError
+from quadriga.surfaces.pipedream_bert.stage_files import choose_files, epochs_in, read_stages
 from quadriga.weights.files import write_tensors
 from quadriga.weights.layouts.pipedream import FOREIGN_WORDS, TIED, own_names
 

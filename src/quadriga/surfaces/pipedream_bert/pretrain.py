@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quadriga.config.provenance import COMMAND_LINE, Resolved, read_overrides
-from quadriga.distributed.collectives import from_main, on_all
+from quadriga.distributed.collectives import from_main
 from quadriga.distributed.environment import read_launch
 from quadriga.distributed.process_group import process_group
 from quadriga.engine.checkpoint.store import InvalidCheckpoint, list_checkpoints
@@ -22,15 +22,19 @@ from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.resume import Request
 from quadriga.engine.run_config import RunConfig, release
 from quadriga.engine.session import run
-from quadriga.engine.stage_export import write_missing
 from quadriga.errors import UserError
 from quadriga.files import write_text
-from quadriga.pipeline.runtime.choose import check_schedule, make_executor
 from quadriga.report.run import write_report
 from quadriga.surfaces.pipedream_bert.cut import Cut, process_environ, read_cut
 from quadriga.surfaces.pipedream_bert.flags import read_flags
 from quadriga.surfaces.pipedream_bert.load import Start, find_start, merged_file
-from quadriga.surfaces.pipedream_bert.to_config import config_tree, notes, with_length
+from quadriga.surfaces.pipedream_bert.stage_files import StageFiles, write_missing
+from quadriga.surfaces.pipedream_bert.to_config import (
+    config_tree,
+    length_of,
+    notes,
+    with_length,
+)
 from quadriga.surfaces.pipedream_bert.words import run_command
 
 
@@ -42,6 +46,8 @@ class Pretraining:
     cut: Cut
     resolved: Resolved[RunConfig]
     notes: tuple[str, ...]
+    stage_files: StageFiles | None
+    """What is written into ``--checkpoint_dir``; None without one."""
 
 
 def read_command(arguments: Sequence[str], environ: Mapping[str, str]) -> Pretraining:
@@ -70,8 +76,12 @@ def read_command(arguments: Sequence[str], environ: Mapping[str, str]) -> Pretra
     resolved = Resolved.of(config, COMMAND_LINE)
     if words:
         resolved = resolved.override(words, COMMAND_LINE)
-    check_schedule(resolved.config, cut.ranks)
-    return Pretraining(flags, cut, resolved, tuple(said))
+    stage_files = None
+    if flags.checkpoint_dir is not None:
+        length = length_of(tree, flags, cut, samples)
+        blocks = tuple(map(tuple, cut.blocks_by_stage()))
+        stage_files = StageFiles(flags.checkpoint_dir, *length, blocks)
+    return Pretraining(flags, cut, resolved, tuple(said), stage_files)
 
 
 def _of_data(words: Mapping[str, str]) -> dict[str, str]:
@@ -98,7 +108,6 @@ def pretrain(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     ):
         for note in command.notes:
             console.say(note)
-        on_all(lambda: check_schedule(config, env.world_size), env)
         work_dir = Path(from_main(lambda: str(_work_dir(flags, config)), env))
         start: Start = from_main(lambda: _prepare(command, work_dir, console), env)
         resolved = command.resolved
@@ -106,7 +115,9 @@ def pretrain(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
             resolved = resolved.override({"warm_start.path": start.warm_start}, COMMAND_LINE)
         going_on = bool(list_checkpoints(RunDirectory(work_dir).checkpoints))
         request = Request(work_dir, resume=going_on, resume_from=start.resume_from)
-        run(resolved, request, env, console, preemption, make_executor)
+        files = command.stage_files
+        on_saved = None if files is None else files.on_saved
+        run(resolved, request, env, console, preemption, on_saved=on_saved)
         if env.is_main:
             if RunDirectory(work_dir).config.is_file():  # not: --load of a finished run
                 console.say(f"report: {write_report(work_dir)}")
@@ -136,13 +147,11 @@ def _prepare(command: Pretraining, work_dir: Path, console: Console) -> Start:
     if folder is not None:
         vocabulary = Path(config.as_dict()["data"]["vocabulary"])
         _remember_vocabulary(folder, vocabulary, flags.do_lower_case)
-        assert config.checkpoint.stage_files is not None
+        assert command.stage_files is not None
         try:
-            for path in write_missing(
-                config.checkpoint.stage_files, RunDirectory(work_dir).checkpoints
-            ):
+            for path in write_missing(command.stage_files, RunDirectory(work_dir).checkpoints):
                 console.say(f"written after an interruption: {path}")
-        except (OSError, InvalidCheckpoint) as error:
+        except (OSError, InvalidCheckpoint, UserError) as error:
             console.warn(f"the files of the stages are not complete: {error}")
     if list_checkpoints(RunDirectory(work_dir).checkpoints):
         return Start(None, _warm_start_of(work_dir))

@@ -22,13 +22,16 @@ def config_tree(flags: argparse.Namespace, cut: Cut) -> dict[str, Any]:
     """Return the values of the run's `RunConfig`, but for the length of an epoch."""
     updates = micro_batches(flags, cut)
     schedule = schedule_of(flags, cut)
-    conf = flags.config_path if schedule != "none" else None
+    executor: dict[str, Any] = {"kind": "data_parallel"}
+    if schedule is not None:
+        conf = None if flags.config_path is None else str(flags.config_path)
+        executor = {"kind": "pipeline", "schedule": schedule, "stages": cut.stages, "conf": conf}
     length: dict[str, Any] = {"epochs": flags.num_train_epochs}
     if flags.num_minibatches is not None:
         length = {"steps": max(1, flags.num_minibatches // updates)}
     bert = BertConfig.from_bert_config(flags.bert_config_path).override({"depth": cut.layers})
     return {
-        "name": f"bert{cut.layers}_{'dp' if schedule == 'none' else schedule}",
+        "name": f"bert{cut.layers}_{schedule or 'dp'}",
         "seed": flags.seed,
         "model": bert.as_dict(),
         "objective": {"kind": "masked_lm"},
@@ -51,11 +54,7 @@ def config_tree(flags: argparse.Namespace, cut: Cut) -> dict[str, Any]:
             "precision": "bfloat16" if flags.fp16 else "float32",
             "recompute": "full" if flags.recompute_step else "none",
         },
-        "pipeline": {
-            "schedule": schedule,
-            "stages": cut.stages,
-            "conf": None if conf is None else str(conf),
-        },
+        "executor": executor,
         "log": {"every_steps": _every_steps(flags, updates)},
     }
 
@@ -77,32 +76,31 @@ def with_length(
     Raises:
         UserError: The corpus has too few samples for one update.
     """
-    train = dict(tree["train"])
-    batch = train["batch_size"]
-    epochs = train.pop("epochs", None)
-    if epochs is None:
-        every = train["steps"]
-    else:
-        if samples < batch:
-            raise UserError(
-                f"--train_path must have at least the {batch} samples of one update "
-                f"(--train_batch_size {flags.train_batch_size} x {train['accumulate']} "
-                f"micro-batches x {cut.replicas} pipelines), but has {samples}; lower "
-                "--train_batch_size"
-            )
-        every = samples // batch
-        train["steps"] = max(1, round(epochs * every))
-    saving: dict[str, Any] = {"every_steps": min(every, train["steps"])}
-    if flags.checkpoint_dir is not None:
-        saving["stage_files"] = {
-            "folder": str(flags.checkpoint_dir),
-            "epoch_steps": every,
-            "total_steps": train["steps"],
-            "modules": cut.blocks_by_stage(),
-        }
-    warmup = round(flags.warmup_proportion * train["steps"])
+    every, total = length_of(tree, flags, cut, samples)
+    train = {name: value for name, value in tree["train"].items() if name != "epochs"}
+    train["steps"] = total
+    warmup = round(flags.warmup_proportion * total)
     schedule = {**tree["schedule"], "warmup_steps": warmup}
+    saving = {"every_steps": min(every, total)}
     return {**tree, "train": train, "schedule": schedule, "checkpoint": saving}
+
+
+def length_of(
+    tree: dict[str, Any], flags: argparse.Namespace, cut: Cut, samples: int
+) -> tuple[int, int]:
+    """Return the updates of an epoch and of the run; the arguments are those of `with_length`."""
+    train = tree["train"]
+    epochs, batch = train.get("epochs"), train["batch_size"]
+    if epochs is None:
+        return train["steps"], train["steps"]
+    if samples < batch:
+        raise UserError(
+            f"--train_path must have at least the {batch} samples of one update "
+            f"(--train_batch_size {flags.train_batch_size} x {train['accumulate']} micro-batches x "
+            f"{cut.replicas} pipelines), but has {samples}; lower --train_batch_size"
+        )
+    every = samples // batch
+    return every, max(1, round(epochs * every))
 
 
 def _every_steps(flags: argparse.Namespace, updates: int) -> int:

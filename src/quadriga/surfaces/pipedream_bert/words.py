@@ -24,8 +24,8 @@ FLAG_OF = {
     "data.lowercase": "--do_lower_case",
     "views.max_length": "--max_seq_length",
     "model.depth": "the number in --module",
-    "pipeline.conf": "--config_path",
-    "pipeline.schedule": "the schedule (--gpipe, --no_input_pipelining)",
+    "executor.conf": "--config_path",
+    "executor.schedule": "the schedule (--gpipe, --no_input_pipelining)",
     "warm_start.path": "--load",
     "--work-dir": "--checkpoint_dir",
 }

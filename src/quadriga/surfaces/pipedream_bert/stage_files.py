@@ -3,14 +3,15 @@
 The layout of the reference system: ``{"epoch": finished epochs, "arch": "bert", "state_dict":
 {"module0": tensors, "module1": ...}}`` with the modules of the stage, the last of the last stage
 being the loss, which has no tensors. Ours has ``stages`` beside them. They hold weights; what a run
-needs to go on is in its own checkpoints.
+needs to go on is in its own checkpoints, from which they are written.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -18,12 +19,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quadriga.engine.checkpoint.folder import list_checkpoints, step_of, verify
+from quadriga.engine.checkpoint.read import OBJECTIVE, read_stored, stored_tensors
+from quadriga.engine.logs.directory import RunDirectory
 from quadriga.errors import UserError
-from quadriga.weights.layouts.pipedream import assemble
+from quadriga.weights.layouts.pipedream import FOREIGN_WORDS, TIED, WORDS, assemble, foreign_names
 
 Modules = Sequence[Mapping[str, Tensor]]
 
 _NAME = re.compile(r"checkpoint\.(\d+)\.pth\.tar\.epoch\.(\d+)")
+_BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class StageFiles:
+    """Which files are written beside a run's checkpoints."""
+
+    folder: Path
+    """Where the files are; it exists."""
+    epoch_steps: int
+    """Optimizer steps of an epoch: there are files of the checkpoints at its multiples."""
+    total_steps: int
+    """Optimizer steps of the run: there are files of its end as well."""
+    modules: tuple[tuple[int, ...], ...]
+    """By stage, the blocks of each of its modules."""
+
+    def epoch_at(self, step: int) -> int | None:
+        """Return which epoch, from 0, ends after `step` steps; None where none does."""
+        if step % self.epoch_steps and step != self.total_steps:
+            return None
+        return -(-step // self.epoch_steps) - 1
+
+    def on_saved(self, checkpoint: Path) -> None:
+        """Write what is due beside a whole checkpoint; see `CheckpointStore`."""
+        RunDirectory(checkpoint.parent.parent).write_sidecars(asdict(self))
+        write_stage_files(self, checkpoint)
 
 
 def stage_file(folder: Path, stage: int, epoch: int) -> Path:
@@ -158,3 +188,90 @@ def _modules_of(content: Mapping[str, Any], path: Path) -> list[Mapping[str, Ten
     if not tensors:
         raise UserError(f"{path} must hold a state_dict with module0, module1, ..., but does not")
     return list(tensors)
+
+
+def write_stage_files(files: StageFiles, checkpoint: Path) -> list[Path]:
+    """Write the files of the epoch that a checkpoint ends; none where it ends none.
+
+    One stage after the other is read, so that the model need not fit into memory.
+
+    Args:
+        files: Which files.
+        checkpoint: A whole checkpoint of a BERT with its heads.
+
+    Returns:
+        The files.
+
+    Raises:
+        OSError: A file cannot be read or written.
+    """
+    epoch = files.epoch_at(step_of(checkpoint))
+    if epoch is None:
+        return []
+    stored = [tensor.name for tensor in stored_tensors(checkpoint)]
+    names = [name.removeprefix(OBJECTIVE) for name in stored if name.startswith(OBJECTIVE)]
+    written = []
+    for stage, modules in enumerate(_names_by_stage(names, files.modules)):
+        wanted = {OBJECTIVE + name for module in modules for name in module}
+        read = read_stored(checkpoint, sorted(wanted))
+        tensors = {name.removeprefix(OBJECTIVE): tensor for name, tensor in read.items()}
+        contents = [_module(names, tensors) for names in modules]
+        stages = len(files.modules)
+        written.append(write_stage(files.folder, stage, stages, epoch, contents))
+    return written
+
+
+def write_missing(files: StageFiles, checkpoints: Path) -> list[Path]:
+    """Write the files of the whole checkpoints whose run was killed before they were there.
+
+    Returns:
+        The files.
+
+    Raises:
+        OSError: A file cannot be read or written.
+        InvalidCheckpoint: A checkpoint is damaged.
+    """
+    there = epochs_in(files.folder)
+    written = []
+    for checkpoint in list_checkpoints(checkpoints):
+        step = step_of(checkpoint)
+        epoch = files.epoch_at(step)
+        if epoch is not None and len(there.get(epoch, [])) < len(files.modules):
+            verify(checkpoint)
+            written += write_stage_files(files, checkpoint)
+    return written
+
+
+def _names_by_stage(
+    names: list[str], modules: tuple[tuple[int, ...], ...]
+) -> Iterator[list[list[str]]]:
+    """Yield the tensors of each module of each stage; the loss, last of all, has none."""
+    first, last = 0, sum(len(of_stage) for of_stage in modules) - 1
+    position = 0
+    for stage, of_stage in enumerate(modules, start=1):
+        found: list[list[str]] = []
+        for blocks in of_stage:
+            own = range(first, first + blocks)
+            found.append([n for n in names if _belongs(n, own, position == 0, position == last)])
+            first, position = own.stop, position + 1
+        yield [*found, []] if stage == len(modules) else found
+
+
+def _belongs(name: str, blocks: range, is_first: bool, is_last: bool) -> bool:
+    block = _BLOCK.match(name)
+    if block is not None:
+        return int(block[1]) in blocks
+    if name.startswith("encoder.embeddings."):
+        return is_first or (is_last and name == WORDS)
+    return is_last
+
+
+def _module(names: list[str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return one module under Hugging Face's names; the last has the table that it shares."""
+    ordered = sorted(names, key=lambda name: [int(n) for n in re.findall(r"\d+", name)])
+    own = foreign_names({name: tensors[name] for name in ordered})
+    if WORDS in names and "head.bias" in names:
+        own[TIED] = tensors[WORDS]
+        if "encoder.embeddings.norm.weight" not in names:
+            del own[FOREIGN_WORDS]
+    return own
