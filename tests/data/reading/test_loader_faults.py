@@ -13,6 +13,7 @@ from loading import BATCH, VIEW, Images, joined, loader_of
 from quadriga.contracts import Transform, UnreadableSample
 from quadriga.data.reading.loader import sequential
 from quadriga.data.reading.sampling import step_samples
+from quadriga.distributed.environment import SINGLE
 from quadriga.errors import UserError
 
 
@@ -121,7 +122,7 @@ def test_a_programming_error_stays_what_it_was(workers):
 def test_sequential_leaves_unreadable_samples_out():
     told: list[str] = []
     dataset = Images(damaged=[0, 1, 5])
-    options = {"batch_size": 2, "workers": 0, "warn": told.append}
+    options = {"batch_size": 2, "env": SINGLE, "workers": 0, "warn": told.append}
     batches = list(sequential(dataset, VIEW, range(10), **options))
     assert joined(batches)["index"].tolist() == [2, 3, 4, 6, 7, 8, 9]
     assert [len(batch["index"]) for batch in batches] == [2, 1, 2, 2]

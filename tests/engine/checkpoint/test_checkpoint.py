@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -370,3 +370,32 @@ def test_a_state_on_the_gpu_is_copied_before_training_goes_on(tmp_path: Path) ->
         store.wait()
         store.load(path, other)
     assert torch.equal(other.state["objective.weight"].cpu(), torch.full((3, 4), 2.0))
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_what_lies_beside_a_checkpoint_stops_nothing(tmp_path: Path, asynchronous: bool) -> None:
+    """The hooks see whole checkpoints and reported numbers; what they raise is a warning."""
+    said: list[str] = []
+    seen: list[object] = []
+
+    def on_saved(checkpoint: Path) -> None:
+        seen.append(verify(checkpoint).step)
+        if seen[-1] == 2:
+            raise OSError("no room beside it")
+
+    def on_reported(step: int, numbers: Mapping[str, float]) -> None:
+        seen.append((step, dict(numbers)))
+        raise OSError("no room in the log")
+
+    config = CheckpointConfig(asynchronous=asynchronous)
+    hooks = {"on_saved": on_saved, "on_reported": on_reported}
+    with CheckpointStore(tmp_path, SINGLE, config, "h", said.append, **hooks) as store:  # type: ignore[arg-type]
+        for step in (1, 2):
+            store.save(step, Tensors(step))
+            store.wait()
+        store.report(2, {"loss": 3.0})
+    assert seen == [1, 2, (2, {"loss": 3.0})]
+    assert len(said) == 2
+    assert "step_00000002" in said[0]
+    assert "no room beside it" in said[0]
+    assert "no room in the log" in said[1]

@@ -20,11 +20,13 @@ from errors import assert_says, refuses
 from quadriga.distributed.environment import SINGLE
 from quadriga.engine.faults.preemption import Preempted
 from quadriga.engine.logs.console import Console
+from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.resume import Request
 from quadriga.engine.session import run
 from quadriga.errors import UserError
 from quadriga.surfaces.model_assembling import main
 from quadriga.surfaces.model_assembling.main import in_flags, read_command, read_words, train
+from quadriga.surfaces.model_assembling.sources import meta_depths
 from quadriga.weights.files import read_weights
 from quadriga.weights.layouts.model_stages import digest, own_names
 from ranks import free_port
@@ -133,6 +135,17 @@ def test_what_the_files_hold(there: Path) -> None:
     assert (facts["phase"], facts["index"], facts["step"]) == ("MT", 1, 3)
     assert facts["meta"] == digest(weights_of(there / "log_dir/PT_tiny/finished_checkpoint.pth"))
     assert (folder / "checkpoint-0.pth").samefile(folder / "finished_checkpoint.pth")
+
+
+def test_the_cut_of_a_run_lies_beside_it(there: Path) -> None:
+    """A meta model whose files are gone is known by it; the file of another cut is refused."""
+    run_dir = there / "log_dir" / "PT_tiny" / "run"
+    beside = RunDirectory(run_dir).read_sidecars()
+    assert beside is not None
+    assert (beside["phase"], beside["depths"], beside["epoch_steps"]) == ("PT", [1, 1, 1, 1], 6)
+    assert meta_depths(run_dir, (1, 1, 2, 1), 2) == (1, 1, 1, 1)
+    with pytest.raises(UserError, match="--divided_depths must have the blocks of the meta model"):
+        meta_depths(run_dir, (2, 1, 2, 1), 2)
 
 
 def test_the_optimizers_state_is_torchs(there: Path) -> None:
