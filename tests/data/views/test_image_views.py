@@ -13,7 +13,7 @@ from quadriga.config.base import construct
 from quadriga.contracts import ViewsConfig, stack
 from quadriga.data.images.record import ImageRecord
 from quadriga.data.views.crops import ImageViewsConfig, normalise, random_box
-from quadriga.randomness import Stream, fold, uniform_rows
+from quadriga.randomness import Stream, fold, pass_keys, uniform_rows
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -175,3 +175,27 @@ def test_values_out_of_range(key, value, fragments):
 def test_the_config_survives_json():
     config = ImageViewsConfig(image_px=32, interpolation="bilinear")
     assert construct(ViewsConfig, config.as_dict()) == config
+
+
+def test_several_crops_are_the_views_of_their_own_keys():
+    config = ImageViewsConfig(image_px=12)
+    one, several = config.build("train"), config.override({"crops": 3}).build("train")
+    items = [record(40, 50, label) for label in range(4)]
+    keys = np.array([5, 6, 7, 8])
+    batch = stack([several.sample(i, int(k)) for i, k in zip(items, keys)], np.arange(4), keys)
+    assert "image" not in batch
+    done = several.batch(batch)["crops"]
+    assert done.shape == (4, 3, 3, 12, 12)
+    for number in range(3):
+        own = [one.sample(i, fold(int(k), "crop", number)) for i, k in zip(items, keys)]
+        expected = one.batch(
+            {**stack(own, np.arange(4), keys), "key": pass_keys(batch["key"], f"crop {number}")}
+        )["image"]
+        assert torch.equal(done[:, number], expected)
+    assert not torch.equal(done[:, 0], done[:, 1])
+    example = several.example(4, torch.device("meta"))
+    assert {n: (t.shape, t.dtype) for n, t in example.items()} == {
+        n: (t.shape, t.dtype) for n, t in several.batch(batch).items()
+    }
+    whole = config.override({"crops": 3}).build("test").sample(items[0], 1)
+    assert whole["image"].shape == (3, 12, 12)

@@ -13,6 +13,7 @@ from pictures import encoded, noise
 from quadriga.contracts import ViewsConfig
 from quadriga.data.images.record import ImageRecord
 from quadriga.data.views.shifts import ShiftedViewsConfig, shifted
+from quadriga.randomness import pass_keys
 
 
 def by_numpy(image, shift, flip, fill):
@@ -121,3 +122,17 @@ def test_config_round_trips_and_refuses():
         ShiftedViewsConfig.from_dict({"image_px": 4})
     with refuses("std", "above 0"):
         ShiftedViewsConfig.from_dict({"std": [1, 0, 1]})
+
+
+def test_several_views_are_those_of_their_own_keys():
+    batch = batch_of(5)
+    config = ShiftedViewsConfig(**PLAIN, crops=2)
+    done = config.build("train").batch(batch)
+    assert "image" not in done
+    one = config.override({"crops": 1}).build("train")
+    for number in range(2):
+        keyed = {**batch, "key": pass_keys(batch["key"], f"crop {number}")}
+        assert torch.equal(done["crops"][:, number], one.batch(keyed)["image"])
+    assert not torch.equal(done["crops"][:, 0], done["crops"][:, 1])
+    example = config.build("train").example(5, torch.device("cpu"))
+    assert {n: t.shape for n, t in example.items()} == {n: t.shape for n, t in done.items()}

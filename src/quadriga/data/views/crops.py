@@ -16,7 +16,7 @@ from quadriga.contracts import Batch, Dataset, Sample, Split, StepPlan, Transfor
 from quadriga.data.images.decode import Box, Interpolation, OpenedImage, resize
 from quadriga.data.images.record import ImageRecord
 from quadriga.errors import UserError
-from quadriga.randomness import Stream, fold, uniform_rows
+from quadriga.randomness import Stream, fold, pass_keys, uniform_rows
 
 _FLIP = fold("flip")
 _LONGEST = 16
@@ -28,7 +28,7 @@ Rgb = tuple[float, float, float]
 
 @final
 class ImageViewsConfig(ViewsConfig):
-    """One view per image.
+    """One view per image, or several to train on.
 
     Training: a random part of the image, resized, and flipped at random. Evaluation: the shorter
     side resized, then the centre.
@@ -36,6 +36,9 @@ class ImageViewsConfig(ViewsConfig):
 
     image_px: int = Field(default=224, gt=0)
     """Height and width of a view in pixels."""
+    crops: int = Field(default=1, ge=1, le=16)
+    """Training views of an image. Several are ``crops`` (batch, crops, 3, image_px, image_px) of a
+    batch, each with draws of its own, and there is no ``image``."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Least and greatest share of the image's area in a training crop."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -105,31 +108,45 @@ class TrainingView(Transform):
         self.config = config
 
     def sample(self, record: ImageRecord, key: int) -> Sample:
-        """Decode and crop one image.
+        """Decode one image and crop it, as often as the config says.
 
         Returns:
-            ``image`` uint8 (3, image_px, image_px), and ``label`` int64 () where there is one.
+            ``image`` uint8 (3, image_px, image_px), or ``crops`` uint8 (crops, 3, image_px,
+            image_px); and ``label`` int64 () where there is one.
 
         Raises:
             UnreadableSample: The image cannot be decoded.
         """
         config = self.config
         image = OpenedImage(record)
+        if config.crops == 1:
+            return sample_of(self._view(image, key), record.label)
+        keys = [fold(key, "crop", number) for number in range(config.crops)]
+        views = np.stack([self._view(image, own) for own in keys])
+        return sample_of(views, record.label, "crops")
+
+    def _view(self, image: OpenedImage, key: int) -> UInt8[np.ndarray, "3 image_px image_px"]:
+        config = self.config
         box = random_box(
             image.height, image.width, config.crop_scale, config.crop_ratio, Stream(key)
         )
         pixels = image.crop(box, config.image_px, config.image_px)
-        view = resize(pixels, config.image_px, config.image_px, config.interpolation)
-        return sample_of(view, record.label)
+        return resize(pixels, config.image_px, config.image_px, config.interpolation)
 
     def batch(self, batch: Batch) -> Batch:
-        """Flip each image with its own key's draw, then normalise all."""
-        images = flip(batch["image"], batch["key"], self.config.flip_probability)
-        return {**batch, "image": normalise(images, self.config.mean, self.config.std)}
+        """Flip each view with its own key's draw, then normalise all."""
+        config, key = self.config, batch["key"]
+        if config.crops == 1:
+            images = flip(batch["image"], key, config.flip_probability)
+            return {**batch, "image": normalise(images, config.mean, config.std)}
+        own = crop_keys(key, config.crops)
+        pairs = zip(batch["crops"].unbind(1), own, strict=True)
+        crops = torch.stack([flip(view, k, config.flip_probability) for view, k in pairs], dim=1)
+        return {**batch, "crops": normalise(crops, config.mean, config.std)}
 
     def example(self, size: int, device: torch.device) -> Batch:
-        """Return a batch of `size` views with arbitrary values."""
-        return example(size, self.config.image_px, device)
+        """Return a batch of `size` samples with arbitrary values."""
+        return example(size, self.config.image_px, device, self.config.crops)
 
 
 @final
@@ -240,9 +257,14 @@ def flip(
     return torch.where(flipped, images.flip(-1), images)
 
 
+def crop_keys(key: Int64[Tensor, " batch"], crops: int) -> list[Int64[Tensor, " batch"]]:
+    """Return, for each of several crops, the keys that its samples' draws on the device have."""
+    return [pass_keys(key, f"crop {number}") for number in range(crops)]
+
+
 def normalise(
-    images: UInt8[Tensor, "batch 3 height width"], mean: Rgb, std: Rgb
-) -> Float[Tensor, "batch 3 height width"]:
+    images: UInt8[Tensor, "*batch 3 height width"], mean: Rgb, std: Rgb
+) -> Float[Tensor, "*batch 3 height width"]:
     """Return ``(images / 255 - mean) / std`` in float32 as one multiplication and one addition."""
     factor, offset = _affine(mean, std, images.device)
     floats = images.to(torch.float32)
@@ -264,16 +286,19 @@ def not_too_long(height: int, width: int) -> Box:
     return Box((height - kept_height) // 2, (width - kept_width) // 2, kept_height, kept_width)
 
 
-def sample_of(view: UInt8[np.ndarray, "3 height width"], label: int | None) -> Sample:
-    """Return a view as a sample, with its label where there is one."""
-    return {"image": view} if label is None else {"image": view, "label": np.array(label, np.int64)}
+def sample_of(
+    view: UInt8[np.ndarray, "*crops 3 height width"], label: int | None, name: str = "image"
+) -> Sample:
+    """Return a view, or several, as a sample, with its label where there is one."""
+    return {name: view} if label is None else {name: view, "label": np.array(label, np.int64)}
 
 
-def example(size: int, image_px: int, device: torch.device) -> Batch:
-    """Return a labelled batch of `size` black views."""
+def example(size: int, image_px: int, device: torch.device, crops: int = 1) -> Batch:
+    """Return a labelled batch of `size` samples of black views."""
     index = torch.arange(size, device=device)
+    name, shape = ("image", (size,)) if crops == 1 else ("crops", (size, crops))
     return {
-        "image": torch.zeros(size, 3, image_px, image_px, device=device),
+        name: torch.zeros(*shape, 3, image_px, image_px, device=device),
         "label": torch.zeros_like(index),
         "index": index,
         "key": index,

@@ -16,7 +16,14 @@ from torch import Tensor
 
 from quadriga.contracts import Batch, Dataset, Sample, Split, StepPlan, Transform, ViewsConfig
 from quadriga.data.images.record import ImageRecord
-from quadriga.data.views.crops import EvaluationView, Rgb, check_images
+from quadriga.data.views.crops import (
+    EvaluationView,
+    Rgb,
+    check_images,
+    crop_keys,
+    example,
+    normalise,
+)
 from quadriga.randomness import fold, uniform_rows
 
 _DRAWS = fold("shift and flip")
@@ -24,10 +31,13 @@ _DRAWS = fold("shift and flip")
 
 @final
 class ShiftedViewsConfig(ViewsConfig):
-    """One view per image: the image itself, in training shifted and flipped at random."""
+    """One view per image, or several: the image, in training shifted and flipped at random."""
 
     image_px: int = Field(default=32, gt=0)
     """Height and width of a view in pixels; images of another size are resized first."""
+    crops: int = Field(default=1, ge=1, le=16)
+    """Training views of an image. Several are ``crops`` (batch, crops, 3, image_px, image_px) of a
+    batch, each with draws of its own, and there is no ``image``."""
     shift_px: int = Field(default=4, ge=0)
     """Most pixels that an image is shifted by in each direction."""
     fill: Literal["zero", "edge"] = "zero"
@@ -86,17 +96,24 @@ class ShiftedView(Transform):
         return self.whole.sample(record, key)
 
     def batch(self, batch: Batch) -> Batch:
-        """Shift and flip each image with its own key's draws, then normalise all."""
+        """Shift and flip each view with its own key's draws, then normalise all."""
+        config, key = self.config, batch["key"]
+        if config.crops == 1:
+            return {**batch, "image": self._view(batch["image"], key)}
+        views = [self._view(batch["image"], own) for own in crop_keys(key, config.crops)]
+        others = {name: tensor for name, tensor in batch.items() if name != "image"}
+        return {**others, "crops": torch.stack(views, dim=1)}
+
+    def _view(self, images: Tensor, key: Tensor) -> Tensor:
         config = self.config
-        draws = uniform_rows(batch["key"], _DRAWS, 3)
+        draws = uniform_rows(key, _DRAWS, 3)
         shifts = (draws[:, :2] * (2 * config.shift_px + 1)).long() - config.shift_px
         flips = draws[:, 2] < config.flip_probability
-        images = shifted(batch["image"], shifts, flips, config.fill)
-        return self.whole.batch({**batch, "image": images})
+        return normalise(shifted(images, shifts, flips, config.fill), config.mean, config.std)
 
     def example(self, size: int, device: torch.device) -> Batch:
-        """Return a batch of `size` views with arbitrary values."""
-        return self.whole.example(size, device)
+        """Return a batch of `size` samples with arbitrary values."""
+        return example(size, self.config.image_px, device, self.config.crops)
 
 
 def shifted(
