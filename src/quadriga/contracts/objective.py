@@ -15,8 +15,8 @@ from quadriga.distributed.slots import Slots, alone
 Batch = Mapping[str, Tensor]
 """Tensors of one micro-batch, each with the batch in dimension 0. Always there: ``index`` (int64,
 the samples' indices) and ``key`` (int64, the samples' random keys, folded from seed, epoch and
-index). Images are ``image`` (batch, 3, height, width), labels are ``label`` (int64). Where a sample is
-several views of an image, they are ``crops`` (batch, crops, 3, height, width) instead.
+index). Images are ``image`` (batch, 3, height, width), labels are ``label`` (int64). Several
+views of each image are ``crops`` (batch, crops, 3, height, width) instead of ``image``.
 Where images are mixed, ``mixed_label`` (int64) is the label of the image that was mixed in, and
 ``share`` (float32, 0 to 1) how much of the sample is still of its own ``label``.
 

@@ -47,7 +47,7 @@ def linear_cross_entropy(
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
     rows = max(1, chunk_elements // weight.shape[0])
-    with _types_as_written(kind):
+    with types_as_written(kind):
         if not torch.is_grad_enabled():
             return _without_gradient(hidden, weight, bias, targets, rows, dtype)
         form = _InOnePiece if hidden.shape[0] <= rows else _InChunks
@@ -79,7 +79,7 @@ class _InOnePiece(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, gradient = ctx.saved_tensors
         dtype = gradient.dtype
-        with _types_as_written(hidden.device.type):
+        with types_as_written(hidden.device.type):
             # The scale comes last: a loss scale would overflow a narrow type before.
             of_hidden = (gradient @ weight.to(dtype)).to(hidden.dtype).mul_(scale)
             of_weight = (gradient.t() @ hidden.to(dtype)).to(weight.dtype).mul_(scale)
@@ -127,7 +127,7 @@ class _InChunks(torch.autograd.Function):
         return (*(gradient * scale for gradient in ctx.saved_tensors), None, None, None)
 
 
-def _types_as_written(kind: str) -> contextlib.AbstractContextManager[object]:
+def types_as_written(kind: str) -> contextlib.AbstractContextManager[object]:
     """Return a context without autocast, which some kinds of devices do not know at all."""
     if not torch.amp.is_autocast_available(kind):
         return contextlib.nullcontext()

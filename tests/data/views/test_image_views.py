@@ -180,14 +180,14 @@ def test_the_config_survives_json():
 def test_several_crops_are_the_views_of_their_own_keys():
     config = ImageViewsConfig(image_px=12)
     one, several = config.build("train"), config.override({"crops": 3}).build("train")
-    items = [record(40, 50, label) for label in range(4)]
-    keys = np.array([5, 6, 7, 8])
-    batch = stack([several.sample(i, int(k)) for i, k in zip(items, keys)], np.arange(4), keys)
+    pairs = [(record(40, 50, label), 5 + label) for label in range(4)]
+    keys = np.array([key for _, key in pairs])
+    batch = stack([several.sample(item, key) for item, key in pairs], np.arange(4), keys)
     assert "image" not in batch
     done = several.batch(batch)["crops"]
     assert done.shape == (4, 3, 3, 12, 12)
     for number in range(3):
-        own = [one.sample(i, fold(int(k), "crop", number)) for i, k in zip(items, keys)]
+        own = [one.sample(item, fold(key, "crop", number)) for item, key in pairs]
         expected = one.batch(
             {**stack(own, np.arange(4), keys), "key": pass_keys(batch["key"], f"crop {number}")}
         )["image"]
@@ -197,5 +197,5 @@ def test_several_crops_are_the_views_of_their_own_keys():
     assert {n: (t.shape, t.dtype) for n, t in example.items()} == {
         n: (t.shape, t.dtype) for n, t in several.batch(batch).items()
     }
-    whole = config.override({"crops": 3}).build("test").sample(items[0], 1)
+    whole = config.override({"crops": 3}).build("test").sample(pairs[0][0], 1)
     assert whole["image"].shape == (3, 12, 12)

@@ -37,7 +37,12 @@ class BatchNorm(nn.Module):
     tally: Tensor
 
     def __init__(
-        self, features: int, eps: float = 1e-5, momentum: float = 0.1, initial_scale: float = 1.0
+        self,
+        features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        initial_scale: float = 1.0,
+        affine: bool = True,
     ) -> None:
         """Make the module with undefined values.
 
@@ -46,11 +51,12 @@ class BatchNorm(nn.Module):
             eps: Added to the variance.
             momentum: Share of a step's statistics in the new running statistics.
             initial_scale: Initial value of the factors; 0 lets a residual branch start at zero.
+            affine: Whether learned factors and offsets follow the normalisation.
         """
         super().__init__()
         self.eps, self.momentum, self.initial_scale = eps, momentum, initial_scale
-        self.weight = nn.Parameter(torch.empty(features))
-        self.bias = nn.Parameter(torch.empty(features))
+        self.weight = nn.Parameter(torch.empty(features)) if affine else None
+        self.bias = nn.Parameter(torch.empty(features)) if affine else None
         self.register_buffer("running_mean", torch.empty(features))
         self.register_buffer("running_var", torch.empty(features))
         self.register_buffer("num_batches_tracked", torch.empty((), dtype=torch.int64))
@@ -64,7 +70,8 @@ class BatchNorm(nn.Module):
         """Make the module the identity, or zero for `initial_scale` 0, and its tally empty."""
         for name in filler.names:
             filler.constant(name, 1.0 if name == "running_var" else 0.0)
-        filler.constant("weight", self.initial_scale)
+        if self.weight is not None:
+            filler.constant("weight", self.initial_scale)
 
     def set_groups(self, group: int | None, reduce: Reduce | None) -> None:
         """Say which samples share statistics in training.
@@ -169,9 +176,11 @@ class BatchNorm(nn.Module):
         if self.is_tallying:
             unbiased = variance * (count / (count - 1).clamp(min=1))
             self._add_to_tally(torch.stack([mean, unbiased])[:, None])
-        scale = (variance + self.eps).rsqrt() * self.weight
-        outputs = torch.addcmul(self.bias.view(shape), centred, scale.view(shape))
-        return outputs.to(inputs.dtype)
+        scale = (variance + self.eps).rsqrt()
+        if self.weight is None or self.bias is None:
+            return (centred * scale.view(shape)).to(inputs.dtype)
+        scale = (scale * self.weight).view(shape)
+        return torch.addcmul(self.bias.view(shape), centred, scale).to(inputs.dtype)
 
     @torch.no_grad()
     def _add_to_tally(self, statistics: Float[Tensor, "2 groups features"]) -> None:

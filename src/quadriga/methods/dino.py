@@ -1,0 +1,197 @@
+"""DINO (Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021,
+arXiv:2104.14294).
+
+A student sees one view of an image and predicts which of many prototypes a teacher, its moving
+average, assigns to another view. Centring and sharpening the teacher keep both from collapsing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import final
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from quadriga import randomness
+from quadriga.contracts import (
+    Batch,
+    LossOutput,
+    ModelConfig,
+    Objective,
+    ObjectiveConfig,
+    Progress,
+    Term,
+)
+from quadriga.losses.cross_entropy import types_as_written
+from quadriga.losses.prototypes import prototype_cross_entropy
+from quadriga.methods.parts.encoders import encode, image_model, two_crops
+from quadriga.methods.parts.teacher import follow, rising, start, teacher_of
+from quadriga.models.parts.heads import DINOHead, Prototypes
+from quadriga.models.parts.initialise import Filler, initialise
+from quadriga.models.resnet import ResNetConfig
+from quadriga.models.vit import ViTConfig
+
+
+@final
+class DINOConfig(ObjectiveConfig):
+    """Self-distillation without labels, on two views."""
+
+    prototypes: int = Field(65_536, ge=2)
+    """Outputs that the distributions are over."""
+    hidden_width: int = Field(2048, ge=1)
+    """Features of the head's hidden layers."""
+    bottleneck_width: int = Field(256, ge=1)
+    """Features that are compared with the prototypes."""
+    student_temperature: float = Field(0.1, gt=0)
+    """Temperature of the student's softmax."""
+    teacher_temperature: float = Field(0.07, gt=0)
+    """Temperature of the teacher's softmax after its warm-up."""
+    first_teacher_temperature: float = Field(0.04, gt=0)
+    """Temperature of the teacher's softmax at step 0; it rises linearly."""
+    temperature_warmup_epochs: float = Field(30.0, ge=0)
+    """Length of that warm-up in epochs."""
+    centre_momentum: float = Field(0.9, ge=0, lt=1)
+    """Share of the old centre in the new one."""
+    momentum: float = Field(0.996, ge=0, le=1)
+    """Share of the old teacher in the new one at step 0; it rises to 1 along a cosine."""
+    frozen_epochs: float = Field(1.0, ge=0)
+    """Epochs at the start in which the prototypes stay as they are drawn."""
+    statistics_group: int | None = Field(None, ge=1)
+    """Consecutive samples of a step that share statistics in a ResNet's batch normalisation; none:
+    each micro-batch."""
+
+    def build(self, model: ModelConfig) -> DINO:
+        """Make the objective for a vision transformer or a residual network.
+
+        Raises:
+            UserError: `model` is of another kind, or has no statistics for the groups.
+        """
+        return DINO(self, image_model("dino", model, self.statistics_group))
+
+    def teacher_temperature_at(self, progress: Progress) -> float:
+        """Return the temperature of the teacher's softmax at a step."""
+        if progress.epoch >= self.temperature_warmup_epochs:
+            return self.teacher_temperature
+        share = progress.epoch / self.temperature_warmup_epochs
+        first = self.first_teacher_temperature
+        return first + (self.teacher_temperature - first) * share
+
+
+@final
+class DINO(Objective):
+    """A student and its teacher, each an encoder with a head and prototypes."""
+
+    metric_names = ("teacher_entropy",)
+    entry_points = ("features",)
+    centre: Tensor
+
+    def __init__(self, config: DINOConfig, model: ViTConfig | ResNetConfig) -> None:
+        """Make both with undefined values."""
+        super().__init__()
+        self.config, self.statistics_group = config, config.statistics_group
+        if isinstance(model, ViTConfig):
+            self.tokens_per_sample = 2 * model.patches
+        self.encoder = model.build()
+        self.head = DINOHead(model.width, config.hidden_width, config.bottleneck_width)
+        self.prototypes = Prototypes(config.bottleneck_width, config.prototypes)
+        self.teacher_encoder = teacher_of(self.encoder)
+        self.teacher_head = teacher_of(self.head)
+        self.teacher_prototypes = teacher_of(self.prototypes)
+        self.register_buffer("centre", torch.empty(config.prototypes))
+        self.teacher_temperature = config.teacher_temperature
+
+    def initialise(self, seed: int) -> None:
+        """Fill every tensor: linear maps from a truncated N(0, 0.02^2), the centre with 0."""
+        initialise(self, seed, "truncated_normal")
+
+    def fill(self, filler: Filler) -> None:
+        """Set the centre to 0."""
+        filler.constant("centre", 0.0)
+
+    def after_initial_weights(self) -> None:
+        """Start the teacher as a copy of the student."""
+        for teacher, student in self._followed():
+            start(teacher, student)
+
+    def before_step(self, progress: Progress) -> None:
+        """Set the teacher's temperature, and whether the prototypes are trained."""
+        self.teacher_temperature = self.config.teacher_temperature_at(progress)
+        is_frozen = progress.epoch < self.config.frozen_epochs
+        self.frozen_parts = ("prototypes.",) if is_frozen else ()
+
+    def sum_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of what the centre is made of."""
+        return {"teacher_scores": (self.config.prototypes,), "teacher_rows": (1,)}
+
+    def forward(self, batch: Batch) -> LossOutput:
+        """Sum the loss over the images: algorithm 1 of the paper.
+
+        ``H(t1, s2) / 2 + H(t2, s1) / 2`` with ``H(t, s) = -softmax((t - centre) / teacher
+        temperature) log softmax(s / student temperature)`` and the scores s and t of the student
+        and the teacher.
+        """
+        crops, key = two_crops(batch, "dino"), batch["key"]
+        students = [
+            self.head(encode(self.encoder, crop, randomness.pass_keys(key, f"crop {number}")))
+            for number, crop in enumerate(crops)
+        ]
+        with torch.no_grad():
+            teachers = [self.teacher_head(encode(self.teacher_encoder, crop)) for crop in crops]
+            directions = self.teacher_prototypes()
+        loss, entropy = prototype_cross_entropy(
+            torch.cat([students[1], students[0]]),
+            self.prototypes(),
+            self.config.student_temperature,
+            torch.cat(teachers),
+            directions,
+            self.teacher_temperature,
+            -self.centre / self.teacher_temperature,
+        )
+        count = loss.new_full((), len(key))
+        return LossOutput(
+            {"loss": Term(loss / 2, count)},
+            {"teacher_entropy": (entropy / 2, count)},
+            sums=_scores(torch.cat(teachers), directions),
+        )
+
+    def after_step(
+        self, progress: Progress, sums: Mapping[str, Tensor], rows: Mapping[str, Tensor]
+    ) -> None:
+        """Have the centre follow the mean of the teacher's scores (eq. 4), the teacher its student.
+
+        The teacher follows with the momentum of this step, after the update.
+        """
+        mean = sums["teacher_scores"] / sums["teacher_rows"]
+        self.centre.lerp_(mean, 1.0 - self.config.centre_momentum)
+        momentum = rising(self.config.momentum, progress)
+        for teacher, student in self._followed():
+            follow(teacher, student, momentum)
+
+    def features(
+        self, images: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch width"]:
+        """Return one vector per image from the teacher's encoder, which the paper evaluates."""
+        return encode(self.teacher_encoder, images)
+
+    def _followed(self) -> tuple[tuple[nn.Module, nn.Module], ...]:
+        return (
+            (self.teacher_encoder, self.encoder),
+            (self.teacher_head, self.head),
+            (self.teacher_prototypes, self.prototypes),
+        )
+
+
+@torch.no_grad()
+def _scores(
+    rows: Float[Tensor, "rows width"], prototypes: Float[Tensor, "prototypes width"]
+) -> dict[str, Tensor]:
+    """Return the sum of the rows' scores, which is the scores of their sum, and their number."""
+    with types_as_written(rows.device.type):
+        scores = prototypes @ rows.sum(dim=0)
+    return {
+        "teacher_scores": scores,
+        "teacher_rows": rows.new_full((1,), len(rows), dtype=torch.float32),
+    }

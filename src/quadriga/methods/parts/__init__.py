@@ -1,0 +1,1 @@
+"""What methods share: teachers, and encoders of several views."""

@@ -1,0 +1,67 @@
+"""Image encoders of any architecture, and the batches that methods of two views need."""
+
+from __future__ import annotations
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from quadriga.contracts import Batch, ModelConfig
+from quadriga.errors import UserError
+from quadriga.models.resnet import ResNet, ResNetConfig
+from quadriga.models.vit import ViT, ViTConfig
+
+
+def image_model(
+    method: str, model: ModelConfig, statistics_group: int | None
+) -> ViTConfig | ResNetConfig:
+    """Return `model`, which is one of images.
+
+    Args:
+        method: Who asks, for error sentences.
+        model: Any model.
+        statistics_group: What the objective's field of that name says.
+
+    Raises:
+        UserError: It is of another kind, or has no batch normalisation to take groups for.
+    """
+    if not isinstance(model, ViTConfig | ResNetConfig):
+        raise UserError(
+            f"{method} needs model.kind=vit or resnet, but model.kind is {model.kind()}; set it"
+        )
+    if isinstance(model, ViTConfig) and statistics_group is not None:
+        raise UserError(
+            f"objective.statistics_group must be none for model.kind=vit, which has no batch "
+            f"normalisation, but is {statistics_group}; remove it"
+        )
+    return model
+
+
+def encode(
+    encoder: ViT | ResNet,
+    images: Float[Tensor, "batch channels height width"],
+    keys: Int[Tensor, " batch"] | None = None,
+) -> Float[Tensor, "batch width"]:
+    """Return one vector per image; `keys` as for `ViT.encode`, where there is drop path."""
+    if isinstance(encoder, ViT):
+        return encoder.features(images, keys)
+    return encoder.features(images)
+
+
+def two_crops(
+    batch: Batch, method: str
+) -> tuple[
+    Float[Tensor, "batch channels height width"], Float[Tensor, "batch channels height width"]
+]:
+    """Return the two views that a batch has of each image.
+
+    Raises:
+        UserError: It has not two.
+    """
+    crops = batch["crops"].shape[1] if "crops" in batch else 1
+    if crops != 2:
+        raise UserError(
+            f"{method} compares 2 views of each image, but has {crops}; set views.crops=2, and "
+            "leave held_out, which sees one view, out of evaluation.protocols"
+        )
+    first, second = batch["crops"].unbind(1)
+    return first, second

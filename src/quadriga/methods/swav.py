@@ -1,0 +1,191 @@
+"""SwAV (Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster
+Assignments", NeurIPS 2020, arXiv:2006.09882).
+
+Two views of each image are compared with prototypes. The assignment of one view, balanced over the
+prototypes, is predicted from the other view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import final
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from quadriga import randomness
+from quadriga.contracts import (
+    Batch,
+    LossOutput,
+    ModelConfig,
+    ObjectiveConfig,
+    PooledObjective,
+    Progress,
+    Rows,
+    Term,
+)
+from quadriga.distributed.collectives import slice_of
+from quadriga.distributed.slots import Slots
+from quadriga.losses.prototypes import prototype_cross_entropy, sinkhorn_offset
+from quadriga.methods.parts.encoders import encode, image_model, two_crops
+from quadriga.models.parts.heads import ProjectionHead, Prototypes
+from quadriga.models.parts.initialise import Filler, initialise
+from quadriga.models.resnet import ResNetConfig
+from quadriga.models.vit import ViTConfig
+
+_VIEWS = ("first", "second")
+
+
+@final
+class SwAVConfig(ObjectiveConfig):
+    """Online clustering: views of an image predict each other's assignment."""
+
+    prototypes: int = Field(3000, ge=2)
+    """Number of clusters."""
+    hidden_width: int = Field(2048, ge=1)
+    """Features of the projector's hidden layer."""
+    output_width: int = Field(128, ge=1)
+    """Features that are compared with the prototypes."""
+    temperature: float = Field(0.1, gt=0)
+    """Temperature of the predictions."""
+    epsilon: float = Field(0.05, ge=0.002)
+    """Regularisation of the assignments; the lower, the sharper they are."""
+    sinkhorn_iterations: int = Field(3, ge=1)
+    """Iterations that balance the assignments."""
+    queue: int = Field(0, ge=0)
+    """Earlier embeddings of each view that are assigned together with the step's, the newest of
+    all ranks; 3840 in the paper's runs with small batches. They count once there are so many."""
+    queue_start_epoch: float = Field(15.0, ge=0)
+    """Epoch from which embeddings are kept for the queue."""
+    frozen_epochs: float = Field(1.0, ge=0)
+    """Epochs at the start in which the prototypes stay as they are drawn."""
+    statistics_group: int | None = Field(None, ge=1)
+    """Consecutive samples of a step that share statistics in a ResNet's batch normalisation; none:
+    each micro-batch. The paper's are those of the whole step."""
+
+    def build(self, model: ModelConfig) -> SwAV:
+        """Make the objective for a residual network or a vision transformer.
+
+        Raises:
+            UserError: `model` is of another kind, or has no statistics for the groups.
+        """
+        return SwAV(self, image_model("swav", model, self.statistics_group))
+
+
+@final
+class SwAV(PooledObjective):
+    """An encoder, a projector and prototypes."""
+
+    metric_names = ("assignment_entropy",)
+    entry_points = ("features",)
+    combined_parts = ("projector.", "prototypes.")
+    queue: Tensor
+    queued: Tensor
+
+    def __init__(self, config: SwAVConfig, model: ViTConfig | ResNetConfig) -> None:
+        """Make all with undefined values."""
+        super().__init__()
+        self.config, self.statistics_group = config, config.statistics_group
+        if isinstance(model, ViTConfig):
+            self.tokens_per_sample = len(_VIEWS) * model.patches
+        self.encoder = model.build()
+        widths = (model.width, config.hidden_width, config.output_width)
+        self.projector = ProjectionHead(widths, last_bias=True)
+        self.prototypes = Prototypes(config.output_width, config.prototypes)
+        if config.queue:
+            shape = (len(_VIEWS), config.queue, config.output_width)
+            self.register_buffer("queue", torch.empty(shape))
+            self.register_buffer("queued", torch.empty((1,), dtype=torch.int64))
+        self.is_queueing = False
+
+    def initialise(self, seed: int) -> None:
+        """Fill every tensor: Xavier-uniform linear maps, He-normal convolutions, no queue."""
+        initialise(self, seed)
+
+    def fill(self, filler: Filler) -> None:
+        """Empty the queue."""
+        for name in filler.names:
+            filler.constant(name, 0.0)
+
+    def before_step(self, progress: Progress) -> None:
+        """Set whether the prototypes are trained, and whether embeddings are kept."""
+        config = self.config
+        self.frozen_parts = ("prototypes.",) if progress.epoch < config.frozen_epochs else ()
+        self.is_queueing = config.queue > 0 and progress.epoch >= config.queue_start_epoch
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """Encode both views, each in a pass of its own."""
+        return {
+            name: encode(self.encoder, view, randomness.pass_keys(batch["key"], name)).float()
+            for name, view in zip(_VIEWS, two_crops(batch, "swav"), strict=True)
+        }
+
+    def combine(self, rows: Rows, targets: Rows, slots: Slots) -> LossOutput:
+        """Sum the loss over this rank's images: ``l(z1, q2) / 2 + l(z2, q1) / 2`` (eq. 1 and 2).
+
+        ``l(z, q) = -sum_k q_k log softmax(z C^T / temperature)_k`` with the embeddings z of unit
+        length, the prototypes C and the assignments q of the other view. The views are projected
+        together: they share the statistics of the projector's batch normalisation.
+        """
+        both = self.projector(torch.cat([rows[name] for name in _VIEWS]), slots.sum)
+        embeddings = functional.normalize(both.float(), dim=1).chunk(2)
+        prototypes = self.prototypes()
+        losses, entropies = [], []
+        for view, (own, other) in enumerate(zip(embeddings, reversed(embeddings), strict=True)):
+            loss, entropy = prototype_cross_entropy(
+                other,
+                prototypes,
+                self.config.temperature,
+                own,
+                prototypes,
+                self.config.epsilon,
+                self._offset(own.detach(), prototypes.detach(), view, slots),
+            )
+            losses.append(loss / 2)
+            entropies.append(entropy / 2)
+        loss = losses[0] + losses[1]
+        count = loss.new_full((), len(embeddings[0]))
+        metrics = {"assignment_entropy": (entropies[0] + entropies[1], count)}
+        kept = {"embeddings": torch.stack(embeddings, dim=1).detach()} if self.is_queueing else {}
+        return LossOutput({"loss": Term(loss, count)}, metrics, rows=kept)
+
+    def _offset(
+        self,
+        own: Float[Tensor, "rows width"],
+        prototypes: Float[Tensor, "prototypes width"],
+        view: int,
+        slots: Slots,
+    ) -> Float[Tensor, " prototypes"]:
+        """Balance the assignments of the step's rows, together with the queue once it is full.
+
+        Every rank has the whole queue, and takes a share of it.
+        """
+        config, group, weights = self.config, slots.group, None
+        if config.queue:
+            part = slice_of(config.queue, group.rank, group.size)
+            kept = self.queue[view, part.start : part.stop]
+            is_full = (self.queued >= config.queue).to(own.dtype)
+            weights = torch.cat([own.new_ones(len(own)), is_full.expand(len(kept))])
+            own = torch.cat([own, kept])
+        return sinkhorn_offset(
+            own, prototypes, config.epsilon, config.sinkhorn_iterations, slots.sum, weights
+        )
+
+    def after_step(
+        self, progress: Progress, sums: Mapping[str, Tensor], rows: Mapping[str, Tensor]
+    ) -> None:
+        """Put the step's embeddings before those of the queue, of which the oldest go."""
+        if not self.is_queueing:
+            return
+        new = rows["embeddings"].transpose(0, 1)
+        self.queue.copy_(torch.cat([new, self.queue], dim=1)[:, : self.config.queue])
+        self.queued += new.shape[1]
+
+    def features(
+        self, images: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch width"]:
+        """Return one vector per image from the encoder."""
+        return encode(self.encoder, images)
