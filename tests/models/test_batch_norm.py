@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from quadriga import randomness
 from quadriga.errors import UserError
-from quadriga.models.parts.batch_norm import BatchNorm
+from quadriga.models.parts.batch_norm import BatchNorm, Reduce
 from quadriga.models.parts.initialise import initialise
 from ranks import run_ranks
 
@@ -192,3 +192,15 @@ def test_a_group_over_ranks_is_the_group_on_one_rank() -> None:
     worker = Path(__file__).with_name("batch_norm_worker.py")
     for result in run_ranks([sys.executable, str(worker)], 2, timeout=120):
         assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("reduce", [None, torch.clone])
+def test_without_factors_it_only_normalises(reduce: Reduce | None) -> None:
+    norm = BatchNorm(5, affine=False)
+    initialise(norm, seed=0)
+    assert not list(norm.parameters())
+    given = values((12, 5))
+    theirs = nn.BatchNorm1d(5, affine=False)
+    torch.testing.assert_close(norm.train()(given, reduce), theirs.train()(given))
+    theirs.load_state_dict(norm.state_dict())
+    torch.testing.assert_close(norm.eval()(given, reduce), theirs.eval()(given))

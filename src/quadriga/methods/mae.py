@@ -17,6 +17,7 @@ from torch.nn import functional
 from quadriga import randomness
 from quadriga.contracts import Batch, LossOutput, ModelConfig, Objective, ObjectiveConfig
 from quadriga.errors import UserError
+from quadriga.methods.parts.encoders import one_view
 from quadriga.models.parts.initialise import Filler, initialise
 from quadriga.models.parts.patches import channels_first, channels_last, take_rows, unpatchify
 from quadriga.models.parts.positions import sincos_table
@@ -183,7 +184,7 @@ class MAE(Objective):
         Returns:
             The sum, and the number of hidden patches as its count.
         """
-        patches = self.encoder.patches(batch["image"])
+        patches = self.encoder.patches(one_view(batch, "mae"))
         shuffle = self.shuffle(batch["key"]) if noise is None else _order(noise)
         codes = self._encode(patches, shuffle, batch["key"])
         predicted = self.decoder(codes, shuffle, self.visible)

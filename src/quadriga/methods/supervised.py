@@ -17,6 +17,7 @@ from quadriga.contracts import Batch, LossOutput, ModelConfig, Objective, Object
 from quadriga.contracts.stage import check_depths
 from quadriga.errors import UserError
 from quadriga.losses.soft_targets import Criterion, soft_target_loss
+from quadriga.methods.parts.encoders import one_view
 from quadriga.models.parts.initialise import initialise
 from quadriga.models.parts.transformer import zero_branches
 from quadriga.models.vit import ViTConfig, ViTSlice
@@ -79,7 +80,9 @@ class Supervised(Objective):
 
     def forward(self, batch: Batch) -> LossOutput:
         """Sum the loss over the samples; while training against smoothed and mixed labels."""
-        scores = self.scores(batch["image"], randomness.pass_keys(batch["key"], _PASS))
+        scores = self.scores(
+            one_view(batch, "supervised"), randomness.pass_keys(batch["key"], _PASS)
+        )
         return _output(scores, batch, self.config, self.training)
 
     def scores(
@@ -136,7 +139,7 @@ class SupervisedStage(Stage):
     ) -> Tensor | LossOutput:
         """Map the previous stage's output to the next one's input, or to the loss."""
         keys = randomness.pass_keys(batch["key"], _PASS)
-        hidden = self.encoder(hidden, batch["image"], keys)
+        hidden = self.encoder(hidden, one_view(batch, "supervised"), keys)
         if not self.is_last:
             return hidden
         scores = self.head(self.encoder.pooled(hidden))

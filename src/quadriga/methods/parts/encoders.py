@@ -1,4 +1,4 @@
-"""Image encoders of any architecture, and the batches that methods of two views need."""
+"""Image encoders of any architecture, and the views that a batch has of each image."""
 
 from __future__ import annotations
 
@@ -45,6 +45,18 @@ def encode(
     if isinstance(encoder, ViT):
         return encoder.features(images, keys)
     return encoder.features(images)
+
+
+def one_view(batch: Batch, method: str) -> Float[Tensor, "batch channels height width"]:
+    """Return the one view that a batch has of each image.
+
+    Raises:
+        UserError: It has several, or no images.
+    """
+    if "image" not in batch:
+        crops = batch["crops"].shape[1] if "crops" in batch else 0
+        raise UserError(f"{method} needs 1 view of each image, but has {crops}; set views.crops=1")
+    return batch["image"]
 
 
 def two_crops(
