@@ -47,8 +47,9 @@ def serve(control: socket.socket) -> dict[str, Any]:
             line = requests.readline()  # the other end waits for the answer before it asks again
             if not line:
                 for child in children:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(child, signal.SIGKILL)
+                    for kill in (os.killpg, os.kill):  # with its own forks, or before it had any
+                        with contextlib.suppress(ProcessLookupError):
+                            kill(child, signal.SIGKILL)
                 sys.exit(0)
             child = os.fork()
             if child == 0:

@@ -177,6 +177,9 @@ def run_ranks(
         process.send_signal(signal.SIGABRT)
         process.send_signal(signal.SIGCONT)
     told = [process.communicate(30) for process in processes]
+    for process in late:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its forks
     assert not late, "\n".join([f"not ended after {timeout} s", *(err for _, err in told)])
     return [
         subprocess.CompletedProcess(command, process.wait(), out, err)
