@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from quadriga.engine.logs.status import state_of
+from quadriga.engine.status import state_of
 from quadriga.verify_resume.children import Progress
 from workflows import Forked, diamond, fork, known, run
 

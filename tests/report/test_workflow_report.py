@@ -7,11 +7,12 @@ from dataclasses import replace
 
 from test_report_html import Page
 
-from quadriga.engine.logs.status import RunState
+from quadriga.engine.logs.run_cost import RunCost
+from quadriga.engine.status import RunState
 from quadriga.report.charts import BOX_HEIGHT, BOX_WIDTH, graph_picture, places_of
 from quadriga.report.workflow import render_workflow
 from quadriga.workflow.directory import Graph, Planned
-from quadriga.workflow.ledger import Spent, as_json
+from quadriga.workflow.ledger import as_json
 
 NEEDS = {"meta": (), "a": ("meta",), "b<i>": ("meta",), "end": ("a", "b<i>"), "plain": ()}
 PLANNED = Planned(
@@ -23,7 +24,7 @@ PLANNED = Planned(
     flops_per_sample=5e9,
     memory_gib=0.5,
 )
-COST = Spent(
+COST = RunCost(
     steps=10,
     samples=80,
     flops=4e11,
@@ -43,7 +44,7 @@ DONE = RunState(
 )
 STATES = dict.fromkeys(NEEDS, DONE) | {
     "b<i>": replace(DONE, state="failed", error="no <disk>", step=4),
-    "end": replace(DONE, state="waiting", step=0, metric=None, value=None, spent=Spent()),
+    "end": replace(DONE, state="waiting", step=0, metric=None, value=None, spent=RunCost()),
 }
 
 

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quadriga.engine.logs.status import RunState
+from quadriga.engine.status import RunState
 from quadriga.formatting import measured
 from quadriga.report.run_files import Record, number_of
 from quadriga.report.series import Curve, buckets, decades, envelope, short, ticks

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from quadriga.engine.logs.status import RunState
+from quadriga.engine.status import RunState
 from quadriga.errors import UserError
 from quadriga.files import write_text
 from quadriga.formatting import bytes_, duration, flops, measured

@@ -22,8 +22,8 @@ from typing import IO, Any, final
 from quadriga.config.provenance import Resolved
 from quadriga.engine.checkpoint.store import list_checkpoints
 from quadriga.engine.logs.directory import RunDirectory
-from quadriga.engine.logs.status import RunState, is_finished, state_of
 from quadriga.engine.run_config import RunConfig, identity
+from quadriga.engine.status import RunState, is_finished, state_of
 from quadriga.errors import UserError
 from quadriga.files import LOCK, take_lock, write_text
 from quadriga.workflow.graph import Needs, references

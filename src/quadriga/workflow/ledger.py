@@ -10,172 +10,12 @@ lost. Time to start (imports, the model, reading a checkpoint) is reported besid
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, final
 
-from quadriga.engine.logs.times import Event
+from quadriga.engine.logs.run_cost import RunCost
 from quadriga.workflow.graph import Needs, order_of, with_all_needed
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Spent:
-    """What one run has cost so far. Times are in seconds, memory in GiB."""
-
-    steps: int = 0
-    """Finished optimizer steps."""
-    samples: int = 0
-    """Samples of those steps."""
-    flops: float | None = 0.0
-    """Model FLOPs of those samples, forward and backward; None when not known."""
-    seconds: float = 0.0
-    """Wall time of those steps with their evaluations and checkpoints, over all attempts."""
-    evaluation_seconds: float = 0.0
-    """The part of `seconds` that evaluations took."""
-    device_seconds: float = 0.0
-    """`seconds` times the ranks that worked."""
-    start_up_seconds: float = 0.0
-    """Wall time before the first step of each attempt; not in `seconds`."""
-    lost_steps: int = 0
-    """Steps that were made again after a kill."""
-    lost_seconds: float = 0.0
-    """Wall time of their first making; not in `seconds`."""
-    lost_device_seconds: float = 0.0
-    attempts: int = 0
-    """Times that the run was begun or gone on with."""
-    memory_gib: float | None = None
-    """The most that a rank has held: reserved on a GPU, resident on the CPU."""
-
-
-_Alone = tuple[str, float, int]
-"""An evaluation outside the steps: process, seconds, ranks."""
-
-
-@dataclass
-class _Stretch:
-    """Steps that one process made in a row."""
-
-    process: str
-    start: int
-    began: float
-    ranks: int
-    batch_size: int
-    flops_per_sample: float | None
-    start_up: float
-    marks: list[tuple[int, float]]
-    """(finished steps, seconds since it began), both rising; the first is (start, 0)."""
-    evaluations: list[tuple[int, float]] = field(default_factory=list)
-    """(finished steps, seconds that judging them took)."""
-    memory: float = 0.0
-    is_open: bool = True
-
-    @property
-    def last(self) -> int:
-        return self.marks[-1][0]
-
-    def seconds_at(self, step: int) -> float:
-        """Return when it had finished so many steps, between two marks by the rule of three."""
-        if step >= self.last:
-            return self.marks[-1][1]
-        before = [mark for mark in self.marks if mark[0] <= step]
-        if not before:
-            return 0.0
-        (low, then), (high, later) = before[-1], self.marks[len(before)]
-        return then + (later - then) * (step - low) / (high - low)
-
-
-def spent(events: Sequence[Event], saved: int | None = None) -> Spent:
-    """Return what a run has cost, from its times.jsonl.
-
-    Args:
-        events: What `read_times` returned.
-        saved: Steps of the newest checkpoint of a run that nobody makes now: what was made after
-            it is lost. None while it runs.
-    """
-    stretches, alone = _stretches(events)
-    if not stretches:
-        return Spent()
-    seconds = device = lost = lost_device = evaluation = 0.0
-    lost_steps = 0
-    for place, part in enumerate(stretches):
-        # What follows goes on from there: the steps after it are made again.
-        starts = [later.start for later in stretches[place + 1 :]]
-        limit = min(starts if saved is None else [*starts, saved], default=part.last)
-        kept = max(part.start, min(part.last, limit))
-        useful = part.seconds_at(kept) if limit >= part.start else 0.0
-        wasted = part.marks[-1][1] - useful
-        seconds, device = seconds + useful, device + useful * part.ranks
-        lost, lost_device = lost + wasted, lost_device + wasted * part.ranks
-        lost_steps += part.last - kept
-        evaluation += sum(s for step, s in part.evaluations if step <= kept)
-    for _, took, ranks in alone:
-        seconds, device, evaluation = seconds + took, device + took * ranks, evaluation + took
-    last = stretches[-1]
-    steps = last.last if saved is None else min(last.last, saved)
-    samples = steps * last.batch_size
-    each = last.flops_per_sample
-    return Spent(
-        steps=steps,
-        samples=samples,
-        flops=None if each is None else each * samples,
-        seconds=seconds,
-        evaluation_seconds=evaluation,
-        device_seconds=device,
-        start_up_seconds=_start_up(stretches, alone),
-        lost_steps=lost_steps,
-        lost_seconds=lost,
-        lost_device_seconds=lost_device,
-        attempts=len(stretches),
-        memory_gib=max(part.memory for part in stretches) or None,
-    )
-
-
-def _start_up(stretches: Sequence[_Stretch], alone: Sequence[_Alone]) -> float:
-    """Return the time before the first step of each process, without what it judged then."""
-    first = {part.process: part.start_up for part in reversed(stretches)}
-    for process, took, _ in alone:
-        if process in first:
-            first[process] = max(0.0, first[process] - took)
-    return sum(first.values())
-
-
-def _stretches(events: Iterable[Event]) -> tuple[list[_Stretch], list[_Alone]]:
-    """Return what was made in a row, and the evaluations apart from it."""
-    found: list[_Stretch] = []
-    alone: list[_Alone] = []
-    for event in events:
-        kind, step = event["event"], int(event.get("step", 0))
-        seconds = float(event.get("seconds", 0.0))
-        current = found[-1] if found and found[-1].is_open else None
-        if kind == "begin":
-            found.append(_begin(event, step))
-        elif kind == "steps" and current is not None:
-            current.marks.append((max(step, current.last), max(seconds, current.marks[-1][1])))
-            current.memory = max(current.memory, float(event.get("memory_peak_gib", 0.0)))
-        elif kind == "evaluated" and current and event.get("process") == current.process:
-            current.evaluations.append((step, seconds))
-            since = float(event.get("time", 0.0)) - current.began
-            current.marks.append((max(step, current.last), max(since, current.marks[-1][1])))
-        elif kind == "evaluated":
-            alone.append((str(event.get("process", "")), seconds, int(event.get("ranks", 1))))
-        elif kind == "end" and current is not None:
-            current.is_open = False
-    return found, alone
-
-
-def _begin(event: Event, step: int) -> _Stretch:
-    each = event.get("flops_per_sample")
-    return _Stretch(
-        process=str(event.get("process", "")),
-        start=step,
-        began=float(event.get("time", 0.0)),
-        ranks=int(event.get("ranks", 1)),
-        batch_size=int(event.get("batch_size", 1)),
-        flops_per_sample=None if each is None else float(each),
-        start_up=float(event.get("start_up_seconds", 0.0)),
-        marks=[(step, 0.0)],
-    )
 
 
 @final
@@ -197,7 +37,7 @@ class Bill:
     """The most that a rank of any of them has held."""
 
 
-def bill(needs: Needs, costs: Mapping[str, Spent], name: str) -> Bill:
+def bill(needs: Needs, costs: Mapping[str, RunCost], name: str) -> Bill:
     """Add up what a node and everything that it needs have cost.
 
     Args:
@@ -239,7 +79,7 @@ def as_json(
     name: str,
     result: str,
     needs: Needs,
-    costs: Mapping[str, Spent],
+    costs: Mapping[str, RunCost],
     planned: Mapping[str, float | None],
     reference: Mapping[str, Any] | None,
 ) -> dict[str, Any]:

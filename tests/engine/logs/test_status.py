@@ -8,8 +8,8 @@ import pytest
 
 from quadriga.config.provenance import Resolved
 from quadriga.engine.checkpoint.folder import Manifest, checkpoint_path, write_manifest
-from quadriga.engine.logs.status import state_of
 from quadriga.engine.logs.times import FAILED, STOPPED, evaluated, note, read_times
+from quadriga.engine.status import state_of
 from quadriga.files import LOCK, is_locked, take_lock
 from quadriga.recipes.mae import mae_digits
 

@@ -15,7 +15,7 @@ from rich.live import Live as RichLive
 from rich.table import Table
 
 from quadriga.engine.logs.directory import RunDirectory
-from quadriga.engine.logs.status import RunState, state_of
+from quadriga.engine.status import RunState, state_of
 from quadriga.errors import UserError
 from quadriga.formatting import bytes_, duration, flops, measured
 from quadriga.workflow.directory import Graph, WorkflowDirectory

@@ -16,10 +16,10 @@ from typing import Any, Literal, final
 from quadriga.engine.checkpoint.store import InvalidCheckpoint, list_checkpoints, read_manifest
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.logs.results import RESULTS, missing_protocols, numbers_at, read_results
+from quadriga.engine.logs.run_cost import RunCost, run_cost
 from quadriga.engine.logs.times import FAILED, Event, read_times
 from quadriga.engine.run_config import RunConfig
 from quadriga.files import LOCK, is_locked
-from quadriga.workflow.ledger import Spent, spent
 
 State = Literal["finished", "running", "stopped", "failed", "waiting"]
 """finished: all steps are made and judged; running: a process trains there; stopped: begun, asked
@@ -46,7 +46,7 @@ class RunState:
     value: float | None
     eta_seconds: float | None
     """Of the steps that are left, while it runs."""
-    spent: Spent
+    spent: RunCost
     error: str | None = None
     """What a failed run has said last."""
 
@@ -81,7 +81,7 @@ def state_of(folder: Path, config: RunConfig | None, total_steps: int | None = N
         metric=metric,
         value=value,
         eta_seconds=_eta(directory.metrics, float(eta)) if running and eta is not None else None,
-        spent=spent(events, None if running else saved),
+        spent=run_cost(events, None if running else saved),
         error=_error(events) if state == "failed" else None,
     )
 
