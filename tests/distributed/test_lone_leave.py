@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from quadriga.distributed import environment
 from quadriga.distributed.process_group import process_group
 from quadriga.errors import UserError
 
+MODULE = "quadriga.distributed.process_group"
 RANK = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 
 
@@ -40,8 +40,8 @@ def test_who_leaves_alone_destroys_no_communicator(
     monkeypatch: pytest.MonkeyPatch, device: str, kind: str, calls: list[str]
 ) -> None:
     group, place = Group(), torch.device(device)
-    monkeypatch.setattr(environment, "dist", group)
-    monkeypatch.setattr(environment, "pick_device", lambda name, rank: place)
+    monkeypatch.setattr(f"{MODULE}.dist", group)
+    monkeypatch.setattr(f"{MODULE}.pick_device", lambda name, rank: place)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "1")):
         monkeypatch.setenv(name, value)

@@ -13,7 +13,8 @@ from quadriga.models.vit import ViTConfig
 from quadriga.modular.assembly import AssemblyConfig
 from quadriga.modular.hybrid import HybridConfig
 from quadriga.modular.parts.start import Start
-from quadriga.recipes.deit import deit_cifar10, deit_digits, imagenet_run, imagenet_vit
+from quadriga.recipes._imagenet import imagenet_run, imagenet_vit
+from quadriga.recipes.deit import deit_cifar10, deit_digits
 from quadriga.workflow.graph import REFERENCE, Node, Workflow
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from errors import assert_command_refused, assert_says, refuses
 from quadriga.cli import entry
-from quadriga.cli.workflow import command, resolve
+from quadriga.cli.workflow import resolve
 from quadriga.workflow.directory import WorkflowDirectory
 from tiny import assert_bit_equal, read_checkpoint
 from workflows import EVERY, InProcess, diamond, run
@@ -131,7 +132,7 @@ def test_only_some_nodes_and_a_process_of_its_own_for_each(tmp_path):
 def test_what_the_user_can_mend_is_one_line_before_anything_starts(
     words, fragments, tmp_path, capsys, monkeypatch
 ):
-    if "cuda" in words and command.torch.cuda.is_available():
+    if "cuda" in words and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     monkeypatch.chdir(tmp_path)
     assert_command_refused(words, capsys, *fragments)

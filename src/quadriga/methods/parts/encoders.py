@@ -40,7 +40,7 @@ def encode(
     encoder: ViT | ResNet,
     images: Float[Tensor, "batch channels height width"],
     keys: Int[Tensor, " batch"] | None = None,
-) -> Float[Tensor, "batch width"]:
+) -> Float[Tensor, "batch features"]:
     """Return one vector per image; `keys` as for `ViT.encode`, where there is drop path."""
     if isinstance(encoder, ViT):
         return encoder.features(images, keys)
