@@ -89,7 +89,7 @@ def test_heads_are_those_of_the_reference() -> None:
         )
     }
     assert shapes == {
-        "vit projector": [(4096, 16), (4096, 4096), (256, 4096)],
+        "vit projector": [(4096, 24), (4096, 4096), (256, 4096)],
         "vit predictor": [(4096, 256), (256, 4096)],
         "resnet projector": [(4096, 16), (256, 4096)],
         "resnet predictor": [(4096, 256), (256, 4096)],

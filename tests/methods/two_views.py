@@ -10,7 +10,7 @@ from quadriga.contracts import Batch, Objective, Progress
 from quadriga.models.resnet import ResNetConfig
 from quadriga.models.vit import ViTConfig
 
-VIT = ViTConfig(image_px=16, patch_px=4, width=16, depth=2, heads=2)
+VIT = ViTConfig(image_px=16, patch_px=4, width=24, depth=2, heads=2)
 RESNET = ResNetConfig(image_px=16, depth=18, stem_width=2, stem="small")
 
 

@@ -66,13 +66,15 @@ def give_memory(objective: Objective, device: torch.device, seed: int) -> None:
 
 
 def check_shapes(config: RunConfig) -> None:
-    """Run one sample through the objective on the meta device: no memory, no data, no time.
+    """Run two samples through the objective on the meta device: no memory, no data, no time.
+
+    Two, since batch normalisation may see a single position of each.
 
     Raises:
         UserError: The views and the model do not fit each other.
     """
     objective = build_on_meta(config)
-    example = config.views.build("train").example(1, torch.device("meta"))
+    example = config.views.build("train").example(2, torch.device("meta"))
     with randomness.micro_batch(config.seed, 0, 0, 0), torch.no_grad():
         objective(example)
 

@@ -172,7 +172,7 @@ class DINO(Objective):
 
     def features(
         self, images: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch width"]:
+    ) -> Float[Tensor, "batch features"]:
         """Return one vector per image from the teacher's encoder, which the paper evaluates."""
         return encode(self.teacher_encoder, images)
 

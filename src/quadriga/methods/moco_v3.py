@@ -158,7 +158,7 @@ class MoCoV3(PooledObjective):
 
     def features(
         self, images: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch width"]:
+    ) -> Float[Tensor, "batch features"]:
         """Return one vector per image from the encoder, not its momentum encoder."""
         return encode(self.encoder, images)
 

@@ -186,6 +186,6 @@ class SwAV(PooledObjective):
 
     def features(
         self, images: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch width"]:
+    ) -> Float[Tensor, "batch features"]:
         """Return one vector per image from the encoder."""
         return encode(self.encoder, images)

@@ -23,10 +23,10 @@ from quadriga.models.vit import ViTConfig
 from quadriga.optim.adam import AdamWConfig
 from quadriga.schedules.curves import WarmupCosineConfig
 
-_VIT = ViTConfig(image_px=32, patch_px=4, width=96, depth=4, heads=3)
+_VIT = ViTConfig(image_px=32, patch_px=4, width=64, depth=4, heads=4)
 
 
-def moco_v3_digits(epochs: float = 20) -> RunConfig:
+def moco_v3_digits(epochs: float = 8) -> RunConfig:
     """MoCo v3 of a small ViT on the embedded handwritten digits.
 
     Command: ``quadriga train moco_v3_digits``.
@@ -35,7 +35,7 @@ def moco_v3_digits(epochs: float = 20) -> RunConfig:
     return _digits("moco_v3_digits", _VIT, objective, epochs, lr=1e-3)
 
 
-def dino_digits(epochs: float = 20) -> RunConfig:
+def dino_digits(epochs: float = 8) -> RunConfig:
     """DINO of a small ViT on the embedded handwritten digits.
 
     Command: ``quadriga train dino_digits``.
@@ -50,7 +50,7 @@ def dino_digits(epochs: float = 20) -> RunConfig:
     return _digits("dino_digits", _VIT, objective, epochs, lr=1e-3)
 
 
-def swav_digits(epochs: float = 20) -> RunConfig:
+def swav_digits(epochs: float = 8) -> RunConfig:
     """SwAV of a narrow ResNet-18 on the embedded handwritten digits.
 
     Command: ``quadriga train swav_digits``.
@@ -77,7 +77,7 @@ def _digits(
             flip_probability=0.0,
             test_crop_fraction=1.0,
         ),
-        optim=AdamWConfig(lr=lr, lr_batch=64, weight_decay=0.05),
+        optim=AdamWConfig(lr=lr, lr_batch=64, weight_decay=0.05, clip_norm=3.0),
         schedule=WarmupCosineConfig(warmup_epochs=2),
         train=TrainConfig(epochs=epochs, batch_size=64, ranks=2),
         loader=LoaderConfig(workers=0),
