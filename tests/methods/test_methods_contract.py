@@ -148,6 +148,14 @@ def test_features_are_one_vector_per_image(kind: str) -> None:
         torch.testing.assert_close(features[:1], objective.features(images[:1]))
 
 
+def test_another_number_of_views_is_refused(kind: str) -> None:
+    if kind in OF_TEXT:
+        return
+    other = batch("mae" if kind in OF_CROPS else OF_CROPS[0])
+    with pytest.raises(UserError, match=r"set views\.crops="):
+        made(kind)({**other, "label": other["key"] % 3})
+
+
 def test_unknown_keys_are_refused(kind: str) -> None:
     with refuses("no_such_key", "unknown"):
         config_of(kind).override({"no_such_key": 1})
