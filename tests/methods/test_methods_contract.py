@@ -17,6 +17,7 @@ from quadriga.contracts import (
     ObjectiveConfig,
     PooledObjective,
 )
+from quadriga.errors import UserError
 from quadriga.models.bert import BertConfig
 from quadriga.models.vit import ViTConfig
 from text_batches import text_batch

@@ -112,9 +112,9 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Evaluate a run's newest whole checkpoint and write its report."""
-    from quadriga.cli import evaluate as judging
+    from quadriga import api
 
-    judging.evaluate(run, tuple(protocols or ()), device)
+    api.evaluate(run, tuple(protocols or ()), device)
 
 
 @app.command(
@@ -223,9 +223,9 @@ def plan(
 @app.command(epilog=options.examples("quadriga report runs/mae_digits"))
 def report(run: Annotated[Path, typer.Argument(help="The run's work directory.")]) -> None:
     """Write a run's report: one self-contained HTML file."""
-    from quadriga.cli import evaluate as judging
+    from quadriga.cli import evaluate
 
-    judging.report(run)
+    evaluate.report(run)
 
 
 @app.command(epilog=options.examples("quadriga replay runs/x/replay/step_00001234.safetensors"))

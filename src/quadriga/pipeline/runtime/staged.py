@@ -68,9 +68,8 @@ class StagedExecutor(Executor):
         self.activity = activity or Activity()
         self._asked_to_stop, self._on_bad_step = asked_to_stop, on_bad_step
         self.pipeline = pipeline_of(config)
-        self.topology = make_topology(
-            self.pipeline, cast(Splittable, objective).depth, env.world_size
-        )
+        depth = cast(Splittable, objective).depth
+        self.topology = make_topology(self.pipeline, depth, env.world_size)
         if fill is not None:
             give_memory(objective, env.device, config.seed)
             fill(objective)

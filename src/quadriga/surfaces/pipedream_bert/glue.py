@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from quadriga.cli import evaluate
+from quadriga import api
 from quadriga.config.provenance import COMMAND_LINE, Resolved, read_overrides
 from quadriga.data.text.glue.tasks import TASKS, task_called
 from quadriga.distributed.collectives import from_main
@@ -224,7 +224,7 @@ def _prepare(flags: argparse.Namespace, work_dir: Path, config: RunConfig) -> bo
 def _judge(flags: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Judge what was fine-tuned before."""
     words = ("glue", f"glue.batch_size={flags.eval_batch_size}")
-    evaluate.evaluate(flags.output_dir, words, "cpu" if flags.no_cuda else "auto")
+    api.evaluate(flags.output_dir, words, "cpu" if flags.no_cuda else "auto")
     if read_launch(environ).rank == 0:
         print("\n".join(_scores(RunDirectory(flags.output_dir))), flush=True)
     return 0

@@ -1,0 +1,87 @@
+"""What `import quadriga` offers beside its rooms; imported when it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from quadriga.config.base import kinds
+from quadriga.config.provenance import COMMAND_LINE, read_overrides
+from quadriga.contracts import EvaluatorConfig
+from quadriga.distributed.collectives import from_main
+from quadriga.distributed.process_group import process_group
+from quadriga.engine import evaluate as evaluate_module
+from quadriga.engine import preflight
+from quadriga.engine.logs.console import Console
+from quadriga.engine.logs.directory import RunDirectory
+from quadriga.engine.run_config import EvaluationConfig, RunConfig
+from quadriga.engine.session import load_objective
+from quadriga.errors import UserError, did_you_mean
+from quadriga.report.run import write_report
+
+
+def evaluate(run: Path, words: Sequence[str], device: str) -> None:
+    """Evaluate a run's newest whole checkpoint with some protocols and write its report.
+
+    Args:
+        run: The work directory.
+        words: Names of protocols and ``key=value`` overrides, a key being a protocol's or the
+            run's.
+        device: Where to run.
+
+    Raises:
+        UserError: No run, no whole checkpoint, or an unknown protocol or key.
+    """
+    directory = RunDirectory(run)
+    saved = directory.read_config().config
+    names = [word for word in words if "=" not in word]
+    values = read_overrides([word for word in words if "=" in word])
+    try:
+        config = choose_protocols(saved, names, values)
+        if not config.evaluation.protocols:
+            valid = ", ".join(kinds(EvaluatorConfig))
+            raise UserError(f"{run} names no protocols; name some: {valid}")
+        preflight.check_weights(config)
+    except UserError as error:
+        error.on_every_rank = True
+        raise
+    with process_group(device) as env, Console(env.is_main) as console:
+        objective, step = load_objective(config, run, env, console)
+        from_main(directory.create, env)
+        data = evaluate_module.evaluation_data(config)
+        context = evaluate_module.make_context(
+            config, objective, data, directory.report, env, console
+        )
+        protocols = config.evaluation.protocols
+        evaluate_module.evaluate(protocols, context, step, console, overrides=values)
+        if env.is_main:
+            console.say(f"report: {write_report(run)}")
+
+
+def choose_protocols(config: RunConfig, names: Sequence[str], values: dict[str, str]) -> RunConfig:
+    """Return the config with the named protocols, and the overrides applied.
+
+    Raises:
+        UserError: An unknown protocol or key.
+    """
+    valid = kinds(EvaluatorConfig)
+    for name in names:
+        if name not in valid:
+            raise UserError(f"unknown protocol {name}{did_you_mean(name, valid)}")
+    wanted = dict.fromkeys([*names, *(k.split(".")[0] for k in values if k.split(".")[0] in valid)])
+    configured = {protocol.kind(): protocol.as_dict() for protocol in config.evaluation.protocols}
+    chosen = [configured.get(name, {"kind": name}) for name in wanted]
+    if chosen:
+        evaluation = {**config.evaluation.as_dict(), "protocols": chosen}
+        evaluation = EvaluationConfig.from_dict(evaluation).as_dict()
+        config = config.override({"evaluation": evaluation})
+    order = [protocol.kind() for protocol in config.evaluation.protocols]
+    paths = {}
+    for key, value in values.items():
+        first, _, rest = key.partition(".")
+        if first in order and rest:
+            key = f"evaluation.protocols.{order.index(first)}.{rest}"
+        elif key == "weights":
+            key = "evaluation.weights"
+        paths[key] = value
+    return config.override(paths, COMMAND_LINE) if paths else config
