@@ -24,6 +24,7 @@ import torch
 
 from quadriga.contracts import Share
 from quadriga.data.reading.loader import Loader
+from quadriga.data.reading.stream import PlainStream
 from quadriga.data.text.corpus import TextCorpus, TextCorpusConfig
 from quadriga.data.text.files import format_of, read_documents
 from quadriga.data.text.pydoc import pydoc_documents
@@ -80,9 +81,7 @@ def load(corpus: TextCorpus, options: dict[str, Any], samples: int) -> None:
     loader = Loader(
         corpus,
         view,
-        seed=0,
-        batch_size=32,
-        accumulate=1,
+        PlainStream(0, len(corpus), 32, world_size=1, accumulate=1),
         share=Share(),
         device=torch.device("cpu"),
         workers=0,

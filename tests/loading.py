@@ -8,6 +8,7 @@ from pictures import encoded, noise
 from quadriga.contracts import Dataset, Share
 from quadriga.data.images.record import ImageRecord
 from quadriga.data.reading.loader import Loader
+from quadriga.data.reading.stream import PlainStream
 from quadriga.data.views.crops import ImageViewsConfig
 
 BATCH, STEPS = 12, 4
@@ -36,9 +37,6 @@ VIEW = ImageViewsConfig(image_px=6).build("train")
 
 def loader_of(dataset=None, transform=VIEW, **options):
     defaults: dict[str, Any] = {
-        "seed": 3,
-        "batch_size": BATCH,
-        "accumulate": 1,
         "share": Share(),
         "device": torch.device("cpu"),
         "workers": 0,
@@ -46,7 +44,11 @@ def loader_of(dataset=None, transform=VIEW, **options):
         "max_unreadable_fraction": 1.0,
         "warn": lambda message: None,
     }
-    return Loader(dataset or Images(), transform, **{**defaults, **options})
+    dataset, settings = dataset or Images(), {**defaults, **options}
+    batch_size, accumulate = settings.pop("batch_size", BATCH), settings.pop("accumulate", 1)
+    ranks = settings["env"].world_size
+    stream = PlainStream(3, len(dataset), batch_size, ranks, accumulate)
+    return Loader(dataset, transform, stream, **settings)
 
 
 def joined(batches):

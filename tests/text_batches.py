@@ -29,8 +29,8 @@ def text_batch(
         seed: Other numbers, other words.
     """
     source = randomness.generator(seed, "text batch")
-    real = torch.tensor(lengths)
-    columns = torch.arange(max(lengths) if grid is None else grid)
+    real = torch.tensor(lengths, dtype=torch.int64)
+    columns = torch.arange(max(lengths, default=1) if grid is None else grid)
     is_real = columns < real[:, None]
     ids = torch.randint(2, vocabulary, is_real.shape, generator=source) * is_real
     segments = ((columns > real[:, None] // 2) & is_real).long()

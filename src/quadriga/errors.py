@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Mapping
 
 EXIT_USER_ERROR = 2
 """Exit code of every error that the user can mend."""
@@ -27,6 +29,25 @@ class UserError(Exception):
 
     on_every_rank = False
     """Whether every rank raises the same error, so that rank 0 alone shows it."""
+
+
+@contextlib.contextmanager
+def keys_at(paths: Mapping[str, str]) -> Iterator[None]:
+    """Return a context in which errors name the keys of a config that is part of another.
+
+    Args:
+        paths: Group of keys -> where it is in the whole: with ``data`` at ``data.of``,
+            ``data.root`` is told as ``data.of.root``.
+    """
+    try:
+        yield
+    except UserError as error:
+        groups = "|".join(map(re.escape, paths))
+        # Keys of tasks are told as they are in the whole already.
+        keys = rf"(?<![\w.])({groups})(?=\.(?!tasks\b)[a-z])"
+        renamed = UserError(re.sub(keys, lambda found: paths[found[1]], str(error)))
+        renamed.on_every_rank = error.on_every_rank
+        raise renamed from error
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:

@@ -90,9 +90,9 @@ class Stream:
         return items[self.integer(len(items))]
 
 
-def bits_numpy(key: int, count: int) -> npt.NDArray[np.uint64]:
-    """Return uint64 (count,): what the first `count` draws of ``Stream(key)`` are made from."""
-    counters = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GAMMA)
+def bits_numpy(key: int, count: int, first: int = 0) -> npt.NDArray[np.uint64]:
+    """Return uint64 (count,): what draws `first` and on of ``Stream(key)`` are made from."""
+    counters = np.arange(first + 1, first + count + 1, dtype=np.uint64) * np.uint64(_GAMMA)
     return _mix_numpy(counters + np.uint64(key & _MASK))
 
 

@@ -36,7 +36,10 @@ OF_CROPS = ("moco_v3", "dino", "swav")
 OF_TEXT = ("masked_lm", "sequence_classification")
 """Methods whose model is a BERT; all others see images."""
 
-KINDS = kinds(ObjectiveConfig)  # type: ignore[type-abstract]
+MIXTURES = {"mixture"}
+"""What is put together from the others, and needs batches of its own."""
+
+KINDS = sorted({*kinds(ObjectiveConfig)} - MIXTURES)  # type: ignore[type-abstract]
 
 pytestmark = pytest.mark.parametrize("kind", KINDS)
 
@@ -98,6 +101,35 @@ def test_loss_is_finite_and_a_gradient_reaches_what_is_trained(kind: str) -> Non
             assert parameter.grad.any(), name
         else:
             assert parameter.grad is None, name
+
+
+def test_a_batch_without_samples_has_no_loss_and_a_gradient_of_zero(kind: str) -> None:
+    """What a rank of a mixture passes where others have samples of a task and it has none."""
+    objective, empty = made(kind), batch(kind, 0)
+    with randomness.micro_batch(seed=1, step=0, index=0, replica=0):
+        output = objective(empty)
+    output.value.backward()
+    for term in output.terms.values():
+        assert term.total == 0
+        assert term.targets is None or term.targets == 0
+    with randomness.micro_batch(seed=1, step=0, index=0, replica=0):
+        full = made(kind)
+        full(batch(kind)).value.backward()
+    for (name, parameter), other in zip(
+        objective.named_parameters(), full.parameters(), strict=True
+    ):
+        assert (parameter.grad is None) == (other.grad is None), name
+        assert parameter.grad is None or not parameter.grad.any(), name
+
+
+def test_counts_are_known_from_the_batch_alone(kind: str) -> None:
+    objective = made(kind)
+    counts = objective.counts(batch(kind))
+    with randomness.micro_batch(seed=1, step=0, index=0, replica=0):
+        terms = objective(batch(kind)).terms
+    assert counts.keys() == terms.keys() == set(objective.term_names)
+    for name, term in terms.items():
+        assert counts[name] == (1 if term.targets is None else term.targets)
 
 
 def test_same_scope_same_loss(kind: str) -> None:

@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from quadriga.cli.entry import run
 from quadriga.cli.resolve import resolve
 from quadriga.cli.verify_resume import VerifyRequest, conclude, judged
+from quadriga.data.reading.stream import Part
 from quadriga.engine.logs.samples import SampleLog, read_samples, rewind_samples
+from quadriga.engine.run_plan import make_plan
 from quadriga.verify_resume.compare import (
     Comparison,
     compare,
@@ -74,7 +76,8 @@ def assert_found(doctored: Path, straight: Path, part: str, start: str) -> None:
 
 def planned(repeats: int) -> list[tuple[int, int, int]]:
     words = ["train.batch_size=8", f"train.repeats={repeats}"]
-    return planned_samples(resolve("mae_digits", None, words).config, 1437, 3)
+    config = resolve("mae_digits", None, words).config
+    return planned_samples(config, make_plan(config, 1437, 1), 3)
 
 
 def test_a_run_with_repeats_reads_what_was_planned(tmp_path: Path) -> None:
@@ -128,13 +131,14 @@ def test_the_sample_log_is_rewound_for_ranks_that_are_gone_too(tmp_path: Path) -
         log = SampleLog(tmp_path, rank)
         for step in range(3):
             numbers = torch.tensor([10 * step + place for place in places])
-            log.add(step, places, {"index": numbers, "key": -numbers})
+            part = Part(places, numbers.numpy(), -numbers.numpy())
+            log.add(step, part, {"index": numbers, "key": -numbers})
         log.close()
     with (tmp_path / "rank_00001.jsonl").open("a") as stream:
         stream.write('{"step": 2, "fir')
     rewind_samples(tmp_path, 2)
     found = [tuple(sample) for sample in read_samples(tmp_path)]
-    assert found == [(s + 1, p, 10 * s + p, -(10 * s + p)) for s in range(2) for p in range(4)]
+    assert found == [(s + 1, p, 10 * s + p, -(10 * s + p), "") for s in range(2) for p in range(4)]
 
 
 def test_the_greatest_difference_is_relative_and_named() -> None:

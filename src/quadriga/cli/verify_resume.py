@@ -184,7 +184,7 @@ class _Verification:
         words = [*request.overrides, *own_words(request.steps, layout)]
         config = resolve(request.recipe, None, words).config
         _, plan = check_start(config, layout.ranks)
-        planned = planned_samples(config, plan.dataset_size, request.steps)
+        planned = planned_samples(config, plan, request.steps)
         read = [(sample.step, sample.position, sample.key) for sample in record.samples]
         samples = "as planned" if read == planned else "DIFFERENT from the plan"
         marks = {name: sums[name][:8] for name in ("parameters", "optimizer", "metrics")}

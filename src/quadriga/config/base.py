@@ -360,6 +360,9 @@ def _read(annotation: Any, value: Any, path: str, context: _Context) -> Any:
             if isinstance(inner, type) and issubclass(inner, Choice):  # a,b names kinds
                 value = [{"kind": v} if isinstance(v, str) else v for v in value]
             return tuple(_read(inner, v, f"{path}.{i}", context) for i, v in enumerate(value))
+        if typing.get_origin(arm) is dict and isinstance(value, Mapping):
+            inner = typing.get_args(arm)[1]
+            return {name: _read(inner, v, f"{path}.{name}", context) for name, v in value.items()}
     return value
 
 
@@ -386,7 +389,11 @@ def _change_kind(config: Config, node: dict[str, Any], parents: list[str], kind:
     """Give `node` another kind and keep the fields that both kinds have."""
     current: Any = config
     for part in parents:
-        current = current[int(part)] if isinstance(current, tuple) else getattr(current, part, None)
+        if isinstance(current, Mapping):
+            current = current.get(part)
+        else:
+            is_list = isinstance(current, tuple)
+            current = current[int(part)] if is_list else getattr(current, part, None)
     base = type(current)
     while Choice not in base.__bases__ and issubclass(base, Choice):
         base = next(parent for parent in base.__bases__ if issubclass(parent, Choice))

@@ -18,7 +18,15 @@ from quadriga.contracts.configs import (
     ScheduleConfig,
     ViewsConfig,
 )
-from quadriga.contracts.data import Dataset, Sample, Split, Transform, UnreadableSample, stack
+from quadriga.contracts.data import (
+    Dataset,
+    Sample,
+    Split,
+    TaskBlocks,
+    Transform,
+    UnreadableSample,
+    stack,
+)
 from quadriga.contracts.evaluation import EvaluationContext, EvaluationResult, Evaluator
 from quadriga.contracts.executor import Executor, ExecutorConfig, Share, StepConfig, StepOutput
 from quadriga.contracts.logging import Logger, LoggerConfig, LoggerContext
@@ -73,6 +81,7 @@ __all__ = [
     "StepOutput",
     "StepPlan",
     "Tallies",
+    "TaskBlocks",
     "Term",
     "TrainConfig",
     "Transform",

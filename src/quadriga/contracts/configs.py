@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from quadriga.config.base import Choice
-from quadriga.contracts.data import Dataset, Split, Transform
+from quadriga.contracts.data import Dataset, Split, TaskBlocks, Transform
 from quadriga.contracts.evaluation import Evaluator
 from quadriga.contracts.objective import Objective, Progress
 from quadriga.contracts.step import StepPlan
@@ -53,6 +53,14 @@ class ObjectiveConfig(Choice, ABC):
             UserError: It cannot.
         """
         return None
+
+    def by_task(self, model: ModelConfig) -> Mapping[str, tuple[ObjectiveConfig, ModelConfig]]:
+        """Return the method and the model of each task of a mixture; empty outside one.
+
+        Args:
+            model: That of the run, for tasks without one of their own.
+        """
+        return {}
 
 
 class ModularConfig(Choice, ABC):
@@ -135,6 +143,14 @@ class DatasetConfig(Choice, ABC):
             UserError: It is missing or empty.
         """
 
+    def by_task(self) -> Mapping[str, DatasetConfig]:
+        """Return the data of each task of a mixture; empty outside one."""
+        return {}
+
+    def task_blocks(self) -> TaskBlocks | None:
+        """Return how a mixture's steps are made up of its tasks; None outside one."""
+        return None
+
 
 class ViewsConfig(Choice, ABC):
     """How records become samples. Its kinds stand in the table `quadriga.data.VIEWS`."""
@@ -158,6 +174,10 @@ class ViewsConfig(Choice, ABC):
             UserError: They cannot.
         """
         return None
+
+    def by_task(self) -> Mapping[str, ViewsConfig]:
+        """Return the views of each task of a mixture; empty outside one."""
+        return {}
 
 
 class EvaluatorConfig(Choice, ABC):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,23 @@ Split = Literal["train", "test"]
 
 Sample = dict[str, "npt.NDArray[Any]"]
 """Arrays of one sample, as a transform makes them; stacked they become a `Batch`."""
+
+
+@dataclass(frozen=True)
+class TaskBlocks:
+    """How a step of a mixture is made up: of task blocks, each one micro-batch of one task."""
+
+    number: int
+    """Task blocks of a step, over all ranks."""
+    sizes: Mapping[str, int]
+    """Task -> samples of a block; in the order of the names."""
+    shares: Mapping[str, float]
+    """Task -> probability that a block is of it, in the same order; they add up to 1."""
+
+    @property
+    def samples(self) -> int:
+        """Mean number of samples of a step, to the nearest whole number."""
+        return round(self.number * sum(self.shares[t] * size for t, size in self.sizes.items()))
 
 
 class UnreadableSample(Exception):
@@ -32,6 +50,12 @@ class Dataset(ABC):
     a run is resumed only where it is the same."""
     vocabulary_size: int | None = None
     """Number of different tokens of a text; None for what is no text."""
+    tasks: tuple[str, ...] = ()
+    """Names of the tasks of a mixture, in order; empty outside one."""
+
+    def of_task(self, task: str) -> Dataset:
+        """Return the data set of one of `tasks`; outside a mixture this one."""
+        return self
 
     @abstractmethod
     def __len__(self) -> int:
@@ -61,6 +85,10 @@ class Dataset(ABC):
 
 class Transform(ABC):
     """From a record to a sample in a worker process, and the batched rest on the device."""
+
+    def of_task(self, task: str) -> Transform:
+        """Return the transform of one task of a mixture; outside a mixture this one."""
+        return self
 
     @abstractmethod
     def sample(self, record: Any, key: int) -> Sample:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import UserDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, final, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from quadriga.distributed.slots import Slots, alone
@@ -34,7 +35,12 @@ class MicroBatch(UserDict[str, Tensor]):
     """A `Batch` on its device that can be made again from what was read."""
 
     def __init__(
-        self, tensors: Batch, remake: Callable[[], MicroBatch] | None = None, task: str = ""
+        self,
+        tensors: Batch,
+        remake: Callable[[], MicroBatch] | None = None,
+        task: str = "",
+        share: float = 1.0,
+        others: Mapping[str, Callable[[], MicroBatch]] | None = None,
     ) -> None:
         """Hold the tensors of a micro-batch.
 
@@ -42,13 +48,25 @@ class MicroBatch(UserDict[str, Tensor]):
             tensors: On the device.
             remake: Makes the same micro-batch anew; without it, `again` returns this one.
             task: Name of the task that the samples belong to; empty outside a mixture.
+            share: Share of the step's micro-batches, over all ranks, that are of this task.
+            others: Name of each other task that a rank computes at the same time -> makes a
+                micro-batch of it without samples.
         """
         super().__init__(tensors)
-        self._remake, self.task = remake, task
+        self._remake, self.task, self.share, self.others = remake, task, share, others or {}
 
     def again(self) -> MicroBatch:
         """Return the same micro-batch for a second pass, so that none need stay on the device."""
         return self if self._remake is None else self._remake()
+
+    def in_turn(self) -> Iterator[MicroBatch]:
+        """Yield an empty micro-batch of each of `others`, and this one, by the tasks' names.
+
+        Ranks that wait for one another within a module so call each module equally often, and in
+        one order.
+        """
+        for task in sorted({self.task, *self.others}):
+            yield self if task == self.task else self.others[task]()
 
 
 Rows = Mapping[str, Tensor]
@@ -120,14 +138,16 @@ class Progress:
     total_steps: int
     """The number of optimizer steps of the whole run."""
     batch_size: int
-    """Samples of one optimizer step, over all ranks."""
+    """Samples of one optimizer step, over all ranks; their mean where steps differ."""
     dataset_size: int
     """Samples of one epoch."""
+    counted: int | None = None
+    """Samples seen before this step where steps differ in them; None where none does."""
 
     @property
     def samples(self) -> int:
         """Samples seen before this step."""
-        return self.step * self.batch_size
+        return self.step * self.batch_size if self.counted is None else self.counted
 
     @property
     def epoch(self) -> float:
@@ -184,9 +204,15 @@ class Objective(nn.Module, ABC):
     def counts(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return the number of targets of each part of the loss, from shapes and masks alone.
 
-        Objectives with several parts implement it: ``batch`` is one micro-batch.
+        Objectives with several parts, or whose targets are not the samples, implement it. A part
+        that is a mean has one target in each micro-batch.
+
+        Args:
+            batch: One micro-batch.
         """
-        raise TypeError(f"{type(self).__name__} has several terms and no counts")
+        if self.term_names != ("loss",):
+            raise TypeError(f"{type(self).__name__} has several terms and no counts")
+        return {"loss": torch.tensor(len(batch["index"]), device=batch["index"].device)}
 
     def sum_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return name -> shape of every sum that the objective hands to `after_step`."""

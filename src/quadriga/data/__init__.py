@@ -8,6 +8,7 @@ DATASETS = {
     "image_folder": "quadriga.data.images.folder:ImageFolderConfig",
     "image_list": "quadriga.data.images.list:ImageListConfig",
     "inaturalist": "quadriga.data.images.inaturalist:InaturalistConfig",
+    "mixture": "quadriga.data.parts.mixture:MixtureConfig",
     "part": "quadriga.data.parts.subsets:PartConfig",
     "pydoc_corpus": "quadriga.data.text.pydoc:PydocCorpusConfig",
     "shapes": "quadriga.data.shapes.dataset:ShapesConfig",
@@ -18,6 +19,7 @@ DATASETS = {
 
 VIEWS = {
     "image_views": "quadriga.data.views.crops:ImageViewsConfig",
+    "mixture": "quadriga.data.parts.mixture:MixtureViewsConfig",
     "sentence_pairs": "quadriga.data.text.sentence_pairs:SentencePairsConfig",
     "shifted_views": "quadriga.data.views.shifts:ShiftedViewsConfig",
     "supervised_views": "quadriga.data.views.supervised:SupervisedViewsConfig",

@@ -9,9 +9,11 @@ import torch
 from quadriga import randomness
 from quadriga.contracts import Dataset, Objective
 from quadriga.data.reading.loader import Loader, OnRead, Warn
+from quadriga.data.reading.stream import PlainStream, SampleStream, TaskStream
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.run_config import LoaderConfig, RunConfig
 from quadriga.engine.run_plan import RunPlan
+from quadriga.engine.tasks import errors_of, examples
 
 Fill = Callable[[Objective], None]
 """Puts weights from elsewhere into an objective with initial values; every rank calls it."""
@@ -66,17 +68,36 @@ def give_memory(objective: Objective, device: torch.device, seed: int) -> None:
 
 
 def check_shapes(config: RunConfig) -> None:
-    """Run two samples through the objective on the meta device: no memory, no data, no time.
+    """Run two samples of each task through the objective on the meta device.
 
-    Two, since batch normalisation may see a single position of each.
+    It takes no memory, no data and no time. Two, since batch normalisation may see a single
+    position of each.
 
     Raises:
         UserError: The views and the model do not fit each other.
     """
     objective = build_on_meta(config)
-    example = config.views.build("train").example(2, torch.device("meta"))
-    with randomness.micro_batch(config.seed, 0, 0, 0), torch.no_grad():
-        objective(example)
+    for example, _ in examples(config, torch.device("meta"), samples=2):
+        with (
+            errors_of(example.task, config),
+            randomness.micro_batch(config.seed, 0, 0, 0),
+            torch.no_grad(),
+        ):
+            objective(example)
+
+
+def make_stream(config: RunConfig, plan: RunPlan) -> SampleStream:
+    """Return which samples each step of a run has; in a mixture the plan knows its data."""
+    if plan.draws is not None:
+        return TaskStream(config.seed, plan.task_sizes, plan.draws, plan.world_size)
+    return PlainStream(
+        config.seed,
+        plan.dataset_size,
+        plan.batch_size,
+        plan.world_size,
+        plan.accumulate,
+        config.train.repeats,
+    )
 
 
 def build_loader(
@@ -102,10 +123,7 @@ def build_loader(
     return Loader(
         dataset,
         config.views.build("train"),
-        seed=config.seed,
-        batch_size=plan.batch_size,
-        accumulate=plan.accumulate,
-        repeats=config.train.repeats,
+        make_stream(config, plan),
         share=config.executor.share(env.rank, env.world_size),
         device=env.device,
         workers=settings.workers,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -13,10 +14,11 @@ from quadriga.engine.build import build_on, build_on_meta
 from quadriga.engine.logs.profile import check_profile
 from quadriga.engine.meters.cost import Cost, activation_bytes, measure
 from quadriga.engine.meters.devices import peak_flops, uses_tf32
-from quadriga.engine.preflight import ASSUMED, check_classes, leaves_it_to_data
+from quadriga.engine.preflight import ASSUMED, check_tasks, leaves_it_to_data
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan, describe_batch, make_plan
 from quadriga.engine.step.blocks import apply_recompute
+from quadriga.engine.tasks import examples, task_configs
 from quadriga.errors import UserError
 from quadriga.formatting import count, duration, flops
 from quadriga.loggers import check_loggers
@@ -48,8 +50,13 @@ def dry_run(config: RunConfig, world_size: int, local_world_size: int | None = N
     """
     check_loggers(config.log.loggers)
     dataset, size, origin = _dataset(config)
-    if leaves_it_to_data(config):
-        config = config.override({"objective.classes": ASSUMED})
+    assumed = {
+        f"objective.tasks.{task}.objective.classes" if task else "objective.classes": ASSUMED
+        for task, part in task_configs(config).items()
+        if leaves_it_to_data(part)
+    }
+    if assumed:
+        config = config.override(assumed)
         origin = f"{origin}; {ASSUMED} classes assumed"
     objective = build_on_meta(config)
     executor = config.executor
@@ -59,10 +66,13 @@ def dry_run(config: RunConfig, world_size: int, local_world_size: int | None = N
         config.views.check(dataset, "train", plan)
     check_profile(config.log, plan.total_steps)
     micro = math.ceil(plan.batch_size / (plan.world_size * plan.accumulate))
-    meta = torch.device("meta")
-    cost = measure(build_on_meta(config), config.views.build("train").example(micro, meta))
+    costs = [
+        (measure(build_on_meta(config), example), often)
+        for example, often in examples(config, torch.device("meta"), micro)
+    ]
+    cost, largest = _mean(costs), _largest(costs)
     local = local_world_size or min(8, world_size)
-    executed = cost if executor.is_cut else _as_executed(config, cost, micro)
+    executed = largest if executor.is_cut else _as_executed(config, largest, micro)
     return [
         ("model", f"{config.objective.kind()} of {config.model.kind()}"),
         ("parameters", f"{count(cost.parameters)}, {count(cost.trainable_parameters)} trainable"),
@@ -73,6 +83,19 @@ def dry_run(config: RunConfig, world_size: int, local_world_size: int | None = N
         ("length", _length(plan)),
         ("batch and lr", describe_batch(plan, config.optim, executor.readers)),
     ]
+
+
+def _mean(costs: Sequence[tuple[Cost, float]]) -> Cost:
+    """Return the cost of the blocks that the tasks have in the long run, a thousand of them."""
+    if len(costs) == 1:
+        return costs[0][0]
+    fields = ("samples", "forward_flops", "training_flops", "model_flops")
+    sums = {f: round(sum(1000 * n * getattr(cost, f) for cost, n in costs)) for f in fields}
+    return dataclasses.replace(costs[0][0], **sums)
+
+
+def _largest(costs: Sequence[tuple[Cost, float]]) -> Cost:
+    return max((cost for cost, _ in costs), key=lambda c: c.activation_bytes + c.batch_bytes)
 
 
 def _as_executed(config: RunConfig, plain: Cost, micro: int) -> Cost:
@@ -88,22 +111,25 @@ def _as_executed(config: RunConfig, plain: Cost, micro: int) -> Cost:
     with FakeTensorMode():
         objective = build_on(config, place)
         apply_recompute(objective, train.recompute)
-        example = config.views.build("train").example(micro, place)
-        kept = activation_bytes(objective, example, getattr(torch, train.precision))
+        precision = getattr(torch, train.precision)
+        kept = max(
+            activation_bytes(objective, example, precision)
+            for example, _ in examples(config, place, micro)
+        )
     return dataclasses.replace(plain, activation_bytes=kept)
 
 
 def _dataset(config: RunConfig) -> tuple[Dataset | None, int, str]:
     """Return the training data where it is at hand, its size, and where the size is from."""
-    config.objective.check(config.model, None, config.views)
+    for part in task_configs(config).values():
+        part.objective.check(part.model, None, part.views)
     try:
         dataset = config.data.build("train")
     except UserError as error:
         if config.train.dataset_size is None:
             raise
         return None, config.train.dataset_size, f"the recipe's number, since {error}"
-    config.objective.check(config.model, dataset, config.views)
-    check_classes(config, dataset)
+    check_tasks(config, dataset)
     return dataset, len(dataset), "counted"
 
 

@@ -67,7 +67,15 @@ def make_context(
         folder: Where results and pictures go.
         env: This process among the run's.
         console: Where progress and warnings go.
+
+    Raises:
+        UserError: The run is a mixture of tasks.
     """
+    if config.data.by_task():
+        raise UserError(
+            f"{config.name} is a mixture of tasks, which protocols cannot judge: each judges one "
+            "data set; export the weights, or warm-start a run of one task from them"
+        )
     return EvaluationContext(
         objective=objective,
         fresh=_fresh(config, env.device),

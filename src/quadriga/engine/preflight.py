@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 
 from quadriga.config.provenance import Resolved
 from quadriga.contracts import Dataset, Objective
@@ -10,6 +10,7 @@ from quadriga.engine.build import build_on_meta, check_shapes
 from quadriga.engine.logs.profile import check_profile
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan, make_plan
+from quadriga.engine.tasks import errors_of, task_configs
 from quadriga.errors import UserError
 from quadriga.loggers import check_kinds, check_loggers
 
@@ -29,14 +30,15 @@ def settle(resolved: Resolved[RunConfig]) -> Resolved[RunConfig]:
 
     What is wrong with the data is told when the run is checked.
     """
-    config = resolved.config
-    if not leaves_it_to_data(config):
-        return resolved
-    try:
-        classes = len(config.data.build("train").classes)
-    except UserError:
-        return resolved
-    return resolved.override({_KEY: classes}, "the training data") if classes > 1 else resolved
+    found = {}
+    for task, config in task_configs(resolved.config).items():
+        if not leaves_it_to_data(config):
+            continue
+        with contextlib.suppress(UserError):
+            classes = len(config.data.build("train").classes)
+            if classes > 1:
+                found[f"objective.tasks.{task}.{_KEY}" if task else _KEY] = classes
+    return resolved.override(found, "the training data") if found else resolved
 
 
 def check_classes(config: RunConfig, dataset: Dataset) -> None:
@@ -108,8 +110,7 @@ def check_start(
     check_loggers(config.log.loggers)
     if dataset is None:
         dataset = config.data.build("train")
-    config.objective.check(config.model, dataset, config.views)
-    check_classes(config, dataset)
+    check_tasks(config, dataset)
     objective = build_on_meta(config)
     config.executor.check(config, objective, world_size)
     plan = make_plan(config, len(dataset), config.executor.share(0, world_size).of)
@@ -118,9 +119,25 @@ def check_start(
     _check_independence(config, objective)
     check_weights(config)
     _check_keep_best(config)
-    plan = dataclasses.replace(plan, data_identity=dataset.identity)
     check_profile(config.log, plan.total_steps)
-    return dataset, plan
+    return dataset, plan.of_data(dataset)
+
+
+def check_tasks(config: RunConfig, dataset: Dataset) -> None:
+    """Check that the method, the model and the data of each task go together.
+
+    Raises:
+        UserError: They do not, or a mixture is to be judged by a protocol.
+    """
+    if dataset.tasks and config.evaluation.protocols:
+        raise UserError(
+            "evaluation.protocols must be empty for a mixture, since a protocol judges one data "
+            f"set, but has {config.evaluation.protocols[0].kind()}; set evaluation.protocols=[]"
+        )
+    for task, part in task_configs(config).items():
+        with errors_of(task, config):
+            part.objective.check(part.model, dataset.of_task(task), part.views)
+            check_classes(part, dataset.of_task(task))
 
 
 def _check_independence(config: RunConfig, objective: Objective) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
-from quadriga.contracts import OptimizerConfig
+from quadriga.contracts import Dataset, OptimizerConfig, Progress, TaskBlocks
 from quadriga.contracts.step import StepPlan
-from quadriga.engine.run_config import RunConfig
+from quadriga.data.reading.stream import BlockDraws
+from quadriga.engine.run_config import RunConfig, TrainConfig
 from quadriga.errors import UserError
 
 
@@ -22,6 +24,24 @@ class RunPlan(StepPlan):
     """Optimizer steps between evaluations; `total_steps` for the end only."""
     data_identity: str = ""
     """`Dataset.identity` of the training data."""
+    task_sizes: Mapping[str, int] = field(default_factory=dict)
+    """Task -> samples of its training data; empty outside a mixture, or without its data."""
+    draws: BlockDraws | None = None
+    """The tasks of a mixture's steps, whose samples differ in number; None outside one."""
+
+    def of_data(self, dataset: Dataset) -> RunPlan:
+        """Return the plan with what can only be known of its training data when it is open."""
+        sizes = {task: len(dataset.of_task(task)) for task in dataset.tasks}
+        return dataclasses.replace(self, data_identity=dataset.identity, task_sizes=sizes)
+
+    def samples(self, step: int) -> int:
+        """Return the number of samples of all steps before `step`."""
+        return step * self.batch_size if self.draws is None else self.draws.samples_before(step)
+
+    def progress(self, step: int) -> Progress:
+        """Return the progress at a step."""
+        counted = None if self.draws is None else self.samples(step)
+        return Progress(step, self.total_steps, self.batch_size, self.dataset_size, counted)
 
 
 @dataclass(frozen=True)
@@ -49,12 +69,16 @@ def make_plan(config: RunConfig, dataset_size: int, world_size: int) -> RunPlan:
     Raises:
         UserError: The batch cannot be shared by so many ranks and micro-batches.
     """
-    train = config.train
-    parts = world_size * train.accumulate
+    train, blocks = config.train, config.data.task_blocks()
+    accumulate = train.accumulate
+    if blocks is not None:
+        _check_blocks(train, blocks, world_size)
+        accumulate = blocks.number // world_size
+    parts = world_size * accumulate
     if train.batch_size < parts:
         raise UserError(
             f"train.batch_size must be at least ranks x train.accumulate "
-            f"({world_size} x {train.accumulate} = {parts}), but is {train.batch_size}"
+            f"({world_size} x {accumulate} = {parts}), but is {train.batch_size}"
         )
     per_epoch = dataset_size / train.batch_size
     total = train.steps if train.steps is not None else round((train.epochs or 0) * per_epoch)
@@ -69,13 +93,38 @@ def make_plan(config: RunConfig, dataset_size: int, world_size: int) -> RunPlan:
     return RunPlan(
         total_steps=total,
         batch_size=train.batch_size,
-        accumulate=train.accumulate,
+        accumulate=accumulate,
         world_size=world_size,
         dataset_size=dataset_size,
         lr=scaled_lr(config.optim, train.batch_size),
         checkpoint_every=min(every, total),
         evaluate_every=_steps(config.evaluation.every_epochs, per_epoch, total),
+        draws=None if blocks is None else BlockDraws(config.seed, blocks),
     )
+
+
+def _check_blocks(train: TrainConfig, blocks: TaskBlocks, world_size: int) -> None:
+    """Check that the step of a mixture is what the run says elsewhere.
+
+    Raises:
+        UserError: Its task blocks cannot be shared by the ranks, or are contradicted.
+    """
+    if blocks.number % world_size:
+        raise UserError(
+            f"data.blocks must be a multiple of the ranks ({world_size}), but is {blocks.number}; "
+            "change it, or the number of ranks"
+        )
+    for name, value in (("accumulate", train.accumulate), ("repeats", train.repeats)):
+        if value != 1:
+            raise UserError(
+                f"train.{name} must be 1 for a mixture, whose steps data.blocks cuts, but is "
+                f"{value}; set it to 1"
+            )
+    if train.batch_size != blocks.samples:
+        raise UserError(
+            f"train.batch_size must be {blocks.samples}, the mean number of samples of a mixture's "
+            f"{blocks.number} task blocks, but is {train.batch_size}; set it, or change data.blocks"
+        )
 
 
 def _steps(epochs: float | None, per_epoch: float, total: int) -> int:

@@ -197,6 +197,12 @@ class MAE(Objective):
         count = loss.new_full((), target.shape[0] * target.shape[1])
         return LossOutput.of(loss, count, {})
 
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the number of hidden patches."""
+        hidden = self.encoder.config.patches - self.visible
+        key = batch["key"]
+        return {"loss": torch.tensor(len(key) * hidden, device=key.device)}
+
     def shuffle(self, keys: Int[Tensor, " batch"]) -> Int[Tensor, "batch patches"]:
         """Draw the order of each image's patches, the visible ones first, from its key alone."""
         return _order(randomness.uniform_rows(keys, _NOISE, self.encoder.config.patches))
@@ -266,5 +272,7 @@ def _order(noise: Float[Tensor, "batch patches"]) -> Int[Tensor, "batch patches"
 
 def _statistics(patches: Float[Tensor, "*any pixels"]) -> tuple[Tensor, Tensor]:
     """Return each patch's mean and deviation (unbiased variance), each (*any, 1)."""
+    if patches.numel() == 0:  # torch warns of too few degrees of freedom where there are none
+        return patches[..., :1], patches[..., :1]
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
     return mean, (variance + VARIANCE_EPS).sqrt()

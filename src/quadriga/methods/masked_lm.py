@@ -148,6 +148,12 @@ class MaskedLM(Objective):
         """
         return _output(self.config, self.heads(), self.encoder(batch), batch)
 
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the number of hidden words, or 1 for the mean of a micro-batch."""
+        masked = batch["masked"]
+        targets = masked.shape[0] if self.config.reduction == "token" else 1
+        return {"loss": torch.tensor(targets, device=masked.device)}
+
     def heads(self) -> Heads:
         """Return what computes the losses."""
         return Heads(self.head, self.encoder.embeddings.word, self.pooler, self.next_sentence)
@@ -221,7 +227,8 @@ def _output(config: MaskedLMConfig, heads: Heads, hidden: Tensor, batch: Batch) 
             )
         labels = batch["is_random"]
         logits = heads.next_sentence(heads.pooler(hidden, batch)).float()
-        mean = functional.cross_entropy(logits, labels)
+        # The mean over no pair is no number; the sum of no logits is 0, with a graph.
+        mean = functional.cross_entropy(logits, labels) if len(labels) else logits.sum()
         loss = loss + mean
         pairs = total.new_full((), labels.shape[0])
         right = (logits.argmax(dim=1) == labels).sum().float()

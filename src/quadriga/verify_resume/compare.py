@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from quadriga.data.reading.sampling import step_samples
+from quadriga.engine.build import make_stream
 from quadriga.engine.logs.samples import SampleRead, read_samples
 from quadriga.engine.run_config import RunConfig
+from quadriga.engine.run_plan import RunPlan
 from quadriga.randomness import Stream, fold
 
 How = Literal["rank", "launcher", "term"]
@@ -182,13 +183,15 @@ def samples_difference(first: Sequence[SampleRead], second: Sequence[SampleRead]
     return EQUAL
 
 
-def planned_samples(config: RunConfig, dataset_size: int, steps: int) -> list[tuple[int, int, int]]:
+def planned_samples(config: RunConfig, plan: RunPlan, steps: int) -> list[tuple[int, int, int]]:
     """Return (step, position, key) of every sample that a run is to read; its key is its own."""
-    planned, train = [], config.train
-    for step in range(steps):
-        _, keys = step_samples(config.seed, dataset_size, train.batch_size, step, train.repeats)
-        planned += [(step + 1, position, key) for position, key in enumerate(keys.tolist())]
-    return planned
+    stream = make_stream(config, plan)
+    return [
+        (step + 1, position, key)
+        for step in range(steps)
+        for part in stream.parts(step)
+        for position, key in zip(part.places, part.key.tolist(), strict=True)
+    ]
 
 
 def greatest_difference(

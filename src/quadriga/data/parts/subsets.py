@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, final
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from quadriga.contracts import Dataset, DatasetConfig, Split
-from quadriga.errors import UserError
+from quadriga.errors import UserError, keys_at
 from quadriga.randomness import fold, shuffled
 
 
@@ -70,10 +69,8 @@ class PartConfig(DatasetConfig):
         Raises:
             UserError: The whole is missing or empty, or its labels are not at hand.
         """
-        try:
+        with keys_at({"data": "data.of"}):
             whole = self.of.build(split)
-        except UserError as error:
-            raise self._renamed(error) from error
         if split == "test":
             return whole
         labels = whole.labels()
@@ -83,13 +80,6 @@ class PartConfig(DatasetConfig):
                 f"but data.of.kind={self.of.kind()} is without labels; take data.of alone"
             )
         return Selection(whole, balanced_part(labels, self.fraction, self.seed))
-
-    def _renamed(self, error: UserError) -> UserError:
-        """Return the error with the keys of the whole where they are in this config."""
-        keys = "|".join(type(self.of).model_fields)
-        renamed = UserError(re.sub(rf"\bdata\.(?=({keys})\b)", "data.of.", str(error)))
-        renamed.on_every_rank = error.on_every_rank
-        return renamed
 
 
 def balanced_part(

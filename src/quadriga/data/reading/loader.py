@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Self, final
+from typing import NamedTuple, Self, final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from quadriga.contracts import Batch, Dataset, MicroBatch, Share, Transform
-from quadriga.data.reading.sampling import deal, step_samples
+from quadriga.data.reading.stream import Part, SampleStream
 from quadriga.data.reading.workers import BatchReader, ReaderPool, Reply, Request, evaluation_keys
 from quadriga.distributed.environment import DistEnv
 from quadriga.errors import UserError
 
 Warn = Callable[[str], None]
 
-OnRead = Callable[[int, range, Batch], None]
-"""Told each micro-batch as it was read: its step, its places in the step's batch, and itself."""
+OnRead = Callable[[int, Part, Batch], None]
+"""Told each micro-batch as it was read: its step, what was asked for, and itself."""
 
 _PATIENCE = 20
 """So many unreadable samples are awaited before their share is judged, within the first epoch."""
@@ -38,11 +40,8 @@ class Loader:
         self,
         dataset: Dataset,
         transform: Transform,
+        stream: SampleStream,
         *,
-        seed: int,
-        batch_size: int,
-        accumulate: int,
-        repeats: int = 1,
         share: Share,
         device: torch.device,
         workers: int,
@@ -51,15 +50,12 @@ class Loader:
         warn: Warn | None = None,
         on_read: OnRead | None = None,
     ) -> None:
-        """Check the arithmetic; nothing is read and no process is started yet.
+        """Take what is needed; nothing is read and no process is started yet.
 
         Args:
             dataset: Where records come from.
             transform: How they become batches.
-            seed: The run's seed.
-            batch_size: Samples of one optimizer step over all ranks.
-            accumulate: Micro-batches per rank and step.
-            repeats: Views of each sample within one step, as in `step_samples`.
+            stream: Which samples each step has, and who reads them.
             share: Which of a step's samples are read.
             device: Where the batches are to lie.
             workers: Number of worker processes; 0 reads in this process.
@@ -67,30 +63,24 @@ class Loader:
             max_unreadable_fraction: Above this share of unreadable samples the run stops.
             warn: Told one line per unreadable sample; the logger "quadriga" by default.
             on_read: Told each micro-batch, still on the CPU.
-
-        Raises:
-            UserError: The batch has fewer samples than there are micro-batches.
         """
-        self._parts = deal(batch_size, share.of, accumulate)[share.rank]
-        self._dataset_size = len(dataset)
-        self._transform = transform
-        self._seed = seed
-        self._batch_size = batch_size
-        self._repeats = repeats
-        self._device = device
-        self._micro_batches_read = 0
+        self._transform, self._stream = transform, stream
+        self._reader, self._device = share.rank, device
         self._on_read = on_read
         reader = BatchReader(dataset, transform, replace=True)
         self._pool = ReaderPool(reader, workers, prefetch, pin=device.type == "cuda")
-        self._tally = _Tally(len(dataset), max_unreadable_fraction, _logger_or(warn))
+        self._tallies = {
+            task: _Tally(len(dataset.of_task(task)), share.of, max_unreadable_fraction, warn)
+            for task in dataset.tasks or ("",)
+        }
 
     @property
     def unreadable(self) -> int:
         """Number of different samples that this rank could not read."""
-        return self._tally.unreadable
+        return sum(tally.unreadable for tally in self._tallies.values())
 
     def batches(self, steps: range) -> Iterator[MicroBatch]:
-        """Yield the micro-batches of consecutive steps, `accumulate` for each.
+        """Yield the micro-batches of consecutive steps, equally many for each.
 
         ``index`` tells what is really there: the replacements' indices where samples were
         replaced. ``key`` stays that of the sample whose place it is.
@@ -103,24 +93,20 @@ class Loader:
         """
         return on_device(self._read(steps), self._transform, self._device)
 
-    def _read(self, steps: range) -> Iterator[Batch]:
-        for count, reply in enumerate(self._pool.replies(self._requests(steps))):
-            self._micro_batches_read += 1
-            samples = self._micro_batches_read // len(self._parts) * self._batch_size
-            self._tally.add(reply, epoch_done=samples >= self._dataset_size)
+    def _read(self, steps: range) -> Iterator[_Read]:
+        asked: deque[tuple[int, Part]] = deque()
+        for reply in self._pool.replies(self._requests(steps, asked)):
+            step, part = asked.popleft()
+            self._tallies[part.task].add(reply)
             if self._on_read is not None:
-                step, micro = divmod(count, len(self._parts))
-                self._on_read(steps.start + step, self._parts[micro], reply.batch)
-            yield reply.batch
+                self._on_read(step, part, reply.batch)
+            yield _Read(reply.batch, part)
 
-    def _requests(self, steps: range) -> Iterator[Request]:
+    def _requests(self, steps: range, asked: deque[tuple[int, Part]]) -> Iterator[Request]:
         for step in steps:
-            index, key = step_samples(
-                self._seed, self._dataset_size, self._batch_size, step, self._repeats
-            )
-            for part in self._parts:
-                place = slice(part.start, part.stop)
-                yield Request(index[place], key[place])
+            for part in self._stream.own(step, self._reader):
+                asked.append((step, part))
+                yield Request(part.index, part.key, part.task)
 
     def close(self) -> None:
         """End the worker processes."""
@@ -171,7 +157,7 @@ def sequential(
     reader = BatchReader(dataset, transform, replace=False)
     tell = _logger_or(warn)
 
-    def readable(pool: ReaderPool) -> Iterator[Batch]:
+    def readable(pool: ReaderPool) -> Iterator[_Read]:
         """Yield the batches without their unreadable samples, and count what is left."""
         found, reasons = 0, [""]
         for reply in pool.replies(requests):
@@ -182,7 +168,7 @@ def sequential(
                 reasons.append(reason)
             found += len(reply.batch["index"])
             if len(reply.batch["index"]):
-                yield reply.batch
+                yield _Read(reply.batch)
         if len(index) and not found:
             raise UserError(
                 f"the data must be readable, but none of {len(index)} samples is; "
@@ -193,8 +179,15 @@ def sequential(
         yield from on_device(readable(pool), transform, env.device)
 
 
+class _Read(NamedTuple):
+    """A micro-batch as it was read, and what was asked for."""
+
+    batch: Batch
+    part: Part | None = None
+
+
 def on_device(
-    batches: Iterator[Batch], transform: Transform, device: torch.device
+    batches: Iterator[_Read], transform: Transform, device: torch.device
 ) -> Iterator[MicroBatch]:
     """Move batches to the device and do the batched part of the transform there.
 
@@ -224,14 +217,31 @@ def on_device(
         yield current[0]
 
 
-def _made(batch: Batch, transform: Transform, device: torch.device) -> MicroBatch:
+def _made(read: _Read, transform: Transform, device: torch.device) -> MicroBatch:
     """Return a batch on the device; what was read is kept, to make it once more."""
-    moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-    return MicroBatch(transform.batch(moved), lambda: _made(batch, transform, device))
+    moved = {name: tensor.to(device, non_blocking=True) for name, tensor in read.batch.items()}
+
+    def again() -> MicroBatch:
+        return _made(read, transform, device)
+
+    if (part := read.part) is None:
+        return MicroBatch(transform.batch(moved), again)
+    empty = functools.partial(_empty, transform, device)
+    return MicroBatch(
+        transform.of_task(part.task).batch(moved),
+        again,
+        part.task,
+        part.share,
+        {task: functools.partial(empty, task) for task in part.others},
+    )
+
+
+def _empty(transform: Transform, device: torch.device, task: str) -> MicroBatch:
+    return MicroBatch(transform.of_task(task).example(0, device), task=task)
 
 
 def _copied(
-    batches: Iterator[Batch], transform: Transform, device: torch.device, side: torch.cuda.Stream
+    batches: Iterator[_Read], transform: Transform, device: torch.device, side: torch.cuda.Stream
 ) -> tuple[MicroBatch, torch.cuda.Event] | None:
     batch = next(batches, None)
     if batch is None:
@@ -246,18 +256,21 @@ def _copied(
 class _Tally:
     """Counts the unreadable samples, names each once and stops the run when there are too many."""
 
-    def __init__(self, dataset_size: int, max_fraction: float, warn: Warn) -> None:
+    def __init__(
+        self, dataset_size: int, world_size: int, max_fraction: float, warn: Warn | None
+    ) -> None:
         self._seen = np.zeros(dataset_size, bool)
         self._bad = np.zeros(dataset_size, bool)
-        self._max_fraction = max_fraction
-        self._warn = warn
+        self._world_size, self._max_fraction = world_size, max_fraction
+        self._warn = _logger_or(warn)
+        self._read = 0
 
     @property
     def unreadable(self) -> int:
         return int(np.count_nonzero(self._bad))
 
-    def add(self, reply: Reply, epoch_done: bool) -> None:
-        """Take note of one reply.
+    def add(self, reply: Reply) -> None:
+        """Take note of one reply; the other ranks are taken to have read as much.
 
         Raises:
             UserError: The reply is a failure, or the share of unreadable samples is too large.
@@ -269,6 +282,8 @@ class _Tally:
         if reply.failure:
             raise UserError(reply.failure)
         self._seen[reply.batch["index"].numpy()] = True
+        self._read += len(reply.batch["index"])
+        epoch_done = self._read * self._world_size >= len(self._seen)
         if not reply.unreadable and not epoch_done:
             return
         bad, seen = self.unreadable, int(np.count_nonzero(self._seen))

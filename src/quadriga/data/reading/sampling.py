@@ -51,6 +51,18 @@ def step_samples(
     return index, key
 
 
+def stream_samples(
+    seed: int, dataset_size: int, start: int, count: int
+) -> tuple[Int64[np.ndarray, " count"], Int64[np.ndarray, " count"]]:
+    """Return `count` samples of the stream from position `start` on, as `step_samples` does."""
+    index, epochs = _stream(seed, dataset_size, start, count)
+    key = np.empty_like(index)
+    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+        part = epochs == epoch
+        key[part] = fold_numpy(fold(seed, "sample", epoch), index[part])
+    return index, key
+
+
 def _stream(
     seed: int, dataset_size: int, start: int, count: int
 ) -> tuple[Int64[np.ndarray, " count"], Int64[np.ndarray, " count"]]:

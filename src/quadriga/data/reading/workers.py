@@ -67,6 +67,8 @@ class Request(NamedTuple):
 
     indices: npt.NDArray[np.int64]
     keys: npt.NDArray[np.int64]
+    task: str = ""
+    """Whose data set and transform they are of; empty outside a mixture."""
 
 
 class Reply(NamedTuple):
@@ -109,39 +111,51 @@ class BatchReader(torch_data.Dataset[Reply]):
         return Reply(batch, unreadable, "")
 
     def _read(self, request: Request, unreadable: list[tuple[int, str]]) -> Batch:
+        read = _OfTask(
+            self._dataset.of_task(request.task), self._transform.of_task(request.task), unreadable
+        )
         indices = request.indices.copy()
         samples: list[Sample] = []
         kept: list[int] = []
         for place, key in enumerate(request.keys.tolist()):
-            sample = self._sample(int(indices[place]), key, unreadable)
+            sample = read.sample(int(indices[place]), key)
             if sample is None and self._replace:
-                indices[place], sample = self._replacement(key, unreadable)
+                indices[place], sample = read.replacement(key)
             if sample is not None:
                 samples.append(sample)
                 kept.append(place)
         return stack(samples, indices[kept], request.keys[kept])
 
-    def _sample(self, index: int, key: int, unreadable: list[tuple[int, str]]) -> Sample | None:
+
+class _OfTask(NamedTuple):
+    """The data set and the transform of a request."""
+
+    dataset: Dataset
+    transform: Transform
+    unreadable: list[tuple[int, str]]
+
+    def sample(self, index: int, key: int) -> Sample | None:
+        """Return a sample, or None, with the reason noted."""
         try:
-            return self._transform.sample(self._dataset.read(index), key)
+            return self.transform.sample(self.dataset.read(index), key)
         except UnreadableSample as error:
-            unreadable.append((index, str(error)))
+            self.unreadable.append((index, str(error)))
             return None
 
-    def _replacement(self, key: int, unreadable: list[tuple[int, str]]) -> tuple[int, Sample]:
+    def replacement(self, key: int) -> tuple[int, Sample]:
         """Draw another sample from the place's own key, until one can be read.
 
         Raises:
             UserError: None of several can.
         """
         for attempt in range(_ATTEMPTS):
-            index = Stream(fold(key, "replacement", attempt)).integer(len(self._dataset))
-            sample = self._sample(index, key, unreadable)
+            index = Stream(fold(key, "replacement", attempt)).integer(len(self.dataset))
+            sample = self.sample(index, key)
             if sample is not None:
                 return index, sample
         raise UserError(
             f"the data must be readable, but none of {_ATTEMPTS + 1} samples in a row is; "
-            f"the last: {unreadable[-1][1]}"
+            f"the last: {self.unreadable[-1][1]}"
         )
 
 

@@ -6,9 +6,9 @@ from typing import final
 
 from quadriga.config.provenance import Resolved
 from quadriga.contracts import Executor, Objective
-from quadriga.data.reading.sampling import step_samples
 from quadriga.distributed.collectives import from_main
 from quadriga.distributed.environment import DistEnv
+from quadriga.engine.build import make_stream
 from quadriga.engine.checkpoint.store import CheckpointStore, newest_valid
 from quadriga.engine.faults.replay import write_replay
 from quadriga.engine.logs.console import Console
@@ -103,16 +103,14 @@ class Recovery:
         return where
 
     def _note(self, bad: BadStep, where: str) -> None:
-        plan, config = self._plan, self._resolved.config
-        size, batch_size, repeats = plan.dataset_size, plan.batch_size, config.train.repeats
-        index, _ = step_samples(config.seed, size, batch_size, bad.step, repeats)
+        parts = make_stream(self._resolved.config, self._plan).parts(bad.step)
         with self._directory.writing():
             Events(self._directory.events).write(
                 "bad step",
                 bad.step + 1,
                 what=bad.what,
                 value=str(bad.value),
-                samples=index.tolist(),
+                samples=[index for part in parts for index in part.index.tolist()],
                 replay=where,
             )
 

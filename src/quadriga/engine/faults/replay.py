@@ -21,11 +21,10 @@ from torch import Tensor, nn
 
 from quadriga import randomness
 from quadriga.config.provenance import Resolved
-from quadriga.contracts import Batch, Objective
-from quadriga.data.reading.sampling import step_samples
+from quadriga.contracts import Batch, MicroBatch, Objective
 from quadriga.distributed.collectives import from_main, whole
 from quadriga.distributed.environment import DistEnv
-from quadriga.engine.build import EXACT, build_loader, build_objective
+from quadriga.engine.build import EXACT, build_loader, build_objective, make_stream
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan, make_plan
 from quadriga.engine.step.bad_step import BadStep
@@ -73,10 +72,9 @@ def write_replay(
             tensors[name] = gathered.to("cpu", copy=True).contiguous()
 
     def write() -> str:
-        config = resolved.config
-        size, batch_size, repeats = plan.dataset_size, plan.batch_size, config.train.repeats
-        index, _ = step_samples(config.seed, size, batch_size, bad.step, repeats)
-        recorded = Recorded(bad, plan.world_size, plan.dataset_size, index.tolist())
+        parts = make_stream(resolved.config, plan).parts(bad.step)
+        index = [index for part in parts for index in part.index.tolist()]
+        recorded = Recorded(bad, plan.world_size, plan.dataset_size, index)
         header = {"config": resolved.as_json(), "recorded": json.dumps(asdict(recorded))}
         return _write(folder / f"step_{bad.step + 1:08d}.safetensors", tensors, header)
 
@@ -157,7 +155,8 @@ class Replay:
                 f"{path} was made with {self.recorded.dataset_size} samples, but data.root holds "
                 f"{len(self._dataset)}; restore the data"
             )
-        self._plan = make_plan(self.config, len(self._dataset), self.recorded.world_size)
+        plan = make_plan(self.config, len(self._dataset), self.recorded.world_size)
+        self._plan = plan.of_data(self._dataset)
         self.objective = build_objective(self.config, device, self.config.seed)
         self.objective.load_state_dict(tensors)
 
@@ -173,14 +172,15 @@ class Replay:
                 for micro, batch in enumerate(batches):
                     yield self._part(batch, rank, micro)
 
-    def _part(self, batch: Batch, rank: int, micro: int) -> Part:
+    def _part(self, batch: MicroBatch, rank: int, micro: int) -> Part:
         with _FirstNonFinite(self.objective) as watch:
             loss = self._loss(batch, rank, micro, backward=True)
         index = batch["index"].tolist()
         samples = []
         if not torch.isfinite(torch.tensor(loss)):
             for row, number in enumerate(index):
-                alone = {name: tensor[row : row + 1] for name, tensor in batch.items()}
+                tensors = {name: tensor[row : row + 1] for name, tensor in batch.items()}
+                alone = MicroBatch(tensors, task=batch.task, share=batch.share)
                 one = self._loss(alone, rank, micro, backward=False)
                 if not torch.isfinite(torch.tensor(one)):
                     samples.append(number)

@@ -281,8 +281,8 @@ class Journal:
         per_step = (now - self._began) / max(1, done - self._start)
         return {
             "step": done,
-            "epoch": done * self._plan.batch_size / self._plan.dataset_size,
-            "samples": done * self._plan.batch_size,
+            "epoch": self._plan.samples(done) / self._plan.dataset_size,
+            "samples": self._plan.samples(done),
             **{name: value for name, value in metrics.items() if math.isfinite(value)},
             "lr": output.lr,
             **({"grad_norm": norm} if math.isfinite(norm := float(output.grad_norm)) else {}),

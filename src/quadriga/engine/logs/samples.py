@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, final
 
 from quadriga.contracts import Batch
+from quadriga.data.reading.stream import Part
 from quadriga.files import write_text
 
 
@@ -25,6 +26,8 @@ class SampleRead(NamedTuple):
     sample: int
     """Its index in the data set; a replacement's where it could not be read."""
     key: int
+    task: str = ""
+    """Whose data set the index is of; empty outside a mixture."""
 
 
 @final
@@ -40,19 +43,20 @@ class SampleLog:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / f"rank_{rank:05d}.jsonl").open("a", encoding="utf-8")
 
-    def add(self, step: int, places: range, batch: Batch) -> None:
+    def add(self, step: int, part: Part, batch: Batch) -> None:
         """Write down a micro-batch.
 
         Args:
             step: The step, from 0.
-            places: Positions of its samples in the step's batch.
+            part: What was asked for.
             batch: On the CPU; ``index`` and ``key`` are read.
         """
         line = {
             "step": step + 1,
-            "first": places.start,
+            "first": part.places.start,
             "index": batch["index"].tolist(),
             "key": batch["key"].tolist(),
+            **({"task": part.task} if part.task else {}),
         }
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -80,7 +84,8 @@ def read_samples(folder: Path) -> list[SampleRead]:
         for _, record in _lines(path):
             pairs = zip(record["index"], record["key"], strict=True)
             for position, (index, key) in enumerate(pairs, record["first"]):
-                found.append(SampleRead(record["step"], position, index, key))
+                task = record.get("task", "")
+                found.append(SampleRead(record["step"], position, index, key, task))
     return sorted(found)
 
 

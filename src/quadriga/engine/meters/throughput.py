@@ -16,6 +16,7 @@ from quadriga.engine.build import build_on_meta
 from quadriga.engine.meters.cost import measure
 from quadriga.engine.meters.devices import device_name, peak_flops, uses_tf32
 from quadriga.engine.run_config import RunConfig
+from quadriga.engine.tasks import examples
 
 
 @final
@@ -39,10 +40,11 @@ def measure_work(config: RunConfig, env: DistEnv, say: Callable[[str], None]) ->
         say: Told what cannot be known.
     """
     objective = build_on_meta(config)
-    example = config.views.build("train").example(1, torch.device("meta"))
     flops: float | None = None
     try:
-        flops = measure(objective, example).model_flops
+        costs = [(measure(objective, e), n) for e, n in examples(config, torch.device("meta"))]
+        flops = sum(cost.model_flops * often for cost, often in costs)
+        flops /= sum(cost.samples * often for cost, often in costs)
     except (NotImplementedError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         say(f"operations per sample: unknown, the meta device cannot run the model: {reason}")

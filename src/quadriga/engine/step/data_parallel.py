@@ -136,7 +136,7 @@ class DataParallelExecutor(Executor):
             metrics,
             verdict.norm,
             update.lr(progress),
-            self._plan.batch_size,
+            self._plan.samples(step + 1) - self._plan.samples(step),
             seconds,
             not verdict.is_applied,
             verdict.stop,

@@ -130,16 +130,21 @@ class Passes:
     def _counted(self, batches: Iterator[MicroBatch], step: int, metrics: Totals) -> None:
         held = self._held(batches)
         counted = [self._objective.counts(batch) for batch in held]
-        names = self._objective.term_names
+        zero = torch.zeros((), dtype=torch.float64, device=self._env.device)
         divisors = self._over_ranks(
-            {n: torch.stack([c[n].double() for c in counted]).sum() for n in names}
+            {n: sum((c[n] for c in counted if n in c), zero) for n in self._objective.term_names}
         )
         for micro, batch in enumerate(held):
+            own = batch.again() if micro else batch
+            parts = list(own.in_turn()) if self._layout.is_joint else [own]
             with self._pass(step, micro):
-                self._activity.enter("forward")
-                output = self._forward(batch.again() if micro else batch)
-                self._backward(output, divisors, micro == len(held) - 1)
-            self._keep(output, metrics)
+                for part in parts:
+                    self._activity.enter("forward")
+                    output = self._forward(part)
+                    is_last = micro == len(held) - 1 and part is parts[-1]
+                    self._backward(output, divisors, is_last)
+                    if part is own:
+                        self._keep(output, metrics)
 
     def _pooled(
         self,

@@ -32,6 +32,8 @@ class Layout(ABC):
     """An objective as the ranks hold it; its gradients end as sums over all ranks."""
 
     device: torch.device
+    is_joint = False
+    """Whether the ranks wait for one another within modules, and so call each equally often."""
 
     def begin_step(self) -> None:
         """Prepare for the first backward pass of a step."""
@@ -108,6 +110,8 @@ class Sharded(Layout):
     after every micro-batch: to keep them whole until the last would need a whole model's memory.
     """
 
+    is_joint = True
+
     def __init__(self, objective: Objective, train: TrainConfig, ranks: Ranks) -> None:
         """Shard the parameters in place, with or without memory; every rank calls it."""
         self.device, self._copies, mesh = ranks.env.device, ranks.size("data"), ranks.sharded()
@@ -127,6 +131,7 @@ class Sharded(Layout):
         for module in objective.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)  # sums, not means
+                module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
         methods = ("embed", "targets", "combine") if isinstance(objective, PooledObjective) else ()
         for name in (*methods, *objective.entry_points):
             register_fsdp_forward_method(objective, name)

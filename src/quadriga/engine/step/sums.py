@@ -34,18 +34,21 @@ class Totals:
     def __init__(self, objective: Objective, device: torch.device) -> None:
         """Start at zero for the terms and metrics that `objective` names."""
         self._terms = objective.term_names
-        self._weights = dict.fromkeys(self._terms, 1.0)
         self._names = (*self._terms, *objective.metric_names)
         self._device = device
-        self._sums: dict[str, list[Tensor]] = {name: [] for name in self._names}
-        self._counts: dict[str, list[Tensor]] = {name: [] for name in self._names}
+        # Of a weight the sum and the number too: a rank without the term does not know it.
+        self._weighted = self._terms if self._terms != ("loss",) else ()
+        columns = (*self._names, *map(_weight_of, self._weighted))
+        self._sums: dict[str, list[Tensor]] = {name: [] for name in columns}
+        self._counts: dict[str, list[Tensor]] = {name: [] for name in columns}
 
     def add(self, output: LossOutput) -> None:
         """Take in one micro-batch."""
         one = torch.ones((), device=self._device)
         for name, term in output.terms.items():
             self._put(name, term.total, one if term.targets is None else term.targets)
-            self._weights[name] = term.weight
+            if self._weighted:
+                self._put(_weight_of(name), one * term.weight, one)
         for name, (total, count) in output.metrics.items():
             self._put(name, total, count)
 
@@ -73,7 +76,7 @@ class Totals:
         """
         zero = torch.zeros((), dtype=torch.float64, device=self._device)
         flag = torch.full((), float(asked_to_stop), dtype=torch.float64, device=self._device)
-        columns = [*self._names, None]
+        columns = [*self._sums, None]
         table = torch.stack(
             [
                 torch.stack([flag if n is None else sum(part[n], zero) for n in columns])
@@ -83,10 +86,15 @@ class Totals:
         further = [value.detach().to(torch.float64).reshape(1) for value in more]
         reduced = all_reduce_sum(torch.cat([table.flatten(), *further]), env, group)
         sums, counts = reduced[: table.numel()].view_as(table)
-        means = dict(zip(self._names, (sums[:-1] / counts[:-1]).unbind(), strict=True))
+        every = dict(zip(self._sums, (sums[:-1] / counts[:-1]).unbind(), strict=True))
+        means = {name: every[name] for name in self._names}
         targets = counts[: len(self._terms)]
-        if self._terms != ("loss",):
-            parts = torch.stack([means[name] * self._weights[name] for name in self._terms])
+        if self._weighted:
+            parts = torch.stack([means[n] * every[_weight_of(n)] for n in self._weighted])
             # A part without targets is not a fault of the step: it adds nothing to the loss.
             means["loss"] = torch.where(targets > 0, parts, 0.0).sum()
         return Reduced(means, targets.sum(), sums[-1], reduced[table.numel() :].unbind())
+
+
+def _weight_of(term: str) -> str:
+    return f"weight of {term}"

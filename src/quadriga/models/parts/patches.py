@@ -23,7 +23,8 @@ def patchify(
     batch, channels, height, width = images.shape
     rows, columns = height // patch_px, width // patch_px
     cut = images.reshape(batch, channels, rows, patch_px, columns, patch_px)
-    return cut.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
+    pixels = channels * patch_px**2
+    return cut.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, pixels)
 
 
 def unpatchify(
@@ -48,7 +49,7 @@ def channels_last(
     patches: Float[Tensor, "*any pixels"], channels: int
 ) -> Float[Tensor, "*any pixels"]:
     """Reorder each patch's pixels from (channel, row, column) to (row, column, channel)."""
-    split = patches.reshape(*patches.shape[:-1], channels, -1)
+    split = patches.reshape(*patches.shape[:-1], channels, patches.shape[-1] // channels)
     return split.transpose(-1, -2).flatten(-2)
 
 
@@ -56,7 +57,7 @@ def channels_first(
     patches: Float[Tensor, "*any pixels"], channels: int
 ) -> Float[Tensor, "*any pixels"]:
     """Reorder each patch's pixels from (row, column, channel) to (channel, row, column)."""
-    split = patches.reshape(*patches.shape[:-1], -1, channels)
+    split = patches.reshape(*patches.shape[:-1], patches.shape[-1] // channels, channels)
     return split.transpose(-1, -2).flatten(-2)
 
 

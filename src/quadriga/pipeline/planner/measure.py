@@ -29,6 +29,7 @@ from torch import Tensor
 from quadriga import randomness
 from quadriga.contracts import Batch, Share, Stage
 from quadriga.data.reading.loader import Loader
+from quadriga.data.reading.stream import PlainStream
 from quadriga.engine.logs.environment import cores
 from quadriga.engine.meters.devices import device_name
 from quadriga.engine.run_config import RunConfig
@@ -181,9 +182,7 @@ def _batches(config: RunConfig, size: int, device: torch.device) -> tuple[list[B
     with Loader(
         dataset,
         transform,
-        seed=config.seed,
-        batch_size=size,
-        accumulate=1,
+        PlainStream(config.seed, len(dataset), size, world_size=1, accumulate=1),
         share=Share(),
         device=device,
         workers=0,

@@ -1,0 +1,76 @@
+"""The tasks of a run: those of a mixture, or the one that a plain run is."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from quadriga.contracts import MicroBatch
+from quadriga.engine.run_config import RunConfig
+from quadriga.errors import UserError, keys_at
+
+
+def task_configs(config: RunConfig) -> dict[str, RunConfig]:
+    """Return each task of a mixture as a run of its own, by name; a plain run under ``""``.
+
+    Raises:
+        UserError: Data, views and objective are not of the same tasks.
+    """
+    data, views = config.data.by_task(), config.views.by_task()
+    objectives = config.objective.by_task(config.model)
+    for other, names in (("views", set(views)), ("objective", set(objectives))):
+        if different := sorted(names ^ set(data)):
+            raise UserError(
+                f"data.tasks and {other}.tasks must have the same names, but {different[0]} is in "
+                "one of them only; all of data, views and objective are mixtures, or none is"
+            )
+    if not data:
+        return {"": config}
+    return {
+        name: config.model_copy(
+            update={
+                "data": data[name],
+                "views": views[name],
+                "objective": objectives[name][0],
+                "model": objectives[name][1],
+            }
+        )
+        for name in sorted(data)
+    }
+
+
+def errors_of(task: str, config: RunConfig) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which errors name the keys of a task where they are in `config`."""
+    if not task:
+        return contextlib.nullcontext()
+    paths = {
+        "data": f"data.tasks.{task}.data",
+        "views": f"views.tasks.{task}",
+        "objective": f"objective.tasks.{task}.objective",
+    }
+    if config.objective.by_task(config.model)[task][1] is not config.model:
+        paths["model"] = f"objective.tasks.{task}.model"
+    return keys_at(paths)
+
+
+def examples(
+    config: RunConfig, device: torch.device, samples: int = 1
+) -> list[tuple[MicroBatch, float]]:
+    """Return a micro-batch of each task with arbitrary values, and how often there is one.
+
+    Args:
+        config: The run.
+        device: Where they are to lie.
+        samples: Samples of a micro-batch; in a mixture its blocks have sizes of their own.
+
+    Returns:
+        Of a mixture, each task's block and its share of the blocks; of a plain run one, and 1.
+    """
+    transform, blocks = config.views.build("train"), config.data.task_blocks()
+    if blocks is None:
+        return [(MicroBatch(transform.example(samples, device)), 1.0)]
+    return [
+        (MicroBatch(transform.of_task(task).example(size, device), task=task), blocks.shares[task])
+        for task, size in blocks.sizes.items()
+    ]
