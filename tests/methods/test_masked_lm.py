@@ -107,7 +107,7 @@ def test_views_of_a_fixed_shape_give_the_same_loss_and_gradients() -> None:
     losses, gradients = [], []
     for covering in (False, True):
         objective = made().eval()
-        loss = objective(text_batch(LENGTHS, grid=12, covering=covering)).loss
+        loss = objective(text_batch(LENGTHS, grid=12, covering=covering)).only.total
         loss.backward()
         losses.append(loss)
         gradients.append([p.grad for p in objective.parameters()])
@@ -192,7 +192,7 @@ def through(stages: list[nn.Module], batch: Batch) -> LossOutput:
         if isinstance(output, torch.Tensor):
             assert tuple(output.shape) == stage.hidden_shape(batch)
             hidden = output.detach().requires_grad_()
-    outputs[-1].loss.backward()
+    outputs[-1].only.total.backward()
     for before, after in zip(reversed(outputs[:-1]), reversed(inputs[1:]), strict=True):
         before.backward(after.grad)
     return outputs[-1]
@@ -232,7 +232,7 @@ def test_recomputed_blocks_draw_the_same_dropout() -> None:
         objective = made()
         apply_recompute(objective, mode)
         with scope():
-            loss = objective(text_batch(LENGTHS)).loss
+            loss = objective(text_batch(LENGTHS)).only.total
             loss.backward()
         losses.append(loss)
         gradients.append([p.grad for p in objective.parameters()])

@@ -89,8 +89,8 @@ def reference(case: dict[str, Any]) -> tuple[list[dict[str, torch.Tensor]], list
                 with randomness.micro_batch(config.seed, t, j, r):
                     for stage, weights in zip(stages, own, strict=True):
                         hidden = functional_call(stage, weights, (hidden, batch))
-                (hidden.loss / m).backward()
-                loss_sum += float(hidden.loss.detach().double())
+                (hidden.only.total / m).backward()
+                loss_sum += float(hidden.only.total.detach().double())
             for n in leaves:
                 parts = [weights[n].grad for weights in own if n in weights]
                 total.setdefault(n, []).append(parts)
