@@ -150,7 +150,7 @@ class Ours(Side):
     def loss(self, batch: Batch) -> Tensor:
         """Return the loss of a batch."""
         with randomness.micro_batch(seed=1, step=0, index=0, replica=0):
-            loss: Tensor = self.model(batch).loss
+            loss: Tensor = self.model(batch).value
         return loss
 
 

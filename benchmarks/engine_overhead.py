@@ -139,11 +139,7 @@ class BareLoop:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             output = objective(batch)
-            loss = (
-                output.only.total
-                if output.only.targets is None
-                else output.only.total / output.only.targets
-            )
+            loss = output.value
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
