@@ -115,11 +115,12 @@ class RunDirectory:
             if (self.path / _SIDECARS).is_file():
                 return dict(json.loads((self.path / _SIDECARS).read_text(encoding="utf-8")))
             # Up to revision 7f9c01b the config said so.
-            saving = json.loads(self.config.read_text(encoding="utf-8"))["config"]["checkpoint"]
+            saved = json.loads(self.config.read_text(encoding="utf-8"))["config"]
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.path} is damaged: {error}") from error
+        saving = saved.get("checkpoint", {})
         found: dict[str, Any] | None = saving.get("modular_files") or saving.get("stage_files")
         return found
 
