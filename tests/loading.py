@@ -46,7 +46,7 @@ def loader_of(dataset=None, transform=VIEW, **options):
     }
     dataset, settings = dataset or Images(), {**defaults, **options}
     batch_size, accumulate = settings.pop("batch_size", BATCH), settings.pop("accumulate", 1)
-    ranks = settings["env"].world_size
+    ranks = settings["share"].of
     stream = PlainStream(3, len(dataset), batch_size, ranks, accumulate)
     return Loader(dataset, transform, stream, **settings)
 

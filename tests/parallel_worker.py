@@ -16,7 +16,7 @@ import torch
 from quadriga.distributed.collectives import whole
 from quadriga.distributed.environment import DistEnv
 from quadriga.distributed.process_group import process_group
-from quadriga.engine.build import EXACT, build_loader, build_objective
+from quadriga.engine.build import EXACT, build_loader, build_on_meta
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import make_plan
 from quadriga.engine.step.data_parallel import DataParallelExecutor
@@ -41,22 +41,21 @@ def train_in(env: DistEnv, path: Path, words: list[str]) -> None:
     config = tiny_config(words)
     dataset = config.data.build("train")
     plan = make_plan(config, len(dataset), env.world_size)
-    objective = build_objective(config, env.device, config.seed)
+    objective = build_on_meta(config)
     executor = DataParallelExecutor(objective, config, plan, env)
     loader = build_loader(config, dataset, plan, env, EXACT)
     steps = range(plan.total_steps)
     with loader:
         outputs = list(executor.run(loader.batches(steps), steps))
     result = {name: whole(tensor).clone() for name, tensor in executor.state_dict().items()}
-    with executor.frozen() as gathered:
-        # What is evaluated is what was trained, also where it has to be gathered.
-        for name, tensor in gathered.state_dict().items():
-            assert torch.equal(tensor, result[f"objective.{name}"]), name
+    with executor.frozen() as frozen:
+        for name, tensor in frozen.state_dict().items():
+            assert torch.equal(whole(tensor), result[f"objective.{name}"]), name
     result["losses"] = torch.stack([o.metrics["loss"] for o in outputs])
     result["grad_norms"] = torch.stack([o.grad_norm for o in outputs])
     if env.is_main:
         torch.save(result, path)
-    del executor, objective, gathered
+    del executor, objective, frozen
 
 
 def main(words: list[str]) -> None:

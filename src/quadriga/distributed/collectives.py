@@ -120,9 +120,10 @@ def copy_whole(target: Tensor, values: Tensor) -> None:
 
     Args:
         target: Whole or cut into rows.
-        values: The whole, of the same shape, on any device.
+        values: Of the same shape, on any device; gathered where it is sharded itself, for which
+            every rank calls it.
     """
-    own = local_part(target)
+    own, values = local_part(target), whole(values)
     first = first_element(target)
     own.copy_(values.reshape(-1)[first : first + own.numel()].view(own.shape))
 

@@ -34,15 +34,16 @@ def reference():
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_the_stream_is_the_same_on_every_layout(reference, world_size, workers, accumulate):
     """Indices, keys, labels and pixels are equal, a damaged image and its stand-ins included."""
-    steps: list[list[dict[str, torch.Tensor]]] = [[] for _ in range(STEPS)]
+    passes: list[list[dict[str, torch.Tensor]]] = [[] for _ in range(STEPS * accumulate)]
     for rank in range(world_size):
         options = {"share": Share(rank, world_size), "workers": workers, "accumulate": accumulate}
         with loader_of(Images(damaged=[4]), **options) as loader:
             batches = list(loader.batches(range(STEPS)))
         assert len(batches) == STEPS * accumulate
         for i, batch in enumerate(batches):
-            steps[i // accumulate].append(batch)
-    assert_same(joined(batch for step in steps for batch in step), reference)
+            passes[i].append(batch)
+    # The first micro-batches of all ranks, rank after rank, then the second ones.
+    assert_same(joined(batch for parts in passes for batch in parts), reference)
 
 
 def test_the_reference_is_what_the_parts_say(reference):

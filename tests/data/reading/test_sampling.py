@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from errors import refuses
-from quadriga.data.reading.sampling import micro_batches, step_samples
+from quadriga.data.reading.sampling import deal, step_samples
 from quadriga.randomness import fold
 
 MASK = 2**64 - 1
@@ -47,25 +47,19 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 
 @settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 5), st.integers(0, 50))
-def test_micro_batches_cover_the_batch_in_order(world_size, accumulate, spare):
+def test_slots_are_dealt_pass_by_pass_in_order(world_size, accumulate, spare):
     batch_size = world_size * accumulate + spare
-    parts = [
-        part
-        for rank in range(world_size)
-        for part in micro_batches(batch_size, rank, world_size, accumulate)
-    ]
-    assert [i for part in parts for i in part] == list(range(batch_size))
-    shares = [
-        sum(map(len, micro_batches(batch_size, rank, world_size, accumulate)))
-        for rank in range(world_size)
-    ]
-    assert max(shares) - min(shares) <= 1
-    assert min(len(part) for part in parts) >= 1
+    dealt = deal(batch_size, world_size, accumulate)
+    parts = [dealt[rank][number] for number in range(accumulate) for rank in range(world_size)]
+    assert [slot for part in parts for slot in part] == list(range(batch_size))
+    sizes = [len(part) for part in parts]
+    assert min(sizes) >= 1
+    assert max(sizes) - min(sizes) <= 1
 
 
 def test_fewer_samples_than_micro_batches():
     with refuses("2 ranks", "4", "7"):
-        micro_batches(7, 0, 2, 4)
+        deal(7, 2, 4)
 
 
 @settings(deadline=None)

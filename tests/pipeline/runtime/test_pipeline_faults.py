@@ -59,6 +59,7 @@ def write_config(folder: Path) -> None:
         train__accumulate=4,
         train__batch_size=16,
         checkpoint__every_steps=3,
+        executor__kind="pipeline",
         executor__schedule="2bw",
         model__dropout=0.1,
         optim__clip_norm=1.0,
