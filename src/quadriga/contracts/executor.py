@@ -21,6 +21,7 @@ from quadriga.contracts.configs import (
 from quadriga.contracts.objective import MicroBatch, Objective
 from quadriga.contracts.step import EmaConfig, StepPlan, TrainConfig
 from quadriga.distributed.environment import DistEnv
+from quadriga.distributed.mesh import Ranks
 
 
 class StepOutput(NamedTuple):
@@ -44,6 +45,9 @@ class StepOutput(NamedTuple):
 
 class Executor(ABC):
     """How one optimizer step is executed: data-parallel or pipelined."""
+
+    ranks: Ranks | None = None
+    """The ranks over which `frozen` may give a sharded objective; None where it is whole."""
 
     @abstractmethod
     def run(self, batches: Iterator[MicroBatch], steps: range) -> Iterator[StepOutput]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch
@@ -95,6 +95,11 @@ def slice_of(total: int, rank: int, world_size: int) -> range:
 def local_part(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that this rank holds: all of it, unless it is sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def is_sharded(tensors: Iterable[Tensor]) -> bool:
+    """Return whether this rank holds a part of one of the tensors only."""
+    return any(isinstance(tensor, DTensor) for tensor in tensors)
 
 
 def first_element(tensor: Tensor) -> int:

@@ -7,8 +7,6 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from quadriga import randomness
 from quadriga.contracts import (
     Dataset,
@@ -20,11 +18,13 @@ from quadriga.contracts import (
 )
 from quadriga.data.parts.subsets import Subset
 from quadriga.distributed.environment import DistEnv
-from quadriga.engine.build import build_objective
+from quadriga.distributed.mesh import Ranks
+from quadriga.engine.build import build_objective, build_on_meta
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.results import RESULTS, merge_results
 from quadriga.engine.logs.times import evaluated
 from quadriga.engine.run_config import RunConfig
+from quadriga.engine.step.sharding import place
 from quadriga.errors import UserError
 from quadriga.formatting import measured
 
@@ -57,6 +57,7 @@ def make_context(
     folder: Path,
     env: DistEnv,
     console: Console,
+    ranks: Ranks | None = None,
 ) -> EvaluationContext:
     """Return what protocols work on.
 
@@ -67,6 +68,8 @@ def make_context(
         folder: Where results and pictures go.
         env: This process among the run's.
         console: Where progress and warnings go.
+        ranks: The ranks over which the objective is sharded as the run says; without them each
+            rank holds all of it.
 
     Raises:
         UserError: The run is a mixture of tasks.
@@ -78,7 +81,7 @@ def make_context(
         )
     return EvaluationContext(
         objective=objective,
-        fresh=_fresh(config, env.device),
+        fresh=lambda: _random_encoder(config, env, ranks),
         data=data,
         transform=config.views.build("test"),
         env=env,
@@ -138,10 +141,14 @@ def evaluate(
     return results
 
 
-def _fresh(config: RunConfig, device: torch.device) -> Callable[[], Objective]:
-    return lambda: build_objective(
-        config, device, randomness.fold(config.seed, "random encoder")
-    ).eval()
+def _random_encoder(config: RunConfig, env: DistEnv, ranks: Ranks | None) -> Objective:
+    """Return the objective with other initial values, held by the ranks as the trained one is."""
+    seed = randomness.fold(config.seed, "random encoder")
+    if ranks is None:
+        return build_objective(config, env.device, seed).eval()
+    objective = build_on_meta(config)
+    place(objective, config.train, ranks, seed)
+    return objective.eval()
 
 
 def describe(result: EvaluationResult) -> str:

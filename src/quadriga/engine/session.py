@@ -12,6 +12,7 @@ from quadriga.contracts import Dataset, EvaluationContext, LoggerContext, Object
 from quadriga.data.reading.loader import Loader, OnRead
 from quadriga.distributed.collectives import all_gather_values, from_main, on_all
 from quadriga.distributed.environment import DistEnv
+from quadriga.distributed.mesh import Ranks
 from quadriga.engine.build import build_loader, build_objective, build_on_meta
 from quadriga.engine.checkpoint.store import (
     CheckpointStore,
@@ -122,6 +123,7 @@ class _Session:
         self._data = evaluation_data(resolved.config, dataset)
         self._env, self._console, self._preemption = env, console, preemption
         self._stack, self._activity = stack, Activity()
+        self._ranks: Ranks | None = None
         self.on_saved: OnSaved | None = None
         self.on_reported: OnReported | None = None
 
@@ -150,6 +152,7 @@ class _Session:
             on_bad_step=self._recovery.health,
             left_out=self._recovery.left_out,
         )
+        self._ranks = self._executor.ranks
         self._stack.callback(self._executor.close)
         self._store = self._stack.enter_context(
             CheckpointStore(
@@ -241,6 +244,7 @@ class _Session:
             self._directory.report,
             self._env,
             self._console,
+            self._ranks,
         )
 
     def _judge(self, step: int) -> Mapping[str, float]:

@@ -36,7 +36,7 @@ from quadriga.data.text.glue.dataset import GlueDataset
 from quadriga.data.text.glue.tasks import GlueTask
 from quadriga.distributed.collectives import all_reduce_sum, from_main, slice_of
 from quadriga.errors import UserError
-from quadriga.evaluation.parts.features import evaluation_mode
+from quadriga.evaluation.parts.features import equal_calls, evaluation_mode
 
 Numbers = dict[str, float]
 
@@ -171,7 +171,8 @@ class Glue(Evaluator):
     ) -> npt.NDArray[np.float64]:
         """Return the class, or the number, that is predicted for every sample, on every rank."""
         env, size, total = context.env, self.config.batch_size, len(dataset)
-        batches = slice_of(-(-total // size), env.rank, env.world_size)
+        whole = -(-total // size)
+        batches = slice_of(whole, env.rank, env.world_size)
         mine = range(batches.start * size, min(batches.stop * size, total))
         values = torch.zeros(total, dtype=torch.float64)
         done = 0
@@ -183,8 +184,9 @@ class Glue(Evaluator):
             env=env,
             workers=context.workers,
             warn=context.warn,
+            batches=equal_calls(context, whole, 1),
         ):
-            with torch.inference_mode():
+            with torch.no_grad():
                 scores = scorer.scores(batch).float()
             answers = scores[:, 0] if scorer.regression else scores.argmax(dim=1)
             values[batch["index"].cpu()] = answers.double().cpu()

@@ -19,7 +19,7 @@ from quadriga.contracts import (
 )
 from quadriga.data.reading.loader import sequential
 from quadriga.distributed.collectives import all_reduce_sum, slice_of
-from quadriga.evaluation.parts.features import evaluation_mode
+from quadriga.evaluation.parts.features import equal_calls, evaluation_mode
 
 
 @final
@@ -72,11 +72,14 @@ class HeldOut(Evaluator):
             env=env,
             workers=context.workers,
             warn=context.warn,
+            batches=equal_calls(context, batches, 1),
         )
-        with evaluation_mode(objective), torch.inference_mode():
+        with evaluation_mode(objective), torch.no_grad():
             for number, batch in enumerate(read, start=own.start):
                 with randomness.micro_batch(context.seed, 0, number, 0):
-                    table[number] = _row(objective(batch), names)
+                    output = objective(batch)
+                if number < own.stop:
+                    table[number] = _row(output, names)
                 done = (number + 1 - own.start) * size
                 context.report_progress("held out", min(done, len(samples)), len(samples))
         sums, counts = all_reduce_sum(table.to(env.device), env).cpu().sum(dim=0)

@@ -26,7 +26,7 @@ from quadriga.contracts import (
     Transform,
 )
 from quadriga.data.reading.loader import sequential
-from quadriga.distributed.collectives import broadcast_value
+from quadriga.distributed.collectives import from_main
 from quadriga.distributed.environment import DistEnv
 from quadriga.errors import UserError
 from quadriga.evaluation.parts.features import evaluation_mode
@@ -167,18 +167,30 @@ class Reconstruction(Evaluator):
                 picture cannot be written.
         """
         objective = _reconstructor(context)
-        result = self._result(objective, context) if context.env.is_main else None
-        shared = broadcast_value(result, context.env)
-        if shared is None:
-            raise RuntimeError("rank 0 sent no result of the reconstruction")
-        return shared
+        columns, chosen, error = self._reconstructed(objective, context)
+        if context.env.is_main:
+            low, high = pixel_range(context.transform, columns[0])
+            pixels = [to_pixels(column, low, high) for column in columns]
+            grid = draw_grid(list(zip(TITLES, pixels, strict=True)))
+        from_main(lambda: save_picture(grid, context.output / FILE), context.env)
+        return EvaluationResult(
+            protocol="reconstruction",
+            numbers={"masked_mse": error},
+            pictures={FILE: _caption(len(chosen))},
+            details={"images": len(chosen), "indices": chosen},
+        )
 
-    def _result(self, objective: Reconstructor, context: EvaluationContext) -> EvaluationResult:
+    def _reconstructed(
+        self, objective: Reconstructor, context: EvaluationContext
+    ) -> tuple[list[Tensor], list[int], float]:
+        """Return the columns of the picture, the images' numbers and the masked error.
+
+        Every rank reconstructs all of them: they are few, and a sharded model needs every rank.
+        """
         dataset = context.data("test")
         total = len(dataset)
         positions = np.arange(min(self.config.images, total))
         chosen = np.sort(shuffled(positions, total, fold(context.seed, "reconstruction")))
-        # The other ranks wait: the loader and the encoder work as in a world of one.
         alone = DistEnv(0, 1, 0, 1, context.env.device)
         errors = torch.zeros(2, dtype=torch.float64, device=context.env.device)
         parts: list[list[Tensor]] = []
@@ -199,16 +211,8 @@ class Reconstruction(Evaluator):
                 "reconstruction", sum(len(part[0]) for part in parts), len(chosen)
             )
         columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-        low, high = pixel_range(context.transform, columns[0])
-        pixels = [to_pixels(column, low, high) for column in columns]
-        save_picture(draw_grid(list(zip(TITLES, pixels, strict=True))), context.output / FILE)
         squares, count = errors.tolist()
-        return EvaluationResult(
-            protocol="reconstruction",
-            numbers={"masked_mse": squares / max(count, 1.0)},
-            pictures={FILE: _caption(len(chosen))},
-            details={"images": len(chosen), "indices": chosen.tolist()},
-        )
+        return columns, chosen.tolist(), squares / max(count, 1.0)
 
 
 def _reconstructor(context: EvaluationContext) -> Reconstructor:
@@ -238,7 +242,7 @@ def _caption(images: int) -> str:
 def _reconstruct(objective: Reconstructor, batch: Batch) -> Sequence[Tensor]:
     if not isinstance(objective, nn.Module):
         raise TypeError(f"{type(objective).__name__} is not a module")
-    with evaluation_mode(objective), torch.inference_mode():
+    with evaluation_mode(objective), torch.no_grad():
         return [images.float() for images in objective.reconstruct(batch)]
 
 

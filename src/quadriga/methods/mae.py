@@ -159,6 +159,8 @@ class Decoder(nn.Module):
 class MAE(Objective):
     """A vision transformer that learns to fill in hidden patches."""
 
+    entry_points = ("features", "reconstruct")
+
     def __init__(self, config: MAEConfig, model: ViTConfig) -> None:
         """Make encoder and decoder with undefined values."""
         super().__init__()

@@ -80,6 +80,8 @@ class SequenceClassification(Objective):
     Encoder and pooler have the names that they have in `quadriga.methods.masked_lm`.
     """
 
+    entry_points = ("scores",)
+
     new_parts: ClassVar[tuple[str, ...]] = ("classifier.",)
     optional_parts: ClassVar[tuple[str, ...]] = ("pooler.",)
 

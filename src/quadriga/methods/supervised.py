@@ -65,6 +65,8 @@ class SupervisedConfig(ObjectiveConfig):
 class Supervised(Objective):
     """A vision transformer and a linear classifier on its class token or mean."""
 
+    entry_points = ("features", "scores")
+
     def __init__(self, config: SupervisedConfig, model: ViTConfig, classes: int) -> None:
         """Make both with undefined values."""
         super().__init__()

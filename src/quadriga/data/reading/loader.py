@@ -133,6 +133,7 @@ def sequential(
     env: DistEnv,
     workers: int,
     warn: Warn | None = None,
+    batches: int = 0,
 ) -> Iterator[Batch]:
     """Yield every sample of `indices` once, in order: for evaluation.
 
@@ -146,6 +147,7 @@ def sequential(
         env: This process; the batches are on its device.
         workers: Number of worker processes; 0 reads in this process.
         warn: Told one line per unreadable sample; the logger "quadriga" by default.
+        batches: At least so many are yielded, empty ones at the end, for ranks to be in step.
 
     Raises:
         UserError: None of the samples can be read, or a worker died.
@@ -176,7 +178,12 @@ def sequential(
             )
 
     with ReaderPool(reader, workers, prefetch=2, pin=env.device.type == "cuda") as pool:
-        yield from on_device(readable(pool), transform, env.device)
+        yielded = 0
+        for batch in on_device(readable(pool), transform, env.device):
+            yielded += 1
+            yield batch
+    for _ in range(yielded, batches):
+        yield MicroBatch(transform.example(0, env.device))
 
 
 class _Read(NamedTuple):

@@ -6,6 +6,7 @@ Top-1 and top-5 accuracy, and the table of an encoder beside its random start.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from quadriga.contracts import Dataset, Encoder, EvaluationContext, Objective
 from quadriga.data.reading.loader import sequential
-from quadriga.distributed.collectives import all_gather_values, all_reduce_sum, slice_of
+from quadriga.distributed.collectives import all_gather_values, all_reduce_sum, is_sharded, slice_of
 from quadriga.errors import UserError
 
 BATCH = 256
@@ -111,8 +112,9 @@ def extract(
         env=env,
         workers=context.workers,
         warn=context.warn,
+        batches=equal_calls(context, total, BATCH),
     ):
-        with torch.inference_mode():
+        with torch.no_grad():
             vectors = [encoder.features(batch["image"]).float() for encoder in encoders]
         if not values:
             values = [torch.zeros(total, vector.shape[1]) for vector in vectors]
@@ -133,6 +135,19 @@ def extract(
         rows = seen.nonzero()[:, 0]
         labels, values = labels[rows], [whole[rows] for whole in values]
     return [Features(whole, labels) for whole in values]
+
+
+def equal_calls(context: EvaluationContext, items: int, size: int) -> int:
+    """Return how often every rank calls the objective where its parameters are sharded, else 0.
+
+    Args:
+        context: What is evaluated, and the ranks.
+        items: What the ranks share, in contiguous parts.
+        size: Items of one call.
+    """
+    if not is_sharded(context.objective.parameters()):
+        return 0
+    return math.ceil(math.ceil(items / context.env.world_size) / size)
 
 
 @contextlib.contextmanager
