@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from quadriga.cli.resolve import find_recipe
 from quadriga.distributed.collectives import whole
 from quadriga.distributed.environment import DistEnv
 from quadriga.distributed.process_group import process_group
@@ -25,9 +26,14 @@ from tiny import TINY
 
 
 def tiny_config(words: list[str]) -> RunConfig:
-    """Return the tiny run with overrides."""
-    pairs = [word.split("=", 1) for word in (*TINY, "train.steps=5", *words)]
-    return mae_digits().override(dict(pairs))
+    """Return the tiny run with overrides; ``recipe=NAME`` takes another recipe as it is."""
+    pairs = dict(word.split("=", 1) for word in words)
+    name = pairs.pop("recipe", None)
+    if name is not None:
+        return find_recipe(name)().override(pairs)  # type: ignore[return-value]
+    return mae_digits().override(
+        {**dict(word.split("=", 1) for word in (*TINY, "train.steps=5")), **pairs}
+    )
 
 
 def train(path: Path, words: list[str]) -> None:

@@ -84,7 +84,7 @@ def test_a_run_with_repeats_reads_what_was_planned(tmp_path: Path) -> None:
     words = tiny_run(tmp_path, 3, "log.samples=true", "loader.workers=0", "train.repeats=3")
     assert run(words) == 0
     read = read_samples(tmp_path / "samples")
-    assert [sample[:2] + sample[3:] for sample in read] == planned(3)
+    assert [(sample.step, sample.position, sample.key) for sample in read] == planned(3)
     for step in (1, 2, 3):
         indices = [sample.sample for sample in read if sample.step == step]
         assert indices == indices[:3] * 2 + indices[:2]
@@ -96,7 +96,7 @@ def test_a_run_equals_itself_and_read_what_was_planned(straight: Path, doctored:
     found = compare(record, read_run(doctored, 3))
     assert found == Comparison("equal", "equal", "equal", "equal")
     assert conclude(VerifyRequest("x"), [judged("", "", "", found)], {}) == 0
-    assert [sample[:2] + sample[3:] for sample in record.samples] == planned(1)
+    assert [(read.step, read.position, read.key) for read in record.samples] == planned(1)
 
 
 @pytest.mark.parametrize(("part", "prefix"), [("parameters", "objective."), ("optimizer", "opti")])

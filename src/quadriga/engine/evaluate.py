@@ -77,7 +77,7 @@ def make_context(
     if config.data.by_task():
         raise UserError(
             f"{config.name} is a mixture of tasks, which protocols cannot judge: each judges one "
-            "data set; export the weights, or warm-start a run of one task from them"
+            "data set; its own losses and metrics are in metrics.jsonl"
         )
     return EvaluationContext(
         objective=objective,

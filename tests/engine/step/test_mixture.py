@@ -7,6 +7,7 @@ absolute 2e-6: the same sums in another order. A run that stops after three goes
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -17,10 +18,13 @@ import pytest
 import torch
 from mixture_worker import mixture_config, train_in
 
+from quadriga.config.provenance import Resolved
 from quadriga.contracts import stack
 from quadriga.distributed.environment import SINGLE
 from quadriga.engine.build import build_objective, make_stream
+from quadriga.engine.faults.replay import Replay, write_replay
 from quadriga.engine.preflight import check_start
+from quadriga.engine.step.bad_step import BadStep
 from ranks import run_ranks
 
 WORKER = Path(__file__).resolve().parent / "mixture_worker.py"
@@ -113,6 +117,19 @@ def test_a_step_is_that_of_a_plain_loop(reference: dict[str, Any]) -> None:
     norm = torch.stack(torch._foreach_norm(gradients)).square().sum().sqrt()
     torch.testing.assert_close(reference["metrics"]["loss"][0].float(), loss.detach())
     torch.testing.assert_close(reference["state"]["grad_norms"][0], norm)
+
+
+def test_a_step_is_replayed_block_by_block(tmp_path: Path) -> None:
+    resolved = Resolved.of(mixture_config([SEED]), "test")
+    _, plan = check_start(resolved.config, world_size=2)
+    objective = build_objective(resolved.config, torch.device("cpu"), resolved.config.seed)
+    bad = BadStep(2, "loss", math.nan, 1.0, 2)
+    path = write_replay(tmp_path, resolved, plan, SINGLE, objective, bad)
+    stream = make_stream(resolved.config, plan)
+    found = list(Replay(Path(path), torch.device("cpu")).parts())
+    expected = [part.index.tolist() for rank in range(2) for part in stream.own(2, rank)]
+    assert [part.index for part in found] == expected
+    assert all(math.isfinite(part.loss) for part in found)
 
 
 @pytest.mark.parametrize(("ranks", "parallel", "workers"), QUICK)
