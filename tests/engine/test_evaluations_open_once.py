@@ -33,7 +33,7 @@ WORDS = [
 ]
 
 
-@pytest.fixture(params=[10_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.fixture(params=[10_000, pytest.param(100_000, marks=pytest.mark.long)])
 def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     """Class folders of many links to one small picture each."""
     root = tmp_path / "images"

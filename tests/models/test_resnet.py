@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tallies import apply_tallies, take_tallies, tallying
 from torch import Tensor, nn
 from torchvision_resnet import Reference
 
@@ -10,7 +11,6 @@ from quadriga import randomness
 from quadriga.config.base import construct
 from quadriga.contracts import Encoder, ModelConfig
 from quadriga.errors import UserError
-from quadriga.models.parts.batch_norm import apply_tallies, take_tallies, tallying
 from quadriga.models.parts.initialise import initialise
 from quadriga.models.resnet import ResNet, ResNetConfig
 from quadriga.models.vit import ViTConfig

@@ -27,8 +27,8 @@ def test_stages_in_turn_are_the_whole(depths: list[int]) -> None:
                 assert hidden.shape == stage.hidden_shape(batch)
             hidden = stage(hidden, batch)
     assert isinstance(hidden, LossOutput)
-    assert torch.equal(hidden.loss, whole.only.total)
-    assert torch.equal(hidden.count, whole.only.targets)
+    assert torch.equal(hidden.only.total, whole.only.total)
+    assert torch.equal(hidden.only.targets, whole.only.targets)
 
 
 def test_stages_have_the_names_of_the_whole() -> None:

@@ -18,7 +18,7 @@ import json
 import pkgutil
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
@@ -32,6 +32,10 @@ T = TypeVar("T")
 Location = Annotated[T, _LOCATION]
 """The type of a field that says where something lies, such as ``root: Location[Path]``: what lies
 there may move, and a config means the same afterwards."""
+
+_LATER = "later"
+Later = Annotated[T, _LATER]
+"""The type of a field that runs were saved without: its default means what its absence meant."""
 
 
 def leaves_of(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -144,19 +148,31 @@ class Config(BaseModel):
         """Yield each dotted path with its plain value; a tuple of configs is walked by index."""
         yield from leaves_of(self.as_dict(), prefix)
 
-    def locations(self, prefix: str = "") -> Iterator[str]:
+    def locations(self) -> Iterator[str]:
         """Yield the dotted path of each field that is a `Location`."""
+        return (path for path, _ in self._marked(_LOCATION, ""))
+
+    def unused_later(self) -> Iterator[str]:
+        """Yield the dotted path of each field that is `Later` and has its default."""
+        return (path for path, is_default in self._marked(_LATER, "") if is_default)
+
+    def _marked(self, mark: str, prefix: str) -> Iterator[tuple[str, bool]]:
+        """Yield the path of each field with a mark, and whether its value is the default."""
         for name, field in type(self).model_fields.items():
             path = f"{prefix}.{name}" if prefix else name
             value = getattr(self, name)
-            if _LOCATION in field.metadata:
-                yield path
-            elif isinstance(value, Config):
-                yield from value.locations(path)
+            if mark in field.metadata:
+                yield path, value == field.default
+            items: Iterable[tuple[Any, Any]] = ()
+            if isinstance(value, Config):
+                yield from value._marked(mark, path)
             elif isinstance(value, tuple):
-                for place, item in enumerate(value):
-                    if isinstance(item, Config):
-                        yield from item.locations(f"{path}.{place}")
+                items = enumerate(value)
+            elif isinstance(value, dict):
+                items = value.items()
+            for place, item in items:
+                if isinstance(item, Config):
+                    yield from item._marked(mark, f"{path}.{place}")
 
 
 class Choice(Config):

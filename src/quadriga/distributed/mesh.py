@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import final
 
 import torch.distributed as dist
@@ -23,18 +22,20 @@ class Ranks:
 
     env: DistEnv
     mesh: DeviceMesh | None = None
-    """Its dimensions are `AXES`; None in a world of one."""
+    """Its dimensions are `AXES`; None where there are copies only, which need no groups."""
 
     def size(self, axis: str) -> int:
         """Return the number of ranks along one of `AXES`."""
-        return 1 if self.mesh is None else self.mesh.size(AXES.index(axis))
+        if self.mesh is None:
+            return self.env.world_size if axis == "data" else 1
+        return self.mesh.size(AXES.index(axis))
 
-    @cached_property
+    @property
     def samples(self) -> SampleGroup:
         """The ranks that a step's samples are dealt over."""
-        if self.mesh is None:
-            return SampleGroup(0, 1, None)
-        if self.size("stage") == 1:
+        if self.env.world_size == 1:
+            return ALONE
+        if self.mesh is None or self.size("stage") == 1:
             return SampleGroup(self.env.rank, self.env.world_size, dist.group.WORLD)
         flat = self.mesh["data", "shard", "expert"]._flatten("samples")
         return SampleGroup(flat.get_local_rank(), flat.size(), flat.get_group())
@@ -43,10 +44,10 @@ class Ranks:
         """Return the mesh of (data, shard) for FSDP2, or of (shard) where there is one copy.
 
         Raises:
-            ValueError: In a world of one.
+            ValueError: There are copies only.
         """
         if self.mesh is None:
-            raise ValueError("a single process has no mesh")
+            raise ValueError("ranks that hold copies have no mesh")
         return self.mesh["shard"] if self.size("data") == 1 else self.mesh["data", "shard"]
 
 
@@ -83,7 +84,7 @@ def make_ranks(env: DistEnv, *, shard: int = 1, stage: int = 1, expert: int = 1)
         raise ValueError(
             f"{shard} x {stage} x {expert} ranks must divide {env.world_size} ranks, but do not"
         )
-    if env.world_size == 1:
+    if shard * stage * expert == 1:
         return Ranks(env)
     shape = (env.world_size // (shard * stage * expert), shard, stage, expert)
     return Ranks(env, init_device_mesh(env.device.type, shape, mesh_dim_names=AXES))

@@ -253,7 +253,7 @@ def identity(config: RunConfig) -> Identity:
     Of the executor it is what it says itself, such as that gradients are late.
     """
     decisive = {f"executor.{name}": v for name, v in config.executor.decisive().items()}
-    neutral = (*NEUTRAL, *config.locations())
+    neutral = (*NEUTRAL, *config.locations(), *config.unused_later())
     return decisive | {
         path: value
         for path, value in config.leaves()

@@ -156,7 +156,7 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], An
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("ranks", "name"),
@@ -168,7 +168,7 @@ def test_every_layout_makes_the_steps_of_one_rank(
     assert_alike(matrix[ranks, name], reference)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_a_rank_of_four_draws_one_task_alone(matrix: dict[tuple[int, str], Any]) -> None:
     assert matrix[4, "fsdp-0"]["by_rank"][1] == ["digits"]

@@ -18,17 +18,14 @@ from ranks import run_ranks
 HERE = Path(__file__).resolve().parents[2]
 
 SHARED = ["train.steps=5", "train.epochs=none", "train.batch_size=16", "optim.kind=sgd"]
-SHARED += ["schedule.warmup_epochs=0", "optim.lr=0.02", "optim.clip_norm=none"]
+SHARED += ["schedule.warmup_epochs=0", "optim.lr=0.01", "optim.clip_norm=none"]
 VIT = ["model.width=32", "model.depth=3", "model.heads=2"]
 METHODS = {
     "moco_v3": ["recipe=moco_v3_digits", *VIT, "model.drop_path=0.2"],
     "dino": ["recipe=dino_digits", *VIT, "model.drop_path=0.2", "objective.frozen_epochs=0"],
     "swav": [
         "recipe=swav_digits",
-        # Pictures with noise: on the digits' flat ground one rounding moves all pixels of it over
-        # the kink of a ReLU at once.
-        "data.kind=clutter",
-        "data.image_px=32",
+        "smooth",
         "objective.statistics_group=4",
         "objective.queue=32",
         "objective.queue_start_epoch=0",

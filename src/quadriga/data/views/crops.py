@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64, UInt8
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from quadriga.config.base import Later
 from quadriga.contracts import Batch, Dataset, Sample, Split, StepPlan, Transform, ViewsConfig
 from quadriga.data.images.decode import Box, Interpolation, OpenedImage, resize
 from quadriga.data.images.record import ImageRecord
@@ -36,7 +37,7 @@ class ImageViewsConfig(ViewsConfig):
 
     image_px: int = Field(default=224, gt=0)
     """Height and width of a view in pixels."""
-    crops: int = Field(default=1, ge=1, le=16)
+    crops: Later[int] = Field(default=1, ge=1, le=16)
     """Training views of an image. Several are ``crops`` (batch, crops, 3, image_px, image_px) of a
     batch, each with draws of its own, and there is no ``image``."""
     crop_scale: tuple[float, float] = (0.2, 1.0)

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int, UInt8
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from quadriga.config.base import Later
 from quadriga.contracts import Batch, Dataset, Sample, Split, StepPlan, Transform, ViewsConfig
 from quadriga.data.images.record import ImageRecord
 from quadriga.data.views.crops import (
@@ -35,7 +36,7 @@ class ShiftedViewsConfig(ViewsConfig):
 
     image_px: int = Field(default=32, gt=0)
     """Height and width of a view in pixels; images of another size are resized first."""
-    crops: int = Field(default=1, ge=1, le=16)
+    crops: Later[int] = Field(default=1, ge=1, le=16)
     """Training views of an image. Several are ``crops`` (batch, crops, 3, image_px, image_px) of a
     batch, each with draws of its own, and there is no ``image``."""
     shift_px: int = Field(default=4, ge=0)

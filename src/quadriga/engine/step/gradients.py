@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, final
@@ -59,7 +60,7 @@ class GradientSum:
         for bucket in self._buckets:
             for number, parameter in enumerate(bucket.parameters):
                 parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                    functools.partial(self._ready, bucket, number)
+                    functools.partial(_tell, weakref.ref(self), bucket, number)
                 )
 
     def begin(self) -> None:
@@ -93,7 +94,8 @@ class GradientSum:
             work.wait()
         self.timer.exchange_ended()
 
-    def _ready(self, bucket: _Bucket, number: int, _: Tensor) -> None:
+    def ready(self, bucket: _Bucket, number: int) -> None:
+        """Take note that a parameter has its gradient."""
         if not self._is_last:
             return
         bucket.waiting.discard(number)
@@ -109,6 +111,12 @@ class GradientSum:
     def _start_next(self) -> None:
         flat = self._buckets[len(self._works)].flat
         self._works.append(dist.all_reduce(flat, group=self._group, async_op=True))
+
+
+def _tell(total: weakref.ref[GradientSum], bucket: _Bucket, number: int, parameter: Tensor) -> None:
+    # By a weak reference: a parameter that outlives the sum must not keep the process group.
+    if (found := total()) is not None:
+        found.ready(bucket, number)
 
 
 def _cut(named: Sequence[tuple[str, nn.Parameter]]) -> Iterator[list[tuple[str, nn.Parameter]]]:

@@ -260,7 +260,7 @@ def _pass(
         with reduced_precision(device, config.train):
             result = unit(hidden, batch)
         ended = _now(device)
-        output = result if isinstance(result, Tensor) else result.loss
+        output = result if isinstance(result, Tensor) else result.only.total
         gradient = torch.ones_like(output)
         turned = _now(device)
         if output.requires_grad:
