@@ -1,7 +1,7 @@
 """Teachers, queues and losses over the step are the same on any ranks and micro-batches.
 
 Plain gradient descent: an adaptive optimizer makes a step of full size out of the rounding of a
-gradient that is zero in theory. Tolerances are those of MAE's test.
+gradient that is zero in theory. ``smooth``: a GELU for every ReLU, whose kink does the same.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ METHODS = {
     "swav": [
         "recipe=swav_digits",
         "smooth",
+        "optim.lr=0.0001",
         "objective.statistics_group=4",
         "objective.queue=32",
         "objective.queue_start_epoch=0",
@@ -49,8 +50,8 @@ def trained(folder: Path, method: str, ranks: int, accumulate: int, how: str) ->
     path = folder / f"{method}-{ranks}-{accumulate}-{how}.pt"
     if not path.exists():
         words = [
-            *METHODS[method],
             *SHARED,
+            *METHODS[method],
             f"train.accumulate={accumulate}",
             f"train.parallel={how}",
         ]
@@ -81,8 +82,10 @@ def test_the_step_is_that_of_one_rank_and_one_micro_batch(
     reference, other = trained(folder, method, *LAYOUTS[0]), trained(folder, method, *layout)
     assert reference.keys() == other.keys()
     for name, tensor in reference.items():
+        # Moments are gradients of these methods' size; all else is held to MAE's tolerance.
+        scale = tensor.abs().max().item() if name.startswith("optimizer.") else 0.0
         torch.testing.assert_close(
-            other[name], tensor, rtol=2e-4, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}"
+            other[name], tensor, rtol=2e-4, atol=2e-6 + 2e-5 * scale, msg=f"{name}"
         )
 
 
