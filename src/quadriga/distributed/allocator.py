@@ -6,6 +6,8 @@ import ctypes
 import os
 import platform
 
+import torch
+
 LARGEST_KEPT = 2**28
 """Bytes of the largest block that is kept; larger ones go back to the system."""
 
@@ -32,3 +34,10 @@ def keep_freed_memory() -> bool:
     # Setting the second alone would pin the first to its default of 128 KiB, which is worse.
     kept = mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT)
     return bool(kept and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocation failed, on the host or on a device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -10,7 +10,8 @@ from typing import final
 from quadriga.config.provenance import Resolved
 from quadriga.contracts import Dataset, EvaluationContext, LoggerContext, Objective
 from quadriga.data.reading.loader import Loader, OnRead
-from quadriga.distributed.collectives import all_gather_values, from_main, on_all
+from quadriga.distributed.allocator import is_out_of_memory
+from quadriga.distributed.collectives import all_gather_values, from_main, local_part, on_all
 from quadriga.distributed.environment import DistEnv
 from quadriga.distributed.mesh import Ranks
 from quadriga.engine.build import build_loader, build_objective, build_on_meta
@@ -43,6 +44,7 @@ from quadriga.engine.step.bad_step import RollBack
 from quadriga.engine.step.blocks import check_compile
 from quadriga.engine.step.precision import check_precision
 from quadriga.errors import UserError
+from quadriga.formatting import bytes_
 from quadriga.loggers import LoggerSet
 
 
@@ -93,7 +95,12 @@ def run(
                 "written by this command; go on with the one that began the run to have them"
             )
         session.on_saved, session.on_reported = on_saved, on_reported
-        session.run(start_from)
+        try:
+            session.run(start_from)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise session.out_of_memory() from error
 
 
 def _check(config: RunConfig, env: DistEnv) -> tuple[Dataset, RunPlan]:
@@ -187,6 +194,18 @@ class _Session:
         if owed:
             self._make_up(start)
         self._train(start)
+
+    def out_of_memory(self) -> UserError:
+        """Return the error that names what the run's state takes."""
+        train, env = self._config.train, self._env
+        tensors = [local_part(p) for p in self._objective.parameters()]
+        held = sum(t.numel() * t.element_size() * (4 if t.requires_grad else 1) for t in tensors)
+        return UserError(
+            f"rank {env.rank} of {env.world_size} ran out of memory with train.parallel="
+            f"{train.parallel}: weights, gradients and two moments alone are {bytes_(held)} a "
+            "rank; use more ranks with train.parallel=fsdp, raise train.accumulate or set "
+            "train.recompute=full"
+        )
 
     def _fill(self, objective: Objective) -> None:
         for line in fill_from_origins(self._config, objective, self._env, self._console.warn):
