@@ -66,9 +66,9 @@ def process_group(
         _let_go(error)
         raise
     finally:
-        # DDP's reducer is a reference cycle. Where it outlives the group, it ends gloo's threads
-        # while they wait for the interpreter that waits for them: the process hangs, or aborts at
-        # its end. So it is collected before the group goes.
+        # What holds the group may be a reference cycle. Where it outlives the group, it ends
+        # gloo's threads while they wait for the interpreter that waits for them: the process
+        # hangs, or aborts at its end. So it is collected before the group goes.
         gc.collect()
         if destroys:
             dist.destroy_process_group()

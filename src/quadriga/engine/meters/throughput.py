@@ -1,9 +1,6 @@
-"""How fast a run is, and where its time goes: samples, tokens and operations per second.
+"""How fast a run is, and where its time goes: samples, tokens and operations per second."""
 
-How long the backward pass waits for the exchange of gradients that it could not hide.
-"""
-
-# Annotations are values here, not text: DistributedDataParallel compares those of its hook.
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
