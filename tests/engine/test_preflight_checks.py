@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from errors import refuses
+from quadriga.cli.resolve import find_recipe
 from quadriga.contracts import Dataset, StepPlan, ViewsConfig
 from quadriga.data.images.digits import DigitsConfig
 from quadriga.data.text.pydoc import PydocCorpusConfig
@@ -19,6 +21,7 @@ from quadriga.distributed.environment import SINGLE
 from quadriga.engine.build import build_on_meta
 from quadriga.engine.evaluate import evaluation_data, make_context
 from quadriga.engine.logs.console import Console
+from quadriga.engine.preflight import check_start
 from quadriga.engine.resume import announce
 from quadriga.engine.run_plan import make_plan
 from quadriga.errors import UserError
@@ -104,3 +107,16 @@ def test_all_ranks_know_of_a_long_warm_up_and_one_says_it(
         env = dataclasses.replace(SINGLE, rank=rank, world_size=2)
         announce(Console(env.is_main), run, plan, objective, 0, env)
     assert capsys.readouterr().err.count("the warm-up of 60 steps is not over") == 1
+
+
+@pytest.mark.parametrize(("group", "ranks", "fits"), [(8, 2, True), (32, 2, True), (7, 2, False)])
+def test_groups_of_statistics_fit_the_ranks_before_any_starts(
+    group: int, ranks: int, fits: bool
+) -> None:
+    words = {"objective.statistics_group": str(group), "train.batch_size": "32"}
+    config = find_recipe("swav_digits")().override(words)
+    if fits:
+        check_start(config, ranks)  # type: ignore[arg-type]
+        return
+    with refuses("objective.statistics_group", "7", "16", "train.batch_size"):
+        check_start(config, ranks)  # type: ignore[arg-type]

@@ -6,10 +6,12 @@ import contextlib
 
 from quadriga.config.provenance import Resolved
 from quadriga.contracts import Dataset, Objective
+from quadriga.data.reading.sampling import deal
 from quadriga.engine.build import build_on_meta, check_shapes
 from quadriga.engine.logs.profile import check_profile
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan, make_plan
+from quadriga.engine.step.statistics import ranks_of_group
 from quadriga.engine.tasks import errors_of, task_configs
 from quadriga.errors import UserError
 from quadriga.loggers import check_kinds, check_loggers
@@ -116,6 +118,8 @@ def check_start(
     plan = make_plan(config, len(dataset), config.executor.share(0, world_size).of)
     config.views.check(dataset, "train", plan)
     check_shapes(config)
+    if (group := objective.statistics_group) is not None:
+        ranks_of_group(group, deal(plan.batch_size, plan.world_size, plan.accumulate))
     _check_independence(config, objective)
     check_weights(config)
     _check_keep_best(config)
