@@ -9,18 +9,24 @@ import platform
 import torch
 
 LARGEST_KEPT = 2**28
-"""Bytes of the largest block that is kept; larger ones go back to the system."""
+"""Bytes of the largest block that a process keeps; larger ones go back to the system."""
+LARGEST_KEPT_SHARDED = 2**20
+"""The same where parameters are sharded. What a block gathers lies between what stays, so a heap
+that kept it would be holes for the most part: three times the memory for a ViT-B on 4 ranks."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Numbers of mallopt(3)."""
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(largest: int = LARGEST_KEPT) -> bool:
     """Let this process keep the blocks that it frees, where the C library is glibc.
 
     By default glibc hands large blocks back to the system, and the activations of the next step
     are faulted in and zeroed anew, page by page: ``benchmarks/freed_memory.py``. What the user has
     said in the environment (``MALLOC_*_THRESHOLD_``, ``GLIBC_TUNABLES``) stays.
+
+    Args:
+        largest: Bytes of the largest block that is kept.
 
     Returns:
         Whether the process keeps them from now on.
@@ -32,7 +38,7 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     # Setting the second alone would pin the first to its default of 128 KiB, which is worse.
-    kept = mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT)
+    kept = mallopt(_M_MMAP_THRESHOLD, largest)
     return bool(kept and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 

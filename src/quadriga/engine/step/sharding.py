@@ -18,6 +18,7 @@ from torch.distributed.fsdp import (
 )
 
 from quadriga.contracts import Objective, PooledObjective
+from quadriga.distributed.allocator import LARGEST_KEPT_SHARDED, keep_freed_memory
 from quadriga.distributed.collectives import local_part
 from quadriga.distributed.environment import DistEnv
 from quadriga.distributed.mesh import Ranks
@@ -116,6 +117,8 @@ class Sharded(Layout):
         """Shard the parameters in place, with or without memory; every rank calls it."""
         self.device, self._copies, mesh = ranks.env.device, ranks.size("data"), ranks.sharded()
         self._reshard = train.reshard_after_forward
+        if self.device.type == "cpu":
+            keep_freed_memory(LARGEST_KEPT_SHARDED)
         # A block is gathered in the type it computes in: half the bytes. Its inputs are left to
         # autocast, as without shards; the gradients are summed in float32. Not on the CPU, whose
         # autocast has no layer norm of float32 tokens with weights of another type.
