@@ -1,8 +1,7 @@
 """CIFAR-10 and CIFAR-100 from the files of the published archives (Krizhevsky, 2009).
 
-The binary version is mapped into memory. The python version is a set of pickles, which are read
-without being unpickled (`data/parts/pickles.py`). Images as JPEG in class folders are
-``image_folder``.
+The binary version is mapped into memory. The python version is a set of pickles, in which
+nothing is run (`data/parts/pickles.py`). Images as JPEG in class folders are ``image_folder``.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Literal, final
 
 import numpy as np
@@ -19,7 +19,7 @@ from quadriga.config.base import Location
 from quadriga.contracts import Dataset, DatasetConfig, Split
 from quadriga.data.images.files import check_folder
 from quadriga.data.images.record import ImageRecord
-from quadriga.data.parts.pickles import NotPlain, read_plain
+from quadriga.data.parts.pickles import read_plain
 from quadriga.errors import UserError
 
 _SIDE = 32
@@ -221,7 +221,7 @@ def _read_binary(
 def _read_pickle(
     path: Path, version: _Version, labels: Labels
 ) -> tuple[Pixels, npt.NDArray[np.int64]]:
-    """Read a file of the python version without unpickling it."""
+    """Read a file of the python version."""
     assert version.keys is not None
     found = _plain(path)
     pixels, numbers = found.get("data"), found.get(version.keys[labels])
@@ -243,7 +243,8 @@ def _class_names(folder: Path, version: _Version, labels: Labels) -> tuple[str, 
     if version.meta:
         found = _plain(path).get(version.names[labels])
         texts = found if isinstance(found, list) else []
-        names = [text.decode("latin-1") if isinstance(text, bytes) else str(text) for text in texts]
+        texts = [text for text in texts if isinstance(text, (bytes, str))]
+        names = [text.decode("latin-1") if isinstance(text, bytes) else text for text in texts]
     else:
         names = path.read_text(encoding="utf-8", errors="replace").split()
     if len(names) != count:
@@ -254,7 +255,7 @@ def _class_names(folder: Path, version: _Version, labels: Labels) -> tuple[str, 
 def _plain(path: Path) -> dict[str, object]:
     try:
         return read_plain(path.read_bytes())
-    except NotPlain as error:
+    except UnpicklingError as error:
         raise _damaged(path, f"it holds {error}") from error
 
 

@@ -1,92 +1,90 @@
 """Pickles of plain values and uint8 arrays, read without running anything that is in them.
 
-A pickle is a program. The few instructions that make dictionaries, lists, texts, numbers and
-numpy's arrays are followed here one by one; any other, and any other function to call, is
-refused. The opcodes are told apart by the standard library's `pickletools`.
+A pickle is a program. Of its instructions only those that make dictionaries, lists, tuples, texts,
+whole numbers below 2**31 and arrays are followed, and it may call three functions, made here.
 """
 
 from __future__ import annotations
 
-import pickletools
-from collections.abc import Callable
-from typing import Any
+import io
+import pickle
+from pickle import UnpicklingError
+from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
+
+_INSTRUCTIONS = (
+    "PROTO STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 BINSTRING SHORT_BINSTRING "
+    "BINBYTES SHORT_BINBYTES BINUNICODE EMPTY_DICT SETITEM SETITEMS EMPTY_LIST "
+    "APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 BINPUT LONG_BINPUT BINGET LONG_BINGET "
+    "GLOBAL REDUCE BUILD"
+)
 
 
-class NotPlain(Exception):
-    """The pickle holds something else, or is damaged; the message says what, and where."""
+class _Uint8:
+    """The type of every array."""
 
+    def __init__(self, name: Any, *_: Any) -> None:
+        if name not in ("u1", b"u1"):
+            raise TypeError("an array of another type than uint8")
 
-class _Mark:
-    """Where a group of values on the stack begins."""
+    def __setstate__(self, state: Any) -> None:
+        """Take the byte order, of which a byte has none."""
 
 
 class _Array:
     """An array in the making: numpy makes an empty one and fills it from a state."""
 
-    def __init__(self) -> None:
-        self.value: npt.NDArray[np.uint8] | None = None
-
-    def build(self, state: Any) -> None:
+    def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, raw = state
-        if not isinstance(dtype, _Bytewise) or not isinstance(raw, (bytes, str)):
-            raise NotPlain("an array that is not of uint8")
-        pixels = np.frombuffer(_encoded(raw), np.uint8)
-        self.value = pixels.reshape([int(side) for side in shape], order="F" if fortran else "C")
+        if not isinstance(dtype, _Uint8):
+            raise TypeError("an array without a type")
+        self.value = np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
-class _Bytewise:
-    """The type uint8, the only one that arrays may have."""
+class _Entries(dict[str, Any]):
+    """A dictionary with texts as names: the hash of nested tuples has no bound in depth or time."""
 
-    def build(self, state: Any) -> None:
-        """Take the byte order, of which a byte has none."""
+    __slots__ = ()
+
+    def __setitem__(self, name: Any, value: Any) -> None:
+        if not isinstance(name, (bytes, str)):
+            raise TypeError(f"a name that is {type(name).__name__} and no text")
+        text = name.decode("latin-1") if isinstance(name, bytes) else name
+        super().__setitem__(text, value.value if isinstance(value, _Array) else value)
 
 
-def _encoded(value: bytes | str) -> bytes:
-    # Python 2's texts are bytes, which pickletools shows one character each.
-    return value if isinstance(value, bytes) else value.encode("latin-1")
-
-
-def _make_bytes(text: str, encoding: str) -> bytes:
-    if encoding not in ("latin1", "latin-1"):
-        raise NotPlain(f"bytes in the encoding {encoding!r}")
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise TypeError("bytes in another encoding than latin1")
     return text.encode("latin-1")
 
 
-def _make_array(*_: Any) -> _Array:
-    return _Array()
+def _load_entries(unpickler: Any) -> None:
+    unpickler.append(_Entries())
 
 
-def _make_dtype(name: str, *_: Any) -> _Bytewise:
-    if name not in ("u1", b"u1"):
-        raise NotPlain(f"an array of the type {name!r}, not uint8")
-    return _Bytewise()
+class _Unpickler(pickle._Unpickler):
+    # Not the one in C: there a memo's index sets how much is allocated, instructions cannot be
+    # left out, and dictionaries hash whatever is their key.
+    dispatch: ClassVar = {
+        code: pickle._Unpickler.dispatch[code]
+        for code in (getattr(pickle, name)[0] for name in _INSTRUCTIONS.split())
+    }
+    dispatch[pickle.EMPTY_DICT[0]] = _load_entries
 
-
-_FUNCTIONS: dict[str, Callable[..., Any] | None] = {
-    "_codecs encode": _make_bytes,
-    "numpy.core.multiarray _reconstruct": _make_array,
-    "numpy._core.multiarray _reconstruct": _make_array,
-    "numpy dtype": _make_dtype,
-    "numpy ndarray": None,  # An argument of the one above; never called.
-}
-
-_VALUES = frozenset(
-    "BININT BININT1 BININT2 INT LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE "
-    "BINBYTES SHORT_BINBYTES".split()
-)
-_TEXTS_OF_PYTHON_2 = frozenset(("BINSTRING", "SHORT_BINSTRING"))
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_NEW: dict[str, type[dict[Any, Any]] | type[list[Any]] | type[tuple[Any, ...]]] = {
-    "EMPTY_DICT": dict,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_PUTS = frozenset(("BINPUT", "LONG_BINPUT"))
-_GETS = frozenset(("BINGET", "LONG_BINGET"))
+    def find_class(self, module: str, name: str) -> Any:
+        # Made anew each time, as a pickle can set attributes of what it gets.
+        match module, name:
+            case "_codecs", "encode":
+                return lambda text, encoding: _encode(text, encoding)
+            case "numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct":
+                return lambda *_: _Array()
+            case "numpy", "dtype":
+                return lambda *arguments: _Uint8(*arguments)
+            case "numpy", "ndarray":
+                return None  # An argument of _reconstruct, never called.
+        raise UnpicklingError(f"a call of {module[:80]}.{name[:80]}")
 
 
 def read_plain(data: bytes) -> dict[str, Any]:
@@ -96,111 +94,20 @@ def read_plain(data: bytes) -> dict[str, Any]:
         data: The whole file.
 
     Returns:
-        Its entries by name: uint8 arrays, lists, numbers, and texts as bytes.
+        Its entries by name: uint8 arrays, lists, whole numbers, and texts as bytes.
 
     Raises:
-        NotPlain: Something in it is not plain, or it is damaged. Nothing has been run.
+        UnpicklingError: Something in it is not plain, or it is damaged. Nothing has been run.
     """
-    machine = _Machine()
-    where = 0
+    file = io.BytesIO(data)
     try:
-        for opcode, argument, position in pickletools.genops(data):
-            where = position or 0
-            machine.step(opcode.name, argument)
-        found = machine.stack.pop()
-        if not isinstance(found, dict):
-            raise NotPlain(f"a {type(found).__name__} and no dictionary")
-        return {_name(key): _unwrapped(value) for key, value in found.items()}
-    except NotPlain as error:
-        raise NotPlain(f"{error}, at byte {where:,}") from None
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise NotPlain(f"a damaged pickle ({reason}), at byte {where:,}") from error
-
-
-def _name(key: Any) -> str:
-    if not isinstance(key, (bytes, str)):
-        raise NotPlain(f"a name that is {type(key).__name__} and no text")
-    return key.decode("latin-1") if isinstance(key, bytes) else key
-
-
-def _unwrapped(value: Any) -> Any:
-    if isinstance(value, _Array):
-        if value.value is None:
-            raise NotPlain("an array without values")
-        return value.value
-    return value
-
-
-class _Machine:
-    """The stack and the memo of a pickle, for the instructions that plain values need."""
-
-    def __init__(self) -> None:
-        self.stack: list[Any] = []
-        self._memo: dict[int, Any] = {}
-
-    def step(self, name: str, argument: Any) -> None:
-        """Follow one instruction.
-
-        Raises:
-            NotPlain: It is none of those that plain values need.
-        """
-        stack = self.stack
-        if name in _VALUES:
-            stack.append(argument)
-        elif name in _TEXTS_OF_PYTHON_2:
-            stack.append(_encoded(argument))
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
-        elif name in _NEW:
-            stack.append(_NEW[name]())
-        elif name in _PUTS:
-            self._memo[argument] = stack[-1]
-        elif name in _GETS:
-            stack.append(self._memo[argument])
-        elif name in _TUPLES:
-            stack.append(tuple(self._popped(_TUPLES[name])))
-        elif name == "MARK":
-            stack.append(_Mark())
-        elif name not in ("PROTO", "STOP"):
-            self._combine(name, argument)
-
-    def _combine(self, name: str, argument: Any) -> None:
-        stack = self.stack
-        if name == "TUPLE":
-            stack.append(tuple(self._since_mark()))
-        elif name in ("APPEND", "APPENDS"):
-            values = self._since_mark() if name == "APPENDS" else [stack.pop()]
-            list.extend(stack[-1], values)
-        elif name in ("SETITEM", "SETITEMS"):
-            values = self._since_mark() if name == "SETITEMS" else self._popped(2)
-            dict.update(stack[-1], zip(values[::2], values[1::2], strict=True))
-        elif name == "GLOBAL":
-            if argument not in _FUNCTIONS:
-                raise NotPlain(f"a call of {argument.replace(' ', '.')}")
-            stack.append(_FUNCTIONS[argument])
-        elif name == "REDUCE":
-            function, arguments = self._popped(2)
-            if function not in _FUNCTIONS.values() or function is None:
-                raise NotPlain("a call of something that is no function")
-            stack.append(function(*arguments))
-        elif name == "BUILD":
-            state = stack.pop()
-            if not isinstance(stack[-1], (_Array, _Bytewise)):
-                raise NotPlain("an object with a state")
-            stack[-1].build(state)
-        else:
-            raise NotPlain(f"the instruction {name}")
-
-    def _popped(self, count: int) -> list[Any]:
-        values = self.stack[-count:]
-        if len(values) < count:
-            raise NotPlain("a damaged pickle (too few values)")
-        del self.stack[-count:]
-        return values
-
-    def _since_mark(self) -> list[Any]:
-        values: list[Any] = []
-        while not isinstance(value := self.stack.pop(), _Mark):
-            values.append(value)
-        return values[::-1]
+        found = _Unpickler(file, encoding="bytes").load()
+        if not isinstance(found, _Entries):
+            raise TypeError(f"a {type(found).__name__} and no dictionary")
+    except Exception as error:  # whatever a damaged one leads to
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UnpicklingError(
+            f"no dictionary of plain values and uint8 arrays ({reason}, before byte "
+            f"{file.tell():,})"
+        ) from error
+    return found
