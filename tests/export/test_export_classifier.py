@@ -75,7 +75,7 @@ def test_a_classifier_is_left_out_where_there_is_none(tmp_path: Path) -> None:
     pixels = mae_digits().override({"model": config.model.as_dict()})
     for module in (encoder, build_objective(pixels, torch.device("cpu"), 0)):
         report = load_weights(module, folder / "model.safetensors", strict=False)
-        assert set(report.left_out) == {"classifier.weight", "classifier.bias"}
+        assert set(report.skipped) == {"classifier.weight", "classifier.bias"}
 
 
 def test_what_the_classes_cannot_express() -> None:

@@ -21,7 +21,7 @@ import psutil
 from quadriga.cli.entry import run
 from quadriga.contracts import Batch, LossOutput
 from quadriga.engine.checkpoint.write import CheckpointWriter
-from quadriga.engine.meters.activity import Activity
+from quadriga.engine.meters.phase_timer import PhaseTimer
 from quadriga.methods.mae import MAE
 
 
@@ -29,12 +29,12 @@ def inject_nan(rank: int, step: int, times: int) -> None:
     """Make the loss of one rank not a number at one step."""
     if int(os.environ.get("RANK", "0")) != rank:
         return
-    forward, begin = MAE.forward, Activity.begin_step
+    forward, begin = MAE.forward, PhaseTimer.begin_step
     now, left = [-1], [times]
 
-    def watched(activity: Activity, number: int) -> None:
+    def watched(phase_timer: PhaseTimer, number: int) -> None:
         now[0] = number
-        begin(activity, number)
+        begin(phase_timer, number)
 
     def poisoned(objective: MAE, batch: Batch) -> LossOutput:
         output = forward(objective, batch)
@@ -43,21 +43,21 @@ def inject_nan(rank: int, step: int, times: int) -> None:
         left[0] -= 1
         return LossOutput.of(output.only.total * float("nan"), output.only.targets, output.metrics)
 
-    Activity.begin_step = watched  # type: ignore[method-assign]
+    PhaseTimer.begin_step = watched  # type: ignore[method-assign]
     MAE.forward = poisoned  # type: ignore[method-assign, assignment]
 
 
 def kill_worker(rank: int, step: int, times: int) -> None:
     """Kill the processes that read a rank's data, at the beginning of one step."""
-    begin = Activity.begin_step
+    begin = PhaseTimer.begin_step
 
-    def killing(activity: Activity, number: int) -> None:
+    def killing(phase_timer: PhaseTimer, number: int) -> None:
         if number == step and int(os.environ.get("RANK", "0")) == rank:
             for child in psutil.Process().children():
                 child.kill()
-        begin(activity, number)
+        begin(phase_timer, number)
 
-    Activity.begin_step = killing  # type: ignore[method-assign]
+    PhaseTimer.begin_step = killing  # type: ignore[method-assign]
 
 
 def slow_save(rank: int, milliseconds: int, times: int) -> None:

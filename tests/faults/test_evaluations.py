@@ -14,7 +14,7 @@ from quadriga.cli.entry import run
 from quadriga.contracts import Batch, LossOutput
 from quadriga.engine import session
 from quadriga.engine.faults.preemption import Preempted
-from quadriga.engine.meters.activity import Activity
+from quadriga.engine.meters.phase_timer import PhaseTimer
 from quadriga.methods.mae import MAE
 from tiny import assert_bit_equal, read_checkpoint, tiny_run
 
@@ -81,11 +81,11 @@ def test_steps_that_are_made_again_are_judged_again(
     tmp_path: Path, judged: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0]
-    begin, forward = Activity.begin_step, MAE.forward
+    begin, forward = PhaseTimer.begin_step, MAE.forward
 
-    def watched(activity: Activity, step: int) -> None:
+    def watched(phase_timer: PhaseTimer, step: int) -> None:
         now[0] = step
-        begin(activity, step)
+        begin(phase_timer, step)
 
     def poisoned(objective: MAE, batch: Batch) -> LossOutput:
         output = forward(objective, batch)
@@ -96,7 +96,7 @@ def test_steps_that_are_made_again_are_judged_again(
             else output
         )
 
-    monkeypatch.setattr(Activity, "begin_step", watched)
+    monkeypatch.setattr(PhaseTimer, "begin_step", watched)
     monkeypatch.setattr(MAE, "forward", poisoned)
     assert run(words(tmp_path, 2, 3, "health.non_finite=rollback")) == 0
     # Step 4 is bad, bad again, and then left out, with step 3, which is judged before it.

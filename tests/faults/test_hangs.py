@@ -18,7 +18,7 @@ from quadriga.engine.faults.hang import (
     report_path,
     verdict,
 )
-from quadriga.engine.meters.activity import Activity
+from quadriga.engine.meters.phase_timer import PhaseTimer
 from quadriga.engine.run_config import HealthConfig
 from ranks import start_ranks
 from tiny import tiny_run
@@ -133,43 +133,43 @@ def test_a_report_is_read_back_and_a_torn_one_is_none(tmp_path: Path) -> None:
 
 
 def test_the_limit_follows_the_pace_and_the_phase() -> None:
-    activity, config = Activity(), HealthConfig(hang_seconds=10, hang_factor=4)
-    activity.since = activity.step_since = 0.0
-    clock = StepClock(activity)
+    phase_timer, config = PhaseTimer(), HealthConfig(hang_seconds=10, hang_factor=4)
+    phase_timer.since = phase_timer.step_since = 0.0
+    clock = StepClock(phase_timer)
     assert clock.limit(config) == 100  # start
-    activity.enter("data")
+    phase_timer.enter("data")
     assert clock.limit(config) == 30  # the first step
     for step in range(101, 106):  # resumed; steps of seven seconds, two of them seen at once
-        activity.step, activity.step_since = step, 7.0 * (step - 100)
+        phase_timer.step, phase_timer.step_since = step, 7.0 * (step - 100)
         if step != 104:
-            clock.look(activity.step_since)
+            clock.look(phase_timer.step_since)
         if step == 101:
             assert clock.limit(config) == 30
     assert clock.limit(config) == 28
-    activity.step, activity.step_since = 106, 36.0
+    phase_timer.step, phase_timer.step_since = 106, 36.0
     clock.look(36.0)
     for phase, limit in (("evaluate", 1000), ("save", 100), ("forward", 28)):
-        activity.enter(phase)
+        phase_timer.enter(phase)
         assert clock.limit(config) == limit
-    assert StepClock(activity).limit(HealthConfig(hang_factor=None)) == float("inf")
+    assert StepClock(phase_timer).limit(HealthConfig(hang_factor=None)) == float("inf")
     assert clock.standing(50.0) == 14.0
-    activity.phase = "evaluate"
+    phase_timer.phase = "evaluate"
     clock.look(90.0)
-    activity.phase = "log"  # what was done beside the steps does not count for the next one
+    phase_timer.phase = "log"  # what was done beside the steps does not count for the next one
     assert clock.standing(95.0) == 5.0
 
 
 def test_a_run_that_goes_on_is_left_alone_and_old_reports_are_kept(tmp_path: Path) -> None:
     path = report_path(tmp_path, 0)
     path.write_text("of a hang before")
-    activity, config = Activity(), HealthConfig(hang_seconds=0.2, hang_factor=2)
-    with HangDetector(activity, config, SINGLE, tmp_path):
+    phase_timer, config = PhaseTimer(), HealthConfig(hang_seconds=0.2, hang_factor=2)
+    with HangDetector(phase_timer, config, SINGLE, tmp_path):
         assert not path.exists()
         for step in range(30):
-            activity.begin_step(step)
-            activity.enter("data")
+            phase_timer.begin_step(step)
+            phase_timer.enter("data")
             time.sleep(0.02)
-            activity.end_step()
+            phase_timer.end_step()
     assert [file.read_text() for file in tmp_path.iterdir()] == ["of a hang before"]
 
 
@@ -180,10 +180,10 @@ def test_a_rank_whose_connection_breaks_ends_like_the_one_that_spoke(
     monkeypatch.setattr("os._exit", left.append)
     other = report(1, 4, "forward")
     broken = RuntimeError("Connection closed by peer")
-    with pytest.raises(RuntimeError), HangDetector(Activity(), HealthConfig(), SINGLE, tmp_path):
+    with pytest.raises(RuntimeError), HangDetector(PhaseTimer(), HealthConfig(), SINGLE, tmp_path):
         raise broken
     assert left == [], "without a hang an error is an error"
-    detector = HangDetector(Activity(), HealthConfig(), SINGLE, tmp_path)
+    detector = HangDetector(PhaseTimer(), HealthConfig(), SINGLE, tmp_path)
     detector.__enter__()
     report_path(tmp_path, 0).write_text(f"{other.header()}\n\nthread MainThread\n")
     detector.__exit__(RuntimeError, broken, None)

@@ -13,26 +13,26 @@ from quadriga.contracts import Batch, LossOutput
 from quadriga.engine import session
 from quadriga.engine.checkpoint.store import CheckpointStore
 from quadriga.engine.faults import recovery
-from quadriga.engine.meters.activity import Activity
+from quadriga.engine.meters.phase_timer import PhaseTimer
 from quadriga.methods.mae import MAE
 from tiny import tiny_run
 
 
 class Watched:
-    """The activity of the run in this process, and its phase at calls of some functions."""
+    """The phase timer of the run in this process, and its phase at calls of some functions."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.activity = Activity()
+        self.phase_timer = PhaseTimer()
         self.phases: list[tuple[str, str]] = []
         self._patch = monkeypatch
-        monkeypatch.setattr(session, "Activity", lambda: self.activity)
+        monkeypatch.setattr(session, "PhaseTimer", lambda: self.phase_timer)
 
     def watch(self, owner: Any, name: str) -> None:
         """Note the phase whenever a function is called."""
         function = getattr(owner, name)
 
         def watching(*arguments: Any, **named: Any) -> Any:
-            self.phases.append((name, self.activity.phase))
+            self.phases.append((name, self.phase_timer.phase))
             return function(*arguments, **named)
 
         self._patch.setattr(owner, name, watching)
@@ -59,7 +59,7 @@ def test_the_way_back_is_no_step(
 
     def poisoned(objective: MAE, batch: Batch) -> LossOutput:
         output = forward(objective, batch)
-        if watched.activity.step == 3 and watched.activity.phase == "forward" and once:
+        if watched.phase_timer.step == 3 and watched.phase_timer.phase == "forward" and once:
             once.clear()
             return LossOutput.of(output.only.total * torch.nan, output.only.targets, output.metrics)
         return output

@@ -136,7 +136,7 @@ def test_weights_travel_from_hugging_face_and_back(tmp_path: Path) -> None:
     report = load_weights(objective, tmp_path / "theirs" / "model.safetensors")
     assert report.layout == "hf"
     assert report.complete
-    assert not report.left_out
+    assert not report.skipped
     assert len(report.matched) == len(objective.state_dict())
     export_weights(objective, tmp_path / "back" / "model.safetensors", "hf")
     again = loaded(tmp_path / "back")
@@ -155,7 +155,7 @@ def test_without_next_sentence_it_is_a_masked_lm(tmp_path: Path) -> None:
     theirs().save_pretrained(tmp_path / "more")
     report = load_weights(objective, tmp_path / "more" / "model.safetensors")
     assert report.complete
-    assert {name.split(".")[1] for name in report.left_out} == {"pooler", "seq_relationship"}
+    assert {name.split(".")[1] for name in report.skipped} == {"pooler", "seq_relationship"}
 
 
 def test_encoder_alone_is_a_bert_model(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_encoder_alone_is_a_bert_model(tmp_path: Path) -> None:
     report = load_weights(encoder, tmp_path / "whole" / "model.safetensors")
     assert report.complete
     assert len(report.matched) == len(encoder.state_dict())
-    assert report.left_out
+    assert report.skipped
 
 
 def test_our_own_files_of_a_part_and_of_the_whole(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_older_names_are_read(tmp_path: Path) -> None:
     old, new = ours(), ours()
     report = load_weights(old, tmp_path / "pytorch_model.bin")
     assert report.complete
-    assert report.left_out == ("bert.embeddings.position_ids",)
+    assert report.skipped == ("bert.embeddings.position_ids",)
     load_weights(new, tmp_path / "model.safetensors")
     for name, tensor in new.state_dict().items():
         assert torch.equal(old.state_dict()[name], tensor), name

@@ -141,7 +141,7 @@ def test_pre_training_gives_encoder_and_pooler_and_no_classifier(tmp_path: Path)
     report = load_weights(objective, tmp_path / "weights.safetensors")
     assert report.complete
     assert set(report.fresh) == {"classifier.weight", "classifier.bias"}
-    assert "next_sentence.weight" in report.left_out
+    assert "next_sentence.weight" in report.skipped
     theirs = source.state_dict()
     for name, tensor in objective.state_dict().items():
         wanted = before.get_parameter(name) if "classifier" in name else theirs[name]
@@ -164,7 +164,7 @@ def test_another_tasks_classifier_is_left_out(tmp_path: Path) -> None:
     report = load_weights(objective, tmp_path / "weights.safetensors")
     assert torch.equal(objective.classifier.weight, before.classifier.weight)
     assert not torch.equal(objective.pooler.dense.weight, before.pooler.dense.weight)
-    assert set(report.left_out) == {"classifier.weight", "classifier.bias"}
+    assert set(report.skipped) == {"classifier.weight", "classifier.bias"}
 
 
 def test_a_file_of_another_model_is_an_error_still(tmp_path: Path) -> None:

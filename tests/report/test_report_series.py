@@ -112,7 +112,7 @@ def test_curves_are_the_loss_the_metrics_and_what_the_engine_logs():
 def test_values_that_are_not_finite_are_counted_and_not_drawn():
     metrics = [record(1, loss=math.nan), record(2, loss=3.0), record(3, loss=math.inf)]
     curve = curve_of(metrics, "loss", "loss")
-    assert (curve.steps, curve.values, curve.left_out) == ([2.0], [3.0], 2)
+    assert (curve.steps, curve.values, curve.skipped) == ([2.0], [3.0], 2)
 
 
 def test_far_apart_positive_values_are_logarithmic():

@@ -85,7 +85,7 @@ def test_timm_names_by_hand(tmp_path: Path) -> None:
     assert report.layout == "timm"
     assert report.complete
     assert not report.reshaped
-    assert sorted(report.left_out) == ["head.bias", "head.weight"]
+    assert sorted(report.skipped) == ["head.bias", "head.weight"]
     ours = model.state_dict()
     assert sorted(report.matched) == sorted(ours)
     assert torch.equal(ours["patch_projection.weight"], state["patch_embed.proj.weight"].flatten(1))
@@ -173,7 +173,7 @@ def test_every_spelling_of_hugging_face(tmp_path: Path) -> None:
     other = made(SMALL, 2)
     report = load_weights(other, saved(newer, tmp_path / "newer.safetensors"))
     assert report.complete
-    assert sorted(report.left_out) == ["classifier.weight", "vit.pooler.dense.weight"]
+    assert sorted(report.skipped) == ["classifier.weight", "vit.pooler.dense.weight"]
     assert_same(model, other)
 
 
@@ -275,7 +275,7 @@ def test_encoders_move_between_objectives_and_models(layout: Layout, tmp_path: P
     other = made(SMALL, 2)
     report = load_weights(other, tmp_path / "wrapped.safetensors")
     assert report.complete
-    assert report.left_out == ("decoder.bias", "decoder.weight")
+    assert report.skipped == ("decoder.bias", "decoder.weight")
     assert_same(bare, other)
 
 

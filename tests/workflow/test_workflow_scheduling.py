@@ -22,7 +22,7 @@ from quadriga.workflow.launcher import (
     last_error,
     visible_devices,
 )
-from quadriga.workflow.runner import Maker
+from quadriga.workflow.runner import WorkflowRunner
 
 NEEDS = {"meta": (), "a": ("meta",), "b": ("meta",), "joined": ("a", "b"), "plain": ()}
 
@@ -69,7 +69,7 @@ class Script(Running):
 def make(tmp_path, launcher, needs=NEEDS, finished=(), watch=lambda outcome: None, **options):
     tasks = {n: Task(n, tmp_path / f"{n}.json", tmp_path / n, 1, "cpu") for n in needs}
     left = {name: task for name, task in tasks.items() if name not in finished}
-    maker = Maker(
+    maker = WorkflowRunner(
         needs,
         left,
         set(finished),

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 from quadriga.config.messages import sentence
 from quadriga.config.provenance import COMMAND_LINE, Resolved, read_overrides
-from quadriga.engine.preflight import settle
-from quadriga.engine.run_config import RunConfig, release
+from quadriga.engine.preflight import infer_num_classes
+from quadriga.engine.run_config import RunConfig, clear_conflicting
 from quadriga.errors import UserError, did_you_mean
 
 Recipe = Callable[..., Any]
@@ -161,8 +161,10 @@ def resolve(
         resolved = Resolved.of(config, f"recipe {recipe}")
         values = {key: value for key, value in values.items() if key not in used}
     if file is not None:
-        resolved = resolved.override(release(read_values(file)), str(file))
-    return settle(resolved.override(release(values), COMMAND_LINE) if values else resolved)
+        resolved = resolved.override(clear_conflicting(read_values(file)), str(file))
+    return infer_num_classes(
+        resolved.override(clear_conflicting(values), COMMAND_LINE) if values else resolved
+    )
 
 
 def call(recipe: Recipe, arguments: dict[str, Any]) -> Any:

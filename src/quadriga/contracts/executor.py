@@ -36,7 +36,7 @@ class StepOutput(NamedTuple):
     samples: int
     """Samples of this step over all ranks."""
     seconds: Mapping[str, float]
-    """This rank's wall time by phase (`quadriga.engine.meters.activity`), and ``step`` in all."""
+    """This rank's wall time by phase (`engine.meters.phase_timer`), and ``step`` in all."""
     skipped: bool = False
     """Whether the update was left out: its gradient was not finite, or the run was told to."""
     stop: bool = False

@@ -285,7 +285,7 @@ def check_origins(config: RunConfig, later: str | None = None) -> None:
             check_source(path, option)
 
 
-def fill_from_origins(
+def fill_from_sources(
     config: RunConfig, objective: Objective, env: DistEnv, warn: Callable[[str], None]
 ) -> list[str]:
     """Fill an initialised objective from what the config names; every rank calls it.

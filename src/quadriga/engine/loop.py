@@ -10,7 +10,7 @@ from quadriga.engine.checkpoint.store import CheckpointStore
 from quadriga.engine.faults.preemption import Preemption
 from quadriga.engine.logs.journal import Journal
 from quadriga.engine.logs.profile import Profiler
-from quadriga.engine.meters.activity import Activity
+from quadriga.engine.meters.phase_timer import PhaseTimer
 from quadriga.engine.run_plan import RunPlan, segments
 
 
@@ -23,7 +23,7 @@ def train(
     checkpoints: CheckpointStore,
     evaluate: Callable[[int], Mapping[str, float]],
     preemption: Preemption | None = None,
-    activity: Activity | None = None,
+    phase_timer: PhaseTimer | None = None,
     profiler: Profiler | None = None,
 ) -> None:
     """Make every step from `start` to the end of the plan.
@@ -43,7 +43,7 @@ def train(
         evaluate: Called with the number of finished steps, returns numbers by name; where a
             checkpoint is due at the same step, after it was taken.
         preemption: Whether the run is to stop early; by default it never is.
-        activity: Told when the state is saved and when it is judged.
+        phase_timer: Told when the state is saved and when it is judged.
         profiler: Records some of the steps.
 
     Raises:
@@ -51,7 +51,7 @@ def train(
         UserError: The loss is not finite, the data cannot be read or a checkpoint not written.
         RollBack: A step was bad, and the run is to go back to its last checkpoint.
     """
-    preemption, activity = preemption or Preemption(), activity or Activity()
+    preemption, phase_timer = preemption or Preemption(), phase_timer or PhaseTimer()
     batches = loader.batches(range(start, plan.total_steps))
     for segment in segments(plan, start):
         for output in executor.run(batches, segment.steps):
@@ -60,7 +60,7 @@ def train(
                 profiler.step()
         done = output.step + 1
         if segment.save or output.stop:
-            with activity.during("save"):
+            with phase_timer.during("save"):
                 checkpoints.save(done, executor)
                 journal.add_stall(checkpoints.take_stall())
                 checkpoints.report(done, {name: float(v) for name, v in output.metrics.items()})
@@ -70,7 +70,7 @@ def train(
             raise preemption.preempted(done)
         if segment.evaluate:
             saved = done if segment.save else None
-            with activity.during("evaluate"), preemption.leave_at_once(saved):
+            with phase_timer.during("evaluate"), preemption.leave_at_once(saved):
                 checkpoints.report(done, evaluate(done))
-    with activity.during("save"):
+    with phase_timer.during("save"):
         checkpoints.wait(final=True)

@@ -27,7 +27,7 @@ def leaves_it_to_data(config: RunConfig) -> bool:
     return "classes" in type(config.objective).model_fields and _stated(config) is None
 
 
-def settle(resolved: Resolved[RunConfig]) -> Resolved[RunConfig]:
+def infer_num_classes(resolved: Resolved[RunConfig]) -> Resolved[RunConfig]:
     """Set the number of classes to that of the training data, if it is at hand.
 
     What is wrong with the data is told when the run is checked.

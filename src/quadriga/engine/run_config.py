@@ -31,7 +31,7 @@ __all__ = [
     "config_hash",
     "identity",
     "profiled_steps",
-    "release",
+    "clear_conflicting",
 ]
 
 
@@ -280,7 +280,7 @@ EXCLUSIVE = (
 """Pairs of which a run has one, and what the other is then."""
 
 
-def release(values: dict[str, Any]) -> dict[str, Any]:
+def clear_conflicting(values: dict[str, Any]) -> dict[str, Any]:
     """Unset the other unit of a length that is given in one unit: ``train.steps`` and epochs.
 
     Args:

@@ -23,10 +23,10 @@ from quadriga.engine.checkpoint.store import (
     read_objective,
 )
 from quadriga.engine.evaluate import evaluate, evaluation_data, make_context
-from quadriga.engine.faults.hang import HangDetector, whereabouts
+from quadriga.engine.faults.hang import HangDetector, host_and_pid
 from quadriga.engine.faults.preemption import Preemption
 from quadriga.engine.faults.recovery import Recovery
-from quadriga.engine.initial_weights import fill_from_origins
+from quadriga.engine.initial_weights import fill_from_sources
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.logs.journal import Journal
@@ -34,7 +34,7 @@ from quadriga.engine.logs.profile import Profiler
 from quadriga.engine.logs.results import missing_protocols, numbers_at, owes_evaluation
 from quadriga.engine.logs.samples import SampleLog
 from quadriga.engine.loop import train
-from quadriga.engine.meters.activity import Activity
+from quadriga.engine.meters.phase_timer import PhaseTimer
 from quadriga.engine.meters.throughput import Work, measure_work
 from quadriga.engine.preflight import check_start
 from quadriga.engine.resume import Request, announce, choose, write_start
@@ -129,7 +129,7 @@ class _Session:
         self._directory, self._dataset, self._plan = directory, dataset, plan
         self._data = evaluation_data(resolved.config, dataset)
         self._env, self._console, self._preemption = env, console, preemption
-        self._stack, self._activity = stack, Activity()
+        self._stack, self._phase_timer = stack, PhaseTimer()
         self._ranks: Ranks | None = None
         self.on_saved: OnSaved | None = None
         self.on_reported: OnReported | None = None
@@ -154,10 +154,10 @@ class _Session:
             plan,
             env,
             fill=self._fill if start_from is None and is_filled else None,
-            activity=self._activity,
+            phase_timer=self._phase_timer,
             asked_to_stop=lambda: self._preemption.asked,
             on_bad_step=self._recovery.health,
-            left_out=self._recovery.left_out,
+            skipped_steps=self._recovery.skipped_steps,
         )
         self._ranks = self._executor.ranks
         self._stack.callback(self._executor.close)
@@ -188,9 +188,9 @@ class _Session:
             lambda: write_start(self._resolved, self._directory, env, self._objective, start), env
         )
         announce(self._console, config, plan, self._objective, start, env)
-        members = all_gather_values(whereabouts(), env)
-        hangs = self._directory.path / "hang"
-        self._stack.enter_context(HangDetector(self._activity, config.health, env, hangs, members))
+        members = all_gather_values(host_and_pid(), env)
+        timer, hangs = self._phase_timer, self._directory.path / "hang"
+        self._stack.enter_context(HangDetector(timer, config.health, env, hangs, members))
         if owed:
             self._make_up(start)
         self._train(start)
@@ -208,7 +208,7 @@ class _Session:
         )
 
     def _fill(self, objective: Objective) -> None:
-        for line in fill_from_origins(self._config, objective, self._env, self._console.warn):
+        for line in fill_from_sources(self._config, objective, self._env, self._console.warn):
             self._console.say(line)
         objective.after_initial_weights()
 
@@ -234,14 +234,14 @@ class _Session:
                         start,
                         journal,
                         self._store,
-                        self._judge,
+                        self._evaluate,
                         self._preemption,
-                        self._activity,
+                        self._phase_timer,
                         profiler,
                     )
                 break
             except RollBack as back:
-                with self._activity.during("start"):
+                with self._phase_timer.during("start"):
                     start = self._recovery.go_back(back.bad, self._store, self._executor)
         if loader.unreadable:
             self._console.warn(
@@ -266,7 +266,7 @@ class _Session:
             self._ranks,
         )
 
-    def _judge(self, step: int) -> Mapping[str, float]:
+    def _evaluate(self, step: int) -> Mapping[str, float]:
         """Run the protocols that have no result at this step, and return their numbers."""
         config = self._config
         missing = from_main(
@@ -279,8 +279,8 @@ class _Session:
 
     def _make_up(self, step: int) -> None:
         """Judge the state that a checkpoint holds, where a stop has cut its evaluation off."""
-        with self._activity.during("evaluate"), self._preemption.leave_at_once(step):
-            self._store.report(step, self._judge(step))
+        with self._phase_timer.during("evaluate"), self._preemption.leave_at_once(step):
+            self._store.report(step, self._evaluate(step))
 
     def _journal(self, start: int, work: Work | None) -> Journal:
         config, directory, env = self._config, self._directory, self._env

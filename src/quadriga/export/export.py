@@ -105,9 +105,9 @@ def export(request: ExportRequest, warn: Callable[[str], None]) -> Exported:
             raise UserError(
                 f"the export computes something else than the model, and is not kept: {check}"
             )
-        staged_files = [path for path in [*form.companions(staged), staged] if path.exists()]
+        staged_files = [path for path in [*form.sidecar_files(staged), staged] if path.exists()]
         files = tuple(_place(path, request.output.parent) for path in staged_files)
-        for left_over in set(form.companions(request.output)) - set(files):
+        for left_over in set(form.sidecar_files(request.output)) - set(files):
             left_over.unlink(missing_ok=True)  # of the export that was replaced
         fsync_folder(request.output.parent)
     return Exported(
@@ -169,7 +169,7 @@ def _check_output(form: Format, request: ExportRequest) -> None:
     output = request.output
     if form.suffix and output.suffix != form.suffix:
         raise UserError(f"OUTPUT must end in {form.suffix} for --to {request.to}, but is {output}")
-    for path in [output, *form.companions(output)]:
+    for path in [output, *form.sidecar_files(output)]:
         empty = path.is_dir() and not any(path.iterdir())
         if not path.exists() or (empty and not form.suffix):
             continue

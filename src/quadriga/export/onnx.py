@@ -72,7 +72,7 @@ class OnnxFormat(Format):
                 "pip install 'quadriga[onnx]'"
             )
 
-    def companions(self, target: Path) -> list[Path]:
+    def sidecar_files(self, target: Path) -> list[Path]:
         """Return the file with the weights of a large model."""
         return [target.with_name(f"{target.name}.data")]
 

@@ -125,7 +125,7 @@ class Format(ABC):
 
     @abstractmethod
     def write(self, subject: Subject, target: Path) -> None:
-        """Write the model; `target` and its companions are new.
+        """Write the model; `target` and its sidecar files are new.
 
         Raises:
             UserError: It cannot be written.
@@ -139,7 +139,7 @@ class Format(ABC):
         """Return what users of the export must know; None where there is nothing."""
         return None
 
-    def companions(self, target: Path) -> list[Path]:
+    def sidecar_files(self, target: Path) -> list[Path]:
         """Return what may be written beside `target`."""
         return []
 

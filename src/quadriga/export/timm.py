@@ -48,7 +48,7 @@ class TimmFormat(Format):
             )
         timm_arguments(model, classes)
 
-    def companions(self, target: Path) -> list[Path]:
+    def sidecar_files(self, target: Path) -> list[Path]:
         """Return the JSON file."""
         return [target.with_suffix(".json")]
 

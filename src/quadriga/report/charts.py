@@ -43,7 +43,7 @@ def chart(curve: Curve, identity: str) -> str:
     area = f"{line}L{right:.1f},{HEIGHT:g}L{left:.1f},{HEIGHT:g}Z"
     unit = f" {escape(curve.unit)}" if curve.unit else ""
     scale_note = " · log scale" if curve.logarithmic else ""
-    lost = f" · {curve.left_out} not finite" if curve.left_out else ""
+    lost = f" · {curve.skipped} not finite" if curve.skipped else ""
     return f"""<figure class="card chart" data-points="{_points(curve, position_x, position_y)}"
  data-unit="{escape(curve.unit)}">
 <figcaption><span>{escape(curve.title)}<small>{scale_note}{lost}</small></span>

@@ -51,7 +51,7 @@ class Curve:
     """Moving average; None where the quantity is not noisy."""
     logarithmic: bool = False
     from_zero: bool = False
-    left_out: int = 0
+    skipped: int = 0
     """Values that were not finite."""
     marks: tuple[tuple[float, str], ...] = ()
     """(step, what happened there)."""
@@ -135,7 +135,7 @@ def curve_of(
         smoothed=moving_average(values, len(values) // 60 + 1) if smooth else None,
         logarithmic=not from_zero and wide,
         from_zero=from_zero,
-        left_out=len(present) - len(finite),
+        skipped=len(present) - len(finite),
     )
 
 

@@ -26,7 +26,7 @@ class Content:
     sources: dict[str, str] = field(default_factory=dict)
     """The module's name -> the file's, for sentences."""
     unexpected: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
 
 
 @dataclass

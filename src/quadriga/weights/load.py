@@ -44,7 +44,7 @@ def drop_parts(content: Content, module: nn.Module) -> None:
     if not isinstance(module, StartsFromOther):
         return
     for name in [name for name in content.tensors if name.startswith(module.new_parts)]:
-        content.left_out.append(content.sources[name])
+        content.skipped.append(content.sources[name])
         del content.tensors[name]
 
 
@@ -151,7 +151,7 @@ def load_tensors(
         matched=tuple(fit.tensors),
         missing=tuple(n for n in targets if n not in content.tensors and n not in fresh),
         unexpected=tuple(content.unexpected),
-        left_out=tuple(content.left_out),
+        skipped=tuple(content.skipped),
         fresh=fresh,
         reshaped=fit.reshaped,
         kept=fit.kept,
@@ -227,9 +227,9 @@ def _under_module_names(raw: Mapping[str, Tensor], layout: Layout, module: nn.Mo
     for source, tensor in raw.items():
         plain = foreign.plain(source) if foreign else source
         name = foreign.table.ours(plain) if foreign else prefix + plain
-        head = foreign is not None and plain.startswith(tuple(foreign.table.left_out))
+        head = foreign is not None and plain.startswith(tuple(foreign.table.skipped))
         if head or (name is not None and name.startswith(absent)):
-            content.left_out.append(source)
+            content.skipped.append(source)
         elif name is None:
             content.unexpected.append(source)
         else:
@@ -281,7 +281,7 @@ def _foreign_layout(module: nn.Module, layout: str) -> ForeignLayout:
 
 def _check(report: WeightReport, strict: bool, remedies: Remedies) -> None:
     if not report.matched:
-        rest = [*report.kept, *report.unexpected, *report.left_out]
+        rest = [*report.kept, *report.unexpected, *report.skipped]
         raise UserError(f"{report.path} has no tensor that fits this model: {listed(rest)}")
     if strict and not report.complete:
         parts = [

@@ -35,7 +35,7 @@ class WeightReport:
     """The module's tensors that the file does not have; they keep their values."""
     unexpected: tuple[str, ...] = ()
     """The file's tensors that the module has no place for, by the file's names."""
-    left_out: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
     """The file's tensors of parts that the module deliberately lacks: a classification head, a
     decoder beside an encoder; by the file's names."""
     fresh: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ class WeightReport:
         for label, names in (
             ("missing", self.missing),
             ("unexpected", self.unexpected),
-            ("left out", self.left_out),
+            ("left out", self.skipped),
             ("begin anew", self.fresh),
             ("reshaped", [f"{name} {how}" for name, how in self.reshaped.items()]),
             ("kept as they were", [f"{name} {why}" for name, why in self.kept.items()]),

@@ -44,7 +44,7 @@ class Outcome:
 
 
 @final
-class Maker:
+class WorkflowRunner:
     """Starts nodes when they can be, and waits for all of them."""
 
     def __init__(

@@ -15,7 +15,7 @@ from quadriga.contracts import ModelConfig, Objective, ObjectiveConfig, PooledOb
 from quadriga.data.images.clutter import ClutterConfig
 from quadriga.data.parts.mixture import MixtureConfig, TaskData
 from quadriga.engine.dry_run import dry_run
-from quadriga.engine.preflight import check_start, settle
+from quadriga.engine.preflight import check_start, infer_num_classes
 from quadriga.engine.run_config import RunConfig, config_hash, identity
 from quadriga.errors import UserError
 from quadriga.recipes.mixture import mixture_digits
@@ -23,7 +23,7 @@ from quadriga.recipes.mixture import mixture_digits
 
 def settled(**words: Any) -> RunConfig:
     values = {name.replace("__", "."): value for name, value in words.items()}
-    return settle(Resolved.of(mixture_digits().override(values), "test")).config
+    return infer_num_classes(Resolved.of(mixture_digits().override(values), "test")).config
 
 
 def clutter(*sizes: int) -> MixtureConfig:
@@ -128,7 +128,9 @@ def test_steps_are_counted_and_classes_come_from_each_tasks_data() -> None:
 )
 def test_what_does_not_fit_is_named(words: dict[str, Any], ranks: int, field: str) -> None:
     with pytest.raises(UserError) as raised:
-        check_start(settle(Resolved.of(mixture_digits().override(words), "test")).config, ranks)
+        check_start(
+            infer_num_classes(Resolved.of(mixture_digits().override(words), "test")).config, ranks
+        )
     assert field in str(raised.value)
     assert "\n" not in str(raised.value)
 

@@ -19,7 +19,7 @@ from quadriga.distributed.collectives import all_gather_values, copy_whole, whol
 from quadriga.distributed.environment import DistEnv
 from quadriga.distributed.process_group import process_group
 from quadriga.engine.build import EXACT, build_loader, build_on_meta
-from quadriga.engine.preflight import check_start, settle
+from quadriga.engine.preflight import check_start, infer_num_classes
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.step.data_parallel import DataParallelExecutor
 from quadriga.recipes.mixture import mixture_digits
@@ -47,7 +47,7 @@ TINY = (
 def mixture_config(words: Sequence[str] = ()) -> RunConfig:
     """Return the tiny mixture with overrides."""
     config = mixture_digits().override(dict(w.split("=", 1) for w in (*TINY, *CALM, *words)))
-    return settle(Resolved.of(config, "test")).config
+    return infer_num_classes(Resolved.of(config, "test")).config
 
 
 def train_in(env: DistEnv, path: Path, words: Sequence[str]) -> None:

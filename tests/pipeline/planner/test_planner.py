@@ -18,7 +18,7 @@ from quadriga.pipeline.planner.cost import Candidate, Costs, Placement
 from quadriga.pipeline.planner.profile import Network, Profile, UnitCost, make_units, sizes
 from quadriga.pipeline.planner.search import Planner, Ranking, steady_state
 from quadriga.pipeline.planner.timeline import Times, simulate
-from quadriga.pipeline.runtime.versions import Banks, FlatGradients
+from quadriga.pipeline.runtime.versions import FlatGradients, WeightVersions
 from quadriga.pipeline.schedules import SCHEDULES
 
 MUCH = 2**40
@@ -48,7 +48,7 @@ def test_memory_of_weights_is_what_the_executor_holds(schedule: str) -> None:
     objective.initialise(1)
     everything = dict(objective.named_parameters())
     for number, stage in enumerate(objective.stages(depths)):
-        banks = Banks(stage, 1 + SCHEDULES[schedule].delay)
+        banks = WeightVersions(stage, 1 + SCHEDULES[schedule].delay)
         memory = costs.memory(number, depths[number])
         held = [p for module in banks.modules for p in module.parameters()]
         assert memory.weights == sum(p.nbytes for p in held)

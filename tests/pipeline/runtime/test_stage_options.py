@@ -13,7 +13,7 @@ from toy import ToyBlock, make_toy, toy_batch
 from errors import refuses
 from quadriga.contracts import StepOutput
 from quadriga.distributed.environment import SINGLE
-from quadriga.engine.meters.activity import Activity
+from quadriga.engine.meters.phase_timer import PhaseTimer
 from quadriga.pipeline.runtime import stage_runner
 from quadriga.pipeline.runtime.partition import Groups
 from quadriga.pipeline.runtime.stage_runner import StageRunner
@@ -26,16 +26,16 @@ STEPS = 4
 def make_steps(case: dict[str, Any], seen: Any = None) -> list[StepOutput]:
     """Make the steps of a case with one stage."""
     case = {"d": 1, "w": 1, "m": 2, "steps": STEPS, **case}
-    activity = Activity()
+    phase_timer = PhaseTimer()
     config = config_of(case)
     executor = config.executor.build(
-        make_toy(case), config, plan_of(case), SINGLE, activity=activity
+        make_toy(case), config, plan_of(case), SINGLE, phase_timer=phase_timer
     )
     batches = (toy_batch(step, 0, micro) for step in range(STEPS) for micro in range(case["m"]))
     outputs = []
     for output in executor.run(batches, range(STEPS)):
         outputs.append(output)
-        assert (activity.step, activity.phase) == (output.step, "log")
+        assert (phase_timer.step, phase_timer.phase) == (output.step, "log")
     executor.close()
     return outputs
 
@@ -88,7 +88,7 @@ def test_the_values_that_were_sent_are_not_kept(monkeypatch: pytest.MonkeyPatch)
     groups = Groups(0, 0, None, 1, None, None, None, None, None, {}, None, None)
     place = Place(0, 2, 2)
     in_flight = SCHEDULES["1f1b"]().in_flight(place)
-    runner = StageRunner(config_of(case), groups, SINGLE, Activity(), 2, in_flight)
+    runner = StageRunner(config_of(case), groups, SINGLE, PhaseTimer(), 2, in_flight)
     stage = make_toy(case, "cpu").stages([1, 3])[0]
     runner.forward(stage, toy_batch(0, 0, 0), 0, 0)
     # The map that makes the output keeps its input alone.

@@ -157,11 +157,11 @@ def test_an_objective_without_a_head_leaves_it_out(tmp_path: Path) -> None:
     assert "head.weight" in read_tensors(tmp_path / "timm.safetensors")
     encoder = model_of().build()
     report = load_weights(encoder, tmp_path / "timm.safetensors")
-    assert set(report.left_out) == {"head.weight", "head.bias"}
+    assert set(report.skipped) == {"head.weight", "head.bias"}
     sincos = model_of().override({"positions": "sincos"})
     mae = MAEConfig(decoder_width=8, decoder_depth=1, decoder_heads=2).build(sincos)
     report = load_weights(mae, tmp_path / "timm.safetensors", strict=False)
-    assert set(report.left_out) == {"head.weight", "head.bias"}
+    assert set(report.skipped) == {"head.weight", "head.bias"}
     again = supervised(model_of())
     assert load_weights(again, tmp_path / "timm.safetensors").complete
     assert_bit_equal(again.state_dict(), objective.state_dict())

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from quadriga.engine.run_config import RunConfig
     from quadriga.workflow.directory import Graph, Planned, WorkflowDirectory
     from quadriga.workflow.launcher import NodeLauncher, Task
-    from quadriga.workflow.runner import Maker, Outcome
+    from quadriga.workflow.runner import Outcome, WorkflowRunner
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ class _Run:
     def make(self, chosen: Sequence[str]) -> int:
         """Make the chosen nodes, then write ledger and report; return the exit code."""
         from quadriga.cli.workflow.show import Live
-        from quadriga.workflow.runner import Maker
+        from quadriga.workflow.runner import WorkflowRunner
 
         graph, directory = self._graph, self._directory
         finished = {name for name in graph.nodes if self._is_finished(name)}
@@ -217,7 +217,7 @@ class _Run:
         for name in chosen:
             if name in finished:
                 live.say(f"{name}: finished already")
-        maker = Maker(
+        maker = WorkflowRunner(
             graph.needs,
             {name: self._task(name) for name in chosen if name not in finished},
             finished,
@@ -281,7 +281,7 @@ class _Run:
                 f"{directory.config_of(name)} cannot be written: {error.strerror}; make room"
             ) from error
 
-    def _sum_up(self, outcome: Outcome, maker: Maker) -> None:
+    def _sum_up(self, outcome: Outcome, maker: WorkflowRunner) -> None:
         """Write the ledger and the reports, and say what there is."""
         from quadriga.cli.workflow.show import ledger_table, show, state_table
         from quadriga.report.run import write_report

@@ -8,8 +8,8 @@ from typing import Any, final
 
 from quadriga.cli.resolve import call, find_workflow, recipe_arguments
 from quadriga.config.provenance import COMMAND_LINE, Resolved, read_overrides
-from quadriga.engine.preflight import settle
-from quadriga.engine.run_config import RunConfig, release
+from quadriga.engine.preflight import infer_num_classes
+from quadriga.engine.run_config import RunConfig, clear_conflicting
 from quadriga.errors import UserError
 from quadriga.workflow.graph import Node, Workflow, check_graph, matching, needs_of
 
@@ -76,7 +76,10 @@ def as_it_is(workflow: Workflow) -> ResolvedWorkflow:
         UserError: A graph that cannot be made.
     """
     check_graph(workflow)
-    nodes = {node.name: settle(Resolved.of(node.config, workflow.name)) for node in workflow.nodes}
+    nodes = {
+        node.name: infer_num_classes(Resolved.of(node.config, workflow.name))
+        for node in workflow.nodes
+    }
     changed = Workflow(
         name=workflow.name,
         nodes=tuple(Node(name, resolved.config) for name, resolved in nodes.items()),
@@ -120,10 +123,10 @@ def _resolved(
     try:
         for given in (values, *own):
             if given:
-                resolved = resolved.override(release(dict(given)), COMMAND_LINE)
+                resolved = resolved.override(clear_conflicting(dict(given)), COMMAND_LINE)
     except UserError as error:
         hint = ""
         if str(error).startswith("unknown key") and given is values:
             hint = "; NODE:key=value sets it in some nodes only"
         raise UserError(f"{name}: {error}{hint}") from error
-    return settle(resolved)
+    return infer_num_classes(resolved)

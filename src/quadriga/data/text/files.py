@@ -152,7 +152,7 @@ def find_text(
     Raises:
         UserError: There are none.
     """
-    left_out = {path.resolve() for path in leave_out}
+    skipped = {path.resolve() for path in leave_out}
     if root is not None and not root.is_file():
         check_folder(root, "data.root")
     if files:
@@ -162,7 +162,7 @@ def find_text(
     elif root.is_file():
         found = [root]
     else:
-        found = [path for path in sorted(_below(root)) if path.resolve() not in left_out]
+        found = [path for path in sorted(_below(root)) if path.resolve() not in skipped]
         if not found:
             for name in sorted(path for path in root.iterdir() if path.is_file())[:_TRIED]:
                 format_of(name)  # says so where it is of a kind that is never read

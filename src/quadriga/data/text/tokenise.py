@@ -89,7 +89,7 @@ def tokenise(
     """
     with (
         StoreWriter(folder, len(vocabulary)) as writer,
-        Telling(f"tokenising to {folder}", texts) as telling,
+        ProgressBar(f"tokenising to {folder}", texts) as telling,
     ):
         builder = _Builder(writer, vocabulary, document_sentences, telling.advance)
         for text in texts:
@@ -112,7 +112,7 @@ def sentences_of(texts: Sequence[Source], what: str) -> Iterator[str]:
     Raises:
         UserError: A file cannot be read.
     """
-    with Telling(what, texts) as telling:
+    with ProgressBar(what, texts) as telling:
         for text in texts:
             unsaid = 0
             for sentence in text.read():
@@ -175,7 +175,7 @@ class _Builder:
 
 
 @final
-class Telling:
+class ProgressBar:
     """Tells how far a reading is, with a bar on a terminal, and what was found."""
 
     def __init__(self, what: str, texts: Sequence[Source]) -> None:

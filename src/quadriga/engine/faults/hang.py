@@ -1,6 +1,6 @@
 """A run that stands still ends itself, and names the rank that holds up the others.
 
-Every rank has a thread that watches what the rank is doing (`Activity`). One rank that stands
+Every rank has a thread that watches what the rank is doing (`PhaseTimer`). One rank that stands
 still stands in all others' way: they wait for it in a collective, so all of them notice. Each
 writes down where it stands, with the Python stacks of its threads, in ``WORK_DIR/hang``; the
 lowest rank that has written reads what the others wrote, tells in one line who is least far or
@@ -34,7 +34,7 @@ from types import TracebackType
 from typing import Self, final
 
 from quadriga.distributed.environment import DistEnv
-from quadriga.engine.meters.activity import Activity, Phase
+from quadriga.engine.meters.phase_timer import Phase, PhaseTimer
 from quadriga.engine.run_config import HealthConfig
 from quadriga.errors import EXIT_HANG
 from quadriga.files import write_text
@@ -183,20 +183,20 @@ _SHORTEST_GRACE, _LONGEST_GRACE = 2.0, 60.0
 class StepClock:
     """What the watcher knows of the pace: how long steps took, and since when it stands still."""
 
-    def __init__(self, activity: Activity) -> None:
-        """Start with what `activity` shows now."""
-        self._activity = activity
+    def __init__(self, phase_timer: PhaseTimer) -> None:
+        """Start with what `phase_timer` shows now."""
+        self._phase_timer = phase_timer
         self._step: int | None = None  # until the first one begins
-        self._began = activity.step_since
-        self._beside = activity.since
+        self._began = phase_timer.step_since
+        self._beside = phase_timer.since
         self._seconds: deque[float] = deque(maxlen=_WINDOW)
 
     def look(self, now: float) -> None:
         """Take in what the rank is doing at `now` (`time.monotonic`)."""
-        activity = self._activity
-        if activity.phase in FACTORS:
+        phase_timer = self._phase_timer
+        if phase_timer.phase in FACTORS:
             self._beside = now
-        step, began = activity.step, activity.step_since
+        step, began = phase_timer.step, phase_timer.step_since
         if self._step is not None and step > self._step:
             # Several may have passed since the last look; their mean will do. A save or an
             # evaluation among them makes one large number, which a median bears.
@@ -206,15 +206,15 @@ class StepClock:
 
     def standing(self, now: float) -> float:
         """Return the seconds that the phase beside the steps, or the step, has lasted."""
-        if self._activity.phase in FACTORS:
-            return now - self._activity.since
-        return now - max(self._activity.step_since, self._beside)
+        if self._phase_timer.phase in FACTORS:
+            return now - self._phase_timer.since
+        return now - max(self._phase_timer.step_since, self._beside)
 
     def limit(self, config: HealthConfig) -> float:
         """Return the seconds after which the rank counts as standing still."""
         if config.hang_factor is None:
             return float("inf")
-        beside = FACTORS.get(self._activity.phase)
+        beside = FACTORS.get(self._phase_timer.phase)
         if beside is not None:
             return beside * config.hang_seconds
         if not self._seconds:
@@ -237,7 +237,7 @@ class HangDetector:
 
     def __init__(
         self,
-        activity: Activity,
+        phase_timer: PhaseTimer,
         config: HealthConfig,
         env: DistEnv,
         folder: Path,
@@ -246,13 +246,13 @@ class HangDetector:
         """Watch nothing yet.
 
         Args:
-            activity: What this rank is doing; the training thread writes it.
+            phase_timer: What this rank is doing; the training thread writes it.
             config: The limits; without a `hang_factor` nothing is ever watched.
             env: This rank.
             folder: ``WORK_DIR/hang``, which all ranks share.
-            members: `whereabouts` of every rank, to say where one is that does not answer.
+            members: `host_and_pid` of every rank, to say where one is that does not answer.
         """
-        self._activity, self._config, self._env = activity, config, env
+        self._phase_timer, self._config, self._env = phase_timer, config, env
         self._folder, self._members = folder, members
         seconds = config.hang_seconds
         self._poll = min(_LONGEST_POLL, max(_SHORTEST_POLL, seconds / 20))
@@ -296,7 +296,7 @@ class HangDetector:
         faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
-        clock = StepClock(self._activity)
+        clock = StepClock(self._phase_timer)
         while not self._over.wait(self._poll):
             now = time.monotonic()
             clock.look(now)
@@ -310,7 +310,7 @@ class HangDetector:
                 self._suspects.clear()
 
     def _place(self) -> _Place:
-        return _Place(self._activity.step, self._activity.phase, self._activity.since)
+        return _Place(self._phase_timer.step, self._phase_timer.phase, self._phase_timer.since)
 
     def _conclude(self, seconds: float) -> None:
         """Write a report, wait for the others', and end the run; or return if the rank moves."""
@@ -359,7 +359,7 @@ class HangDetector:
         return {report.rank: report for report in found if report is not None}
 
 
-def whereabouts() -> str:
+def host_and_pid() -> str:
     """Return the host and the process of this rank, for `HangDetector`'s `members`."""
     return f"{socket.gethostname()}, {os.getpid()}"
 

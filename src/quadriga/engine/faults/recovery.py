@@ -44,9 +44,9 @@ class Recovery:
         self._resolved, self._directory, self._plan = resolved, directory, plan
         self._env, self._console, self._objective = env, console, objective
         # Read once: a rank whose network file system is behind would leave out other steps.
-        self.left_out = from_main(lambda: LeftOut(directory.path / "left_out.json"), env)
+        self.skipped_steps = from_main(lambda: LeftOut(directory.path / "left_out.json"), env)
         health = resolved.config.health
-        self.health = Health(health, self.left_out, self._record, self._tell)
+        self.health = Health(health, self.skipped_steps, self._record, self._tell)
 
     def go_back(self, bad: BadStep, store: CheckpointStore, executor: Executor) -> int:
         """Load the newest checkpoint before a bad step; every rank calls it.
@@ -62,28 +62,28 @@ class Recovery:
             UserError: There is no checkpoint.
         """
         store.wait()
-        directory, left_out = self._directory, self.left_out
+        directory, skipped_steps = self._directory, self.skipped_steps
         # Up to the bad step: one that was passed over at the start may be readable by now.
         found = from_main(
             lambda: newest_valid(directory.checkpoints, self._console.warn, bad.step), self._env
         )
         if found is None:
             stop_at(bad, "; there is no checkpoint to go back to (checkpoint.every_steps)")
-        if len(left_out.tried) >= self._resolved.config.health.max_bad_steps:
-            steps = f"{len(left_out.tried)} steps have made the run go back already"
+        if len(skipped_steps.tried) >= self._resolved.config.health.max_bad_steps:
+            steps = f"{len(skipped_steps.tried)} steps have made the run go back already"
             stop_at(bad, f"; {steps} (health.max_bad_steps)")
         start = store.load(found, executor)
-        if bad.step in left_out.tried:
-            left_out.ranges.append((start, bad.step))
+        if bad.step in skipped_steps.tried:
+            skipped_steps.ranges.append((start, bad.step))
             what = f"leaving out the updates of steps {start + 1} to {bad.step + 1}"
         else:
-            left_out.tried.append(bad.step)
+            skipped_steps.tried.append(bad.step)
             what = "the steps since then are made again"
 
         def note() -> None:
             directory.rewind_metrics(start)
             with directory.writing():
-                left_out.save()
+                skipped_steps.save()
                 rewind_samples(directory.samples, start)
                 forget_results_after(directory.report, start)
                 events, value = Events(directory.events), str(bad.value)

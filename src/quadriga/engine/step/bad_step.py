@@ -97,7 +97,7 @@ class Health:
     def __init__(
         self,
         config: HealthConfig,
-        left_out: LeftOut,
+        skipped_steps: LeftOut,
         record: Callable[[BadStep], str],
         tell: Callable[[BadStep, str], None],
     ) -> None:
@@ -105,12 +105,12 @@ class Health:
 
         Args:
             config: The policy.
-            left_out: Steps that make no update; extended by a rollback.
+            skipped_steps: Steps that make no update; extended by a rollback.
             record: Writes the replay file of a bad step and returns where it is; every rank
                 calls it.
             tell: Reports what is done about a bad step.
         """
-        self._config, self._left_out = config, left_out
+        self._config, self._skipped_steps = config, skipped_steps
         self._record, self._tell = record, tell
         self._bad: list[int] = []
 

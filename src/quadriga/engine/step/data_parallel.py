@@ -21,7 +21,7 @@ from quadriga.distributed.environment import DistEnv
 from quadriga.distributed.mesh import make_ranks
 from quadriga.distributed.slots import Slots
 from quadriga.engine.build import Fill
-from quadriga.engine.meters.activity import Activity
+from quadriga.engine.meters.phase_timer import PhaseTimer
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan
 from quadriga.engine.step.bad_step import BadStep, stop_at
@@ -31,7 +31,7 @@ from quadriga.engine.step.precision import LossScale
 from quadriga.engine.step.sharding import make_layout, shard_ranks
 from quadriga.engine.step.state import copy_state, without_unbegun
 from quadriga.engine.step.statistics import share_statistics
-from quadriga.engine.step.sums import Totals
+from quadriga.engine.step.sums import MetricSums
 from quadriga.engine.step.update import Update, Verdict
 from quadriga.optim.parts.groups import partial_optimizer
 
@@ -48,10 +48,10 @@ class DataParallelExecutor(Executor):
         env: DistEnv,
         *,
         fill: Fill | None = None,
-        activity: Activity | None = None,
+        phase_timer: PhaseTimer | None = None,
         asked_to_stop: Callable[[], bool] = lambda: False,
         on_bad_step: Callable[[BadStep], None] = stop_at,
-        left_out: Container[int] = (),
+        skipped_steps: Container[int] = (),
     ) -> None:
         """Take over an objective; every rank calls it.
 
@@ -62,17 +62,17 @@ class DataParallelExecutor(Executor):
             plan: The run's numbers.
             env: This process among the run's.
             fill: Puts weights from elsewhere into an objective that has its initial values.
-            activity: Told what this rank is doing.
+            phase_timer: Told what this rank is doing.
             asked_to_stop: Whether a signal asked this rank to stop.
             on_bad_step: Called on every rank when a loss or gradient is not finite, before the
                 update; it raises, or returns to have the update left out.
-            left_out: Steps that make no update.
+            skipped_steps: Steps that make no update.
 
         Raises:
             UserError: The ranks or the parameters are not what the config says.
         """
         self.objective, self._config, self._plan, self._env = objective, config, plan, env
-        self._activity = activity or Activity()
+        self._phase_timer = phase_timer or PhaseTimer()
         self._asked_to_stop, self._on_bad_step = asked_to_stop, on_bad_step
         train = config.train
         self.ranks = make_ranks(env, shard=shard_ranks(train, env.world_size, env.local_world_size))
@@ -88,12 +88,12 @@ class DataParallelExecutor(Executor):
         own = {objective.name_in_whole(name): p for name, p in named}
         optimizer = partial_optimizer(config.optim, objective.whole_parameters() or own, own)
         scale = LossScale(train.precision == "float16")
-        self._update = Update(named, optimizer, config, plan, left_out, scale)
+        self._update = Update(named, optimizer, config, plan, skipped_steps, scale)
         shares = deal(plan.batch_size, env.world_size, plan.accumulate)
         share_statistics(objective, shares, self.ranks)
         slots = Slots(self.ranks.samples, [[s for part in rank for s in part] for rank in shares])
         self._passes = Passes(
-            objective, self.layout, config, plan, env, slots, scale, self._activity
+            objective, self.layout, config, plan, env, slots, scale, self._phase_timer
         )
 
     def run(self, batches: Iterator[MicroBatch], steps: range) -> Iterator[StepOutput]:
@@ -106,29 +106,29 @@ class DataParallelExecutor(Executor):
                 return
 
     def _step(self, batches: Iterator[MicroBatch], step: int) -> StepOutput:
-        self._activity.begin_step(step)
+        self._phase_timer.begin_step(step)
         update = self._update
         progress = update.progress(step)
         self.objective.before_step(progress)
-        sums = Totals(self.objective, self._env.device)
+        sums = MetricSums(self.objective, self._env.device)
         if update.is_skipped(step):
-            self._activity.enter("data")
+            self._phase_timer.enter("data")
             for _ in range(self._plan.accumulate):
                 next(batches)
         else:
             self._passes.run(batches, step, sums)
-        self._activity.enter("reduce")
+        self._phase_timer.enter("reduce")
         verdict, metrics = self._judge(step, sums)
-        self._activity.enter("update")
+        self._phase_timer.enter("update")
         if verdict.is_applied:
             update.step(progress)
-            update.average_weights(progress)
+            update.update_ema(progress)
             self.objective.after_step(progress, *self._passes.collect())
         else:
             self._passes.forget()
             update.skipped += 1
         update.optimizer.zero_grad(set_to_none=True)
-        seconds = self._activity.end_step()
+        seconds = self._phase_timer.end_step()
         if (exposed := self.layout.take_exposed_seconds()) is not None:
             seconds["communication"] = exposed
         return StepOutput(
@@ -142,7 +142,7 @@ class DataParallelExecutor(Executor):
             verdict.stop,
         )
 
-    def _judge(self, step: int, sums: Totals) -> tuple[Verdict, dict[str, Tensor]]:
+    def _judge(self, step: int, sums: MetricSums) -> tuple[Verdict, dict[str, Tensor]]:
         """Decide on a step, and scale and clip its gradient where it is applied."""
         reduced, update = sums.reduce(self._env, self._asked_to_stop()), self._update
         if update.is_skipped(step):
@@ -161,7 +161,7 @@ class DataParallelExecutor(Executor):
         if verdict.bad is not None:
             # Whoever goes on from here must not add to these.
             update.optimizer.zero_grad(set_to_none=True)
-            with self._activity.during("save"):  # the weights go to a file
+            with self._phase_timer.during("save"):  # the weights go to a file
                 self._on_bad_step(verdict.bad)
         elif verdict.is_applied:
             for part, factor in zip(gradients, verdict.factors, strict=True):

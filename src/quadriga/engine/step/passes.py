@@ -14,12 +14,12 @@ from quadriga.contracts import LossOutput, MicroBatch, Objective, PooledObjectiv
 from quadriga.distributed.collectives import all_reduce_sum
 from quadriga.distributed.environment import DistEnv
 from quadriga.distributed.slots import Slots
-from quadriga.engine.meters.activity import Activity
+from quadriga.engine.meters.phase_timer import PhaseTimer
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan
 from quadriga.engine.step.precision import LossScale, reduced_precision
 from quadriga.engine.step.sharding import Layout
-from quadriga.engine.step.sums import Totals
+from quadriga.engine.step.sums import MetricSums
 
 
 @final
@@ -41,7 +41,7 @@ class Passes:
         env: DistEnv,
         slots: Slots,
         scale: LossScale,
-        activity: Activity,
+        phase_timer: PhaseTimer,
     ) -> None:
         """Work on an objective that `layout` holds.
 
@@ -53,17 +53,17 @@ class Passes:
             env: This process among the run's.
             slots: Which rows of a step are this rank's.
             scale: What the loss is multiplied with.
-            activity: Told what this rank is doing.
+            phase_timer: Told what this rank is doing.
         """
         self._objective, self._layout, self._config, self._plan = objective, layout, config, plan
-        self._env, self._slots, self._scale, self._activity = env, slots, scale, activity
+        self._env, self._slots, self._scale, self._phase_timer = env, slots, scale, phase_timer
         self._parts = plan.world_size * plan.accumulate
         self._tallies = [m for m in objective.modules() if isinstance(m, Tallies) and m.keeps_tally]
         self._sums: dict[str, Tensor] = {}
         self._rows: list[Rows] = []
         self._divisor: float | None = None
 
-    def run(self, batches: Iterator[MicroBatch], step: int, metrics: Totals) -> None:
+    def run(self, batches: Iterator[MicroBatch], step: int, metrics: MetricSums) -> None:
         """Make the passes of one step.
 
         Args:
@@ -113,12 +113,12 @@ class Passes:
         for module in self._tallies:
             module.take_tally()
 
-    def _added(self, batches: Iterator[MicroBatch], step: int, metrics: Totals) -> None:
+    def _added(self, batches: Iterator[MicroBatch], step: int, metrics: MetricSums) -> None:
         for micro in range(self._plan.accumulate):
-            self._activity.enter("data")
+            self._phase_timer.enter("data")
             batch = next(batches)
             with self._pass(step, micro):
-                self._activity.enter("forward")
+                self._phase_timer.enter("forward")
                 output = self._forward(batch)
                 # A sum is bounded by the samples, not by the targets, which are known later.
                 is_mean = next(iter(output.terms.values())).targets is None
@@ -127,7 +127,7 @@ class Passes:
                 self._backward(output, divisors, micro == self._plan.accumulate - 1)
             self._keep(output, metrics)
 
-    def _counted(self, batches: Iterator[MicroBatch], step: int, metrics: Totals) -> None:
+    def _counted(self, batches: Iterator[MicroBatch], step: int, metrics: MetricSums) -> None:
         held = self._held(batches)
         counted = [self._objective.counts(batch) for batch in held]
         zero = torch.zeros((), dtype=torch.float64, device=self._env.device)
@@ -139,7 +139,7 @@ class Passes:
             parts = list(own.in_turn()) if self._layout.is_joint else [own]
             with self._pass(step, micro):
                 for part in parts:
-                    self._activity.enter("forward")
+                    self._phase_timer.enter("forward")
                     output = self._forward(part)
                     is_last = micro == len(held) - 1 and part is parts[-1]
                     self._backward(output, divisors, is_last)
@@ -151,11 +151,11 @@ class Passes:
         objective: PooledObjective,
         batches: Iterator[MicroBatch],
         step: int,
-        metrics: Totals,
+        metrics: MetricSums,
     ) -> None:
         held = self._held(batches)
         is_one, embedded, given = len(held) == 1, [], []
-        self._activity.enter("forward")
+        self._phase_timer.enter("forward")
         for micro, batch in enumerate(held):
             with self._pass(step, micro):
                 with self._computing(is_first=True), torch.set_grad_enabled(is_one):
@@ -176,13 +176,13 @@ class Passes:
         first = 0
         for micro, batch in enumerate(held):
             with self._pass(step, micro):
-                self._activity.enter("forward")
+                self._phase_timer.enter("forward")
                 with self._computing(is_first=False):
                     again = objective.embed(batch.again())
                 last = first + len(next(iter(again.values())))
                 tensors = [again[name] for name in rows]
                 grads = [_grad(leaf)[first:last] for leaf in rows.values()]
-                self._activity.enter("backward")
+                self._phase_timer.enter("backward")
                 is_last = micro == len(held) - 1
                 with self._layout.backward(is_last, objective.combined_parts):
                     torch.autograd.backward(tensors, grads)
@@ -190,7 +190,7 @@ class Passes:
 
     def _held(self, batches: Iterator[MicroBatch]) -> list[MicroBatch]:
         """Take all micro-batches of a step; they are made anew for a second pass."""
-        self._activity.enter("data")
+        self._phase_timer.enter("data")
         return [next(batches) for _ in range(self._plan.accumulate)]
 
     def _forward(self, batch: MicroBatch) -> LossOutput:
@@ -201,7 +201,7 @@ class Passes:
     def _backward(
         self, output: LossOutput, divisors: Mapping[str, Tensor | float], is_last: bool
     ) -> None:
-        self._activity.enter("backward")
+        self._phase_timer.enter("backward")
         parts = [
             term.total * term.weight / (divisors[name] / self._scale.value)
             for name, term in output.terms.items()
@@ -216,7 +216,7 @@ class Passes:
         safe = torch.where(reduced > 0, reduced, 1.0).to(torch.float32)
         return dict(zip(counts, safe.unbind(), strict=True))
 
-    def _keep(self, output: LossOutput, metrics: Totals) -> None:
+    def _keep(self, output: LossOutput, metrics: MetricSums) -> None:
         metrics.add(output)
         for name, value in output.sums.items():
             self._sums[name] += value.detach()

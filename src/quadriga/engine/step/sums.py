@@ -28,7 +28,7 @@ class Reduced(NamedTuple):
 
 
 @final
-class Totals:
+class MetricSums:
     """Sums and counts of one step: the parts of the loss first, then the metrics, in order."""
 
     def __init__(self, objective: Objective, device: torch.device) -> None:

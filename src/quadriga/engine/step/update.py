@@ -46,7 +46,7 @@ class Update:
         optimizer: torch.optim.Optimizer,
         config: RunConfig,
         plan: RunPlan,
-        left_out: Container[int],
+        skipped_steps: Container[int],
         scale: LossScale | None = None,
     ) -> None:
         """Take over the parameters of one rank.
@@ -56,11 +56,11 @@ class Update:
             optimizer: Theirs.
             config: The run.
             plan: Its numbers.
-            left_out: Steps that make no update.
+            skipped_steps: Steps that make no update.
             scale: What the loss is multiplied with; 1 by default.
         """
         self.named, self.optimizer, self.scale = named, optimizer, scale or LossScale(False)
-        self._config, self._plan, self._left_out = config, plan, left_out
+        self._config, self._plan, self._skipped_steps = config, plan, skipped_steps
         self.skipped = 0
         """Steps so far that made no update."""
         decay = config.ema.decay
@@ -68,7 +68,7 @@ class Update:
 
     def is_skipped(self, step: int) -> bool:
         """Return whether a step is to make no update, whatever its gradient is."""
-        return step in self._left_out
+        return step in self._skipped_steps
 
     def progress(self, step: int) -> Progress:
         """Return what schedules, momenta and temperatures follow: the updates that were made."""
@@ -129,7 +129,7 @@ class Update:
             group["lr"] = lr * group["lr_scale"]
         self.optimizer.step()
 
-    def average_weights(self, progress: Progress) -> None:
+    def update_ema(self, progress: Progress) -> None:
         """Take the weights after a step into their moving average, where there is one."""
         if self.average is not None:
             self.average.update(progress.step)

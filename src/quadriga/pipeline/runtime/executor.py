@@ -13,7 +13,7 @@ from quadriga.distributed.environment import DistEnv
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan
 from quadriga.engine.step.blocks import apply_recompute
-from quadriga.engine.step.sums import Totals
+from quadriga.engine.step.sums import MetricSums
 from quadriga.pipeline.config import pipeline_of
 from quadriga.pipeline.runtime.stage_runner import StageRunner
 from quadriga.pipeline.runtime.staged import StagedExecutor
@@ -37,7 +37,7 @@ class Segment:
         """Make `steps`, or fewer, beginning and ending with an empty pipeline."""
         self._executor, self._batches, self._steps = executor, batches, steps
         self._read: dict[int, Batch] = {}
-        self._totals: dict[int, Totals] = {}
+        self._totals: dict[int, MetricSums] = {}
         self._begun: int | None = None
         self._ends = self._stops = False
         self._held: list[Outcome] = []
@@ -66,13 +66,13 @@ class Segment:
                     else:
                         yield self._report(outcome)
                         # Not before: who is held up by a log is in the step that it writes down.
-                        executor.activity.begin_step(step + 1)
+                        executor.phase_timer.begin_step(step + 1)
         executor.runner.finish()
         for outcome in self._held:
             if outcome.verdict.bad is not None:
                 executor.handle_bad_step(outcome.verdict.bad)
             yield self._report(outcome)
-            executor.activity.begin_step(outcome.verdict.step + 1)
+            executor.phase_timer.begin_step(outcome.verdict.step + 1)
 
     def _goes_on(self, step: int) -> bool:
         if self._ends or step >= self._steps.stop:
@@ -140,7 +140,7 @@ class PipelineExecutor(StagedExecutor):
         self.schedule.check(stages, plan.accumulate)
         self.place = Place(self.groups.stage, stages, plan.accumulate)
         in_flight = self.schedule.in_flight(self.place)
-        self.runner = StageRunner(config, self.groups, env, self.activity, stages, in_flight)
+        self.runner = StageRunner(config, self.groups, env, self.phase_timer, stages, in_flight)
         if config.train.recompute == "full" and stages == in_flight == 1:
             # The whole model and one micro-batch of it: to drop all of it would gain nothing.
             for bank in self.banks.modules:
@@ -152,7 +152,7 @@ class PipelineExecutor(StagedExecutor):
         for bank in self.banks.modules:
             bank.train()
         self.banks.begin_at(steps.start)
-        self.activity.begin_step(steps.start)
+        self.phase_timer.begin_step(steps.start)
         following = steps.start
         while following < steps.stop:
             for output in Segment(self, batches, range(following, steps.stop)).outputs():

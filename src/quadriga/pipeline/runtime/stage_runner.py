@@ -18,7 +18,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from quadriga import randomness
 from quadriga.contracts import Batch, LossOutput, Stage
 from quadriga.distributed.environment import DistEnv
-from quadriga.engine.meters.activity import Activity
+from quadriga.engine.meters.phase_timer import PhaseTimer
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.step.precision import reduced_precision
 from quadriga.pipeline.runtime.partition import Group, Groups
@@ -131,7 +131,7 @@ class StageRunner:
         config: RunConfig,
         groups: Groups,
         env: DistEnv,
-        activity: Activity,
+        phase_timer: PhaseTimer,
         stages: int,
         in_flight: int,
     ) -> None:
@@ -141,11 +141,11 @@ class StageRunner:
             config: The run.
             groups: This rank's groups.
             env: This rank.
-            activity: Told what the rank is doing.
+            phase_timer: Told what the rank is doing.
             stages: Number of stages.
             in_flight: The most micro-batches between their forward and their backward pass.
         """
-        self._config, self._groups, self._env, self._activity = config, groups, env, activity
+        self._config, self._groups, self._env, self._phase_timer = config, groups, env, phase_timer
         self.is_first, self.is_last = groups.stage == 0, groups.stage == stages - 1
         # Of one micro-batch nothing is kept beside what its backward pass needs in any case.
         self._recomputes = config.train.recompute == "full" and in_flight > 1
@@ -174,10 +174,10 @@ class StageRunner:
         """Compute a forward pass and send its output on; the last stage returns the loss."""
         hidden = None
         if not self.is_first:
-            self._activity.enter("pipeline")
+            self._phase_timer.enter("pipeline")
             hidden = self._hidden_in.take()
             hidden.requires_grad_(hidden.is_floating_point())
-        self._activity.enter("forward")
+        self._phase_timer.enter("forward")
         with torch.no_grad() if self._recomputes else contextlib.nullcontext():
             output = self._compute(module, hidden, batch, step, micro)
         stashed = self._stash[step, micro] = _Stashed(hidden)
@@ -203,9 +203,9 @@ class StageRunner:
         stashed = self._stash.pop((step, micro))
         gradient = None
         if not self.is_last:
-            self._activity.enter("pipeline")
+            self._phase_timer.enter("pipeline")
             gradient = self._gradient_in.take()
-        self._activity.enter("backward")
+        self._phase_timer.enter("backward")
         output = stashed.output
         if stashed.again is not None:
             module, batch = stashed.again

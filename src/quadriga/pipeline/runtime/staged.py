@@ -12,7 +12,7 @@ import torch.distributed as dist
 from quadriga.contracts import Batch, Executor, MicroBatch, Objective, Splittable, StepOutput
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.build import Fill, build_objective, give_memory
-from quadriga.engine.meters.activity import Activity
+from quadriga.engine.meters.phase_timer import PhaseTimer
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan
 from quadriga.engine.step.bad_step import BadStep, stop_at
@@ -24,7 +24,7 @@ from quadriga.engine.step.state import (
 from quadriga.pipeline.config import pipeline_of
 from quadriga.pipeline.runtime.partition import Part, cut, make_groups, shared_parameters
 from quadriga.pipeline.runtime.updates import Outcome, Updates
-from quadriga.pipeline.runtime.versions import Banks
+from quadriga.pipeline.runtime.versions import WeightVersions
 from quadriga.pipeline.topology import make_topology
 
 
@@ -40,10 +40,10 @@ class StagedExecutor(Executor):
         *,
         versions: int = 1,
         fill: Fill | None = None,
-        activity: Activity | None = None,
+        phase_timer: PhaseTimer | None = None,
         asked_to_stop: Callable[[], bool] = lambda: False,
         on_bad_step: Callable[[BadStep], None] = stop_at,
-        left_out: Container[int] = (),
+        skipped_steps: Container[int] = (),
     ) -> None:
         """Cut an objective and take this rank's part of it; every rank calls it.
 
@@ -55,17 +55,17 @@ class StagedExecutor(Executor):
             env: This process among the run's.
             versions: Versions of the weights to hold.
             fill: Puts weights from elsewhere into the whole objective.
-            activity: Told what this rank is doing.
+            phase_timer: Told what this rank is doing.
             asked_to_stop: Whether a signal asked this rank to stop.
             on_bad_step: Called on every rank when a loss or gradient is not finite; it raises, or
                 returns to have the update left out.
-            left_out: Steps that make no update.
+            skipped_steps: Steps that make no update.
 
         Raises:
             UserError: The stages, ranks and micro-batches do not fit each other.
         """
         self.config, self.plan, self.env = config, plan, env
-        self.activity = activity or Activity()
+        self.phase_timer = phase_timer or PhaseTimer()
         self._asked_to_stop, self._on_bad_step = asked_to_stop, on_bad_step
         self.pipeline = pipeline_of(config)
         depth = cast(Splittable, objective).depth
@@ -78,7 +78,7 @@ class StagedExecutor(Executor):
         ties = shared_parameters(parts)
         self.groups = make_groups(self.topology, env, sorted(set(ties.values())))
         part = parts[self.groups.stage].materialise(config.seed, env.device)
-        self.banks = Banks(part, versions)
+        self.banks = WeightVersions(part, versions)
         self._prepare_blocks()
         self.updates = Updates(
             self.banks,
@@ -89,7 +89,7 @@ class StagedExecutor(Executor):
             self.groups,
             env,
             objective,
-            left_out,
+            skipped_steps,
         )
 
     def _prepare_blocks(self) -> None:
@@ -109,17 +109,17 @@ class StagedExecutor(Executor):
 
     def next_batch(self, batches: Iterator[MicroBatch]) -> Batch:
         """Take the next micro-batch."""
-        self.activity.enter("data")
+        self.phase_timer.enter("data")
         return next(batches)
 
     def begin_update(self, step: int, totals: Any) -> None:
         """Have a step's update made."""
-        self.activity.enter("update")
+        self.phase_timer.enter("update")
         self.updates.begin(step, totals, self._asked_to_stop())
 
     def finish_update(self, step: int) -> Outcome:
         """Return what became of a step, when it is known."""
-        self.activity.enter("reduce")
+        self.phase_timer.enter("reduce")
         return self.updates.wait(step)
 
     def report(self, outcome: Outcome, stop: bool) -> StepOutput:
@@ -131,14 +131,14 @@ class StagedExecutor(Executor):
             verdict.norm,
             outcome.lr,
             self.plan.batch_size,
-            self.activity.end_step(),
+            self.phase_timer.end_step(),
             not verdict.is_applied,
             stop,
         )
 
     def handle_bad_step(self, bad: BadStep) -> None:
         """Have the policy applied: it raises, or returns when the run goes on."""
-        with self.activity.during("save"):
+        with self.phase_timer.during("save"):
             self._on_bad_step(bad)
 
     def close(self) -> None:

@@ -139,7 +139,7 @@ class TorchScheduleExecutor(StagedExecutor):
         self.banks.newest.train()
         self.banks.begin_at(steps.start)
         for step in steps:
-            self.activity.begin_step(step)
+            self.phase_timer.begin_step(step)
             outcome = self._make(step, batches_of(self, batches))
             verdict = outcome.verdict
             if verdict.bad is not None:
@@ -154,7 +154,7 @@ class TorchScheduleExecutor(StagedExecutor):
         own = self.banks.tensors(step)
         (gradients,) = self.updates.buffers
         gradients.collect(own)
-        self.activity.enter("pipeline")  # torch does not tell waiting from computing
+        self.phase_timer.enter("pipeline")  # torch does not tell waiting from computing
         numbers = torch.arange(self.plan.accumulate)
         has_first = "0" in self.banks.newest.stages
         # Only the rank of the last stage may name targets, which its loss does not need.

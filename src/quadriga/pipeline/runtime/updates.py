@@ -23,12 +23,12 @@ from quadriga.contracts import Objective, Progress
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan
-from quadriga.engine.step.sums import Totals
+from quadriga.engine.step.sums import MetricSums
 from quadriga.engine.step.update import Update, Verdict
 from quadriga.optim.parts.groups import partial_optimizer
 from quadriga.pipeline.config import pipeline_of
 from quadriga.pipeline.runtime.partition import Groups
-from quadriga.pipeline.runtime.versions import Banks, FlatGradients
+from quadriga.pipeline.runtime.versions import FlatGradients, WeightVersions
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Updates:
 
     def __init__(
         self,
-        banks: Banks,
+        banks: WeightVersions,
         everything: Mapping[str, nn.Parameter],
         ties: Mapping[str, tuple[int, ...]],
         config: RunConfig,
@@ -54,7 +54,7 @@ class Updates:
         groups: Groups,
         env: DistEnv,
         objective: Objective,
-        left_out: Container[int],
+        skipped_steps: Container[int],
     ) -> None:
         """Make the optimizer and what else has state.
 
@@ -67,7 +67,7 @@ class Updates:
             groups: This rank's groups.
             env: This rank.
             objective: The whole objective, on any device; its terms and metrics are reported.
-            left_out: Steps that make no update.
+            skipped_steps: Steps that make no update.
         """
         self._banks, self._pipeline, self._plan = banks, pipeline_of(config), plan
         self._groups, self._env, self._objective = groups, env, objective
@@ -77,7 +77,7 @@ class Updates:
             name for name in own if ties.get(name, (groups.stage,))[0] == groups.stage
         ]
         optimizer = partial_optimizer(config.optim, everything, own)
-        self.update = Update(list(own.items()), optimizer, config, plan, left_out)
+        self.update = Update(list(own.items()), optimizer, config, plan, skipped_steps)
         self.feedback: dict[str, Tensor] = {}
         if banks.count == 2 and self._pipeline.error_feedback:
             self.feedback = {name: torch.zeros_like(p) for name, p in own.items()}
@@ -94,11 +94,11 @@ class Updates:
             torch.cuda.set_device(self._env.device)
             self._side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
-    def new_totals(self) -> Totals:
+    def new_totals(self) -> MetricSums:
         """Return the sums of a new step."""
-        return Totals(self._objective, self._env.device)
+        return MetricSums(self._objective, self._env.device)
 
-    def begin(self, step: int, totals: Totals, asked_to_stop: bool) -> None:
+    def begin(self, step: int, totals: MetricSums, asked_to_stop: bool) -> None:
         """Make a step's update, or have it made; every rank calls it, in the order of steps."""
         if self._thread is None:
             self._pending[step] = self._update(step, totals, asked_to_stop)
@@ -133,7 +133,7 @@ class Updates:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
     @torch.no_grad()
-    def _update(self, step: int, totals: Totals, asked_to_stop: bool) -> Outcome:
+    def _update(self, step: int, totals: MetricSums, asked_to_stop: bool) -> Outcome:
         gradients = self.buffers[step % self._banks.count]
         if self._groups.replicas is not None:
             dist.all_reduce(gradients.flat, group=self._groups.replicas)
@@ -170,7 +170,7 @@ class Updates:
             self.update.step(progress)
         for parameter in own.values():
             parameter.grad = None
-        self.update.average_weights(progress)
+        self.update.update_ema(progress)
 
     @contextlib.contextmanager
     def _corrected(self, is_late: bool) -> Iterator[None]:

@@ -21,7 +21,7 @@ from quadriga.pipeline.runtime.partition import Part
 
 
 @final
-class Banks:
+class WeightVersions:
     """One or two copies of a stage, and the parameters that the optimizer steps on.
 
     The optimizer's parameters have the memory of the newest version. They are in no graph, so

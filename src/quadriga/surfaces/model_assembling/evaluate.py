@@ -18,10 +18,10 @@ from quadriga.distributed.process_group import process_group
 from quadriga.engine import evaluate as engine
 from quadriga.engine.build import build_objective, check_shapes
 from quadriga.engine.checkpoint.store import list_checkpoints
-from quadriga.engine.initial_weights import fill_from_origins, read_source
+from quadriga.engine.initial_weights import fill_from_sources, read_source
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
-from quadriga.engine.run_config import RunConfig, release
+from quadriga.engine.run_config import RunConfig, clear_conflicting
 from quadriga.engine.step.precision import reduced_precision
 from quadriga.errors import UserError
 from quadriga.modular.parts.cut import meta_depths_of
@@ -46,7 +46,7 @@ def evaluate(flags: argparse.Namespace, environ: Mapping[str, str]) -> int:
     with process_group(config.train.device) as env, Console(env.is_main) as console:
         objective = build_objective(config, env.device, config.seed)
         if path is None:
-            for line in fill_from_origins(config, objective, env, console.warn):
+            for line in fill_from_sources(config, objective, env, console.warn):
                 console.say(line)
         else:
             console.say(on_all(lambda: _fill(objective, path, flags.divided_depths, console), env))
@@ -88,7 +88,7 @@ def evaluation_config(flags: argparse.Namespace, ranks: int, is_assembly: bool) 
     tree["train"] = {**tree["train"], "steps": 1}
     tree["schedule"] = {"kind": "warmup_cosine"}
     config = RunConfig.from_dict(tree)
-    words = release(read_overrides(flags.override))
+    words = clear_conflicting(read_overrides(flags.override))
     if words:
         config = config.override(words, COMMAND_LINE)
     config = config.override({"objective.classes": len(config.data.build("test").classes)})

@@ -48,7 +48,7 @@ _TABLE = NameTable(
         ("mlp.fc1", "mlp.hidden"),
         ("mlp.fc2", "mlp.output"),
     ),
-    left_out=("pooler.", "embeddings.mask_token"),
+    skipped=("pooler.", "embeddings.mask_token"),
 )
 
 
@@ -116,7 +116,7 @@ _BERT_TABLE = NameTable(
         ("output.dense", "mlp.output"),
         ("output.LayerNorm", "mlp_norm"),
     ),
-    left_out=("embeddings.position_ids",),
+    skipped=("embeddings.position_ids",),
 )
 
 _TIED = (

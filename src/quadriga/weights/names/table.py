@@ -28,7 +28,7 @@ class NameTable:
     """(foreign, ours) of what stands before a block's number, both ending in a dot."""
     parts: Sequence[tuple[str, str]]
     """(foreign, ours) of what stands after a block's number, as `stems`."""
-    left_out: Sequence[str]
+    skipped: Sequence[str]
     """What foreign names of parts that are never loaded start with."""
 
     def ours(self, name: str) -> str | None:

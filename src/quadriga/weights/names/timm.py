@@ -29,7 +29,7 @@ _TABLE = NameTable(
         ("mlp.fc2", "mlp.output"),
         ("ls2.gamma", "mlp_residual.scale.factor"),
     ),
-    left_out=("head_dist.",),
+    skipped=("head_dist.",),
 )
 
 

@@ -19,7 +19,7 @@ _TABLE = NameTable(
         ("downsample.0", "shortcut.conv"),
         ("downsample.1", "shortcut.norm"),
     ),
-    left_out=(),
+    skipped=(),
 )
 
 

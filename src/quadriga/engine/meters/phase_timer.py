@@ -26,7 +26,7 @@ of a replay file, that training waits for."""
 
 
 @final
-class Activity:
+class PhaseTimer:
     """The current phase of this rank, read by a watching thread; written by the training thread.
 
     Attributes are replaced one at a time, never locked: a reader may see the phase of one moment
