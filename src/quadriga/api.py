@@ -15,7 +15,6 @@ from quadriga.engine import preflight
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.run_config import EvaluationConfig, RunConfig
-from quadriga.engine.session import load_objective
 from quadriga.errors import UserError, did_you_mean
 from quadriga.report.run import write_report
 
@@ -46,11 +45,11 @@ def evaluate(run: Path, words: Sequence[str], device: str) -> None:
         error.on_every_rank = True
         raise
     with process_group(device) as env, Console(env.is_main) as console:
-        objective, step = load_objective(config, run, env, console)
+        objective, step, ranks = evaluate_module.load_objective(config, run, env, console)
         from_main(directory.create, env)
         data = evaluate_module.evaluation_data(config)
         context = evaluate_module.make_context(
-            config, objective, data, directory.report, env, console
+            config, objective, data, directory.report, env, console, ranks
         )
         protocols = config.evaluation.protocols
         evaluate_module.evaluate(protocols, context, step, console, overrides=values)

@@ -19,6 +19,8 @@ from quadriga.engine.evaluate import describe, evaluate, evaluation_data, make_c
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.results import merge_results, missing_protocols, read_results
 from quadriga.errors import UserError
+from ranks import run_quadriga
+from tiny import tiny_run
 
 
 class Recording(Evaluator):
@@ -184,3 +186,18 @@ def test_a_number_is_told_beside_the_random_encoders() -> None:
     assert_says(told, "held_out", "loss 0.5123", "accuracy 97.50 %")
     told = describe(EvaluationResult("knn", {"top1": 61.234, "top1_random": 20.0, "k": 5}))
     assert_says(told, "knn", "top1 61.23 %", "20.00 %", "k 5")
+
+
+def test_eval_reads_a_sharded_run_in_shards_on_any_number_of_ranks(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = run_quadriga(*tiny_run(run, 2, "train.parallel=fsdp"), world_size=2)
+    assert done.returncode == 0, done.stderr
+    found = []
+    for world_size in (1, 2):
+        words = ("eval", str(run), "reconstruction")
+        done = run_quadriga(*words, world_size=world_size)
+        assert done.returncode == 0, done.stderr
+        (result,) = json.loads((run / "report" / "evaluation.json").read_text())["results"]
+        found.append(result["numbers"])
+    alone, sharded = found
+    assert sharded == pytest.approx(alone, rel=1e-5)

@@ -13,9 +13,10 @@ from parallel_worker import tiny_config
 from quadriga.config.provenance import Resolved
 from quadriga.distributed.environment import SINGLE
 from quadriga.engine.build import build_objective
+from quadriga.engine.evaluate import load_objective
 from quadriga.engine.logs.console import Console
 from quadriga.engine.run_config import RunConfig
-from quadriga.engine.session import Request, load_objective, run
+from quadriga.engine.session import Request, run
 from tiny import assert_bit_equal, read_checkpoint, read_metrics
 
 WORDS = ["train.steps=4", "checkpoint.every_steps=2", "loader.workers=0"]
@@ -117,7 +118,7 @@ def test_a_broken_loss_is_not_saved(tmp_path: Path) -> None:
 
 
 def test_the_objective_of_a_run_is_read_alone(finished: Path) -> None:
-    objective, step = load_objective(CONFIG, finished, SINGLE, Console(active=False))
+    objective, step, _ = load_objective(CONFIG, finished, SINGLE, Console(active=False))
     assert step == 4
     stored = read_checkpoint(finished, 4)
     state = objective.state_dict()

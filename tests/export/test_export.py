@@ -18,10 +18,10 @@ from quadriga.cli.entry import run
 from quadriga.distributed.environment import SINGLE
 from quadriga.engine.build import build_objective
 from quadriga.engine.checkpoint.store import CheckpointStore
+from quadriga.engine.evaluate import load_objective
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.run_config import CheckpointConfig, RunConfig
-from quadriga.engine.session import load_objective
 from quadriga.export import huggingface, onnx, safetensors, timm
 from quadriga.export.arguments import hf_arguments, timm_arguments
 from quadriga.export.export import ExportRequest, export
@@ -58,7 +58,7 @@ def refused(words: list[Any], capsys: Capture, *fragments: object) -> None:
 
 
 def test_own_names_rebuild_the_model(trained: Path, tmp_path: Path, capsys: Capture) -> None:
-    objective, _ = load_objective(config_of(trained), trained, SINGLE, Console())
+    objective, _, _ = load_objective(config_of(trained), trained, SINGLE, Console())
     for part, expected in (("encoder", objective.encoder), ("all", objective)):
         path = tmp_path / f"{part}.safetensors"
         words = ["checkpoint", "export", str(trained), str(path), "--to", "safetensors"]

@@ -17,10 +17,13 @@ from quadriga.contracts import (
     Split,
 )
 from quadriga.data.parts.subsets import Subset
+from quadriga.distributed.collectives import from_main
 from quadriga.distributed.environment import DistEnv
-from quadriga.distributed.mesh import Ranks
+from quadriga.distributed.mesh import Ranks, make_ranks
 from quadriga.engine.build import build_objective, build_on_meta
+from quadriga.engine.checkpoint.store import newest_valid, read_objective
 from quadriga.engine.logs.console import Console
+from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.logs.results import RESULTS, merge_results
 from quadriga.engine.logs.times import evaluated
 from quadriga.engine.run_config import RunConfig
@@ -48,6 +51,31 @@ def evaluation_data(config: RunConfig, train: Dataset | None = None) -> Callable
         return whole if count is None else Subset(whole, count, config.seed)
 
     return data
+
+
+def load_objective(
+    config: RunConfig, run_dir: Path, env: DistEnv, console: Console
+) -> tuple[Objective, int, Ranks | None]:
+    """Read the objective of a run's newest valid checkpoint; every rank calls it.
+
+    Its weights are those that ``evaluation.weights`` names. A run that shards its state is read
+    in shards over all ranks, whatever number trained it.
+
+    Returns:
+        The objective, the step it is at, and the ranks that it is sharded over, if it is.
+
+    Raises:
+        UserError: The run has no whole checkpoint, or no moving average.
+    """
+    directory = RunDirectory(run_dir)
+    found = from_main(lambda: newest_valid(directory.checkpoints, console.warn), env)
+    if found is None:
+        raise UserError(f"{run_dir} has no whole checkpoint to evaluate; train it first")
+    ranks = None
+    if env.world_size > 1 and config.train.parallel != "ddp":
+        ranks = make_ranks(env, shard=env.world_size)
+    objective = _build(config, env, ranks, config.seed)
+    return objective, read_objective(found, objective, env, config.evaluation.weights), ranks
 
 
 def make_context(
@@ -81,7 +109,9 @@ def make_context(
         )
     return EvaluationContext(
         objective=objective,
-        fresh=lambda: _random_encoder(config, env, ranks),
+        fresh=lambda: _build(
+            config, env, ranks, randomness.fold(config.seed, "random encoder")
+        ).eval(),
         data=data,
         transform=config.views.build("test"),
         env=env,
@@ -141,14 +171,13 @@ def evaluate(
     return results
 
 
-def _random_encoder(config: RunConfig, env: DistEnv, ranks: Ranks | None) -> Objective:
-    """Return the objective with other initial values, held by the ranks as the trained one is."""
-    seed = randomness.fold(config.seed, "random encoder")
+def _build(config: RunConfig, env: DistEnv, ranks: Ranks | None, seed: int) -> Objective:
+    """Return the objective with initial values; with `ranks` they hold it as the run says."""
     if ranks is None:
-        return build_objective(config, env.device, seed).eval()
+        return build_objective(config, env.device, seed)
     objective = build_on_meta(config)
     place(objective, config.train, ranks, seed)
-    return objective.eval()
+    return objective
 
 
 def describe(result: EvaluationResult) -> str:

@@ -14,14 +14,8 @@ from quadriga.distributed.allocator import is_out_of_memory
 from quadriga.distributed.collectives import all_gather_values, from_main, local_part, on_all
 from quadriga.distributed.environment import DistEnv
 from quadriga.distributed.mesh import Ranks
-from quadriga.engine.build import build_loader, build_objective, build_on_meta
-from quadriga.engine.checkpoint.store import (
-    CheckpointStore,
-    OnReported,
-    OnSaved,
-    newest_valid,
-    read_objective,
-)
+from quadriga.engine.build import build_loader, build_on_meta
+from quadriga.engine.checkpoint.store import CheckpointStore, OnReported, OnSaved
 from quadriga.engine.evaluate import evaluate, evaluation_data, make_context
 from quadriga.engine.faults.hang import HangDetector, host_and_pid
 from quadriga.engine.faults.preemption import Preemption
@@ -313,21 +307,3 @@ class _Session:
     def _loader(self, on_read: OnRead | None) -> Loader:
         config, env, warn = self._config, self._env, self._console.warn
         return build_loader(config, self._dataset, self._plan, env, config.loader, warn, on_read)
-
-
-def load_objective(
-    config: RunConfig, run_dir: Path, env: DistEnv, console: Console
-) -> tuple[Objective, int]:
-    """Return the objective of a run's newest valid checkpoint and the step it is at.
-
-    Its weights are those that ``evaluation.weights`` names.
-
-    Raises:
-        UserError: The run has no whole checkpoint, or no moving average.
-    """
-    directory = RunDirectory(run_dir)
-    found = from_main(lambda: newest_valid(directory.checkpoints, console.warn), env)
-    if found is None:
-        raise UserError(f"{run_dir} has no whole checkpoint to evaluate; train it first")
-    objective = build_objective(config, env.device, config.seed)
-    return objective, read_objective(found, objective, env, config.evaluation.weights)
