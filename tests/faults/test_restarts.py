@@ -9,9 +9,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch.distributed.run
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from errors import assert_says
 from quadriga.cli.train import TrainRequest, start_of
+from quadriga.launch import torchrun as launch
 from quadriga.launch.attempts import remember, remembered, restarts
 from quadriga.verify_resume.children import Progress
 from ranks import quadriga, run_ranks
@@ -123,3 +126,20 @@ def test_a_restart_goes_on_with_the_work_dir_and_not_with_the_named_checkpoint(
     assert start_of(request, tmp_path, again=False).resume_from == named
     assert start_of(request, tmp_path, again=True).resume_from is None
     assert start_of(request, tmp_path, again=True).resume
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"), [((1, 2), 2), ((75, 1), 75), ((-9, 1), 137), ((1, -9), 1)]
+)
+def test_the_exit_code_is_that_of_the_rank_that_knows_most(
+    codes: tuple[int, int], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ranks that fail within the same second: one has an error, one has lost the other."""
+
+    def fail(options: object) -> None:
+        failures = {i: ProcessFailure(i, 1, code, "") for i, code in enumerate(codes)}
+        raise ChildFailedError("train", failures)
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which it would leave behind
+    monkeypatch.setattr(torch.distributed.run, "run", fail)
+    assert launch.run_ranks(2, ["train"]) == expected

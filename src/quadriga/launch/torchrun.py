@@ -24,12 +24,13 @@ from quadriga.launch.attempts import FINAL, RESTARTS
 _OURS = "--signals-to-handle"
 
 
-def torchrun_arguments(ranks: int, arguments: Sequence[str]) -> list[str]:
-    """Return torchrun's arguments for a ``quadriga`` command on this machine alone.
+def torchrun_arguments(ranks: int, arguments: Sequence[str], module: str) -> list[str]:
+    """Return torchrun's arguments for a module's command on this machine alone.
 
     Args:
         ranks: Number of processes.
-        arguments: The command line after ``quadriga``.
+        arguments: The command line after ``python -m MODULE``.
+        module: What every rank runs.
     """
     # Standalone: a free port is found, so that two runs on one machine do not meet.
     options = ["--standalone", f"--nproc-per-node={ranks}"]
@@ -37,7 +38,8 @@ def torchrun_arguments(ranks: int, arguments: Sequence[str]) -> list[str]:
         # Without SIGTERM, which this module hands on: torchrun would kill the ranks 30 seconds
         # later, while they save, and would not tell what they ended with.
         options.append(f"{_OURS}=SIGINT,SIGHUP,SIGQUIT")
-    return [*options, "--module", "quadriga", *arguments]
+    # torchrun fills in its variables in them: $$ stands for $.
+    return [*options, "--module", module, *(word.replace("$", "$$") for word in arguments)]
 
 
 @final
@@ -59,30 +61,34 @@ class _HandOn:
                     child.send_signal(number)
 
 
-def run_ranks(ranks: int, arguments: Sequence[str], max_restarts: int = 0) -> int:
-    """Run a ``quadriga`` command on several ranks of this machine and wait for them.
+def run_ranks(
+    ranks: int, arguments: Sequence[str], max_restarts: int = 0, module: str = "quadriga"
+) -> int:
+    """Run a module's command on several ranks of this machine and wait for them.
 
     SIGTERM and SIGUSR1 are handed on to the ranks, which save and end; they are waited for.
 
     Args:
         ranks: Number of processes; the machine's cores are shared between them.
-        arguments: The command line after ``quadriga``.
+        arguments: The command line after ``python -m MODULE``.
         max_restarts: How often all ranks are started again when one has failed; they go on with
             the newest checkpoint. What the user must mend, and a run that was asked to stop, is
             not started again. Here and not in torchrun, which would do so.
+        module: What every rank runs.
 
     Returns:
-        The exit code: 0, or that of the first rank that failed.
+        The exit code: 0, or that of the first rank that failed, 128 + n for signal n.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // ranks)))
     # The rank that failed has said why, in one line; the agent would add a page.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     hand_on = _HandOn()
     with hand_on.installed():
         for attempt in range(max_restarts + 1):
             os.environ[RESTARTS] = str(attempt)
             try:
-                code = _run_once(ranks, arguments)
+                code = _run_once(torchrun_arguments(ranks, arguments, module))
             finally:
                 del os.environ[RESTARTS]
             final = code in (0, INTERRUPTED, *FINAL) or hand_on.asked
@@ -97,12 +103,12 @@ def run_ranks(ranks: int, arguments: Sequence[str], max_restarts: int = 0) -> in
     return code
 
 
-def _run_once(ranks: int, arguments: Sequence[str]) -> int:
+def _run_once(arguments: Sequence[str]) -> int:
     try:
-        options = torchrun.parse_args(torchrun_arguments(ranks, arguments))  # type: ignore[no-untyped-call]
-        torchrun.run(options)  # type: ignore[no-untyped-call]
+        torchrun.run(torchrun.parse_args(arguments))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
-        first = min(error.failures.values(), key=lambda failure: failure.timestamp)
+        # What one rank has said in a sentence, another may have met as a lost connection.
+        first = min(error.failures.values(), key=lambda f: (f.exitcode not in FINAL, f.timestamp))
         return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
     except SignalException as error:
         return 128 + error.sigval.value

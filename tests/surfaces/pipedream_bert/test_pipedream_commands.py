@@ -17,7 +17,6 @@ from pipedream_files import QUIET, Files, make_files
 
 from errors import assert_says, refuses
 from quadriga.engine.faults.preemption import Preempted
-from quadriga.surfaces.pipedream_bert import launch
 from quadriga.surfaces.pipedream_bert.glue import compute, read_pretrained
 from quadriga.surfaces.pipedream_bert.glue_flags import read_flags as read_glue_flags
 from quadriga.surfaces.pipedream_bert.pretrain import main, pretrain
@@ -210,19 +209,51 @@ def test_errors_are_one_line_in_the_words_of_the_user(
 
 
 SCRIPT = """
-import os, sys, time
-open(os.environ["RANK"], "w").write(" ".join(sys.argv[1:]))
+import os, signal, sys, time
+def leave(number, frame):
+    os.write(1, f"{number} ".encode())
+    sys.exit(75)
+if "leaves" in sys.argv:
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGUSR1, leave)
+places = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT".split()
+with open(os.environ["RANK"] + ".part", "w") as file:
+    print(*sys.argv, *(os.environ[name] for name in places), sep="|", end="", file=file)
+os.rename(file.name, os.environ["RANK"])
 if os.environ["RANK"] == "3":
     sys.exit(75)
 time.sleep(100)
 """
 
 
-def test_processes_fall_together(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "ALONE_SECONDS", 0.2)
+def test_processes_fall_together(here: Path) -> None:
     (here / "script.py").write_text(SCRIPT)
-    place = launch.Place(nodes=2, node_rank=1, processes=2)
+    nodes = ["--nnodes=2", "--node_rank", "1", "--nproc_per_node=2", "script.py"]
+    rest = ["--master_addr", "10.0.0.1", "--module", "$$HOME ${local_rank}", "--"]
     began = time.monotonic()
-    assert launch.run_processes(place, "script.py", ["-x", "y"], dict(os.environ)) == 75
+    process = start("-m", "launch", *nodes, *rest)
+    process.communicate(timeout=60)
+    assert process.returncode == 75
     assert time.monotonic() - began < 30
-    assert (here / "3").read_text() == "--rank=3 --local_rank=1 -x y"
+    words = ["script.py", "--rank=3", "--local_rank=1", *rest]
+    assert (here / "3").read_text() == "|".join([*words, *"3 4 1 2 10.0.0.1 12345".split()])
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGTERM, 75, "15"), (signal.SIGUSR1, 75, "10"), (signal.SIGINT, 130, "")],
+)
+def test_signals_are_handed_on(here: Path, number: signal.Signals, code: int, said: str) -> None:
+    (here / "script.py").write_text(SCRIPT)
+    process = start("-m", "launch", "--nproc_per_node=2", "script.py", "leaves")
+    try:
+        while not all((here / rank).exists() for rank in "01"):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == code, err
+    assert not said or said in out.split()
+    assert "Traceback" not in err or number == signal.SIGINT  # the script's own
