@@ -30,7 +30,9 @@ CLOSE: dict[str, Any] = {"rel": 2e-4}
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(tmp_path, filter="data")
+        # The argument of this name is younger than 3.11.
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("QUADRIGA_CACHE", str(tmp_path / "cache"))
     return tmp_path
