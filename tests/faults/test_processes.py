@@ -45,7 +45,7 @@ def test_a_data_worker_that_dies(tmp_path: Path, straight: Path) -> None:
     work_dir = tmp_path / "run"
     words = tiny_run(work_dir, STEPS, *WORDS)
     (rank,) = run_ranks([*INJECTED, "worker", "0", "10", "0", *words], 1)
-    assert_refused(rank, "worker", "loader.workers=0")
+    assert_refused(rank, "loader.workers=0")
     found = newest_valid(work_dir / "checkpoints", pytest.fail)
     assert found is not None
     assert found.name == "step_00000008"
