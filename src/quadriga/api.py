@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from quadriga.config.base import kinds
 from quadriga.config.provenance import COMMAND_LINE, read_overrides
 from quadriga.contracts import EvaluatorConfig
+from quadriga.distributed.allocator import is_out_of_memory
 from quadriga.distributed.collectives import from_main
+from quadriga.distributed.environment import DistEnv
 from quadriga.distributed.process_group import process_group
 from quadriga.engine import evaluate as evaluate_module
 from quadriga.engine import preflight
+from quadriga.engine.build import build_on_meta
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.run_config import EvaluationConfig, RunConfig
 from quadriga.errors import UserError, did_you_mean
+from quadriga.formatting import bytes_
 from quadriga.report.run import write_report
 
 
@@ -44,7 +49,11 @@ def evaluate(run: Path, words: Sequence[str], device: str) -> None:
     except UserError as error:
         error.on_every_rank = True
         raise
-    with process_group(device) as env, Console(env.is_main) as console:
+    with (
+        process_group(device) as env,
+        Console(env.is_main) as console,
+        _memory_named(config, env),
+    ):
         objective, step, ranks = evaluate_module.load_objective(config, run, env, console)
         from_main(directory.create, env)
         data = evaluate_module.evaluation_data(config)
@@ -55,6 +64,23 @@ def evaluate(run: Path, words: Sequence[str], device: str) -> None:
         evaluate_module.evaluate(protocols, context, step, console, overrides=values)
         if env.is_main:
             console.say(f"report: {write_report(run)}")
+
+
+@contextlib.contextmanager
+def _memory_named(config: RunConfig, env: DistEnv) -> Iterator[None]:
+    """Turn running out of memory into the error that names what the weights take."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        held = sum(p.numel() * p.element_size() for p in build_on_meta(config).parameters())
+        raise UserError(
+            f"rank {env.rank} of {env.world_size} ran out of memory with train.parallel="
+            f"{config.train.parallel}: the weights alone are {bytes_(held)}, as many again are "
+            "those of a random encoder, and files are read beside them; evaluate with "
+            "train.parallel=fsdp on more ranks (torchrun -m quadriga eval)"
+        ) from error
 
 
 def choose_protocols(config: RunConfig, names: Sequence[str], values: dict[str, str]) -> RunConfig:

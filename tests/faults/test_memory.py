@@ -60,16 +60,18 @@ def test_shards_of_what_no_rank_could_hold_train_evaluate_and_resume(tmp_path: P
     done = _limited(*words, "--resume")
     assert done.returncode == 0, done.stderr
     assert _results(run) == whole
+    done = _limited("eval", str(run), "knn", "train.parallel=ddp", limit=700 << 20)
+    assert_refused(done, "memory", "train.parallel=fsdp")
 
 
-def _limited(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run a command whose processes may each hold `LIMIT` bytes of data."""
+def _limited(*words: str, limit: int = LIMIT) -> subprocess.CompletedProcess[str]:
+    """Run a command whose processes may each hold `limit` bytes of data."""
     return subprocess.run(
         quadriga(*words),
         capture_output=True,
         text=True,
         timeout=280,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
     )
 
 

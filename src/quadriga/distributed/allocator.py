@@ -5,14 +5,15 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 
 import torch
 
 LARGEST_KEPT = 2**28
 """Bytes of the largest block that a process keeps; larger ones go back to the system."""
 LARGEST_KEPT_SHARDED = 2**20
-"""The same where parameters are sharded. What a block gathers lies between what stays, so a heap
-that kept it would be holes for the most part: three times the memory for a ViT-B on 4 ranks."""
+"""The same where parameters are sharded. Weights that a block gathers are freed between tensors
+that stay; a heap that keeps such holes doubles the peak: ``benchmarks/sharded_memory.py``."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Numbers of mallopt(3)."""
@@ -46,4 +47,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an allocation failed, on the host or on a device."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and bool(
+        re.search("can(no|')t allocate memory", str(error), re.IGNORECASE)
+    )
