@@ -48,14 +48,14 @@ def test_memory_of_weights_is_what_the_executor_holds(schedule: str) -> None:
     objective.initialise(1)
     everything = dict(objective.named_parameters())
     for number, stage in enumerate(objective.stages(depths)):
-        banks = WeightVersions(stage, 1 + SCHEDULES[schedule].delay)
+        versions = WeightVersions(stage, 1 + SCHEDULES[schedule].delay)
         memory = costs.memory(number, depths[number])
-        held = [p for module in banks.modules for p in module.parameters()]
+        held = [p for module in versions.modules for p in module.parameters()]
         assert memory.weights == sum(p.nbytes for p in held)
-        buffers = [FlatGradients(banks.parameters) for _ in range(banks.count)]
+        buffers = [FlatGradients(versions.parameters) for _ in range(versions.count)]
         assert memory.gradients == sum(buffer.flat.nbytes for buffer in buffers)
-        optimizer = partial_optimizer(config.optim, everything, banks.parameters)
-        make_state(optimizer, banks.parameters.values())
+        optimizer = partial_optimizer(config.optim, everything, versions.parameters)
+        make_state(optimizer, versions.parameters.values())
         states = [v for state in optimizer.state.values() for v in state.values() if v.dim()]
         assert memory.optimizer == sum(value.nbytes for value in states)
 

@@ -217,7 +217,7 @@ class _Run:
         for name in chosen:
             if name in finished:
                 live.say(f"{name}: finished already")
-        maker = WorkflowRunner(
+        runner = WorkflowRunner(
             graph.needs,
             {name: self._task(name) for name in chosen if name not in finished},
             finished,
@@ -227,8 +227,8 @@ class _Run:
             max_restarts=self._request.max_restarts,
         )
         with live:
-            outcome = maker.make(live.watch)
-        self._sum_up(outcome, maker)
+            outcome = runner.make(live.watch)
+        self._sum_up(outcome, runner)
         return outcome.exit_code
 
     def _local(self) -> NodeLauncher:
@@ -281,7 +281,7 @@ class _Run:
                 f"{directory.config_of(name)} cannot be written: {error.strerror}; make room"
             ) from error
 
-    def _sum_up(self, outcome: Outcome, maker: WorkflowRunner) -> None:
+    def _sum_up(self, outcome: Outcome, runner: WorkflowRunner) -> None:
         """Write the ledger and the reports, and say what there is."""
         from quadriga.cli.workflow.show import ledger_table, show, state_table
         from quadriga.report.run import write_report
@@ -304,7 +304,7 @@ class _Run:
             print(f"error: {name}: {text}", file=sys.stderr, flush=True)
         waiting = [name for name in graph.nodes if outcome.progress[name] == "waits"]
         for name in waiting if outcome.errors else ():
-            others = ", ".join(maker.blocked_by(name))
+            others = ", ".join(runner.blocked_by(name))
             print(f"{name} waits for {others}", file=sys.stderr, flush=True)
         if outcome.errors:
             name = next(iter(outcome.errors))

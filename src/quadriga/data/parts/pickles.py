@@ -74,6 +74,7 @@ class _Unpickler(pickle._Unpickler):
     dispatch[pickle.EMPTY_DICT[0]] = _load_entries
 
     def find_class(self, module: str, name: str) -> Any:
+        """Return what stands for a function that the pickle names; all others are refused."""
         # Made anew each time, as a pickle can set attributes of what it gets.
         match module, name:
             case "_codecs", "encode":

@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Self, final
+from typing import Self, final, get_args
 
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.meters.phase_timer import Phase, PhaseTimer
@@ -39,19 +39,8 @@ from quadriga.engine.run_config import HealthConfig
 from quadriga.errors import EXIT_HANG
 from quadriga.files import write_text
 
-ORDER = (
-    "start",
-    "data",
-    "pipeline",
-    "forward",
-    "backward",
-    "reduce",
-    "update",
-    "log",
-    "save",
-    "evaluate",
-)
-"""The phases in the order in which a step, and what follows it, goes through them."""
+ORDER = get_args(Phase)
+"""The phases in the order in which a step goes through them."""
 
 _WAITING = ("pipeline", "reduce")
 """Phases in which a rank of a pipeline waits for other ranks."""

@@ -18,7 +18,7 @@ from quadriga.engine.logs.results import forget_results_after
 from quadriga.engine.logs.samples import rewind_samples
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan
-from quadriga.engine.step.bad_step import BadStep, Health, LeftOut, stop_at
+from quadriga.engine.step.bad_step import BadStep, Health, SkippedSteps, stop_at
 
 
 @final
@@ -44,7 +44,7 @@ class Recovery:
         self._resolved, self._directory, self._plan = resolved, directory, plan
         self._env, self._console, self._objective = env, console, objective
         # Read once: a rank whose network file system is behind would leave out other steps.
-        self.skipped_steps = from_main(lambda: LeftOut(directory.path / "left_out.json"), env)
+        self.skipped_steps = from_main(lambda: SkippedSteps(directory.path / "left_out.json"), env)
         health = resolved.config.health
         self.health = Health(health, self.skipped_steps, self._record, self._tell)
 

@@ -15,14 +15,15 @@ Phase = Literal[
     "backward",
     "reduce",
     "update",
+    "log",
     "save",
     "evaluate",
-    "log",
 ]
-"""start: before the first step, and on the way back from a bad one; data: waiting for a batch;
-pipeline: waiting for another stage; backward: with it the exchange of gradients; reduce: waiting
-for the other ranks' sums; update: clipping and the optimizer; save: the part of a checkpoint, or
-of a replay file, that training waits for."""
+"""In the order in which a step, and what follows it, goes through them. start: before the first
+step, and on the way back from a bad one; data: waiting for a batch; pipeline: waiting for
+another stage; backward: with it the exchange of gradients; reduce: waiting for the other ranks'
+sums; update: clipping and the optimizer; save: the part of a checkpoint, or of a replay file,
+that training waits for."""
 
 
 @final

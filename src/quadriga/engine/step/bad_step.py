@@ -62,7 +62,7 @@ def stop_at(bad: BadStep, more: str = "", others: str = "") -> NoReturn:
 
 
 @final
-class LeftOut:
+class SkippedSteps:
     """The steps that make no update, kept in the run's directory: a resumed run leaves them too."""
 
     def __init__(self, path: Path) -> None:
@@ -97,7 +97,7 @@ class Health:
     def __init__(
         self,
         config: HealthConfig,
-        skipped_steps: LeftOut,
+        skipped_steps: SkippedSteps,
         record: Callable[[BadStep], str],
         tell: Callable[[BadStep, str], None],
     ) -> None:

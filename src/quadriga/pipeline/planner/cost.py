@@ -179,7 +179,7 @@ class Costs:
         self._plain, self._is_deferred = measured, is_deferred
         name = "sequential" if self._is_whole else candidate.schedule
         self.schedule: Schedule = make_schedule(name)
-        self._banks = 1 + self.schedule.delay
+        self._versions = 1 + self.schedule.delay
         crossings = range(candidate.depth - 1)
         self.transfer = tuple(
             placement.transfer_seconds(s, measured.boundary_bytes) for s in crossings
@@ -226,8 +226,8 @@ class Costs:
         inputs = (flying + 1) * boundary if stage > 0 else 0
         to_come = flying * boundary if stage < candidate.depth - 1 else 0
         return Memory(
-            weights=self._banks * (sum(n * u.parameter_bytes for n, u, _ in units) - twice),
-            gradients=self._banks * trainable,
+            weights=self._versions * (sum(n * u.parameter_bytes for n, u, _ in units) - twice),
+            gradients=self._versions * trainable,
             optimizer=states - shared_states,
             average=trainable if self._profile.has_average else 0,
             activations=flying * self._plain.batch_bytes

@@ -53,8 +53,8 @@ class Segment:
                 case Backward(step, micro):
                     self._backward(step, micro)
                 case Update(step):
-                    gradients = executor.updates.buffers[step % executor.banks.count]
-                    gradients.release(executor.banks.tensors(schedule.version(step)))
+                    gradients = executor.updates.buffers[step % executor.versions.count]
+                    gradients.release(executor.versions.tensors(schedule.version(step)))
                     executor.begin_update(step, self._totals.pop(step))
                 case Wait(step):
                     outcome = executor.finish_update(step)
@@ -87,7 +87,7 @@ class Segment:
 
     def _forward(self, step: int, micro: int) -> None:
         executor, runner = self._executor, self._executor.runner
-        module = executor.banks.module(executor.schedule.version(step)).only
+        module = executor.versions.module(executor.schedule.version(step)).only
         # One batch ahead within the step: its input may arrive during this pass.
         for wanted in range(micro, min(micro + 2, executor.place.micro_batches)):
             if wanted not in self._read:
@@ -100,8 +100,8 @@ class Segment:
     def _backward(self, step: int, micro: int) -> None:
         executor = self._executor
         if micro == 0:
-            gradients = executor.updates.buffers[step % executor.banks.count]
-            gradients.collect(executor.banks.tensors(executor.schedule.version(step)))
+            gradients = executor.updates.buffers[step % executor.versions.count]
+            gradients.collect(executor.versions.tensors(executor.schedule.version(step)))
         executor.runner.backward(step, micro)
 
 
@@ -143,15 +143,15 @@ class PipelineExecutor(StagedExecutor):
         self.runner = StageRunner(config, self.groups, env, self.phase_timer, stages, in_flight)
         if config.train.recompute == "full" and stages == in_flight == 1:
             # The whole model and one micro-batch of it: to drop all of it would gain nothing.
-            for bank in self.banks.modules:
-                apply_recompute(bank, "full")
+            for version in self.versions.modules:
+                apply_recompute(version, "full")
             self.runner.blocks_recompute = True
 
     def run(self, batches: Iterator[MicroBatch], steps: range) -> Iterator[StepOutput]:
         """Make the steps, one output each; see `Executor.run`."""
-        for bank in self.banks.modules:
-            bank.train()
-        self.banks.begin_at(steps.start)
+        for version in self.versions.modules:
+            version.train()
+        self.versions.begin_at(steps.start)
         self.phase_timer.begin_step(steps.start)
         following = steps.start
         while following < steps.stop:

@@ -78,10 +78,10 @@ class StagedExecutor(Executor):
         ties = shared_parameters(parts)
         self.groups = make_groups(self.topology, env, sorted(set(ties.values())))
         part = parts[self.groups.stage].materialise(config.seed, env.device)
-        self.banks = WeightVersions(part, versions)
+        self.versions = WeightVersions(part, versions)
         self._prepare_blocks()
         self.updates = Updates(
-            self.banks,
+            self.versions,
             everything,
             ties,
             config,
@@ -96,11 +96,11 @@ class StagedExecutor(Executor):
         """Have blocks recompute and compile as the run says, in every version of the weights."""
         # After the versions are copied: what is set on a block refers to it, and a copy would
         # still mean the first.
-        for bank in self.banks.modules:
+        for version in self.versions.modules:
             if self.config.train.recompute == "selective":
-                apply_recompute(bank, "selective")
+                apply_recompute(version, "selective")
             if self.config.train.compile:
-                compile_blocks(bank)
+                compile_blocks(version)
 
     def _parts(self, objective: Objective) -> list[Part]:
         """Return the stages that each rank of a copy holds, in order of those ranks."""
@@ -158,7 +158,7 @@ class StagedExecutor(Executor):
     def _gathered(self) -> Objective:
         """Return the whole objective: each part's first copy tells the others its tensors."""
         whole = build_objective(self.config, self.env.device, self.config.seed)
-        own, targets = self.banks.newest.state_dict(), whole.state_dict()
+        own, targets = self.versions.newest.state_dict(), whole.state_dict()
         for number, part in enumerate(self._parts(whole)):
             source = self.topology.ranks[number][0]
             for name in sorted(part.state_dict()):
@@ -175,7 +175,7 @@ class StagedExecutor(Executor):
         ``ema.PARAMETER``, ``feedback.PARAMETER`` and ``executor.NAME``.
         """
         updates = self.updates
-        state: dict[str, Any] = {**self.banks.state_dict(), **updates.update.state_dict()}
+        state: dict[str, Any] = {**self.versions.state_dict(), **updates.update.state_dict()}
         state |= {f"feedback.{name}": tensor for name, tensor in updates.feedback.items()}
         if self.pipeline.error_feedback:
             state["executor.has_feedback"] = torch.tensor(int(updates.has_feedback))

@@ -136,8 +136,8 @@ class TorchScheduleExecutor(StagedExecutor):
 
     def run(self, batches: Iterator[MicroBatch], steps: range) -> Iterator[StepOutput]:
         """Make the steps, one output each; see `Executor.run`."""
-        self.banks.newest.train()
-        self.banks.begin_at(steps.start)
+        self.versions.newest.train()
+        self.versions.begin_at(steps.start)
         for step in steps:
             self.phase_timer.begin_step(step)
             outcome = self._make(step, batches_of(self, batches))
@@ -151,14 +151,14 @@ class TorchScheduleExecutor(StagedExecutor):
     def _make(self, step: int, batches: Sequence[Batch]) -> Outcome:
         self.step, self.batches, self.losses = step, batches, {}
         self._require_equal_shapes()
-        own = self.banks.tensors(step)
+        own = self.versions.tensors(step)
         (gradients,) = self.updates.buffers
         gradients.collect(own)
         self.phase_timer.enter("pipeline")  # torch does not tell waiting from computing
         numbers = torch.arange(self.plan.accumulate)
-        has_first = "0" in self.banks.newest.stages
+        has_first = "0" in self.versions.newest.stages
         # Only the rank of the last stage may name targets, which its loss does not need.
-        has_last = str(len(self.topology.depths) - 1) in self.banks.newest.stages
+        has_last = str(len(self.topology.depths) - 1) in self.versions.newest.stages
         target = {"target": numbers} if has_last else {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's schedules are marked as experimental
@@ -172,7 +172,7 @@ class TorchScheduleExecutor(StagedExecutor):
         return self.finish_update(step)
 
     def _require_equal_shapes(self) -> None:
-        stage = next(iter(self.banks.newest.stages.values()))
+        stage = next(iter(self.versions.newest.stages.values()))
         shapes = {cast(Stage, stage).hidden_shape(batch) for batch in self.batches}
         if self._shape is not None:
             shapes.add(self._shape)
@@ -192,7 +192,7 @@ class TorchScheduleExecutor(StagedExecutor):
         device = self.env.device
         hidden = torch.empty(self._shape or (), device="meta")
         made = []
-        for key, stage in self.banks.newest.stages.items():
+        for key, stage in self.versions.newest.stages.items():
             number = int(key)
             is_first, is_last = number == 0, number == total - 1
             made.append(

@@ -46,7 +46,7 @@ class Updates:
 
     def __init__(
         self,
-        banks: WeightVersions,
+        versions: WeightVersions,
         everything: Mapping[str, nn.Parameter],
         ties: Mapping[str, tuple[int, ...]],
         config: RunConfig,
@@ -59,7 +59,7 @@ class Updates:
         """Make the optimizer and what else has state.
 
         Args:
-            banks: This stage's weights.
+            versions: This stage's weights.
             everything: All trainable parameters of the objective by name, on any device.
             ties: Parameters that lie in several stages -> those stages, ascending.
             config: The run.
@@ -69,9 +69,9 @@ class Updates:
             objective: The whole objective, on any device; its terms and metrics are reported.
             skipped_steps: Steps that make no update.
         """
-        self._banks, self._pipeline, self._plan = banks, pipeline_of(config), plan
+        self._versions, self._pipeline, self._plan = versions, pipeline_of(config), plan
         self._groups, self._env, self._objective = groups, env, objective
-        own = banks.parameters
+        own = versions.parameters
         self._tied = {name: stages for name, stages in ties.items() if name in own}
         self._first_holder = [
             name for name in own if ties.get(name, (groups.stage,))[0] == groups.stage
@@ -79,11 +79,11 @@ class Updates:
         optimizer = partial_optimizer(config.optim, everything, own)
         self.update = Update(list(own.items()), optimizer, config, plan, skipped_steps)
         self.feedback: dict[str, Tensor] = {}
-        if banks.count == 2 and self._pipeline.error_feedback:
+        if versions.count == 2 and self._pipeline.error_feedback:
             self.feedback = {name: torch.zeros_like(p) for name, p in own.items()}
-        self.buffers = [FlatGradients(own) for _ in range(banks.count)]
+        self.buffers = [FlatGradients(own) for _ in range(versions.count)]
         self.has_feedback = False
-        is_deferred = banks.count == 2 and self._pipeline.deferred_update
+        is_deferred = versions.count == 2 and self._pipeline.deferred_update
         self._thread = ThreadPoolExecutor(1, "update", self._join) if is_deferred else None
         self._pending: dict[int, Future[Outcome] | Outcome] = {}
         # One for all updates: the allocator keeps what was freed on a stream for that stream.
@@ -134,7 +134,7 @@ class Updates:
 
     @torch.no_grad()
     def _update(self, step: int, totals: MetricSums, asked_to_stop: bool) -> Outcome:
-        gradients = self.buffers[step % self._banks.count]
+        gradients = self.buffers[step % self._versions.count]
         if self._groups.replicas is not None:
             dist.all_reduce(gradients.flat, group=self._groups.replicas)
         for name, stages in self._tied.items():
@@ -147,7 +147,7 @@ class Updates:
         factor = (self._plan.accumulate / reduced.targets).to(torch.float32)
         verdict = self.update.judge(step, reduced, (reduced.more[0],), factor)
         progress = self.update.progress(step)
-        self._banks.advance(step)
+        self._versions.advance(step)
         if verdict.is_applied:
             gradients.flat.mul_(verdict.factors[0])
             self._step(gradients, progress, is_late=step > self._pipeline.flushed_steps)
@@ -163,7 +163,7 @@ class Updates:
         return torch.stack(torch._foreach_norm(counted)).square().sum()
 
     def _step(self, gradients: FlatGradients, progress: Progress, is_late: bool) -> None:
-        own = self._banks.parameters
+        own = self._versions.parameters
         for name, parameter in own.items():
             parameter.grad = gradients.views[name]
         with self._corrected(is_late):
@@ -183,7 +183,7 @@ class Updates:
         if not self.feedback:
             yield
             return
-        parameters = [p.data for p in self._banks.parameters.values()]
+        parameters = [p.data for p in self._versions.parameters.values()]
         before = [p.clone() for p in parameters]
         yield
         update = torch._foreach_sub(before, parameters)

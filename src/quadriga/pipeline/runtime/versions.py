@@ -1,7 +1,7 @@
 """The versions of a stage's weights: one, or the two of PipeDream-2BW.
 
-Version v lives in bank v mod 2. A bank is a whole copy of the stage, so that a graph of one bank
-never sees the other; the next version is written into the bank that nothing in flight uses, which
+Version v lies in copy v mod 2 of the stage, so that a graph of one version never sees the other;
+the next version is written into the copy that nothing in flight uses, which
 autograd checks once more: it counts the writes to a tensor, and refuses a backward pass through
 one that was overwritten.
 
@@ -43,7 +43,7 @@ class WeightVersions:
         self.parameters: dict[str, nn.Parameter] = (
             self._own[0]
             if count == 1
-            # .data and not detach(), which would share the count of writes with the bank's tensor.
+            # .data and not detach(), which would share the count of writes with the copy's tensor.
             else {name: nn.Parameter(p.data) for name, p in self._own[0].items()}
         )
         """What the optimizer steps on, by global name."""
