@@ -175,8 +175,8 @@ def spread(values: Sequence[float]) -> float:
 
 def scores_of(place: Path) -> list[float]:
     """Return the scores of one task by seed, from ``glue.json``."""
-    (numbers,) = json.loads((place / "glue.json").read_text(encoding="utf-8"))["tasks"].values()
-    return [float(value) for value in numbers["score"]["by_seed"].values()]
+    (metrics,) = json.loads((place / "glue.json").read_text(encoding="utf-8"))["tasks"].values()
+    return [float(value) for value in metrics["score"]["by_seed"].values()]
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def _result(directory: WorkflowDirectory, graph: Graph, arm: Arm) -> Result:
     history = json.loads(file.read_text(encoding="utf-8"))["history"]
     planned = {name: graph.planned[name] for name in arm.nodes}
     work = {name: plan.flops or 0.0 for name, plan in planned.items()}
-    times = {name: states[name].spent.seconds for name in arm.nodes}
+    times = {name: states[name].cost.seconds for name in arm.nodes}
     needs = {name: tuple(n for n in graph.needs[name] if n in planned) for name in planned}
     memory = {name: plan.memory_gib or 0.0 for name, plan in planned.items()}
     modules = [gib for name, gib in memory.items() if "module_" in name]
@@ -137,7 +137,7 @@ def _result(directory: WorkflowDirectory, graph: Graph, arm: Arm) -> Result:
         path_seconds=_longest(needs, times, arm.result),
         memory_gib=max(memory.values()),
         module_gib=max(modules, default=None),
-        resident_gib=max(states[name].spent.memory_gib or 0.0 for name in arm.nodes),
+        resident_gib=max(states[name].cost.memory_gib or 0.0 for name in arm.nodes),
     )
 
 

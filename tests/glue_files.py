@@ -32,7 +32,7 @@ def mnli(number: int, label: str, several: bool) -> str:
 
 
 def write_official(root: Path) -> None:
-    """Write every task with three rows to train on, two to judge and two to predict."""
+    """Write every task with three rows to train on, two to evaluate and two to predict."""
     write_vocabulary(root)
     cola = root / "CoLA"
     put(cola, "train.tsv", "gj04\t1\t\tthe film", "gj04\t0\t*\tfilm the", "bc01\t1\t\ta plot")

@@ -14,17 +14,17 @@ from quadriga.contracts import Batch, Executor, Objective, StepOutput
 class Trained(Executor):
     """An executor whose state is that of an objective, with moving averages."""
 
-    def __init__(self, objective: nn.Module, averaged: bool = True) -> None:
-        self.objective, self.averaged = objective, averaged
+    def __init__(self, objective: nn.Module, has_ema: bool = True) -> None:
+        self.objective, self.has_ema = objective, has_ema
 
     def run(self, batches: Iterator[Batch], steps: range) -> Iterator[StepOutput]:
         yield from ()
 
-    def averages(self) -> dict[str, Tensor]:
+    def ema(self) -> dict[str, Tensor]:
         return {
             name: parameter.detach() / 2 - 1
             for name, parameter in self.objective.named_parameters()
-            if self.averaged
+            if self.has_ema
         }
 
     def frozen(self, weights: str = "raw") -> AbstractContextManager[Objective]:
@@ -32,8 +32,8 @@ class Trained(Executor):
 
     def state_dict(self) -> dict[str, Any]:
         state = {f"objective.{name}": t for name, t in self.objective.state_dict().items()}
-        for name, average in self.averages().items():
-            state |= {f"ema.{name}": average, f"optimizer.{name}.exp_avg": average * 3}
+        for name, ema in self.ema().items():
+            state |= {f"ema.{name}": ema, f"optimizer.{name}.exp_avg": ema * 3}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -6,8 +6,8 @@
 `record` runs the ``quadriga`` command of a checkout and writes hashes to FILE, and the tensors of
 each run's last checkpoint beside it; with --only it replaces those runs in FILE and leaves the
 others. `compare` runs again, prints for each run what is the same and what differs first and by
-how much, and exits with 1 if anything differs. Nothing of the package is imported: a run is judged
-by its checkpoint and its metrics.jsonl, so that any revision can be the source:
+how much, and exits with 1 if anything differs. Nothing of the package is imported: a run is
+compared by its checkpoint and its metrics.jsonl, so that any revision can be the source:
 
     git worktree add /tmp/base REVISION
     python tools/golden.py record /tmp/golden.json --source /tmp/base
@@ -75,7 +75,7 @@ def read_tensors(run: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def last_words(done: subprocess.CompletedProcess[str]) -> str:
+def last_line(done: subprocess.CompletedProcess[str]) -> str:
     """Return the last line that a command wrote, its errors first."""
     text = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
     return text.splitlines()[-1]
@@ -123,7 +123,7 @@ class Runner:
             done = self.quadriga(folder, "train", case.recipe, *words, "--print-config")
             if done.returncode == 0:
                 return words
-            said = said or last_words(done)
+            said = said or last_line(done)
         raise Failed(f"no spelling is known: {said}")
 
     def train(self, folder: Path, work_dir: str, *words: str) -> None:
@@ -134,7 +134,7 @@ class Runner:
         """
         done = self.quadriga(folder, "train", *words, "--work-dir", work_dir)
         if done.returncode:
-            raise Failed(last_words(done))
+            raise Failed(last_line(done))
 
     def run(self, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Run a case and return its summary and its last checkpoint's tensors.

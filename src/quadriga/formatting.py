@@ -58,7 +58,7 @@ def reading(metric: str) -> tuple[float, str]:
     other protocols are in percent already.
 
     Args:
-        metric: ``PROTOCOL.NAME`` of a judged number, or the name of one of training's.
+        metric: ``PROTOCOL.NAME`` of an evaluated number, or the name of one of training's.
     """
     protocol, _, name = metric.rpartition(".")
     if protocol == "" or protocol.startswith(("held_out", "module_")):

@@ -109,7 +109,7 @@ def test_files_that_are_not_text(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert_command_refused(words, capsys, work_dir / "config.json", "text")
 
 
-def test_one_unit_of_a_length_releases_the_other(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_unit_of_a_length_clears_the_other(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train.steps=5", "checkpoint.every_steps=2", "schedule.warmup_steps=1"]
     assert run(["train", "mae_digits", *words, "--print-config"]) == 0
     shown = capsys.readouterr().out

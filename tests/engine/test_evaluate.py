@@ -35,10 +35,10 @@ class Recording(Evaluator):
 
 
 class Failing(Evaluator):
-    """Cannot judge anything."""
+    """Cannot evaluate anything."""
 
     def run(self, context: EvaluationContext) -> EvaluationResult:
-        raise UserError("cannot judge this")
+        raise UserError("cannot evaluate this")
 
 
 class RecordingConfig(EvaluatorConfig):
@@ -102,7 +102,7 @@ def test_a_split_is_opened_when_asked_for_and_kept() -> None:
 
 
 def test_a_failing_protocol_leaves_the_training_mode(tmp_path: Path) -> None:
-    with refuses("cannot judge this"):
+    with refuses("cannot evaluate this"):
         run(tmp_path, fail=True)
     assert not (tmp_path / "evaluation.json").exists()
 

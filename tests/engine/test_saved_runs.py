@@ -95,8 +95,8 @@ def test_it_is_evaluated_and_reported(runs: Path, name: str) -> None:
     content = json.loads((runs / name / "report" / "evaluation.json").read_text())
     (result,) = content["results"]
     assert content["step"] == 2
-    numbers = {f"{result['protocol']}.{k}": v for k, v in result["numbers"].items()}
-    assert {k: numbers[k] for k in expected} == pytest.approx(expected, **CLOSE)
+    metrics = {f"{result['protocol']}.{k}": v for k, v in result["numbers"].items()}
+    assert {k: metrics[k] for k in expected} == pytest.approx(expected, **CLOSE)
     assert run(["report", name]) == 0
     page = (runs / name / "report" / "index.html").read_text()
     assert "pipeline" in page if name == "bert" else page

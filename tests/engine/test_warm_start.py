@@ -74,10 +74,10 @@ def test_moving_averages_replace_parameters_and_no_buffer(tmp_path: Path) -> Non
     save(tmp_path, executor, 10)
     report = start(objective, tmp_path, weights="ema")
     assert "moving average" in str(report)
-    for name, average in executor.averages().items():
-        assert torch.equal(objective.get_parameter(name), average), name
+    for name, ema in executor.ema().items():
+        assert torch.equal(objective.get_parameter(name), ema), name
     assert torch.equal(objective.encoder.positions, source.encoder.positions)
-    save(tmp_path / "other", Trained(source, averaged=False), 10)
+    save(tmp_path / "other", Trained(source, has_ema=False), 10)
     for function in (check_warm_start, lambda c: warm_start(c, objective, SINGLE, print)):
         with refuses(tmp_path / "other", "ema.decay", "warm_start.weights=raw"):
             function(WarmStartConfig(path=str(tmp_path / "other"), weights="ema"))

@@ -23,7 +23,7 @@ from quadriga.evaluation.glue import metrics_of
 from quadriga.evaluation.parts.features import evaluation_mode
 
 
-class Judge(Objective):
+class Classifier(Objective):
     """Scores by a fixed function of the tokens, so that an answer depends on a sample alone."""
 
     def __init__(self, outputs: int, regression: bool = False) -> None:
@@ -43,24 +43,24 @@ class Judge(Objective):
         return torch.sin(total * torch.arange(1, self.outputs + 1)).float()
 
 
-def expected(judge, dataset, views):
+def expected(classifier, dataset, views):
     """Return the answers, one sample at a time."""
     answers = []
     for index in range(len(dataset)):
         arrays = views.sample(dataset.read(index), 0)
         sample = {name: torch.from_numpy(array)[None] for name, array in arrays.items()}
-        with torch.inference_mode(), evaluation_mode(judge):
-            scores = judge.scores(sample)
-        answers.append(scores[0, 0].item() if judge.regression else scores.argmax().item())
+        with torch.inference_mode(), evaluation_mode(classifier):
+            scores = classifier.scores(sample)
+        answers.append(scores[0, 0].item() if classifier.regression else scores.argmax().item())
     return np.array(answers)
 
 
-def context_of(root: Path, output: Path, task: str, judge, env=SINGLE, **changes):
+def context_of(root: Path, output: Path, task: str, classifier, env=SINGLE, **changes):
     config = GlueConfig(root=root, task=task)
     data = {split: config.build(split) for split in ("train", "test")} | changes
     return EvaluationContext(
-        objective=judge,
-        fresh=lambda: judge,
+        objective=classifier,
+        fresh=lambda: classifier,
         data=data.__getitem__,
         transform=TextPairsConfig(max_length=16).build("test"),
         env=env,
@@ -122,82 +122,86 @@ def test_what_is_not_defined_is_zero() -> None:
 @pytest.mark.parametrize("task", ["cola", "mrpc", "stsb"])
 def test_a_task_gets_its_metrics_and_their_mean(tmp_path: Path, task: str) -> None:
     root = many(tmp_path)
-    judge = Judge(1 if task == "stsb" else 2, task == "stsb")
-    context = context_of(root, tmp_path, task, judge)
+    classifier = Classifier(1 if task == "stsb" else 2, task == "stsb")
+    context = context_of(root, tmp_path, task, classifier)
     result = Protocol(batch_size=8).build().run(context)
     tests = context.data("test")
-    answers = expected(judge, tests, context.transform)
+    answers = expected(classifier, tests, context.transform)
     names = {"cola": ("mcc",), "mrpc": ("accuracy", "f1"), "stsb": ("pearson", "spearman")}[task]
     right = tests.labels_of(tests)
-    numbers = metrics_of(names, answers, right)
-    score = sum(numbers.values()) / len(numbers)
-    assert result.numbers == pytest.approx({**numbers, "score": score})
+    own = metrics_of(names, answers, right)
+    score = sum(own.values()) / len(own)
+    assert result.metrics == pytest.approx({**own, "score": score})
     assert result.details["samples"] == 101
-    assert judge.training
+    assert classifier.training
     if task == "mrpc":
         assert result.details["most_frequent_class"] == pytest.approx(100 * (right == 0).mean())
 
 
-def test_mnli_is_judged_on_both_sets_and_predicted_for_both(tmp_path: Path) -> None:
+def test_mnli_is_evaluated_on_both_sets_and_predicted_for_both(tmp_path: Path) -> None:
     write_official(tmp_path)
-    judge = Judge(3)
-    context = context_of(tmp_path, tmp_path, "mnli", judge)
+    classifier = Classifier(3)
+    context = context_of(tmp_path, tmp_path, "mnli", classifier)
     result = Protocol().build().run(context)
-    assert set(result.numbers) == {"accuracy", "accuracy_mismatched", "score"}
-    both = result.numbers["accuracy"] + result.numbers["accuracy_mismatched"]
-    assert result.numbers["score"] == pytest.approx(both / 2)
+    assert set(result.metrics) == {"accuracy", "accuracy_mismatched", "score"}
+    both = result.metrics["accuracy"] + result.metrics["accuracy_mismatched"]
+    assert result.metrics["score"] == pytest.approx(both / 2)
     assert result.details["predictions"] == ["MNLI-m.tsv", "MNLI-mm.tsv"]
     tests = context.data("test").sibling("test", "mismatched")
-    answers = expected(judge, tests, context.transform)
+    answers = expected(classifier, tests, context.transform)
     names = ("contradiction", "entailment", "neutral")
     lines = [f"{i}\t{names[answer]}\n" for i, answer in enumerate(answers)]
     assert (tmp_path / "MNLI-mm.tsv").read_text() == "index\tprediction\n" + "".join(lines)
-    lone = Protocol().build().run(context_of(tmp_path, tmp_path, "mnli-mm", judge))
-    assert lone.numbers["accuracy"] == result.numbers["accuracy_mismatched"]
+    lone = Protocol().build().run(context_of(tmp_path, tmp_path, "mnli-mm", classifier))
+    assert lone.metrics["accuracy"] == result.metrics["accuracy_mismatched"]
 
 
 def test_predictions_of_numbers_and_none_without_a_test_set(tmp_path: Path) -> None:
     write_official(tmp_path)
-    judge = Judge(1, regression=True)
-    Protocol().build().run(context_of(tmp_path, tmp_path, "stsb", judge))
+    classifier = Classifier(1, regression=True)
+    Protocol().build().run(context_of(tmp_path, tmp_path, "stsb", classifier))
     lines = (tmp_path / "STS-B.tsv").read_text().splitlines()
     assert lines[0] == "index\tprediction"
     assert all(-1 <= float(line.split("\t")[1]) <= 1 for line in lines[1:])
     (tmp_path / "RTE" / "test.tsv").unlink()
-    result = Protocol().build().run(context_of(tmp_path, tmp_path, "rte", Judge(2)))
+    result = Protocol().build().run(context_of(tmp_path, tmp_path, "rte", Classifier(2)))
     assert "predictions" not in result.details
     assert not (tmp_path / "RTE.tsv").exists()
 
 
 def test_a_part_of_the_development_set(tmp_path: Path) -> None:
     root = many(tmp_path)
-    context = context_of(root, tmp_path, "cola", Judge(2))
+    context = context_of(root, tmp_path, "cola", Classifier(2))
     whole = context.data("test")
     part = Subset(whole, 40, seed=3)
     context.data = {"test": part}.__getitem__
     result = Protocol(predictions=False).build().run(context)
-    answers = expected(Judge(2), whole, context.transform)[part.indices]
+    answers = expected(Classifier(2), whole, context.transform)[part.indices]
     right = whole.labels_of(whole)[part.indices]
-    assert result.numbers["mcc"] == pytest.approx(metrics_of(("mcc",), answers, right)["mcc"])
+    assert result.metrics["mcc"] == pytest.approx(metrics_of(("mcc",), answers, right)["mcc"])
 
 
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     write_official(tmp_path)
     with refuses("objective.outputs", "3", "objective.regression", "data.task=mnli", "2"):
-        Protocol().build().check(context_of(tmp_path, tmp_path, "mnli", Judge(2)))
+        Protocol().build().check(context_of(tmp_path, tmp_path, "mnli", Classifier(2)))
     with refuses("objective.outputs", "1", "objective.regression", "data.task=stsb", "2"):
-        Protocol().build().check(context_of(tmp_path, tmp_path, "stsb", Judge(2)))
+        Protocol().build().check(context_of(tmp_path, tmp_path, "stsb", Classifier(2)))
     with refuses("glue", "objective.kind=sequence_classification", "Linear"):
         Protocol().build().check(context_of(tmp_path, tmp_path, "rte", torch.nn.Linear(1, 1)))
-    other = context_of(tmp_path, tmp_path, "rte", Judge(2), test=torch.utils.data.TensorDataset())
+    other = context_of(
+        tmp_path, tmp_path, "rte", Classifier(2), test=torch.utils.data.TensorDataset()
+    )
     with refuses("glue", "data.kind=glue"):
         Protocol().build().check(other)
 
 
 def found_by(env, root: Path, output: Path) -> str:
     results = [
-        Protocol(batch_size=8).build().run(context_of(root, output, "cola", Judge(2), env)),
-        Protocol(batch_size=8).build().run(context_of(root, output, "stsb", Judge(1, True), env)),
+        Protocol(batch_size=8).build().run(context_of(root, output, "cola", Classifier(2), env)),
+        Protocol(batch_size=8)
+        .build()
+        .run(context_of(root, output, "stsb", Classifier(1, True), env)),
     ]
     return repr(results)
 

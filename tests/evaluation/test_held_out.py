@@ -59,7 +59,7 @@ def test_equals_one_large_batch(context: EvaluationContext) -> None:
             )
         )
         whole = context.objective.eval()(batches[0])
-    assert found.numbers["loss"] == pytest.approx(
+    assert found.metrics["loss"] == pytest.approx(
         float(whole.only.total / whole.only.targets), rel=1e-6
     )
     assert found.details == {"samples": 21}
@@ -69,7 +69,7 @@ def test_equals_one_large_batch(context: EvaluationContext) -> None:
 def test_two_ranks_find_the_same_numbers(
     context: EvaluationContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = HeldOutConfig(batch_size=4).build().run(context).numbers
+    whole = HeldOutConfig(batch_size=4).build().run(context).metrics
     tables = []
     monkeypatch.setattr(
         held_out, "all_reduce_sum", lambda table, env: tables.append(table) or table
@@ -78,4 +78,4 @@ def test_two_ranks_find_the_same_numbers(
         env = dataclasses.replace(SINGLE, rank=rank, world_size=2)
         HeldOutConfig(batch_size=4).build().run(dataclasses.replace(context, env=env))
     monkeypatch.setattr(held_out, "all_reduce_sum", lambda table, env: tables[0] + tables[1])
-    assert HeldOutConfig(batch_size=4).build().run(context).numbers == whole
+    assert HeldOutConfig(batch_size=4).build().run(context).metrics == whole

@@ -69,16 +69,16 @@ def test_accuracy_equals_brute_force_and_scikit_learn(tmp_path, monkeypatch):
     train, labels = encoded.train.values.double().numpy(), encoded.train.labels.numpy()
     queries, truth = encoded.test.values.double().numpy(), encoded.test.labels.numpy()
     scores = brute_force(train, labels, queries, 7, 9, 0.2)
-    assert result.numbers["top1"] == pytest.approx(accuracy(scores, truth, 1))
-    assert result.numbers["top5"] == pytest.approx(accuracy(scores, truth, 5))
+    assert result.metrics["top1"] == pytest.approx(accuracy(scores, truth, 1))
+    assert result.metrics["top5"] == pytest.approx(accuracy(scores, truth, 5))
     # The random encoder scales the same pixels, which a cosine does not see.
-    assert result.numbers["top1_random"] == result.numbers["top1"]
+    assert result.metrics["top1_random"] == result.metrics["top1"]
 
     oracle = KNeighborsClassifier(
         9, metric="cosine", algorithm="brute", weights=lambda distance: np.exp(-distance / 0.2)
     )
     expected = 100.0 * oracle.fit(train, labels).score(queries, truth)
-    assert result.numbers["top1"] == pytest.approx(expected)
+    assert result.metrics["top1"] == pytest.approx(expected)
 
 
 def test_a_low_temperature_does_not_overflow():

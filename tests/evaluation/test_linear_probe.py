@@ -112,10 +112,10 @@ def test_accuracy_on_digits_is_within_a_point_of_logistic_regression(tmp_path):
     expected = 100 * oracle.score(
         scaler.transform(encoded.test.values.numpy()), encoded.test.labels.numpy()
     )
-    assert abs(result.numbers["top1"] - expected) <= 1.0
-    assert result.numbers["top5"] > result.numbers["top1"]
+    assert abs(result.metrics["top1"] - expected) <= 1.0
+    assert result.metrics["top5"] > result.metrics["top1"]
     # Standardised, the scaled pixels of the other encoder are the same features up to epsilon.
-    assert abs(result.numbers["top1_random"] - result.numbers["top1"]) <= 1.0
+    assert abs(result.metrics["top1_random"] - result.metrics["top1"]) <= 1.0
     assert result.details["learning_rate"] in result.details["learning_rates"]
     assert (result.details["train_samples"], result.details["test_samples"]) == (1400, 397)
 
@@ -140,7 +140,7 @@ def test_learning_rate_is_never_chosen_on_the_test_split(tmp_path):
     first = config.build().run(context)
     second = config.build().run(fakes.context_of(tmp_path, test=flipped))
     assert first.details == second.details
-    assert first.numbers != second.numbers
+    assert first.metrics != second.metrics
 
 
 def test_progress_reaches_the_total(tmp_path):

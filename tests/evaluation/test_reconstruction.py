@@ -48,7 +48,7 @@ def test_result_and_picture(tmp_path):
     batch = {"image": pixels, "index": numbers, "key": numbers}
     left = context.transform.batch(batch)["image"][..., :2]
     expected = (2 * left.double()).square().mean().item()
-    assert result.numbers["masked_mse"] == pytest.approx(expected)
+    assert result.metrics["masked_mse"] == pytest.approx(expected)
     assert list(result.pictures) == [FILE]
 
     with Image.open(tmp_path / FILE) as opened:

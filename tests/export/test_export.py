@@ -86,9 +86,9 @@ def test_moving_averages_are_exported(trained: Path, tmp_path: Path, capsys: Cap
     words += ["--config", trained / "config.json"]
     assert run(["checkpoint", "export", *map(str, words)]) == 0
     tensors = load_file(tmp_path / "a.safetensors")
-    averages = executor.averages()
+    ema = executor.ema()
     for name in ("norm.weight", "blocks.1.mlp.hidden.bias"):
-        assert torch.equal(tensors[name], averages[f"encoder.{name}"])
+        assert torch.equal(tensors[name], ema[f"encoder.{name}"])
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -29,8 +29,8 @@ WORDS = (
 EPOCH = 1437 / 8  # steps
 
 
-def words(folder: Path, save: int, judge: int, *more: str) -> list[str]:
-    cuts = (f"checkpoint.every_steps={save}", f"evaluation.every_epochs={judge / EPOCH}")
+def words(folder: Path, save: int, evaluate_every: int, *more: str) -> list[str]:
+    cuts = (f"checkpoint.every_steps={save}", f"evaluation.every_epochs={evaluate_every / EPOCH}")
     return tiny_run(folder / "run", STEPS, *WORDS, *cuts, *more)
 
 
@@ -39,46 +39,48 @@ def values(folder: Path) -> Any:
 
 
 @pytest.fixture
-def judged(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The steps that are judged, in order."""
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps that are evaluated, in order."""
     steps: list[int] = []
-    judge: Callable[..., Any] = session.evaluate
+    evaluate: Callable[..., Any] = session.evaluate
 
     def watching(protocols: Any, context: Any, step: int, console: Any) -> Any:
         steps.append(step)
         if len(steps) == 2 and watching.stops:  # type: ignore[attr-defined]
             raise Preempted(step, "SIGTERM")
-        return judge(protocols, context, step, console)
+        return evaluate(protocols, context, step, console)
 
     watching.stops = False  # type: ignore[attr-defined]
     monkeypatch.setattr(session, "evaluate", watching)
     return steps
 
 
-def test_an_evaluation_that_was_cut_off_is_made_up_for(tmp_path: Path, judged: list[int]) -> None:
+def test_an_evaluation_that_was_cut_off_is_made_up_for(
+    tmp_path: Path, evaluated: list[int]
+) -> None:
     best = ("checkpoint.keep_best=knn.top1", "checkpoint.best_is=highest", "checkpoint.keep=9")
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     assert run(words(straight, 2, 2, *best)) == 0
-    assert judged == [2, 4, 6]
-    judged.clear()
+    assert evaluated == [2, 4, 6]
+    evaluated.clear()
     session.evaluate.stops = True  # type: ignore[attr-defined]
     assert run(words(stopped, 2, 2, *best)) == 75
     assert run([*words(stopped, 2, 2, *best), "--resume"]) == 0
-    assert judged == [2, 4, 4, 6]
+    assert evaluated == [2, 4, 4, 6]
     assert values(stopped) == values(straight)
-    # What was judged is not judged again.
-    judged.clear()
+    # What was evaluated is not evaluated again.
+    evaluated.clear()
     checkpoint = stopped / "run" / "checkpoints" / "step_00000004"
     assert run([*words(stopped, 2, 2, *best), "--resume", str(checkpoint)]) == 0
-    assert judged == [6]
+    assert evaluated == [6]
     assert values(stopped) == values(straight)
     assert_bit_equal(
         read_checkpoint(stopped / "run", STEPS), read_checkpoint(straight / "run", STEPS)
     )
 
 
-def test_steps_that_are_made_again_are_judged_again(
-    tmp_path: Path, judged: list[int], monkeypatch: pytest.MonkeyPatch
+def test_steps_that_are_made_again_are_evaluated_again(
+    tmp_path: Path, evaluated: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0]
     begin, forward = PhaseTimer.begin_step, MAE.forward
@@ -99,5 +101,5 @@ def test_steps_that_are_made_again_are_judged_again(
     monkeypatch.setattr(PhaseTimer, "begin_step", watched)
     monkeypatch.setattr(MAE, "forward", poisoned)
     assert run(words(tmp_path, 2, 3, "health.non_finite=rollback")) == 0
-    # Step 4 is bad, bad again, and then left out, with step 3, which is judged before it.
-    assert judged == [3, 3, 3, 6]
+    # Step 4 is bad, bad again, and then left out, with step 3, which is evaluated before it.
+    assert evaluated == [3, 3, 3, 6]

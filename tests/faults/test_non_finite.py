@@ -69,19 +69,19 @@ def test_stop_ends_every_rank_before_the_update(tmp_path: Path, straight: Path) 
 
 
 def test_skip_is_the_run_that_leaves_the_update_out(tmp_path: Path) -> None:
-    skipped, left_out = tmp_path / "skipped", tmp_path / "left_out"
+    skipped, without = tmp_path / "skipped", tmp_path / "without"
     code, errors = poisoned(skipped, 99, "health.non_finite=skip")
     assert code == 0, errors
     assert_says(errors, "left out", f"step {BAD + 1}")
-    left_out.mkdir()
-    (left_out / "report").mkdir()
-    code, errors = poisoned(left_out, 0)
+    without.mkdir()
+    (without / "report").mkdir()
+    code, errors = poisoned(without, 0)
     assert code == 0, errors
     records = read_metrics(skipped)
     assert [record["step"] for record in records if record.get("skipped")] == [BAD + 1]
     assert "loss" not in records[BAD]
     # The schedule follows the updates: the step after a skipped one has its learning rate.
-    assert records[BAD + 1]["lr"] == read_metrics(left_out)[BAD]["lr"]
+    assert records[BAD + 1]["lr"] == read_metrics(without)[BAD]["lr"]
     assert int(read_checkpoint(skipped, STEPS)["executor.skipped"]) == 1
 
 

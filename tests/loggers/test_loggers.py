@@ -1,4 +1,4 @@
-"""Loggers: the same numbers everywhere, nothing twice when resumed, no run lost for a logger."""
+"""Loggers: the same metrics everywhere, nothing twice when resumed, no run lost for a logger."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from incubations import assembly_run, built, growth_run, hybrid_run, meta_run
 
 from errors import refuses
 from quadriga.contracts import WeightSource
-from quadriga.modular.parts.sources import META, given_modules
+from quadriga.modular.parts.sources import META, source_modules
 from quadriga.weights.layouts.model_stages import digest, document, foreign_names
 
 
@@ -82,7 +82,7 @@ def test_two_files_without_a_stage_in_common_have_one_meta_model():
     config = hybrid_run("runs/meta", 1)
     same = source_of(config, "runs/1", built(config, [source_of(meta_run(seed=1))]))
     built(run, [first, same])
-    assert given_modules(first, (2, 2))[0].meta[None] == given_modules(same, (2, 2))[0].meta[None]
+    assert source_modules(first, (2, 2))[0].meta[None] == source_modules(same, (2, 2))[0].meta[None]
     untold = dataclasses.replace(other, notes={"index": 1})
     built(run, [first, untold])
 
@@ -91,4 +91,4 @@ def test_two_files_without_a_stage_in_common_have_one_meta_model():
 def test_a_file_that_names_no_stage_of_its_own_is_refused(index):
     wrong = dataclasses.replace(module_file(0, seed=1), notes={"index": index})
     with refuses("modular.modules", "2 stages", repr(index)):
-        given_modules(wrong, (2, 2))
+        source_modules(wrong, (2, 2))

@@ -52,7 +52,7 @@ def write_run(folder, *, steps=40, config=None, environment=None, results=RESULT
     tree = {"name": "mae_tiny", "seed": 3, "objective": {"kind": "mae"}, "model": {"kind": "vit"}}
     tree |= {"data": {"kind": "digits"}, "train": {"epochs": 4.0, "steps": None}, **(config or {})}
     sources = {"name": "recipe", "train.epochs": "command line", "seed": "default"}
-    facts = {
+    environment = {
         "quadriga": "0.1.0",
         "device_name": "A processor",
         "cores": 2,
@@ -63,7 +63,7 @@ def write_run(folder, *, steps=40, config=None, environment=None, results=RESULT
         **(environment or {}),
     }
     (folder / "config.json").write_text(json.dumps({"config": tree, "sources": sources}))
-    (folder / "environment.json").write_text(json.dumps(facts))
+    (folder / "environment.json").write_text(json.dumps(environment))
     lines = [json.dumps(record(step)) + "\n" for step in range(1, steps + 1)]
     (folder / "metrics.jsonl").write_text("".join(lines))
     if results is not None:

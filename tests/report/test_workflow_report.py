@@ -40,11 +40,11 @@ DONE = RunState(
     metric="held_out.accuracy",
     value=0.8125,
     eta_seconds=None,
-    spent=COST,
+    cost=COST,
 )
 STATES = dict.fromkeys(NEEDS, DONE) | {
     "b<i>": replace(DONE, state="failed", error="no <disk>", step=4),
-    "end": replace(DONE, state="waiting", step=0, metric=None, value=None, spent=RunCost()),
+    "end": replace(DONE, state="waiting", step=0, metric=None, value=None, cost=RunCost()),
 }
 
 
@@ -73,7 +73,7 @@ def test_the_picture_has_every_node_edge_and_state():
 
 def test_every_number_is_on_the_page():
     graph = Graph("w", "end", NEEDS, dict.fromkeys(NEEDS, PLANNED), PLANNED)
-    costs = {name: state.spent for name, state in STATES.items()}
+    costs = {name: state.cost for name, state in STATES.items()}
     planned = dict.fromkeys(NEEDS, PLANNED.flops)
     ledger = as_json("w", "end", NEEDS, costs, planned, PLANNED.as_json())
     page = Page(render_workflow(graph, STATES, ledger, {"meta": "../meta/report/index.html"}))

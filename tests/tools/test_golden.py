@@ -44,7 +44,7 @@ def test_a_hash_knows_bits_type_and_shape():
     assert parts.hash_tensor(grid.T) == parts.hash_tensor(grid.T.contiguous())
 
 
-def test_each_part_is_judged_by_itself_and_the_clock_by_nobody():
+def test_each_part_is_compared_by_itself_and_the_clock_by_nobody():
     later = [{**line, "samples_per_second": 3.0, "data_wait_share": 0.1} for line in RECORDS]
     assert set(cells(TENSORS, later).values()) == {"same"}
     found = cells(nudged("ema.weight", 0.25), RECORDS)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from quadriga.cli.entry import run
 from quadriga.cli.resolve import resolve
-from quadriga.cli.verify_resume import VerifyRequest, conclude, judged
+from quadriga.cli.verify_resume import VerifyRequest, bit_equal_case, conclude
 from quadriga.data.reading.stream import Part
 from quadriga.engine.logs.samples import SampleLog, read_samples, rewind_samples
 from quadriga.engine.run_plan import make_plan
@@ -70,7 +70,7 @@ def assert_found(doctored: Path, straight: Path, part: str, start: str) -> None:
     expected = dict.fromkeys(("parameters", "optimizer", "metrics", "samples"), "equal")
     assert getattr(found, part).startswith(f"DIFFERENT: {start}")
     assert found == Comparison(**{**expected, part: getattr(found, part)})
-    cases = [judged("killed, resumed", "ddp:1", "SIGKILL", found)]
+    cases = [bit_equal_case("killed, resumed", "ddp:1", "SIGKILL", found)]
     assert conclude(VerifyRequest("mae_digits"), cases, {}) == 1
 
 
@@ -95,7 +95,7 @@ def test_a_run_equals_itself_and_read_what_was_planned(straight: Path, doctored:
     record = read_run(straight, 3)
     found = compare(record, read_run(doctored, 3))
     assert found == Comparison("equal", "equal", "equal", "equal")
-    assert conclude(VerifyRequest("x"), [judged("", "", "", found)], {}) == 0
+    assert conclude(VerifyRequest("x"), [bit_equal_case("", "", "", found)], {}) == 0
     assert [(read.step, read.position, read.key) for read in record.samples] == planned(1)
 
 

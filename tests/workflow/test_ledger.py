@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quadriga.engine.logs.run_cost import RunCost, run_cost
-from quadriga.workflow.ledger import as_json, bill, longest_path
+from quadriga.workflow.ledger import as_json, longest_path, total_cost
 
 
 def begin(step, process="a", ranks=2, time=100.0, start_up=4.0):
@@ -141,14 +141,16 @@ def test_the_critical_path_is_the_longest_chain():
 
 
 def test_a_bill_has_what_the_node_needs_and_nothing_else():
-    found = bill(NEEDS, COSTS, "joined")
+    found = total_cost(NEEDS, COSTS, "joined")
     assert found.nodes == ("meta", "module_0", "module_1", "joined")
     assert (found.flops, found.device_seconds, found.critical_seconds) == (120.0, 240.0, 40.0)
     assert (found.memory_gib, found.start_up_seconds) == (2.5, 4.0)
-    unknown = bill(NEEDS, {**COSTS, "meta": RunCost(flops=None)}, "joined")
+    unknown = total_cost(NEEDS, {**COSTS, "meta": RunCost(flops=None)}, "joined")
     assert unknown.flops is None
     assert unknown.device_seconds == 200.0
-    assert bill(NEEDS, {**COSTS, "meta": RunCost()}, "joined").flops == 100.0, "not begun: nothing"
+    assert total_cost(NEEDS, {**COSTS, "meta": RunCost()}, "joined").flops == 100.0, (
+        "not begun: nothing"
+    )
 
 
 def test_ledger_json_has_the_result_the_baselines_and_the_reference():

@@ -69,7 +69,7 @@ class Script(Running):
 def make(tmp_path, launcher, needs=NEEDS, finished=(), watch=lambda outcome: None, **options):
     tasks = {n: Task(n, tmp_path / f"{n}.json", tmp_path / n, 1, "cpu") for n in needs}
     left = {name: task for name, task in tasks.items() if name not in finished}
-    maker = WorkflowRunner(
+    runner = WorkflowRunner(
         needs,
         left,
         set(finished),
@@ -79,7 +79,7 @@ def make(tmp_path, launcher, needs=NEEDS, finished=(), watch=lambda outcome: Non
         poll_seconds=0.0,
         **options,
     )
-    return maker, maker.make(watch)
+    return runner, runner.run(watch)
 
 
 @settings(max_examples=30)
@@ -119,7 +119,7 @@ def test_a_failed_node_holds_up_what_needs_it_and_nothing_else(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / CONSOLE).write_text("step 1\nerror: no such file\nwarning: late\n")
     launcher = Scripted(1, codes={"a": [3], "plain": [137]})
-    maker, outcome = make(tmp_path, launcher)
+    runner, outcome = make(tmp_path, launcher)
     assert outcome.progress == {
         "meta": "finished",
         "a": "failed",
@@ -127,7 +127,7 @@ def test_a_failed_node_holds_up_what_needs_it_and_nothing_else(tmp_path):
         "joined": "waits",
         "plain": "failed",
     }
-    assert maker.blocked_by("joined") == ["a"]
+    assert runner.blocked_by("joined") == ["a"]
     assert outcome.errors == {"a": "no such file", "plain": "killed by SIGKILL"}
     assert outcome.exit_code == 3, "that of the first one that failed"
     assert read_times(tmp_path / "a")[-1]["error"] == "no such file"

@@ -11,7 +11,7 @@ import torch
 
 from quadriga.cli.resolve import find_recipes, find_workflows
 from quadriga.distributed.environment import SINGLE
-from quadriga.engine.logs.environment import environment_facts, version_of
+from quadriga.engine.logs.environment import describe_environment, version_of
 from quadriga.engine.meters.devices import device_name
 from quadriga.formatting import bytes_
 
@@ -37,24 +37,24 @@ def recipes() -> None:
 
 def doctor() -> None:
     """Print the environment as plain lines, then what is missing."""
-    facts = environment_facts(SINGLE)
-    facts.pop("command")
-    facts.pop("started")
-    facts["memory"] = bytes_(psutil.virtual_memory().total)
-    facts["free disk here"] = bytes_(shutil.disk_usage(Path.cwd()).free)
-    facts["gpus"] = ", ".join(
+    environment = describe_environment(SINGLE)
+    environment.pop("command")
+    environment.pop("started")
+    environment["memory"] = bytes_(psutil.virtual_memory().total)
+    environment["free disk here"] = bytes_(shutil.disk_usage(Path.cwd()).free)
+    environment["gpus"] = ", ".join(
         f"{device_name(torch.device('cuda', i))} "
         f"({bytes_(torch.cuda.get_device_properties(i).total_memory)})"
         for i in range(torch.cuda.device_count())
     )
-    facts["distributed"] = ", ".join(
+    environment["distributed"] = ", ".join(
         name for name in ("gloo", "nccl", "mpi") if _backend_available(name)
     )
-    facts.update({package: version_of(package) for package in OPTIONAL})
-    width = max(len(name) for name in facts)
-    for name, value in facts.items():
+    environment.update({package: version_of(package) for package in OPTIONAL})
+    width = max(len(name) for name in environment)
+    for name, value in environment.items():
         print(f"{name:<{width}}  {value if value not in (None, '') else '-'}")
-    missing = [f"{name}: {use}" for name, use in OPTIONAL.items() if facts[name] is None]
+    missing = [f"{name}: {use}" for name, use in OPTIONAL.items() if environment[name] is None]
     if not torch.cuda.is_available():
         missing.append("GPU: runs use the CPU")
     print("missing" if missing else "nothing is missing")

@@ -295,7 +295,7 @@ def refused(refusals: Iterable[Refusal]) -> list[str]:
 
 def _print_memory(console: Console, best: Plan) -> None:
     console.print("\nmemory of the first, by stage:")
-    names = ("weights", "gradients", "optimizer", "average", "activations", "boundary")
+    names = ("weights", "gradients", "optimizer", "ema", "activations", "boundary")
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("stage", "blocks", *names, "in all"):
         table.add_column(name, justify="right")

@@ -14,7 +14,7 @@ from quadriga.distributed.process_group import process_group
 from quadriga.engine.checkpoint.store import list_checkpoints
 from quadriga.engine.dry_run import dry_run
 from quadriga.engine.faults.preemption import Preemption
-from quadriga.engine.initial_weights import check_origins
+from quadriga.engine.initial_weights import check_initial_weights
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.preflight import check_start
@@ -91,7 +91,7 @@ def train(request: TrainRequest) -> int:
             pick_device(resolved.config.train.device, local_rank)
         check_start(resolved.config, ranks)
         if not list_checkpoints(RunDirectory(work_dir).checkpoints):
-            check_origins(resolved.config)
+            check_initial_weights(resolved.config)
         return run_ranks(ranks, request.arguments, request.max_restarts)
     with (
         # Around the process group, so that a signal while it is left does not kill.

@@ -22,7 +22,14 @@ from quadriga.cli.resolve import resolve
 from quadriga.config.provenance import read_overrides
 from quadriga.engine.preflight import check_start
 from quadriga.errors import UserError
-from quadriga.verify_resume.children import OWN, ChildFailed, Layout, Runner, own_words, read_layout
+from quadriga.verify_resume.children import (
+    OWN,
+    ChildFailed,
+    Layout,
+    Runner,
+    own_overrides,
+    read_layout,
+)
 from quadriga.verify_resume.compare import (
     EQUAL,
     Comparison,
@@ -72,7 +79,7 @@ class Case:
     passed: bool
 
 
-def judged(case: str, layout: str, interruptions: str, found: Comparison) -> Case:
+def bit_equal_case(case: str, layout: str, interruptions: str, found: Comparison) -> Case:
     """Return the line of two runs that must be equal bit by bit."""
     values = asdict(found)
     passed = all(value == EQUAL for value in values.values())
@@ -140,7 +147,7 @@ def _check(request: VerifyRequest, layouts: Sequence[Layout]) -> None:
         if key in OWN:
             raise UserError(f"{key} is set by verify-resume itself; leave it out")
     for layout in layouts:
-        words = [*request.overrides, *own_words(request.steps, layout)]
+        words = [*request.overrides, *own_overrides(request.steps, layout)]
         check_start(resolve(request.recipe, None, words).config, layout.ranks)
 
 
@@ -181,7 +188,7 @@ class _Verification:
             "metrics": fingerprint(list(record.metrics)),
             "samples": fingerprint([list(sample) for sample in record.samples]),
         }
-        words = [*request.overrides, *own_words(request.steps, layout)]
+        words = [*request.overrides, *own_overrides(request.steps, layout)]
         config = resolve(request.recipe, None, words).config
         _, plan = check_start(config, layout.ranks)
         planned = planned_samples(config, plan, request.steps)
@@ -196,7 +203,7 @@ class _Verification:
         kills = plan_kills(request.seed, request.steps, request.kills)
         told = self._runner.interrupted(layout, place, kills)
         found = compare(self._straight[layout], read_run(place, request.steps))
-        return judged("killed, resumed", str(layout), "\n".join(told), found)
+        return bit_equal_case("killed, resumed", str(layout), "\n".join(told), found)
 
     def _layouts_case(self, first: Layout, second: Layout) -> Case:
         """Compare two straight runs: the same samples, and numbers that differ by rounding."""

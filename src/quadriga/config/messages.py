@@ -53,7 +53,7 @@ def sentence(
         hint = did_you_mean(str(error["input"]), expected)
         listed = "" if "valid are" in hint else f" ({' | '.join(expected)})"
         return f"{path} is {shown}, which is not one of its values{listed}{hint}{tail}"
-    rule = _TYPES.get(kind) or _bounds(field) or _words(error.get("ctx", {}))
+    rule = _TYPES.get(kind) or _bounds(field) or _range_message(error.get("ctx", {}))
     if rule is None or (kind in ("too_short", "too_long")):
         rule = str(error["msg"])[:1].lower() + str(error["msg"])[1:]
         return f"{path}: {rule}, but is {shown}{tail}"
@@ -79,10 +79,10 @@ def _bounds(field: FieldInfo | None) -> str | None:
         for name in ("gt", "ge", "lt", "le"):
             if getattr(item, name, None) is not None:
                 limits[name] = getattr(item, name)
-    return _words(limits)
+    return _range_message(limits)
 
 
-def _words(limits: Mapping[str, Any]) -> str | None:
+def _range_message(limits: Mapping[str, Any]) -> str | None:
     low = f"above {limits['gt']}" if "gt" in limits else None
     low = f"at least {limits['ge']}" if "ge" in limits else low
     high = f"below {limits['lt']}" if "lt" in limits else None

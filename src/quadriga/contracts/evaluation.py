@@ -40,22 +40,22 @@ class EvaluationContext:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Named numbers and pictures of one protocol."""
+    """Named metrics and pictures of one protocol."""
 
     protocol: str
-    numbers: Mapping[str, float]
+    metrics: Mapping[str, float]
     """Name -> value; ``top1`` and ``top1_random`` (the random encoder) in percent."""
     pictures: Mapping[str, str] = field(default_factory=dict)
     """File name in the output folder -> caption."""
     details: Mapping[str, Any] = field(default_factory=dict)
-    """Plain values that explain the numbers: how many samples, which learning rate won."""
+    """Plain values that explain the metrics: how many samples, which learning rate won."""
 
 
 class Evaluator(ABC):
-    """One protocol: a frozen model to named numbers."""
+    """One protocol: a frozen model to named metrics."""
 
     def check(self, context: EvaluationContext) -> None:
-        """Check that the protocol can judge this objective on this data; called before training.
+        """Check that the protocol can evaluate this objective on this data; called before training.
 
         What `run` will ask of `EvaluationContext.data` is opened here, so that it is not found
         missing when the training is over.

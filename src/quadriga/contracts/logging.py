@@ -1,4 +1,4 @@
-"""What a logger is: a place beside metrics.jsonl that a run's numbers go to."""
+"""What a logger is: a place beside metrics.jsonl that a run's metrics go to."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Logger(ABC):
 
     @abstractmethod
     def log(self, record: Mapping[str, float], step: int) -> None:
-        """Take the numbers of a step.
+        """Take the metrics of a step.
 
         Args:
             record: Name to number, all finite; other steps may have other names.

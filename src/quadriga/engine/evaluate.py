@@ -91,7 +91,7 @@ def make_context(
 
     Args:
         config: The run.
-        objective: What is judged.
+        objective: What is evaluated.
         data: `evaluation_data` of the run.
         folder: Where results and pictures go.
         env: This process among the run's.
@@ -104,8 +104,8 @@ def make_context(
     """
     if config.data.by_task():
         raise UserError(
-            f"{config.name} is a mixture of tasks, which protocols cannot judge: each judges one "
-            "data set; its own losses and metrics are in metrics.jsonl"
+            f"{config.name} is a mixture of tasks, which protocols cannot evaluate: each evaluates "
+            "one data set; its own losses and metrics are in metrics.jsonl"
         )
     return EvaluationContext(
         objective=objective,
@@ -136,16 +136,16 @@ def evaluate(
         protocols: What to run.
         context: What they work on; its output folder gets the pictures and ``evaluation.json``.
         step: The step the objective is at, for the record.
-        console: Where the numbers are said.
+        console: Where the metrics are said.
         overrides: What differs from the run's own config: results of another combination of
-            overrides are not kept beside these. None where a run judges itself: the time is then
+            overrides are not kept beside these. None where a run evaluates itself: the time is then
             its own, and noted with its others.
 
     Returns:
         One result per protocol, in order; the same on every rank.
 
     Raises:
-        UserError: A protocol cannot judge this objective or data, or the results cannot be
+        UserError: A protocol cannot evaluate this objective or data, or the results cannot be
             written.
     """
     objective = context.objective
@@ -181,13 +181,13 @@ def _build(config: RunConfig, env: DistEnv, ranks: Ranks | None, seed: int) -> O
 
 
 def describe(result: EvaluationResult) -> str:
-    """Return one line: the protocol and its numbers, each beside the random encoder's."""
-    numbers = dict(result.numbers)
+    """Return one line: the protocol and its metrics, each beside the random encoder's."""
+    metrics = dict(result.metrics)
     parts = []
-    for name, value in numbers.items():
+    for name, value in metrics.items():
         if name.endswith("_random"):
             continue
-        metric, baseline = f"{result.protocol}.{name}", numbers.get(f"{name}_random")
+        metric, baseline = f"{result.protocol}.{name}", metrics.get(f"{name}_random")
         beside = "" if baseline is None else f" (random encoder {measured(metric, baseline)})"
         parts.append(f"{name} {measured(metric, value)}{beside}")
     return f"evaluation  {result.protocol}  {'  '.join(parts)}"

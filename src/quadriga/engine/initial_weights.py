@@ -219,8 +219,8 @@ def warm_start(
     """
     if config.path is None:
         return None
-    given = weights_of(Path(config.path))
-    source = from_main(lambda: _resolve(given, config, warn), env)
+    path = weights_of(Path(config.path))
+    source = from_main(lambda: _resolve(path, config, warn), env)
 
     def fill() -> WeightReport:
         if source.is_file:
@@ -248,9 +248,9 @@ def _resolve(path: Path, config: WarmStartConfig, warn: Callable[[str], None]) -
         return _Source(path, True, f"SHA-256 {_digest(path)}")
     folder = whole_checkpoint(path, warn)
     step = read_manifest(folder).step
-    average = ", moving average" if config.weights == "ema" else ""
+    ema = ", moving average" if config.weights == "ema" else ""
     # The manifest has the digests of all shards: its own stands for the checkpoint.
-    return _Source(folder, False, f"step {step}{average}, SHA-256 {_digest(folder / MANIFEST)}")
+    return _Source(folder, False, f"step {step}{ema}, SHA-256 {_digest(folder / MANIFEST)}")
 
 
 def _digest(path: Path) -> str:
@@ -261,7 +261,7 @@ def _digest(path: Path) -> str:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def check_origins(config: RunConfig, later: str | None = None) -> None:
+def check_initial_weights(config: RunConfig, later: str | None = None) -> None:
     """Check what can be checked at once, without reading a tensor.
 
     Args:

@@ -40,10 +40,10 @@ def train(
         start: Steps that are already made.
         journal: Writes down what the steps report.
         checkpoints: Keeps the state.
-        evaluate: Called with the number of finished steps, returns numbers by name; where a
+        evaluate: Called with the number of finished steps, returns metrics by name; where a
             checkpoint is due at the same step, after it was taken.
         preemption: Whether the run is to stop early; by default it never is.
-        phase_timer: Told when the state is saved and when it is judged.
+        phase_timer: Told when the state is saved and when it is evaluated.
         profiler: Records some of the steps.
 
     Raises:

@@ -80,7 +80,7 @@ def _stated(config: RunConfig) -> int | None:
 
 
 def check_weights(config: RunConfig) -> None:
-    """Check that the weights to be judged are there.
+    """Check that the weights to be evaluated are there.
 
     Raises:
         UserError: ``evaluation.weights`` is ema, and the run has no moving average.
@@ -131,11 +131,11 @@ def check_tasks(config: RunConfig, dataset: Dataset) -> None:
     """Check that the method, the model and the data of each task go together.
 
     Raises:
-        UserError: They do not, or a mixture is to be judged by a protocol.
+        UserError: They do not, or a mixture is to be evaluated by a protocol.
     """
     if dataset.tasks and config.evaluation.protocols:
         raise UserError(
-            "evaluation.protocols must be empty for a mixture, since a protocol judges one data "
+            "evaluation.protocols must be empty for a mixture, since a protocol evaluates one data "
             f"set, but has {config.evaluation.protocols[0].kind()}; set evaluation.protocols=[]"
         )
     for task, part in task_configs(config).items():

@@ -16,10 +16,10 @@ from quadriga.engine.checkpoint.store import (
     set_aside_after,
     verify,
 )
-from quadriga.engine.initial_weights import check_origins
+from quadriga.engine.initial_weights import check_initial_weights
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
-from quadriga.engine.logs.environment import environment_facts
+from quadriga.engine.logs.environment import describe_environment
 from quadriga.engine.logs.results import forget_results_after
 from quadriga.engine.logs.samples import rewind_samples
 from quadriga.engine.run_config import RunConfig, config_hash
@@ -57,7 +57,7 @@ def choose(
             )
         if request.resume:
             console.say(f"nothing to resume in {directory.path}: starting at step 0")
-        check_origins(config)
+        check_initial_weights(config)
     elif read_manifest(found).config_hash != config_hash(
         config, plan.dataset_size, plan.data_identity
     ):
@@ -105,7 +105,7 @@ def write_start(
     """Write what describes the run, and drop the logged steps that will be made again."""
     directory.write_config(resolved)
     parameters = sum(p.numel() for p in objective.parameters())
-    directory.write_environment({**environment_facts(env), "parameters": parameters})
+    directory.write_environment({**describe_environment(env), "parameters": parameters})
     directory.rewind_metrics(start)
     with directory.writing():
         rewind_samples(directory.samples, start)

@@ -97,7 +97,7 @@ class LogConfig(Config):
     every_steps: int = Field(20, ge=1)
     """Optimizer steps between two lines of metrics.jsonl."""
     loggers: tuple[LoggerConfig, ...] = (TensorboardConfig(),)
-    """Where the numbers go beside metrics.jsonl: ``[{"kind": "tensorboard"}, {"kind": "csv"}]``;
+    """Where the metrics go beside metrics.jsonl: ``[{"kind": "tensorboard"}, {"kind": "csv"}]``;
     wandb and mlflow are others."""
     samples: bool = False
     """Whether each rank writes down the samples that it reads (``WORK_DIR/samples``): a proof that
@@ -147,16 +147,16 @@ class CheckpointConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """Which protocols judge the model."""
+    """Which protocols evaluate the model."""
 
     protocols: tuple[EvaluatorConfig, ...] = ()
     """The protocols, run in order at the end of training."""
     every_epochs: float | None = Field(None, gt=0)
     """Epochs between two evaluations during training; none for the end only."""
     at_start: bool = False
-    """Whether the model is judged before the first step too, such as one that was assembled."""
+    """Whether the model is evaluated before the first step too, such as one that was assembled."""
     weights: Literal["raw", "ema"] = "raw"
-    """Which weights are judged: those of the last step, or their moving average (`ema.decay`)."""
+    """Which weights are evaluated: those of the last step, or their average (`ema.decay`)."""
     train_samples: int | None = Field(None, ge=1)
     """Evaluate with a fixed part of the training images of this size; none for all of them."""
     test_samples: int | None = Field(None, ge=1)
@@ -198,7 +198,7 @@ class RunConfig(StepConfig):
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When the state is saved."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """Which protocols judge the model."""
+    """Which protocols evaluate the model."""
 
     @classmethod
     def upgraded(cls, values: dict[str, Any], sources: dict[str, str]) -> None:
@@ -287,7 +287,7 @@ def clear_conflicting(values: dict[str, Any]) -> dict[str, Any]:
         values: Overrides of one origin; when they set both units they are left alone, and the
             config says what is wrong.
     """
-    released = dict(values)
+    cleared = dict(values)
     for first, second, nothing in EXCLUSIVE:
         for name, other in ((first, second), (second, first)):
             if (
@@ -295,5 +295,5 @@ def clear_conflicting(values: dict[str, Any]) -> dict[str, Any]:
                 and other not in values
                 and str(values[name]).lower() not in ("none", "0")
             ):
-                released[other] = nothing
-    return released
+                cleared[other] = nothing
+    return cleared

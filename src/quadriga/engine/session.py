@@ -25,7 +25,7 @@ from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.logs.journal import Journal
 from quadriga.engine.logs.profile import Profiler
-from quadriga.engine.logs.results import missing_protocols, numbers_at, owes_evaluation
+from quadriga.engine.logs.results import metrics_at, missing_protocols, owes_evaluation
 from quadriga.engine.logs.samples import SampleLog
 from quadriga.engine.loop import train
 from quadriga.engine.meters.phase_timer import PhaseTimer
@@ -243,7 +243,7 @@ class _Session:
             )
 
     def _check_protocols(self) -> None:
-        """Check that the run's protocols can judge it."""
+        """Check that the run's protocols can evaluate it."""
         if self._config.evaluation.protocols:
             context = self._context(self._objective)
             for protocol in self._config.evaluation.protocols:
@@ -261,7 +261,7 @@ class _Session:
         )
 
     def _evaluate(self, step: int) -> Mapping[str, float]:
-        """Run the protocols that have no result at this step, and return their numbers."""
+        """Run the protocols that have no result at this step, and return their metrics."""
         config = self._config
         missing = from_main(
             lambda: missing_protocols(config, self._directory.report, step), self._env
@@ -269,10 +269,10 @@ class _Session:
         if missing:
             with self._executor.frozen(config.evaluation.weights) as objective:
                 evaluate(missing, self._context(objective), step, self._console)
-        return from_main(lambda: numbers_at(self._directory.report, step), self._env)
+        return from_main(lambda: metrics_at(self._directory.report, step), self._env)
 
     def _make_up(self, step: int) -> None:
-        """Judge the state that a checkpoint holds, where a stop has cut its evaluation off."""
+        """Evaluate the state that a checkpoint holds, where a stop has cut its evaluation off."""
         with self._phase_timer.during("evaluate"), self._preemption.leave_at_once(step):
             self._store.report(step, self._evaluate(step))
 

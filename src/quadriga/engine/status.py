@@ -15,15 +15,15 @@ from typing import Any, Literal, final
 
 from quadriga.engine.checkpoint.store import InvalidCheckpoint, list_checkpoints, read_manifest
 from quadriga.engine.logs.directory import RunDirectory
-from quadriga.engine.logs.results import RESULTS, missing_protocols, numbers_at, read_results
+from quadriga.engine.logs.results import RESULTS, metrics_at, missing_protocols, read_results
 from quadriga.engine.logs.run_cost import RunCost, run_cost
 from quadriga.engine.logs.times import FAILED, Event, read_times
 from quadriga.engine.run_config import RunConfig
 from quadriga.files import LOCK, is_locked
 
 State = Literal["finished", "running", "stopped", "failed", "waiting"]
-"""finished: all steps are made and judged; running: a process trains there; stopped: begun, asked
-to stop or killed; failed: its last process ended with an error; waiting: not begun."""
+"""finished: all steps are made and evaluated; running: a process trains there; stopped: begun,
+asked to stop or killed; failed: its last process ended with an error; waiting: not begun."""
 
 _TAIL_BYTES = 1 << 16
 
@@ -46,7 +46,7 @@ class RunState:
     value: float | None
     eta_seconds: float | None
     """Of the steps that are left, while it runs."""
-    spent: RunCost
+    cost: RunCost
     error: str | None = None
     """What a failed run has said last."""
 
@@ -81,13 +81,13 @@ def state_of(folder: Path, config: RunConfig | None, total_steps: int | None = N
         metric=metric,
         value=value,
         eta_seconds=_eta(directory.metrics, float(eta)) if running and eta is not None else None,
-        spent=run_cost(events, None if running else saved),
+        cost=run_cost(events, None if running else saved),
         error=_error(events) if state == "failed" else None,
     )
 
 
 def is_finished(folder: Path, config: RunConfig, total_steps: int | None) -> bool:
-    """Return whether the newest checkpoint is at the last step and every protocol has judged it.
+    """Return whether the newest checkpoint is at the last step and every protocol has evaluated it.
 
     The checkpoint's files are looked at, not read: a resumed run verifies what it loads.
     """
@@ -144,11 +144,11 @@ def headline(folder: Path, last: Mapping[str, Any]) -> tuple[str | None, float |
     """
     report = RunDirectory(folder).report
     step = int(read_results(report / RESULTS)["step"])
-    numbers = {n: v for n, v in numbers_at(report, step).items() if not n.endswith("_random")}
-    accuracies = [name for name in numbers if name.endswith(".accuracy")]  # of several modules
-    for name in (*_HEADLINES, *accuracies, *numbers):
-        if name in numbers:
-            return name, numbers[name]
+    metrics = {n: v for n, v in metrics_at(report, step).items() if not n.endswith("_random")}
+    accuracies = [name for name in metrics if name.endswith(".accuracy")]  # of several modules
+    for name in (*_HEADLINES, *accuracies, *metrics):
+        if name in metrics:
+            return name, metrics[name]
     loss = last.get("loss")
     return ("loss", float(loss)) if loss is not None else (None, None)
 

@@ -1,1 +1,1 @@
-"""One file is one protocol: a frozen model to named numbers."""
+"""One file is one protocol: a frozen model to named metrics."""

@@ -38,14 +38,14 @@ from quadriga.distributed.collectives import all_reduce_sum, from_main, slice_of
 from quadriga.errors import UserError
 from quadriga.evaluation.parts.features import equal_calls, evaluation_mode
 
-Numbers = dict[str, float]
+Metrics = dict[str, float]
 
 
 def metrics_of(
     names: Sequence[str],
     predictions: npt.NDArray[np.float64],
     labels: npt.NDArray[np.float64],
-) -> Numbers:
+) -> Metrics:
     """Return metrics of a task.
 
     A number that is not defined (a correlation of what is constant) is 0, as one that says nothing.
@@ -78,9 +78,9 @@ def metrics_of(
     return {name: 100.0 * value if math.isfinite(value) else 0.0 for name, value in values.items()}
 
 
-def score_of(numbers: Mapping[str, float]) -> float:
+def score_of(metrics: Mapping[str, float]) -> float:
     """Return a task's headline: the mean of its metrics, of all its development sets."""
-    return sum(numbers.values()) / len(numbers)
+    return sum(metrics.values()) / len(metrics)
 
 
 def majority_share(labels: npt.NDArray[np.float64]) -> float:
@@ -91,7 +91,7 @@ def majority_share(labels: npt.NDArray[np.float64]) -> float:
 
 @runtime_checkable
 class Scorer(Protocol):
-    """An objective that judges texts."""
+    """An objective that scores texts."""
 
     outputs: int
     """Classes, or 1 for a number."""
@@ -127,7 +127,7 @@ class Glue(Evaluator):
         self.config = config
 
     def check(self, context: EvaluationContext) -> None:
-        """Check that the objective judges texts and has the outputs that the task needs.
+        """Check that the objective scores texts and has the outputs that the task needs.
 
         Raises:
             UserError: It does not, or the data are of no task.
@@ -135,7 +135,7 @@ class Glue(Evaluator):
         _subject(context)
 
     def run(self, context: EvaluationContext) -> EvaluationResult:
-        """Judge the development sets and predict the test sets; the numbers are exact.
+        """Evaluate the development sets and predict the test sets; the metrics are exact.
 
         Samples are cut into the same batches on any number of ranks, so that the result is the
         same as well.
@@ -145,7 +145,7 @@ class Glue(Evaluator):
         """
         scorer, dataset = _subject(context)
         task = dataset.task
-        numbers: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         details: dict[str, Any] = {"task": task.name}
         with evaluation_mode(cast(nn.Module, scorer)):
             for part, samples in _development_sets(context):
@@ -154,7 +154,7 @@ class Glue(Evaluator):
                 what = f"glue, {task.name}{suffix}"
                 predictions = self._predict(scorer, samples, context, what)
                 found = metrics_of(task.metrics, predictions, labels)
-                numbers |= {f"{name}{suffix}": value for name, value in found.items()}
+                metrics |= {f"{name}{suffix}": value for name, value in found.items()}
                 details[f"samples{suffix}"] = len(samples)
                 if not task.regression:
                     details[f"most_frequent_class{suffix}"] = majority_share(labels)
@@ -163,8 +163,8 @@ class Glue(Evaluator):
             if self.config.predictions:
                 files = self._write_predictions(scorer, context, dataset)
                 details |= {"predictions": files} if files else {}
-        numbers["score"] = score_of(numbers)
-        return EvaluationResult(protocol="glue", numbers=numbers, details=details)
+        metrics["score"] = score_of(metrics)
+        return EvaluationResult(protocol="glue", metrics=metrics, details=details)
 
     def _predict(
         self, scorer: Scorer, dataset: Dataset, context: EvaluationContext, what: str
@@ -231,16 +231,16 @@ def submission_lines(
 
 
 def _subject(context: EvaluationContext) -> tuple[Scorer, GlueDataset]:
-    """Return what is judged and the first development set.
+    """Return what is evaluated and the first development set.
 
     Raises:
-        UserError: The objective judges no texts, the data are of no task, or its outputs are not
+        UserError: The objective scores no texts, the data are of no task, or its outputs are not
             those of the task.
     """
     scorer, dataset = context.objective, _whole(context.data("test"))
     if not isinstance(scorer, Scorer):
         raise UserError(
-            "glue needs an objective that judges texts (objective.kind=sequence_classification), "
+            "glue needs an objective that scores texts (objective.kind=sequence_classification), "
             f"but {type(scorer).__name__} does not; leave glue out"
         )
     task = dataset.task
@@ -261,7 +261,7 @@ def _whole(dataset: Dataset) -> GlueDataset:
 
 
 def _development_sets(context: EvaluationContext) -> Iterator[tuple[str, Dataset]]:
-    """Yield each development set of the task, or the part of it that the run judges."""
+    """Yield each development set of the task, or the part of it that the run evaluates."""
     own = context.data("test")
     first = _whole(own)
     yield first.part, own

@@ -55,7 +55,7 @@ class HeldOut(Evaluator):
         context.data("test")
 
     def run(self, context: EvaluationContext) -> EvaluationResult:
-        """Judge the whole test split; any number of ranks returns the same numbers."""
+        """Evaluate the whole test split; any number of ranks returns the same metrics."""
         objective, env, size = context.objective, context.env, self.config.batch_size
         dataset = context.data("test")
         names = (*objective.term_names, *objective.metric_names)
@@ -83,12 +83,12 @@ class HeldOut(Evaluator):
                 done = (number + 1 - own.start) * size
                 context.report_progress("held out", min(done, len(samples)), len(samples))
         sums, counts = all_reduce_sum(table.to(env.device), env).cpu().sum(dim=0)
-        numbers = {
+        metrics = {
             name: float(total / count)
             for name, total, count in zip(names, sums, counts, strict=True)
             if count > 0
         }
-        return EvaluationResult("held_out", numbers, details={"samples": len(dataset)})
+        return EvaluationResult("held_out", metrics, details={"samples": len(dataset)})
 
 
 def _row(output: LossOutput, names: tuple[str, ...]) -> Tensor:

@@ -84,7 +84,7 @@ class KNN(Evaluator):
         random = self._classify(bank.random, bank.classes, context, "knn, random encoder")
         return EvaluationResult(
             protocol="knn",
-            numbers=beside_random(trained, random),
+            metrics=beside_random(trained, random),
             details={
                 "neighbours": self.config.neighbours,
                 "temperature": self.config.temperature,

@@ -201,7 +201,7 @@ class LinearProbe(Evaluator):
         )
         return EvaluationResult(
             protocol="linear_probe",
-            numbers=beside_random(trained, random),
+            metrics=beside_random(trained, random),
             details={
                 "learning_rate": chosen,
                 "learning_rate_random": chosen_random,

@@ -175,7 +175,7 @@ class Reconstruction(Evaluator):
         from_main(lambda: save_picture(grid, context.output / FILE), context.env)
         return EvaluationResult(
             protocol="reconstruction",
-            numbers={"masked_mse": error},
+            metrics={"masked_mse": error},
             pictures={FILE: _caption(len(chosen))},
             details={"images": len(chosen), "indices": chosen},
         )

@@ -1,4 +1,4 @@
-"""Other places that a run's numbers go to, one file each, and all of a run as one."""
+"""Other places that a run's metrics go to, one file each, and all of a run as one."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class LoggerSet:
         Args:
             configs: ``log.loggers``.
             context: The run.
-            say: Told where a logger's numbers are to be found.
+            say: Told where a logger's metrics are to be found.
 
         Raises:
             UserError: A logger cannot start; the ones before it are closed.

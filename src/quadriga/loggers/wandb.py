@@ -33,7 +33,7 @@ class WandbConfig(LoggerConfig):
 class Wandb(Logger):
     """Sends each record; wandb's own process waits for the network, not this one.
 
-    A step that is made again after a resumption is the same step with the same numbers: wandb
+    A step that is made again after a resumption is the same step with the same metrics: wandb
     keeps the first record of it.
     """
 

@@ -11,7 +11,7 @@ from quadriga.config.base import Location
 from quadriga.contracts import ModelConfig, ModularConfig, Objective, ObjectiveConfig, WeightSource
 from quadriga.errors import UserError
 from quadriga.modular.parts.cut import check_cut, classes_of, copy_into, depth_of, misfits
-from quadriga.modular.parts.sources import GivenModule, check_facts, given_modules, to_come
+from quadriga.modular.parts.sources import SourceModule, check_facts, source_modules, to_come
 
 
 @final
@@ -75,28 +75,28 @@ class AssemblyConfig(ModularConfig):
 
     def _places(
         self, objective: ObjectiveConfig, model: ModelConfig, sources: Sequence[WeightSource]
-    ) -> list[GivenModule]:
+    ) -> list[SourceModule]:
         """Return the modules of the sources in order.
 
         Raises:
             UserError: One is missing, there twice, or foreign.
         """
-        given = [module for source in sources for module in given_modules(source, self.depths)]
-        places = self._placed(given)
+        found = [module for source in sources for module in source_modules(source, self.depths)]
+        places = self._placed(found)
         for module in places:
             who = f"module {module.index} ({module.path})"
             check_facts(module.facts, model, classes_of(objective), who)
         _check_parents(places)
         return places
 
-    def _placed(self, given: Sequence[GivenModule]) -> list[GivenModule]:
+    def _placed(self, found: Sequence[SourceModule]) -> list[SourceModule]:
         """Return the modules in order.
 
         Raises:
             UserError: A place is empty or taken twice, or a module is of another cut.
         """
-        places: dict[int, GivenModule] = {}
-        for module in given:
+        places: dict[int, SourceModule] = {}
+        for module in found:
             if module.depths is not None and module.depths != self.depths:
                 raise UserError(
                     f"modular.depths are {list(self.depths)}, but module {module.index} "
@@ -121,7 +121,7 @@ class AssemblyConfig(ModularConfig):
         return [places[index] for index in sorted(places)]
 
 
-def _check_parents(modules: Sequence[GivenModule]) -> None:
+def _check_parents(modules: Sequence[SourceModule]) -> None:
     """Check that all modules grew up in the same meta model.
 
     Raises:

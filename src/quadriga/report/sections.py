@@ -72,14 +72,14 @@ def _results(run: RunFiles) -> list[dict[str, Any]]:
 
 
 def _rows_of_result(result: dict[str, Any]) -> Iterator[Row]:
-    numbers = mapping_of(result.get("numbers"))
-    for name, value in numbers.items():
+    metrics = mapping_of(result.get("numbers"))
+    for name, value in metrics.items():
         number = number_of(value)
-        is_baseline = name.endswith("_random") and name.removesuffix("_random") in numbers
+        is_baseline = name.endswith("_random") and name.removesuffix("_random") in metrics
         if number is not None and not is_baseline:
             protocol = str(result.get("protocol", "unnamed"))
             factor, _ = reading(f"{protocol}.{name}")
-            random = number_of(numbers.get(f"{name}_random"))
+            random = number_of(metrics.get(f"{name}_random"))
             yield Row(
                 protocol=protocol,
                 name=name,
@@ -90,7 +90,7 @@ def _rows_of_result(result: dict[str, Any]) -> Iterator[Row]:
 
 
 def evaluation_section(run: RunFiles) -> str:
-    """Return the table of numbers, or a sentence when there is none."""
+    """Return the table of metrics, or a sentence when there is none."""
     rows = rows_of(run)
     if not rows:
         return '<p class="empty">No evaluation has been made yet.</p>'
@@ -122,7 +122,7 @@ def _table_row(row: Row, compared: bool) -> str:
     if not compared:
         beside = ""
     return (
-        f"<tr><td>{escape(_words(row.protocol))}</td><td>{escape(_words(row.name))}</td>"
+        f"<tr><td>{escape(_label(row.protocol))}</td><td>{escape(_label(row.name))}</td>"
         f'<td class="n"><b>{_shown(row, row.value)}{suffix}</b></td>{beside}'
         f'<td class="barcell">{_bar(row)}</td></tr>'
     )
@@ -143,7 +143,7 @@ def _shown(row: Row, value: float) -> str:
     return f"{value:.2f}" if row.is_of_hundred else escape(short(value))
 
 
-def _words(name: str) -> str:
+def _label(name: str) -> str:
     words = name.replace("_", " ")
     return _NAMES.get(words, words)
 
@@ -153,10 +153,10 @@ def _details(result: dict[str, Any]) -> str:
     if not details:
         return ""
     listed = "".join(
-        f"<dt>{escape(_words(str(name)))}</dt><dd>{escape(plain(value))}</dd>"
+        f"<dt>{escape(_label(str(name)))}</dt><dd>{escape(plain(value))}</dd>"
         for name, value in details.items()
     )
-    title = escape(_words(str(result.get("protocol", "unnamed"))))
+    title = escape(_label(str(result.get("protocol", "unnamed"))))
     return f"<details><summary>How {title} was measured</summary><dl>{listed}</dl></details>"
 
 

@@ -99,21 +99,21 @@ def _runs(graph: Graph, states: Mapping[str, RunState], links: Mapping[str, str]
                 f"{state.step:,} / {planned.total_steps:,}",
                 f"{planned.parameters:,}",
                 f"{planned.trainable_parameters:,}",
-                f"{escape(_words(metric))} <b>{value}</b>",
+                f"{escape(_label(metric))} <b>{value}</b>",
             )
         )
     titles = ("run", "starts from", "state", "steps", "parameters", "trained", "found")
     return _table(titles, rows, numbers=(3, 4, 5, 6))
 
 
-def _words(metric: str) -> str:
+def _label(metric: str) -> str:
     return metric.replace("_", " ").replace(".", ": ")
 
 
 def _cost(ledger: Mapping[str, Any]) -> str:
     reference = ledger["reference"]
-    rows = [_bill(f"result: {ledger['result']['node']}", ledger["result"], reference)]
-    rows += [_bill(name, known, reference) for name, known in ledger["others"].items()]
+    rows = [_cost_row(f"result: {ledger['result']['node']}", ledger["result"], reference)]
+    rows += [_cost_row(name, known, reference) for name, known in ledger["others"].items()]
     if reference is not None:
         rows.append(("reference, not run", _flops(reference["flops"]), *[DASH] * 6))
     titles = (
@@ -136,23 +136,23 @@ def _cost(ledger: Mapping[str, Any]) -> str:
     return f'<p class="subtitle lead-in">{note}</p>{table}'
 
 
-def _bill(
-    title: str, bill: Mapping[str, Any], reference: Mapping[str, Any] | None
+def _cost_row(
+    title: str, cost: Mapping[str, Any], reference: Mapping[str, Any] | None
 ) -> tuple[str, ...]:
     ratio = DASH
-    if reference is not None and bill["flops"] is not None and reference["flops"]:
-        ratio = f"{bill['flops'] / reference['flops']:.3f}"
-    memory = bill["memory_gib"]
-    chain = " \N{RIGHTWARDS ARROW} ".join(bill["critical_path"])
+    if reference is not None and cost["flops"] is not None and reference["flops"]:
+        ratio = f"{cost['flops'] / reference['flops']:.3f}"
+    memory = cost["memory_gib"]
+    chain = " \N{RIGHTWARDS ARROW} ".join(cost["critical_path"])
     return (
         escape(title),
-        _flops(bill["flops"]),
+        _flops(cost["flops"]),
         ratio,
-        duration(bill["device_seconds"]),
-        f"<b>{duration(bill['critical_seconds'])}</b><br><small>{escape(chain)}</small>",
+        duration(cost["device_seconds"]),
+        f"<b>{duration(cost['critical_seconds'])}</b><br><small>{escape(chain)}</small>",
         DASH if memory is None else bytes_(memory * 2**30),
-        duration(bill["start_up_seconds"]),
-        duration(bill["lost_device_seconds"]),
+        duration(cost["start_up_seconds"]),
+        duration(cost["lost_device_seconds"]),
     )
 
 

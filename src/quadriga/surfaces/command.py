@@ -15,7 +15,7 @@ from quadriga.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, INTERRUPTED, UserEr
 from quadriga.launch.exit import GRACE_SECONDS, leave
 
 
-def in_words(sentence: str, flag_of: Mapping[str, str]) -> str:
+def translate_message(sentence: str, flag_of: Mapping[str, str]) -> str:
     """Return a sentence of the engine in the words of a documented command.
 
     Args:

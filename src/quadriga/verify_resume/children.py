@@ -205,14 +205,14 @@ def read_layout(text: str) -> Layout:
     return Layout(parallel, int(ranks))
 
 
-def own_words(steps: int, layout: Layout) -> list[str]:
+def own_overrides(steps: int, layout: Layout) -> list[str]:
     """Return the overrides that make a recipe a run of `steps` steps that can be compared."""
     return [
         f"train.steps={steps}",
         "train.epochs=none",
         f"train.ranks={layout.ranks}",
         f"train.parallel={'ddp' if layout.parallel == 'pp' else layout.parallel}",
-        *_pipeline_words(layout),
+        *_pipeline_overrides(layout),
         f"checkpoint.every_steps={max(1, steps // 4)}",
         "checkpoint.every_epochs=none",
         "checkpoint.keep_best=none",
@@ -225,7 +225,7 @@ def own_words(steps: int, layout: Layout) -> list[str]:
     ]
 
 
-def _pipeline_words(layout: Layout) -> list[str]:
+def _pipeline_overrides(layout: Layout) -> list[str]:
     if layout.parallel != "pp":
         return []
     return [f"executor.stages={layout.stages}", "executor.depths=none", "executor.conf=none"]
@@ -261,7 +261,7 @@ class Runner:
         launcher = [word.replace("{ranks}", str(layout.ranks)) for word in self._launcher]
         own = [
             "train.ranks=1" if launcher and word.startswith("train.ranks=") else word
-            for word in own_words(self._steps, layout)
+            for word in own_overrides(self._steps, layout)
         ]
         train = ["train", self._recipe, *self._words, *own, "--work-dir", str(work_dir)]
         again = ["--resume"] if resume else []

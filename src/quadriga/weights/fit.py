@@ -66,14 +66,14 @@ def fit_all(
     for name, target in targets.items():
         if name not in content.tensors:
             continue
-        given = content.tensors[name]
-        tensor = given if encoder is None else _shaped(name, given, target, encoder, interpolate)
-        problem = _problem(tensor, given, target)
+        source = content.tensors[name]
+        tensor = source if encoder is None else _shaped(name, source, target, encoder, interpolate)
+        problem = _problem(tensor, source, target)
         if problem is None:
             fit.tensors[name] = tensor
-            rows = given.shape[-2:-1]
+            rows = source.shape[-2:-1]
             if name.endswith("positions") and rows != tensor.shape[-2:-1]:
-                before = tuple(given.shape[-2:])
+                before = tuple(source.shape[-2:])
                 fit.reshaped[name] = f"from {before} to {tuple(tensor.shape)}"
         elif strict:
             asked = encoder is not None and name.endswith("positions") and not interpolate
@@ -101,13 +101,13 @@ def foreign_shape(name: str, tensor: Tensor, config: ViTConfig) -> Tensor:
     return tensor[None] if name.endswith("positions") else tensor
 
 
-def _problem(tensor: Tensor, given: Tensor, target: Tensor) -> tuple[str, str] | None:
+def _problem(tensor: Tensor, source: Tensor, target: Tensor) -> tuple[str, str] | None:
     """Return what is asked for and what there is instead; None where the tensor fits."""
     if tensor.shape != target.shape:
-        return f"shape {tuple(target.shape)}", f"{tuple(given.shape)}"
+        return f"shape {tuple(target.shape)}", f"{tuple(source.shape)}"
     # Between floating types values are converted; integers for numbers are something else.
-    if given.is_floating_point() != target.is_floating_point():
-        return f"type {target.dtype}", f"{given.dtype}"
+    if source.is_floating_point() != target.is_floating_point():
+        return f"type {target.dtype}", f"{source.dtype}"
     return None
 
 

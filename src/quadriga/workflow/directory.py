@@ -254,7 +254,7 @@ class WorkflowDirectory:
             graph.name,
             graph.result,
             graph.needs,
-            {node: states[node].spent for node in graph.nodes},
+            {node: states[node].cost for node in graph.nodes},
             {node: planned.flops for node, planned in graph.planned.items()},
             None if graph.reference is None else graph.reference.as_json(),
         )

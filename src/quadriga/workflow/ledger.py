@@ -20,7 +20,7 @@ from quadriga.workflow.graph import Needs, order_of, with_all_needed
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Bill:
+class TotalCost:
     """What a node and all that it started from have cost together."""
 
     nodes: tuple[str, ...]
@@ -37,7 +37,7 @@ class Bill:
     """The most that a rank of any of them has held."""
 
 
-def bill(needs: Needs, costs: Mapping[str, RunCost], name: str) -> Bill:
+def total_cost(needs: Needs, costs: Mapping[str, RunCost], name: str) -> TotalCost:
     """Add up what a node and everything that it needs have cost.
 
     Args:
@@ -51,7 +51,7 @@ def bill(needs: Needs, costs: Mapping[str, RunCost], name: str) -> Bill:
     flops = [part.flops for part in parts]
     memory = [part.memory_gib for part in parts if part.memory_gib is not None]
     path, seconds = longest_path(needs, {n: costs[n].seconds for n in nodes}, name)
-    return Bill(
+    return TotalCost(
         nodes=nodes,
         flops=None if None in flops else sum(each for each in flops if each is not None),
         device_seconds=sum(part.device_seconds for part in parts),
@@ -103,9 +103,9 @@ def as_json(
         "nodes": {n: {**asdict(costs[n]), "planned_flops": planned[n]} for n in needs},
         "result": {
             "node": result,
-            **asdict(bill(needs, costs, result)),
+            **asdict(total_cost(needs, costs, result)),
             "planned_flops": None if None in total else sum(f for f in total if f is not None),
         },
-        "others": {node: asdict(bill(needs, costs, node)) for node in ends},
+        "others": {node: asdict(total_cost(needs, costs, node)) for node in ends},
         "reference": None if reference is None else dict(reference),
     }

@@ -11,7 +11,7 @@ import torch
 
 from quadriga.contracts import Dataset
 from quadriga.engine.build import build_on_meta
-from quadriga.engine.initial_weights import check_origins
+from quadriga.engine.initial_weights import check_initial_weights
 from quadriga.engine.meters.cost import Cost, measure, memory_estimate
 from quadriga.engine.preflight import ASSUMED, check_start, leaves_it_to_data
 from quadriga.engine.run_config import RunConfig
@@ -52,7 +52,7 @@ class Planner:
             UserError: It cannot start.
         """
         self._check(config)
-        check_origins(config, later=REFERENCE)
+        check_initial_weights(config, later=REFERENCE)
         if self._rehearses and leaves_it_to_data(config):
             config = config.override({"objective.classes": ASSUMED})
         return config, self._numbers(config)
@@ -147,5 +147,5 @@ def _memory_gib(config: RunConfig, cost: Cost) -> float | None:
     if config.executor.is_cut or train.recompute != "none":
         return None  # quadriga plan and --dry-run know these
     shards = shard_ranks(train, train.ranks, train.ranks)
-    average = config.ema.decay is not None
-    return memory_estimate(cost, shards=shards, has_average=average).total / 2**30
+    ema = config.ema.decay is not None
+    return memory_estimate(cost, shards=shards, has_ema=ema).total / 2**30

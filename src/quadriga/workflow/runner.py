@@ -81,7 +81,7 @@ class WorkflowRunner:
         for name in needs:
             self.outcome.progress[name] = "finished" if name in finished else "waits"
 
-    def make(self, watch: Callable[[Outcome], None]) -> Outcome:
+    def run(self, watch: Callable[[Outcome], None]) -> Outcome:
         """Make all nodes that can be made.
 
         SIGTERM and SIGUSR1 are handed on: the nodes save and end. Ctrl-C has them do the same; once

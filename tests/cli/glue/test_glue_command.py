@@ -80,7 +80,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def words_of(place: Path, source: str, work_dir: Path, *words: str) -> list[str]:
+def arguments_of(place: Path, source: str, work_dir: Path, *words: str) -> list[str]:
     set_here = {word.partition("=")[0] for word in words}
     quick = [word for word in QUICK if word.partition("=")[0] not in set_here]
     where = source if source == "scratch" else str(place / source)
@@ -91,7 +91,7 @@ def words_of(place: Path, source: str, work_dir: Path, *words: str) -> list[str]
 @pytest.fixture(scope="module")
 def finished(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
-    assert run(words_of(place, "run", folder, "--tasks", "SST-2", "--seeds", "2")) == 0
+    assert run(arguments_of(place, "run", folder, "--tasks", "SST-2", "--seeds", "2")) == 0
     return folder
 
 
@@ -133,7 +133,7 @@ def test_finished_runs_stay_and_a_stopped_one_goes_on(
     shutil.rmtree(stopped / "checkpoints" / "step_00000012")
     (stopped / "report" / "evaluation.json").unlink()
     table = json.loads((folder / "glue.json").read_text())
-    words = words_of(place, "run", folder, "--tasks", "sst2", "--seeds", "2")
+    words = arguments_of(place, "run", folder, "--tasks", "sst2", "--seeds", "2")
     assert run([*words, "--dry-run"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert [line.split()[5] for line in said] == ["finished", "begun"]
@@ -150,8 +150,8 @@ def test_finished_runs_stay_and_a_stopped_one_goes_on(
 def test_a_checkpoint_and_random_weights(place: Path, tmp_path: Path) -> None:
     checkpoint = "run/checkpoints/step_00000002"
     more = ("--tasks", "cola", "--seeds", "1")
-    assert run(words_of(place, checkpoint, tmp_path / "a", *more)) == 0
-    assert run(words_of(place, "run", tmp_path / "b", *more, "--from-scratch")) == 0
+    assert run(arguments_of(place, checkpoint, tmp_path / "a", *more)) == 0
+    assert run(arguments_of(place, "run", tmp_path / "b", *more, "--from-scratch")) == 0
     started = json.loads((tmp_path / "a" / "cola" / "seed_0" / "config.json").read_text())
     assert started["config"]["warm_start"]["path"].endswith(checkpoint)
     started = json.loads((tmp_path / "b" / "cola" / "seed_0" / "config.json").read_text())
@@ -182,7 +182,7 @@ def test_the_folder_of_a_published_model(place: Path, tmp_path: Path) -> None:
     shutil.copy(place / "vocab.txt", folder)
     (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')
     more = ("--tasks", "cola", "--seeds", "1", "optim.lr=0")
-    assert run(words_of(place, "published", tmp_path, *more)) == 0
+    assert run(arguments_of(place, "published", tmp_path, *more)) == 0
     found = read_checkpoint(tmp_path / "cola" / "seed_0", 12)
     for name, tensor in objective.encoder.state_dict().items():
         assert torch.equal(found[f"objective.encoder.{name}"], tensor), name
@@ -192,7 +192,7 @@ def test_the_folder_of_a_published_model(place: Path, tmp_path: Path) -> None:
 
 def test_errors(place: Path, tmp_path: Path, capsys: Capture) -> None:
     def refused(source: str, words: list[str], *fragments: object) -> None:
-        words = words_of(place, source, tmp_path / "never", *words)
+        words = arguments_of(place, source, tmp_path / "never", *words)
         assert_command_refused(words, capsys, *fragments)
 
     refused("none", [], place / "none")

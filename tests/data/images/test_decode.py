@@ -187,7 +187,7 @@ def test_truncated_jpegs_are_unreadable_at_reduced_size():
         image.crop(image.whole, 40, 40)
 
 
-def test_what_turbojpeg_refuses_pillow_judges():
+def test_what_turbojpeg_refuses_pillow_decides():
     data = encoded(noise(64, 64, cells=2))
     spoiled = data[:-2] + b"\0" * 20 + data[-2:]
     with refuses("extraneous", error=ValueError):

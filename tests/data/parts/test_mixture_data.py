@@ -21,7 +21,7 @@ from quadriga.errors import UserError
 from quadriga.recipes.mixture import mixture_digits
 
 
-def settled(**words: Any) -> RunConfig:
+def inferred(**words: Any) -> RunConfig:
     values = {name.replace("__", "."): value for name, value in words.items()}
     return infer_num_classes(Resolved.of(mixture_digits().override(values), "test")).config
 
@@ -85,11 +85,11 @@ def test_the_data_of_a_task_may_move(tmp_path: Path) -> None:
         return identity(mixture_digits().override({"data.tasks": tasks}))
 
     assert of("here") == of("there")
-    assert identity(settled(data__tasks__digits__weight=3)) != identity(settled())
+    assert identity(inferred(data__tasks__digits__weight=3)) != identity(inferred())
 
 
 def test_steps_are_counted_and_classes_come_from_each_tasks_data() -> None:
-    config = settled()
+    config = inferred()
     assert dict(config.leaves())["objective.tasks.digits.objective.classes"] == 10
     dataset, plan = check_start(config, world_size=2)
     assert (plan.accumulate, plan.batch_size, plan.dataset_size) == (2, 56, len(dataset))
@@ -162,7 +162,7 @@ class Coupled(PooledObjective):
 
 def test_a_method_that_couples_samples_is_refused() -> None:
     kind = f"{__name__}:CoupledConfig"
-    config = settled().override({"objective.tasks.shapes.objective": {"kind": kind}})
+    config = inferred().override({"objective.tasks.shapes.objective": {"kind": kind}})
     with pytest.raises(UserError, match=r"objective\.tasks\.shapes\.objective\.kind"):
         config.objective.build(config.model)
 
@@ -176,7 +176,7 @@ def test_a_mixture_is_told_in_one_line_on_the_command_line(
 
 
 def test_tasks_of_the_same_shape_begin_with_different_values() -> None:
-    config = settled(objective__tasks__shapes__objective={"kind": "supervised", "classes": 10})
+    config = inferred(objective__tasks__shapes__objective={"kind": "supervised", "classes": 10})
     config = config.override({"objective.tasks.shapes.model": None})
     objective = config.objective.build(config.model)
     objective.initialise(seed=1)

@@ -56,7 +56,7 @@ def test_a_share_below_the_limit_does_not_stop_the_run():
         assert len(list(loader.batches(range(10)))) == 10
 
 
-def test_twenty_unreadable_samples_are_enough_to_judge():
+def test_twenty_unreadable_samples_are_enough_to_decide():
     with loader_of(Images(400, range(0, 400, 2)), max_unreadable_fraction=0.1) as loader:
         with refuses("loader.max_unreadable_fraction") as caught:
             list(loader.batches(range(400 // BATCH)))

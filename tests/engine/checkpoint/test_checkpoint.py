@@ -374,7 +374,7 @@ def test_a_state_on_the_gpu_is_copied_before_training_goes_on(tmp_path: Path) ->
 
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_what_lies_beside_a_checkpoint_stops_nothing(tmp_path: Path, asynchronous: bool) -> None:
-    """The hooks see whole checkpoints and reported numbers; what they raise is a warning."""
+    """The hooks see whole checkpoints and reported metrics; what they raise is a warning."""
     said: list[str] = []
     seen: list[object] = []
 
@@ -383,8 +383,8 @@ def test_what_lies_beside_a_checkpoint_stops_nothing(tmp_path: Path, asynchronou
         if seen[-1] == 2:
             raise OSError("no room beside it")
 
-    def on_reported(step: int, numbers: Mapping[str, float]) -> None:
-        seen.append((step, dict(numbers)))
+    def on_reported(step: int, metrics: Mapping[str, float]) -> None:
+        seen.append((step, dict(metrics)))
         raise OSError("no room in the log")
 
     config = CheckpointConfig(asynchronous=asynchronous)

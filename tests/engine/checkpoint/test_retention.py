@@ -138,20 +138,20 @@ def test_the_value_of_a_first_checkpoint_that_is_still_being_written(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("name", "numbers", "known"),
+    ("name", "metrics", "known"),
     [
         ("lost", {"loss": 1.0}, "loss"),
         ("knn.top2", {"knn.top1": 9.0, "knn.top5": 20.0, "other.top2": 1.0}, "knn.top1, knn.top5"),
     ],
 )
 def test_a_name_that_is_never_measured_is_told_at_once(
-    tmp_path: Path, name: str, numbers: dict[str, float], known: str
+    tmp_path: Path, name: str, metrics: dict[str, float], known: str
 ) -> None:
     warnings: list[str] = []
     retention = Retention(tmp_path, CheckpointConfig(keep_best=name), warnings.append)
     retention.report(2, {"unrelated.value": 1.0} if "." in name else {}, saving=None)
     assert warnings == []
     for step in (2, 4):
-        retention.report(step, numbers, saving=None)
+        retention.report(step, metrics, saving=None)
     (warning,) = warnings
     assert_says(warning, "checkpoint.keep_best", name, known)

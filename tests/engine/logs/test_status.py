@@ -32,9 +32,9 @@ def save(folder, step, size=3):
     write_manifest(path, Manifest(2, step, "hash", 1, files))
 
 
-def judge(folder, step, **numbers):
+def write_evaluation(folder, step, **metrics):
     (folder / "report").mkdir(exist_ok=True)
-    result = {"protocol": "knn", "numbers": numbers, "pictures": {}, "details": {}}
+    result = {"protocol": "knn", "numbers": metrics, "pictures": {}, "details": {}}
     content = json.dumps({"step": step, "overrides": {}, "results": [result]})
     (folder / "report" / "evaluation.json").write_text(content)
 
@@ -72,13 +72,13 @@ def test_whoever_looks_at_a_lock_does_not_keep_it(tmp_path):
         assert again is not None
 
 
-def test_a_run_is_finished_when_its_last_checkpoint_is_judged(tmp_path):
+def test_a_run_is_finished_when_its_last_checkpoint_is_evaluated(tmp_path):
     begin(tmp_path)
     save(tmp_path, 10)
     assert state_of(tmp_path, None).state == "stopped"
-    judge(tmp_path, 8, top1=70.0)
+    write_evaluation(tmp_path, 8, top1=70.0)
     assert state_of(tmp_path, None).state == "stopped"
-    judge(tmp_path, 10, top1=71.5, top1_random=60.0)
+    write_evaluation(tmp_path, 10, top1=71.5, top1_random=60.0)
     state = state_of(tmp_path, None)
     assert (state.state, state.step, state.metric, state.value) == (
         "finished",
@@ -122,5 +122,7 @@ def test_torn_lines_are_passed_over_and_evaluations_are_timed(tmp_path):
 def test_a_run_of_several_modules_is_told_by_the_accuracy_of_the_first(tmp_path):
     begin(tmp_path)
     save(tmp_path, 10)
-    judge(tmp_path, 10, **{"loss": 4.0, "module_0.accuracy": 0.5, "module_1.accuracy": 0.75})
+    write_evaluation(
+        tmp_path, 10, **{"loss": 4.0, "module_0.accuracy": 0.5, "module_1.accuracy": 0.75}
+    )
     assert state_of(tmp_path, CONFIG).metric == "knn.module_0.accuracy"

@@ -255,9 +255,9 @@ def test_memory_estimate_adds_up():
     assert adam.activations == cost.activation_bytes + cost.batch_bytes
     assert adam.total == adam.parameters + 3 * FLOAT * PARAMETERS + adam.activations
     assert memory_estimate(cost, gathered=99).gathered == 0  # nothing to gather on one rank
-    shards = memory_estimate(cost, shards=4, gathered=99, has_average=True)
+    shards = memory_estimate(cost, shards=4, gathered=99, has_ema=True)
     assert shards.parameters == cost.parameter_bytes / 4
-    assert shards.gradients == shards.average == FLOAT * PARAMETERS / 4
+    assert shards.gradients == shards.ema == FLOAT * PARAMETERS / 4
     assert shards.optimizer == 2 * shards.gradients
     assert shards.total == (
         shards.parameters + 4 * shards.gradients + 99 + cost.activation_bytes + cost.batch_bytes

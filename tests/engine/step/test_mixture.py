@@ -51,7 +51,7 @@ def run_cases(
     return {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in cases}
 
 
-def words_of(parallel: str, workers: int) -> list[str]:
+def overrides_of(parallel: str, workers: int) -> list[str]:
     return [f"train.parallel={parallel}", f"loader.workers={workers}"]
 
 
@@ -136,7 +136,7 @@ def test_a_step_is_replayed_block_by_block(tmp_path: Path) -> None:
 def test_two_ranks_make_the_steps_of_one(
     tmp_path: Path, reference: dict[str, Any], ranks: int, parallel: str, workers: int
 ) -> None:
-    found = run_cases(tmp_path, ranks, {"case": words_of(parallel, workers)}, timeout=120)
+    found = run_cases(tmp_path, ranks, {"case": overrides_of(parallel, workers)}, timeout=120)
     assert_alike(found["case"], reference)
 
 
@@ -145,11 +145,11 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], An
     """What came out of every case; one start of processes per world size."""
     folder, found = tmp_path_factory.mktemp("matrix"), {}
     for ranks in (1, 2, 4):
-        cases = {f"{p}-{w}": words_of(p, w) for n, p, w in CASES if n == ranks}
+        cases = {f"{p}-{w}": overrides_of(p, w) for n, p, w in CASES if n == ranks}
         if ranks == 4:
             cases |= {
-                "keep": [*words_of("fsdp", 0), *MORE["keep"]],
-                "hsdp": [*words_of("hsdp", 0), "train.shard_ranks=2"],
+                "keep": [*overrides_of("fsdp", 0), *MORE["keep"]],
+                "hsdp": [*overrides_of("hsdp", 0), "train.shard_ranks=2"],
             }
         outcome = run_cases(folder, ranks, cases, timeout=800)
         found |= {(ranks, name): result for name, result in outcome.items()}

@@ -157,9 +157,9 @@ def test_the_smallest_need_is_enough() -> None:
 
 def _refusals(limit: int) -> list:
     planner = Planner(made_profile(), 4, 16, limit)
-    judged = [planner._judge(*group) for group in planner._classes()]
-    assert not any(fitting for fitting, _ in judged)
-    return [refusal for _, refusal in judged if refusal is not None]
+    evaluated = [planner._evaluate(*group) for group in planner._classes()]
+    assert not any(fitting for fitting, _ in evaluated)
+    return [refusal for _, refusal in evaluated if refusal is not None]
 
 
 def test_too_few_micro_batches_are_a_reason() -> None:

@@ -41,7 +41,7 @@ def make_steps(case: dict[str, Any], seen: Any = None) -> list[StepOutput]:
 
 
 @pytest.mark.parametrize(
-    ("case", "banks", "passes"),
+    ("case", "copies", "passes"),
     [
         ({"schedule": "2bw"}, 2, 1),
         ({"schedule": "2bw", "recompute": "selective"}, 2, 2),
@@ -51,7 +51,7 @@ def make_steps(case: dict[str, Any], seen: Any = None) -> list[StepOutput]:
     ],
 )
 def test_each_version_computes_its_own_blocks_so_often(
-    monkeypatch: pytest.MonkeyPatch, case: dict[str, Any], banks: int, passes: int
+    monkeypatch: pytest.MonkeyPatch, case: dict[str, Any], copies: int, passes: int
 ) -> None:
     calls: list[int] = []
     forward = ToyBlock.forward
@@ -63,7 +63,7 @@ def test_each_version_computes_its_own_blocks_so_often(
     monkeypatch.setattr(ToyBlock, "forward", counted)
     make_steps({**case, "dropout": 0.3})
     assert len(calls) == STEPS * 2 * 4 * passes
-    assert len(set(calls)) == 4 * banks
+    assert len(set(calls)) == 4 * copies
 
 
 def test_the_values_that_were_sent_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:

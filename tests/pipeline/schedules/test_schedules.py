@@ -49,9 +49,9 @@ def test_each_pass_once_and_in_order(name, stages, extra, steps, first):
                 case Update(step):
                     assert not any(t <= step for t, _ in in_flight), "its gradient is complete"
                     if schedule.delay:
-                        # The bank of the next version: nothing in flight was computed with it.
-                        banks = {schedule.version(t) % 2 for t, _ in in_flight}
-                        assert (step + 1) % 2 not in banks
+                        # The copy of the next version: nothing in flight was computed with it.
+                        copies = {schedule.version(t) % 2 for t, _ in in_flight}
+                        assert (step + 1) % 2 not in copies
                     updated.add(step)
                 case Wait(step):
                     assert step in updated

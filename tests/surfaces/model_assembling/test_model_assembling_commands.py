@@ -25,7 +25,7 @@ from quadriga.engine.resume import Request
 from quadriga.engine.session import run
 from quadriga.errors import UserError
 from quadriga.surfaces.model_assembling import main
-from quadriga.surfaces.model_assembling.main import in_flags, read_command, read_words, train
+from quadriga.surfaces.model_assembling.main import in_flags, read_arguments, read_command, train
 from quadriga.surfaces.model_assembling.sources import meta_depths
 from quadriga.weights.files import read_weights
 from quadriga.weights.layouts.model_stages import digest, own_names
@@ -92,7 +92,7 @@ def test_the_chain_is_the_engines_own(there: Path, images: Path, tmp_path: Path)
     for name, step in (("PT_tiny", 6), ("MT_tiny_2", 3), ("FT_tiny", 1)):
         script, number = scripts[name]
         words = [*commands(script, there)[number], *small(images, *ONE_EPOCH)]
-        resolved = read_command(read_words(words, {}), {}).resolved
+        resolved = read_command(read_arguments(words, {}), {}).resolved
         run(
             resolved.override(origin[name], "test"),
             Request(tmp_path / name),
@@ -255,7 +255,7 @@ def test_released_files_hold_stages_alone(
         lines.append(capsys.readouterr().out.splitlines()[-1])
     assert lines[0] == lines[1]
     (mt, *_) = commands(MT, there)
-    flags = read_words(
+    flags = read_arguments(
         [*mt, *small(images, *ONE_EPOCH), "--meta_model", str(tmp_path / "meta.pth")], {}
     )
     leaves = dict(read_command(flags, {}).resolved.config.leaves())

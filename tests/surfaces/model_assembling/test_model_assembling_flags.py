@@ -18,7 +18,7 @@ from quadriga.engine.run_plan import make_plan
 from quadriga.errors import UserError
 from quadriga.methods.supervised import SupervisedConfig
 from quadriga.surfaces.model_assembling.flags import parser, read_flags
-from quadriga.surfaces.model_assembling.main import in_flags, read_command, read_words, train
+from quadriga.surfaces.model_assembling.main import in_flags, read_arguments, read_command, train
 from quadriga.surfaces.model_assembling.models import MODELS, find_model
 from quadriga.surfaces.model_assembling.to_config import config_tree, with_length
 
@@ -260,12 +260,12 @@ def test_overrides_and_the_hybrids_target(images: Path, tmp_path: Path) -> None:
     words = ["--phase", "MT", "--model", "deit_tiny_patch16_224", "--divided_depths", "4", "2"]
     words += ["--idx", "0", "--meta_model", str(tmp_path / "meta.pth"), *small(images)]
     words += ["--batch_size", "4", "--override", "loader.prefetch=2"]
-    leaves = dict(read_command(read_words(words, {}), {}).resolved.config.leaves())
+    leaves = dict(read_command(read_arguments(words, {}), {}).resolved.config.leaves())
     assert leaves["modular.depths"] == [4, 4]
     assert leaves["modular.meta_depths"] == [1, 2]
     assert (leaves["model.depth"], leaves["loader.prefetch"]) == (8, 2)
     words += ["--target_depths", "4", "6", "--initialise", "inherit", "--imitation", "0.5"]
-    leaves = dict(read_command(read_words(words, {}), {}).resolved.config.leaves())
+    leaves = dict(read_command(read_arguments(words, {}), {}).resolved.config.leaves())
     assert (leaves["modular.depths"], leaves["model.depth"]) == ([4, 6], 10)
     assert (leaves["modular.initialise"], leaves["modular.imitation"]) == ("inherit", 0.5)
     said = refused(*words, "--target_depths", "3", "6")

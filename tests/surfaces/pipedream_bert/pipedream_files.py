@@ -54,7 +54,7 @@ class Files:
             *more,
         ]
 
-    def glue_words(self, *more: str) -> list[str]:
+    def glue_arguments(self, *more: str) -> list[str]:
         """Return what every command line of `compute_glue_scores.py` here has."""
         return [
             *("--data_dir", str(self.task), "--task_name", "RTE", "-m", "models.bert4.depth=2"),

@@ -19,9 +19,9 @@ from errors import assert_says, refuses
 from quadriga.engine.faults.preemption import Preempted
 from quadriga.surfaces.pipedream_bert.glue import compute, read_pretrained
 from quadriga.surfaces.pipedream_bert.glue_flags import read_flags as read_glue_flags
+from quadriga.surfaces.pipedream_bert.messages import in_flags
 from quadriga.surfaces.pipedream_bert.pretrain import main, pretrain
 from quadriga.surfaces.pipedream_bert.stage_files import choose_files, read_stages
-from quadriga.surfaces.pipedream_bert.words import in_flags
 from quadriga.weights.layouts.pipedream import own_names
 from ranks import free_port
 from tiny import assert_bit_equal, read_checkpoint, read_metrics
@@ -102,7 +102,7 @@ def test_the_command_for_accuracy_and_its_fine_tuning(files: Files, here: Path) 
         found = own_names(read_stages(choose_files(checkpoints, epoch, 1)))
         assert_bit_equal(found, objective_of(run, step))
     assert (checkpoints / "vocab.txt").read_text() == files.vocabulary.read_text()
-    own = files.glue_words("--do_train", "--do_eval", "--checkpoint_path", str(checkpoints))
+    own = files.glue_arguments("--do_train", "--do_eval", "--checkpoint_path", str(checkpoints))
     own += ["--epoch", "1", "--num_stages", "1", "--num_train_epochs", "1", *QUIET]
     own += ["--train_batch_size", "6", "--eval_batch_size", "6", "--output_dir", "rte"]
     out = finish(
@@ -120,11 +120,11 @@ def test_the_command_for_accuracy_and_its_fine_tuning(files: Files, here: Path) 
 def test_fine_tuning_starts_from_the_encoder_and_the_pooler_alone(
     files: Files, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where a task has as many classes as the next-sentence head; then it is judged alone."""
+    """Also where a task has as many classes as the next-sentence head; then evaluated alone."""
     (here / "saved").mkdir()
     saved = ["--checkpoint_dir", "saved", *QUIET]
     assert pretrain(files.words("--num_minibatches", "2", *saved), {}) == 0
-    own = files.glue_words("--do_train", "--do_eval", "--checkpoint_path", "saved")
+    own = files.glue_arguments("--do_train", "--do_eval", "--checkpoint_path", "saved")
     flags = read_glue_flags(own)
     whole = objective_of(here / "saved" / "run", 2)
     expected = {n: t for n, t in whole.items() if n.startswith(("encoder.", "pooler."))}
@@ -134,10 +134,10 @@ def test_fine_tuning_starts_from_the_encoder_and_the_pooler_alone(
     own += ["--output_dir", "rte", "--override", "train.steps=1", *QUIET]
     assert compute(own, {}) == 0
     trained = capsys.readouterr().out
-    assert compute(files.glue_words("--do_eval", "--output_dir", "rte"), {}) == 0
-    judged = capsys.readouterr().out
+    assert compute(files.glue_arguments("--do_eval", "--output_dir", "rte"), {}) == 0
+    evaluated = capsys.readouterr().out
     score = [line for line in trained.splitlines() if line.startswith("accuracy = ")]
-    assert score == [line for line in judged.splitlines() if line.startswith("accuracy = ")]
+    assert score == [line for line in evaluated.splitlines() if line.startswith("accuracy = ")]
     assert len(score) == 1
 
 

@@ -22,8 +22,8 @@ from quadriga.surfaces.pipedream_bert.glue_flags import parser as glue_parser
 from quadriga.surfaces.pipedream_bert.glue_flags import read_flags as read_glue_flags
 from quadriga.surfaces.pipedream_bert.launch import parser as launch_parser
 from quadriga.surfaces.pipedream_bert.launch import place_of
+from quadriga.surfaces.pipedream_bert.messages import in_flags
 from quadriga.surfaces.pipedream_bert.pretrain import read_command
-from quadriga.surfaces.pipedream_bert.words import in_flags
 
 SURFACE = Path(__file__).resolve().parents[3] / "surfaces" / "pipedream_bert"
 TWO = {"RANK": "0", "WORLD_SIZE": "2"}
@@ -325,7 +325,7 @@ def test_a_flag_of_fine_tuning_is_a_value(
     files: Files, words: tuple[str, ...], expected: dict[str, Any]
 ) -> None:
     own = ("--do_train", "--do_eval", "--random", "--vocab_path", str(files.vocabulary))
-    tree = glue_tree(read_glue_flags(files.glue_words(*own, *words)), 1)
+    tree = glue_tree(read_glue_flags(files.glue_arguments(*own, *words)), 1)
     found = dict(RunConfig.from_dict(tree).leaves())
     assert {path: found[path] for path in expected} == expected
 
@@ -350,4 +350,4 @@ def test_what_fine_tuning_refuses(
     files: Files, words: tuple[str, ...], fragments: tuple[object, ...]
 ) -> None:
     with refuses(*fragments):
-        glue_tree(read_glue_flags(files.glue_words(*words)), 1)
+        glue_tree(read_glue_flags(files.glue_arguments(*words)), 1)

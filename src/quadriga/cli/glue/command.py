@@ -62,22 +62,22 @@ class _Run:
     def __str__(self) -> str:
         return f"{self.task.name} seed {self.seed}"
 
-    def numbers(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Return what it found; nothing before it is finished."""
-        from quadriga.cli.glue.results import numbers_of
+        from quadriga.cli.glue.results import metrics_of
 
-        return numbers_of(self.folder, self.steps)
+        return metrics_of(self.folder, self.steps)
 
     def state(self) -> str:
         from quadriga.engine.checkpoint.store import list_checkpoints
         from quadriga.engine.logs.directory import RunDirectory
 
-        if self.numbers():
+        if self.metrics():
             return "finished"
         return "begun" if list_checkpoints(RunDirectory(self.folder).checkpoints) else "new"
 
     def make(self) -> int:
-        """Train and judge; return the exit code."""
+        """Train and evaluate; return the exit code."""
         from quadriga.cli import train
 
         request = train.TrainRequest(
@@ -144,25 +144,25 @@ def _make(
         raise UserError(f"work dir {folder} cannot be made: {error.strerror}") from error
     found: dict[str, dict[int, dict[str, float]]] = {}
 
-    def note(run: _Run, numbers: dict[str, float]) -> None:
-        found.setdefault(run.task.name, {})[run.seed] = numbers
+    def note(run: _Run, metrics: dict[str, float]) -> None:
+        found.setdefault(run.task.name, {})[run.seed] = metrics
         write_results(folder, summary(name, range(seeds), tasks, found))
 
     for place, run in enumerate(runs, 1):
-        numbers = run.numbers()
+        metrics = run.metrics()
         where = f"[{place}/{len(runs)}] {run}"
-        print(f"{where}: {'finished already' if numbers else run.folder}", flush=True)
-        if not numbers:
+        print(f"{where}: {'finished already' if metrics else run.folder}", flush=True)
+        if not metrics:
             code = run.make()
             if code != 0:
                 return code
-            numbers = run.numbers()
+            metrics = run.metrics()
             gc.collect()  # what the run was made of has cycles, and the next is as large
-        if not numbers:
+        if not metrics:
             raise UserError(
                 f"{run} has no result: evaluation.protocols must have glue; leave it as it is"
             )
-        note(run, numbers)
+        note(run, metrics)
     _print(summary(name, range(seeds), tasks, found))
     print(f"results: {folder / 'glue.md'}, {folder / 'glue.json'}")
     return 0
@@ -191,7 +191,7 @@ def _tasks(request: GlueRequest) -> list[GlueTask]:
         words = [word for word in request.tasks.split(",") if word.strip()]
         named = {task.name: task for task in (task_called(word.strip()) for word in words)}
         if "mnli-mm" in named:
-            raise UserError("--tasks: mnli is judged on both sets, so name mnli, not mnli-mm")
+            raise UserError("--tasks: mnli is evaluated on both sets, so name mnli, not mnli-mm")
         if named:
             return list(named.values())
     found = tasks_in(request.data)

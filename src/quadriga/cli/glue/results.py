@@ -21,8 +21,8 @@ Found = Mapping[str, Mapping[int, Mapping[str, float]]]
 """Task -> seed -> name of a number -> value."""
 
 
-def numbers_of(run: Path, step: int) -> dict[str, float]:
-    """Return the GLUE numbers of a run after `step` steps; none where it has not been judged."""
+def metrics_of(run: Path, step: int) -> dict[str, float]:
+    """Return the GLUE metrics of a run after `step` steps; none where it has not been evaluated."""
     results = read_results(RunDirectory(run).report / RESULTS)
     if results["step"] != step or results.get("overrides"):
         return {}
@@ -46,7 +46,7 @@ def summary(source: str, seeds: Sequence[int], tasks: Sequence[GlueTask], found:
         by_seed = found.get(task.name, {})
         names = list(next(iter(by_seed.values()), {}))
         described[task.name] = {
-            name: _spread({seed: numbers[name] for seed, numbers in by_seed.items()})
+            name: _spread({seed: metrics[name] for seed, metrics in by_seed.items()})
             for name in names
         }
     means = [task[SCORE]["mean"] for task in described.values() if SCORE in task]
@@ -76,15 +76,15 @@ def _spread(values: Mapping[int, float]) -> dict[str, Any]:
 def rows_of(summed: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the table: task, seeds done, score, then its metrics; every number times 100."""
     rows: list[tuple[str, ...]] = []
-    for task, numbers in summed["tasks"].items():
-        if not numbers:
+    for task, metrics in summed["tasks"].items():
+        if not metrics:
             rows.append((task, "0", "-", ""))
             continue
-        metrics = ", ".join(
-            f"{_title(name)} {_shown(value)}" for name, value in numbers.items() if name != SCORE
+        shown = ", ".join(
+            f"{_title(name)} {_shown(value)}" for name, value in metrics.items() if name != SCORE
         )
-        score = numbers[SCORE]
-        rows.append((task, str(len(score["by_seed"])), _shown(score), metrics))
+        score = metrics[SCORE]
+        rows.append((task, str(len(score["by_seed"])), _shown(score), shown))
     return rows
 
 

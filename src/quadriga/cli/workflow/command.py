@@ -227,7 +227,7 @@ class _Run:
             max_restarts=self._request.max_restarts,
         )
         with live:
-            outcome = runner.make(live.watch)
+            outcome = runner.run(live.watch)
         self._sum_up(outcome, runner)
         return outcome.exit_code
 

@@ -66,7 +66,7 @@ def figures(state: RunState) -> tuple[str, str, str, str]:
     found = UNKNOWN
     if state.metric is not None and state.value is not None:
         found = f"{state.metric} {measured(state.metric, state.value)}"
-    took = state.spent.seconds
+    took = state.cost.seconds
     return (
         f"{state.step}/{total}",
         found,
@@ -98,8 +98,8 @@ def run_table(name: str, state: RunState) -> Table:
 
 def ledger_table(ledger: Mapping[str, Any]) -> Table:
     """Return what the result, the other ends and the reference cost, each sum by itself."""
-    bills = [("result", ledger["result"])]
-    bills += [("beside it", {"node": name, **known}) for name, known in ledger["others"].items()]
+    costs = [("result", ledger["result"])]
+    costs += [("beside it", {"node": name, **known}) for name, known in ledger["others"].items()]
     rows: list[tuple[str, ...]] = [
         (
             f"{what}: {known['node']}",
@@ -110,7 +110,7 @@ def ledger_table(ledger: Mapping[str, Any]) -> Table:
             duration(known["start_up_seconds"]),
             duration(known["lost_device_seconds"]),
         )
-        for what, known in bills
+        for what, known in costs
     ]
     reference = ledger["reference"]
     if reference is not None:
@@ -134,7 +134,7 @@ def show(table: Table) -> None:
 def node_json(state: RunState) -> dict[str, Any]:
     """Return a run's state as plain values."""
     plain = asdict(state)
-    return {**plain, "seconds": state.spent.seconds}
+    return {**plain, "seconds": state.cost.seconds}
 
 
 def status(work_dir: Path, as_json: bool) -> None:

@@ -104,7 +104,7 @@ class OpenedImage:
             pixels = _decode_jpeg(data, self.height, self.width, eighths)
             if pixels is not None:
                 return _cut(pixels, reduced_box(box, eighths))
-            # What TurboJPEG finds fault with is for Pillow to judge, so that one library decides
+            # What TurboJPEG finds fault with is for Pillow to decide, so that one library decides
             # what is readable.
             self._pillow = _open_with_pillow(data, self._record.name)
         return _cut(_pixels_with_pillow(self._pillow, self._record.name), box)

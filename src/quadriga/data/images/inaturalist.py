@@ -106,7 +106,7 @@ def _class_of_category(root: Path, train: Any, train_path: Path, level: Level) -
 
 
 def _on_disk(root: Path, names: list[str], annotations: Path) -> list[str]:
-    """Return the paths below `root` that the images really have, judged by the first of them."""
+    """Return the paths below `root` that the images really have, as the first of them shows."""
     if (root / names[0]).is_file():
         return names
     short = ["/".join((*parts[:1], *parts[2:])) for parts in (name.split("/") for name in names)]

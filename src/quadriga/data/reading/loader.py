@@ -25,7 +25,7 @@ OnRead = Callable[[int, Part, Batch], None]
 """Told each micro-batch as it was read: its step, what was asked for, and itself."""
 
 _PATIENCE = 20
-"""So many unreadable samples are awaited before their share is judged, within the first epoch."""
+"""So many unreadable samples are awaited before their share is checked, within the first epoch."""
 
 
 @final
@@ -294,8 +294,8 @@ class _Tally:
         if not reply.unreadable and not epoch_done:
             return
         bad, seen = self.unreadable, int(np.count_nonzero(self._seen))
-        judged = epoch_done or bad >= _PATIENCE or self._max_fraction == 0
-        if judged and bad > self._max_fraction * seen:
+        is_enough = epoch_done or bad >= _PATIENCE or self._max_fraction == 0
+        if is_enough and bad > self._max_fraction * seen:
             raise UserError(
                 f"loader.max_unreadable_fraction is {self._max_fraction:g}, but {bad} of {seen} "
                 f"samples ({bad / seen:.1%}) are unreadable; mend them or raise it"

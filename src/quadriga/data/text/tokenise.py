@@ -89,21 +89,21 @@ def tokenise(
     """
     with (
         StoreWriter(folder, len(vocabulary)) as writer,
-        ProgressBar(f"tokenising to {folder}", texts) as progress,
+        ProgressBar(f"tokenising to {folder}", texts) as bar,
     ):
-        builder = _Builder(writer, vocabulary, document_sentences, progress.advance)
+        builder = _Builder(writer, vocabulary, document_sentences, bar.advance)
         for text in texts:
             writer.source(text.name)
             for sentence in text.read():
                 builder.add(sentence)
             builder.add(None)
             builder.flush()
-            progress.done(text)
+            bar.done(text)
         formats = Counter(text.format for text in texts)
         writer.finish({"vocabulary": vocabulary.digest, "formats": formats})
         files = ", ".join(count(number, f"{name} file") for name, number in formats.items())
         documents, sentences = writer.documents, writer.sentence_count
-        progress.found = f"{files}, {count(documents, 'document')}, {count(sentences, 'sentence')}"
+        bar.found = f"{files}, {count(documents, 'document')}, {count(sentences, 'sentence')}"
 
 
 def sentences_of(texts: Sequence[Source], what: str) -> Iterator[str]:
@@ -112,7 +112,7 @@ def sentences_of(texts: Sequence[Source], what: str) -> Iterator[str]:
     Raises:
         UserError: A file cannot be read.
     """
-    with ProgressBar(what, texts) as progress:
+    with ProgressBar(what, texts) as bar:
         for text in texts:
             unsaid = 0
             for sentence in text.read():
@@ -121,9 +121,9 @@ def sentences_of(texts: Sequence[Source], what: str) -> Iterator[str]:
                 yield sentence
                 unsaid += len(sentence)
                 if unsaid > _CHARACTERS:
-                    progress.advance(unsaid)
+                    bar.advance(unsaid)
                     unsaid = 0
-            progress.done(text)
+            bar.done(text)
 
 
 class _Builder:

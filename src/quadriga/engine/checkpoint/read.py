@@ -83,8 +83,8 @@ def read_objective(
     Raises:
         UserError: The tensors are not those of this model, or there is no moving average.
     """
-    averaged = {n for n, p in objective.named_parameters() if p.requires_grad}
-    prefixes = {name: "ema" for name in averaged if weights == "ema"}
+    trained = {n for n, p in objective.named_parameters() if p.requires_grad}
+    prefixes = {name: "ema" for name in trained if weights == "ema"}
     state = {
         f"{prefixes.get(name, 'objective')}.{name}": tensor
         for name, tensor in objective.state_dict().items()
@@ -283,13 +283,13 @@ def read_model(folder: Path, weights: Weights, option: str) -> dict[str, Tensor]
         raise UserError(f"checkpoint {folder} is damaged: {error}; choose another") from error
     source = {name.removeprefix(OBJECTIVE): name for name in stored if name.startswith(OBJECTIVE)}
     if weights == "ema":
-        averages = {name.removeprefix(EMA): name for name in stored if name.startswith(EMA)}
-        if not averages:
+        ema_names = {name.removeprefix(EMA): name for name in stored if name.startswith(EMA)}
+        if not ema_names:
             raise UserError(
                 f"{option} must be raw for checkpoint {folder}, but is ema: it holds no moving "
                 "average (ema.decay was not set)"
             )
-        source.update(averages)
+        source.update(ema_names)
     state = _read_tensors(folder, [stored[name] for name in source.values()])
     return {name: state[stored_name] for name, stored_name in source.items()}
 

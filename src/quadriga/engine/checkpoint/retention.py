@@ -50,21 +50,21 @@ class Retention:
         self.explained = False
         """Whether the user was told that nothing of that name is measured."""
 
-    def report(self, step: int, numbers: Mapping[str, float], saving: int | None) -> None:
+    def report(self, step: int, metrics: Mapping[str, float], saving: int | None) -> None:
         """Note what is known of the state after `step`.
 
         Args:
             step: Finished steps.
-            numbers: Names and values; only ``keep_best`` is looked at.
+            metrics: Names and values; only ``keep_best`` is looked at.
             saving: A step whose checkpoint is being written.
         """
         name = self._config.keep_best
         if name is None:
             return
-        if name not in numbers:
-            self._explain(name, numbers)
+        if name not in metrics:
+            self._explain(name, metrics)
             return
-        value = numbers[name]
+        value = metrics[name]
         if not math.isfinite(value):
             return
         with self._lock:
@@ -80,10 +80,10 @@ class Retention:
                         f"now, the value of step {step} is forgotten"
                     )
 
-    def _explain(self, name: str, numbers: Mapping[str, float]) -> None:
+    def _explain(self, name: str, metrics: Mapping[str, float]) -> None:
         """Tell a name that does not exist: the others of its protocol, or of a step, are there."""
         source = name.rpartition(".")[0]
-        known = sorted(other for other in numbers if other.rpartition(".")[0] == source)
+        known = sorted(other for other in metrics if other.rpartition(".")[0] == source)
         if known and not self.explained:
             self.explained = True
             self._warn(

@@ -179,19 +179,19 @@ class CheckpointStore:
         stalled, self._stalled = self._stalled, 0.0
         return stalled
 
-    def report(self, step: int, numbers: Mapping[str, float]) -> None:
+    def report(self, step: int, metrics: Mapping[str, float]) -> None:
         """Tell what is known of the state after `step`: ``checkpoint.keep_best`` may be in it.
 
         Args:
             step: Finished steps.
-            numbers: Values by name; rank 0's count.
+            metrics: Values by name; rank 0's count.
         """
         if self._retention is not None and self._config.keep_best is not None:
             saving = self._saving.step if self._saving is not None else None
-            self._retention.report(step, numbers, saving)
+            self._retention.report(step, metrics, saving)
         if self._on_reported is not None:
             try:
-                self._on_reported(step, numbers)
+                self._on_reported(step, metrics)
             except OSError as error:
                 self._warn(f"what was found after step {step} was not written: {error}")
 

@@ -156,7 +156,7 @@ def _waiting(reports: Sequence[Report]) -> str:
 
 FACTORS: dict[Phase, float] = {"start": 10.0, "save": 10.0, "evaluate": 100.0}
 """Multiples of ``health.hang_seconds`` that a phase beside the steps may take: building a model
-and reading its checkpoint, writing one, judging. With the default of 5 minutes: 50 minutes, 50
+and reading its checkpoint, writing one, evaluating. With the default of 5 minutes: 50 minutes, 50
 minutes and 8 hours. A probe on a large data set takes hours and says nothing meanwhile."""
 
 FIRST_STEP = 3.0

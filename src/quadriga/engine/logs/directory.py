@@ -195,14 +195,16 @@ class RunDirectory:
             )
         return stream
 
-    def write_environment(self, facts: Mapping[str, Any]) -> None:
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Write environment.json.
 
         Raises:
             UserError: It cannot be written.
         """
         with self.writing():
-            write_text(self.path / "environment.json", json.dumps(dict(facts), indent=2) + "\n")
+            write_text(
+                self.path / "environment.json", json.dumps(dict(environment), indent=2) + "\n"
+            )
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the logged steps after `step`, which will be made again; keep a torn last line out.

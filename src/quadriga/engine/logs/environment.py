@@ -57,7 +57,7 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def environment_facts(env: DistEnv) -> dict[str, Any]:
+def describe_environment(env: DistEnv) -> dict[str, Any]:
     """Return what environment.json holds, for this process and its world."""
     return {
         "quadriga": quadriga.__version__,

@@ -113,7 +113,7 @@ class SpikeDetector:
 
         Args:
             step: Finished optimizer steps.
-            loss: Its loss; one that is not finite is passed over, it is not for this to judge.
+            loss: Its loss; one that is not finite is passed over, it is not for this to decide.
         """
         if self._factor is None or not math.isfinite(loss):
             return None

@@ -21,7 +21,7 @@ def missing_protocols(config: RunConfig, folder: Path, step: int) -> list[Evalua
     return [protocol for protocol in config.evaluation.protocols if protocol.kind() not in done]
 
 
-def numbers_at(folder: Path, step: int) -> dict[str, float]:
+def metrics_at(folder: Path, step: int) -> dict[str, float]:
     """Return what is known of `step`: ``PROTOCOL.NAME`` and the value."""
     return {
         f"{result['protocol']}.{name}": float(value)
@@ -31,10 +31,10 @@ def numbers_at(folder: Path, step: int) -> dict[str, float]:
 
 
 def owes_evaluation(folder: Path, step: int, every: int) -> bool:
-    """Return whether a run that goes on from `step` was stopped before that step was judged.
+    """Return whether a run that goes on from `step` was stopped before that step was evaluated.
 
     Args:
-        folder: Where ``evaluation.json`` is; it holds the results of the last step judged.
+        folder: Where ``evaluation.json`` is; it holds the results of the last step evaluated.
         step: Finished steps.
         every: Steps between evaluations.
     """
@@ -76,6 +76,11 @@ def read_results(path: Path) -> dict[str, Any]:
         return nothing
 
 
+def _as_json(result: EvaluationResult) -> dict[str, Any]:
+    # The metrics keep the key that they have had in every evaluation.json so far.
+    return {("numbers" if key == "metrics" else key): v for key, v in asdict(result).items()}
+
+
 def merge_results(
     path: Path,
     step: int,
@@ -84,10 +89,10 @@ def merge_results(
 ) -> None:
     """Write results, beside those of other protocols at the same step with the same overrides.
 
-    ``history`` keeps the numbers of every step that was judged without overrides.
+    ``history`` keeps the metrics of every step that was evaluated without overrides.
     """
     old = read_results(path)
-    new = {result.protocol: asdict(result) for result in results}
+    new = {result.protocol: _as_json(result) for result in results}
     changed = dict(overrides or {})
     same = old["step"] == step and old.get("overrides", {}) == changed
     kept = [r for r in old["results"] if same and r["protocol"] not in new]
@@ -95,12 +100,12 @@ def merge_results(
     merged["results"] = [*kept, *new.values()]
     merged["history"] = old.get("history", [])
     if not changed:
-        numbers = {
+        metrics = {
             f"{result['protocol']}.{name}": float(value)
             for result in merged["results"]
             for name, value in result["numbers"].items()
         }
         others = [entry for entry in merged["history"] if entry["step"] != step]
-        entries = [*others, {"step": step, "numbers": numbers}]
+        entries = [*others, {"step": step, "numbers": metrics}]
         merged["history"] = sorted(entries, key=lambda entry: int(entry["step"]))
     write_text(path, json.dumps(merged, indent=2) + "\n")

@@ -61,7 +61,7 @@ class _Stretch:
     marks: list[tuple[int, float]]
     """(finished steps, seconds since it began), both rising; the first is (start, 0)."""
     evaluations: list[tuple[int, float]] = field(default_factory=list)
-    """(finished steps, seconds that judging them took)."""
+    """(finished steps, seconds that evaluating them took)."""
     memory: float = 0.0
     is_open: bool = True
 
@@ -127,7 +127,7 @@ def run_cost(events: Sequence[Event], saved: int | None = None) -> RunCost:
 
 
 def _start_up(stretches: Sequence[_Stretch], alone: Sequence[_Alone]) -> float:
-    """Return the time before the first step of each process, without what it judged then."""
+    """Return the time before the first step of each process, without what it evaluated then."""
     first = {part.process: part.start_up for part in reversed(stretches)}
     for process, took, _ in alone:
         if process in first:

@@ -7,7 +7,7 @@ here their time stays, so that it can be told apart from the time of the steps t
 ``start``      a process was started to make the run, by `quadriga run`
 ``begin``      an attempt begins at ``step`` finished steps, with what a sample of it costs
 ``steps``      ``step`` steps are finished, ``seconds`` after the attempt began
-``evaluated``  the state after ``step`` was judged within ``seconds``
+``evaluated``  the state after ``step`` was evaluated within ``seconds``
 ``end``        the attempt is over; also written by who started the process, with its ``code``
 """
 

@@ -58,7 +58,7 @@ class MemoryEstimate:
     """Parameters and buffers."""
     gradients: int
     optimizer: int
-    average: int
+    ema: int
     """The moving average of the weights."""
     gathered: int
     """The largest block, whole, where the ranks hold shards."""
@@ -68,7 +68,7 @@ class MemoryEstimate:
     @property
     def total(self) -> int:
         """Sum of the parts."""
-        state = self.parameters + self.gradients + self.optimizer + self.average
+        state = self.parameters + self.gradients + self.optimizer + self.ema
         return state + self.gathered + self.activations
 
 
@@ -144,7 +144,7 @@ def memory_estimate(
     *,
     shards: int = 1,
     gathered: int = 0,
-    has_average: bool = False,
+    has_ema: bool = False,
 ) -> MemoryEstimate:
     """Estimate the memory of one rank.
 
@@ -156,7 +156,7 @@ def memory_estimate(
         shards: Ranks that share one copy of the state. Buffers count as if they were shared too:
             they are small.
         gathered: Bytes of the weights that are whole on a rank at once, where `shards` is above 1.
-        has_average: Whether a moving average of the trainable parameters is kept.
+        has_ema: Whether a moving average of the trainable parameters is kept.
     """
     states = cost.trainable_parameters * optimizer_states_per_parameter
 
@@ -167,7 +167,7 @@ def memory_estimate(
         parameters=share(cost.parameter_bytes),
         gradients=share(cost.trainable_bytes),
         optimizer=share(states * bytes_per_state),
-        average=share(cost.trainable_bytes) if has_average else 0,
+        ema=share(cost.trainable_bytes) if has_ema else 0,
         gathered=gathered if shards > 1 else 0,
         activations=cost.activation_bytes + cost.batch_bytes,
     )

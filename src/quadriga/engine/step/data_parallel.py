@@ -118,7 +118,7 @@ class DataParallelExecutor(Executor):
         else:
             self._passes.run(batches, step, sums)
         self._phase_timer.enter("reduce")
-        verdict, metrics = self._judge(step, sums)
+        verdict, metrics = self._check_step(step, sums)
         self._phase_timer.enter("update")
         if verdict.is_applied:
             update.step(progress)
@@ -142,11 +142,11 @@ class DataParallelExecutor(Executor):
             verdict.stop,
         )
 
-    def _judge(self, step: int, sums: MetricSums) -> tuple[Verdict, dict[str, Tensor]]:
+    def _check_step(self, step: int, sums: MetricSums) -> tuple[Verdict, dict[str, Tensor]]:
         """Decide on a step, and scale and clip its gradient where it is applied."""
         reduced, update = sums.reduce(self._env, self._asked_to_stop()), self._update
         if update.is_skipped(step):
-            return update.judge(step, reduced, (), reduced.targets), reduced.metrics
+            return update.check_step(step, reduced, (), reduced.targets), reduced.metrics
         for name, parameter in update.named:
             if name.startswith(self.objective.frozen_parts):
                 parameter.grad = None  # the optimizer passes it over
@@ -157,7 +157,7 @@ class DataParallelExecutor(Executor):
             [local_part(p.grad) for p in part if p.grad is not None] for part in self._parts
         ]
         squares = [self.layout.square_sum(part) for part in gradients]
-        verdict = update.judge(step, reduced, squares, self._passes.factor(reduced.targets))
+        verdict = update.check_step(step, reduced, squares, self._passes.factor(reduced.targets))
         if verdict.bad is not None:
             # Whoever goes on from here must not add to these.
             update.optimizer.zero_grad(set_to_none=True)
@@ -171,13 +171,13 @@ class DataParallelExecutor(Executor):
     @contextlib.contextmanager
     def frozen(self, weights: str = "raw") -> Iterator[Objective]:
         """Return a context that gives the objective for evaluation; see `Executor.frozen`."""
-        average = self._update.average if weights == "ema" else None
+        ema = self._update.ema if weights == "ema" else None
         with contextlib.ExitStack() as stack:
             if self._config.train.compile:
                 # Other shapes, no gradients: to compile for each takes longer than it saves.
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            if average is not None:
-                stack.enter_context(average.swapped_in())
+            if ema is not None:
+                stack.enter_context(ema.swapped_in())
             yield self.objective
 
     def state_dict(self) -> dict[str, Any]:

@@ -60,15 +60,15 @@ class DataParallelConfig(ExecutorConfig):
         ]
         gathered = max(sizes, default=0) if train.reshard_after_forward else sum(sizes)
         estimate = memory_estimate(
-            cost, shards=shards, gathered=gathered, has_average=config.ema.decay is not None
+            cost, shards=shards, gathered=gathered, has_ema=config.ema.decay is not None
         )
         parts = [
             f"parameters {bytes_(estimate.parameters)}",
             f"gradients {bytes_(estimate.gradients)}",
             f"optimizer {bytes_(estimate.optimizer)}",
         ]
-        if estimate.average:
-            parts.append(f"moving average {bytes_(estimate.average)}")
+        if estimate.ema:
+            parts.append(f"moving average {bytes_(estimate.ema)}")
         if shards > 1:
             parts[-1] += f" (each a shard of {shards})"
             what = "the largest block" if train.reshard_after_forward else "all blocks"

@@ -1,4 +1,4 @@
-"""The end of an optimizer step, the same in every executor: judge, scale, clip, step, average."""
+"""The end of an optimizer step, the same in every executor: check, scale, clip, step, EMA."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from quadriga.engine.step.bad_step import BadStep
 from quadriga.engine.step.precision import LossScale
 from quadriga.engine.step.state import match_optimizer_state, optimizer_state
 from quadriga.engine.step.sums import Reduced
-from quadriga.optim.parts.ema import WeightAverage
+from quadriga.optim.parts.ema import WeightEMA
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Update:
         self.skipped = 0
         """Steps so far that made no update."""
         decay = config.ema.decay
-        self.average = WeightAverage(named, decay, config.ema.warmup) if decay is not None else None
+        self.ema = WeightEMA(named, decay, config.ema.warmup) if decay is not None else None
 
     def is_skipped(self, step: int) -> bool:
         """Return whether a step is to make no update, whatever its gradient is."""
@@ -78,7 +78,7 @@ class Update:
         """Return the learning rate of an update."""
         return self._plan.lr * self._config.schedule.factor(progress)
 
-    def judge(
+    def check_step(
         self, step: int, reduced: Reduced, squares: Sequence[Tensor], factor: Tensor
     ) -> Verdict:
         """Decide, the same on all ranks, whether a step's gradient is applied.
@@ -131,14 +131,14 @@ class Update:
 
     def update_ema(self, progress: Progress) -> None:
         """Take the weights after a step into their moving average, where there is one."""
-        if self.average is not None:
-            self.average.update(progress.step)
+        if self.ema is not None:
+            self.ema.update(progress.step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return ``optimizer.PARAMETER.KEY``, ``ema.PARAMETER`` and ``executor.NAME``, live."""
         state: dict[str, Any] = dict(optimizer_state(self.optimizer, dict(self.named)))
-        if self.average is not None:
-            state |= {f"ema.{name}": tensor for name, tensor in self.average.tensors.items()}
+        if self.ema is not None:
+            state |= {f"ema.{name}": tensor for name, tensor in self.ema.tensors.items()}
         own = {"skipped": torch.tensor(self.skipped), **self.scale.state_dict()}
         return {**state, **{f"executor.{name}": tensor for name, tensor in own.items()}}
 

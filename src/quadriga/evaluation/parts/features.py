@@ -176,7 +176,7 @@ def frozen_encoder(objective: Objective) -> Iterator[Encoder]:
 
 
 def check_features(context: EvaluationContext, protocol: str) -> None:
-    """Check that features can be extracted and judged by their labels.
+    """Check that features can be extracted and evaluated by their labels.
 
     Raises:
         UserError: The objective has no image encoder, or the data have no labels.
@@ -252,5 +252,5 @@ def percentages(
 
 
 def beside_random(trained: dict[str, float], random: dict[str, float]) -> dict[str, float]:
-    """Return the numbers of the trained encoder, then the random one's as ``<name>_random``."""
+    """Return the metrics of the trained encoder, then the random one's as ``<name>_random``."""
     return {**trained, **{f"{name}_random": value for name, value in random.items()}}

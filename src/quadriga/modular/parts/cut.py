@@ -178,26 +178,26 @@ def copy_into(stage: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         copy_whole(own[name], tensor)
 
 
-def misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor], whose: str) -> str | None:
+def misfits(own: Mapping[str, Tensor], source: Mapping[str, Tensor], whose: str) -> str | None:
     """Return why tensors do not fill a part, in a few words; None if they do, each exactly.
 
     Args:
         own: The part's.
-        given: Those that are to fill it.
-        whose: What to call the ones given.
+        source: Those that are to fill it.
+        whose: What to call the source.
     """
-    missing = [name for name in own if name not in given]
+    missing = [name for name in own if name not in source]
     if missing:
         return f"{whose} lacks {missing[0]}" + (
             f" and {len(missing) - 1} more" if missing[1:] else ""
         )
     for name, tensor in own.items():
-        if tensor.shape != given[name].shape:
+        if tensor.shape != source[name].shape:
             return (
-                f"{name} is {tuple(given[name].shape)} in {whose}, but the model has "
+                f"{name} is {tuple(source[name].shape)} in {whose}, but the model has "
                 f"{tuple(tensor.shape)}"
             )
-    foreign = [name for name in given if name not in own]
+    foreign = [name for name in source if name not in own]
     if foreign:
         return f"{whose} has {foreign[0]}" + (
             f" and {len(foreign) - 1} more tensors that the model lacks"

@@ -38,7 +38,7 @@ _FACTS = (
 
 
 @dataclass(frozen=True)
-class GivenModule:
+class SourceModule:
     """One trained module, and what is known of where it grew up."""
 
     path: Path
@@ -106,7 +106,7 @@ def check_facts(
             )
 
 
-def given_modules(source: WeightSource, depths: Sequence[int]) -> list[GivenModule]:
+def source_modules(source: WeightSource, depths: Sequence[int]) -> list[SourceModule]:
     """Return the modules that a source holds.
 
     Args:
@@ -132,7 +132,7 @@ def given_modules(source: WeightSource, depths: Sequence[int]) -> list[GivenModu
     )
 
 
-def _from_run(source: WeightSource, modular: Mapping[str, Any]) -> list[GivenModule]:
+def _from_run(source: WeightSource, modular: Mapping[str, Any]) -> list[SourceModule]:
     depths = tuple(modular["depths"])
     meta_depths = meta_depths_of(depths, modular.get("meta_depths"))
     meta: dict[int | None, str] = {}
@@ -147,7 +147,7 @@ def _from_run(source: WeightSource, modular: Mapping[str, Any]) -> list[GivenMod
     if not source.tensors:  # still to be trained
         meta = {None: str(modular["meta"])}
     return [
-        GivenModule(
+        SourceModule(
             source.path,
             index,
             depths,
@@ -163,7 +163,7 @@ def _below(tensors: Mapping[str, Tensor], begin: str) -> dict[str, Tensor]:
     return {n.removeprefix(begin): t for n, t in tensors.items() if n.startswith(begin)}
 
 
-def _from_file(source: WeightSource, depths: Sequence[int]) -> GivenModule:
+def _from_file(source: WeightSource, depths: Sequence[int]) -> SourceModule:
     name, notes = str(source.path), source.notes or {}
     found = depths_of(source.stages, name)
     if len(found) != len(depths):
@@ -196,7 +196,7 @@ def _from_file(source: WeightSource, depths: Sequence[int]) -> GivenModule:
             f"modular.modules: module {index} ({name}) has {found[index]} blocks, but "
             f"modular.depths are {list(depths)}; change them or name another module"
         )
-    return GivenModule(source.path, index, full, own, meta, facts_of(source))
+    return SourceModule(source.path, index, full, own, meta, facts_of(source))
 
 
 def _odd_one_out(found: Sequence[int], depths: Sequence[int], name: str) -> int:

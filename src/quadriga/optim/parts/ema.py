@@ -13,7 +13,7 @@ from quadriga.distributed.collectives import local_part
 
 
 @final
-class WeightAverage:
+class WeightEMA:
     """``average = d * average + (1 - d) * weights`` after each optimizer step.
 
     Polyak and Juditsky (1992), in the exponential form of Tarvainen and Valpola (2017,
@@ -49,9 +49,9 @@ class WeightAverage:
         """Take in the weights after an optimizer step; `updates` came before it."""
         if not self.tensors:
             return
-        averages = [local_part(tensor) for tensor in self.tensors.values()]
+        ema = [local_part(tensor) for tensor in self.tensors.values()]
         weights = [local_part(parameter) for parameter in self._parameters]
-        torch._foreach_lerp_(averages, weights, 1.0 - self.decay_at(updates))
+        torch._foreach_lerp_(ema, weights, 1.0 - self.decay_at(updates))
 
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
@@ -64,8 +64,8 @@ class WeightAverage:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for parameter, average in zip(self._parameters, self.tensors.values(), strict=True):
-            there, here = local_part(parameter), local_part(average)
+        for parameter, ema in zip(self._parameters, self.tensors.values(), strict=True):
+            there, here = local_part(parameter), local_part(ema)
             kept = there.clone()
             there.copy_(here)
             here.copy_(kept)

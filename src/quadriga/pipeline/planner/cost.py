@@ -138,7 +138,7 @@ class Memory(NamedTuple):
     weights: int
     gradients: int
     optimizer: int
-    average: int
+    ema: int
     activations: int
     boundary: int
     """Inputs that are kept, and places for what is to be received."""
@@ -169,7 +169,7 @@ class Costs:
             profile: What its parts cost.
             measured: Its micro-batch, nothing computed anew.
             full: Its micro-batch, every block computed anew; for whole models.
-            candidate: What is to be judged.
+            candidate: What is to be evaluated.
             placement: Its ranks.
             is_deferred: Whether 2bw makes its updates beside.
         """
@@ -229,7 +229,7 @@ class Costs:
             weights=self._versions * (sum(n * u.parameter_bytes for n, u, _ in units) - twice),
             gradients=self._versions * trainable,
             optimizer=states - shared_states,
-            average=trainable if self._profile.has_average else 0,
+            ema=trainable if self._profile.has_average else 0,
             activations=flying * self._plain.batch_bytes
             + (kept if self._recomputes(stage) else flying * kept),
             boundary=inputs + to_come,

@@ -134,7 +134,7 @@ class Ranking:
 
 @final
 class Planner:
-    """Judges the candidates of one profile."""
+    """Evaluates the candidates of one profile."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class Planner:
         bounded: list[tuple[float, Candidate, Costs, tuple[int, ...]]] = []
         refusals: list[Refusal] = []
         for group in self._classes():
-            fitting, refusal = self._judge(*group)
+            fitting, refusal = self._evaluate(*group)
             bounded += fitting
             refusals += [refusal] if refusal is not None else []
         if not bounded:
@@ -216,7 +216,7 @@ class Planner:
                     for recompute in RECOMPUTES:
                         yield self._ranks // depth, depth, schedule, recompute
 
-    def _judge(
+    def _evaluate(
         self, width: int, depth: int, schedule: str, recompute: Recompute
     ) -> tuple[list[tuple[float, Candidate, Costs, tuple[int, ...]]], Refusal | None]:
         """Return the candidates of a class that can run, or why none can."""

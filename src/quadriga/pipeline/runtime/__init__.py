@@ -1,1 +1,1 @@
-"""Carrying a schedule out: stages, links, weight versions, executors."""
+"""Carrying a schedule out: stages, point-to-point exchange, weight versions, executors."""

@@ -37,7 +37,7 @@ class Segment:
         """Make `steps`, or fewer, beginning and ending with an empty pipeline."""
         self._executor, self._batches, self._steps = executor, batches, steps
         self._read: dict[int, Batch] = {}
-        self._totals: dict[int, MetricSums] = {}
+        self._sums: dict[int, MetricSums] = {}
         self._begun: int | None = None
         self._ends = self._stops = False
         self._held: list[Outcome] = []
@@ -55,7 +55,7 @@ class Segment:
                 case Update(step):
                     gradients = executor.updates.buffers[step % executor.versions.count]
                     gradients.release(executor.versions.tensors(schedule.version(step)))
-                    executor.begin_update(step, self._totals.pop(step))
+                    executor.begin_update(step, self._sums.pop(step))
                 case Wait(step):
                     outcome = executor.finish_update(step)
                     verdict = outcome.verdict
@@ -78,7 +78,7 @@ class Segment:
         if self._ends or step >= self._steps.stop:
             return False
         self._begun = step
-        self._totals[step] = self._executor.updates.new_totals()
+        self._sums[step] = self._executor.updates.new_sums()
         return True
 
     def _report(self, outcome: Outcome) -> StepOutput:
@@ -95,7 +95,7 @@ class Segment:
                 runner.expect(module, self._read[wanted])
         output = runner.forward(module, self._read.pop(micro), step, micro)
         if output is not None:
-            self._totals[step].add(output)
+            self._sums[step].add(output)
 
     def _backward(self, step: int, micro: int) -> None:
         executor = self._executor
@@ -143,14 +143,14 @@ class PipelineExecutor(StagedExecutor):
         self.runner = StageRunner(config, self.groups, env, self.phase_timer, stages, in_flight)
         if config.train.recompute == "full" and stages == in_flight == 1:
             # The whole model and one micro-batch of it: to drop all of it would gain nothing.
-            for version in self.versions.modules:
-                apply_recompute(version, "full")
+            for module in self.versions.modules:
+                apply_recompute(module, "full")
             self.runner.blocks_recompute = True
 
     def run(self, batches: Iterator[MicroBatch], steps: range) -> Iterator[StepOutput]:
         """Make the steps, one output each; see `Executor.run`."""
-        for version in self.versions.modules:
-            version.train()
+        for module in self.versions.modules:
+            module.train()
         self.versions.begin_at(steps.start)
         self.phase_timer.begin_step(steps.start)
         following = steps.start

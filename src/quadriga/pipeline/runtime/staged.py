@@ -96,11 +96,11 @@ class StagedExecutor(Executor):
         """Have blocks recompute and compile as the run says, in every version of the weights."""
         # After the versions are copied: what is set on a block refers to it, and a copy would
         # still mean the first.
-        for version in self.versions.modules:
+        for module in self.versions.modules:
             if self.config.train.recompute == "selective":
-                apply_recompute(version, "selective")
+                apply_recompute(module, "selective")
             if self.config.train.compile:
-                compile_blocks(version)
+                compile_blocks(module)
 
     def _parts(self, objective: Objective) -> list[Part]:
         """Return the stages that each rank of a copy holds, in order of those ranks."""
@@ -112,10 +112,10 @@ class StagedExecutor(Executor):
         self.phase_timer.enter("data")
         return next(batches)
 
-    def begin_update(self, step: int, totals: Any) -> None:
+    def begin_update(self, step: int, sums: Any) -> None:
         """Have a step's update made."""
         self.phase_timer.enter("update")
-        self.updates.begin(step, totals, self._asked_to_stop())
+        self.updates.begin(step, sums, self._asked_to_stop())
 
     def finish_update(self, step: int) -> Outcome:
         """Return what became of a step, when it is known."""
@@ -148,10 +148,10 @@ class StagedExecutor(Executor):
     @contextlib.contextmanager
     def frozen(self, weights: str = "raw") -> Iterator[Objective]:
         """Return a context that gives the whole objective for evaluation; see `Executor.frozen`."""
-        average = self.updates.update.average if weights == "ema" else None
+        ema = self.updates.update.ema if weights == "ema" else None
         with contextlib.ExitStack() as stack:
-            if average is not None:
-                stack.enter_context(average.swapped_in())
+            if ema is not None:
+                stack.enter_context(ema.swapped_in())
             yield self._gathered()
 
     @torch.no_grad()

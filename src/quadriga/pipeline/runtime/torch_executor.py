@@ -165,10 +165,10 @@ class TorchScheduleExecutor(StagedExecutor):
             schedule = self._ready()
             schedule.step(*([numbers] if has_first else []), micro=numbers, **target)
         gradients.release(own)
-        totals = self.updates.new_totals()
+        sums = self.updates.new_sums()
         for number in sorted(self.losses):
-            totals.add(self.losses[number])
-        self.begin_update(step, totals)
+            sums.add(self.losses[number])
+        self.begin_update(step, sums)
         return self.finish_update(step)
 
     def _require_equal_shapes(self) -> None:

@@ -2,7 +2,7 @@
 
 When a stage has ended a step's backward passes, all that is left is done here: the sum over the
 replicas, the sum of what tied parameters got in their stages, the norm over all stages, the
-judgement, clipping and the optimizer. Under 2bw none of it is needed before the first forward pass
+the check, clipping and the optimizer. Under 2bw none of it is needed before the first forward pass
 of the step after next; a thread does it meanwhile, on groups of its own. The numbers do not depend
 on who does it.
 """
@@ -94,17 +94,17 @@ class Updates:
             torch.cuda.set_device(self._env.device)
             self._side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
-    def new_totals(self) -> MetricSums:
+    def new_sums(self) -> MetricSums:
         """Return the sums of a new step."""
         return MetricSums(self._objective, self._env.device)
 
-    def begin(self, step: int, totals: MetricSums, asked_to_stop: bool) -> None:
+    def begin(self, step: int, sums: MetricSums, asked_to_stop: bool) -> None:
         """Make a step's update, or have it made; every rank calls it, in the order of steps."""
         if self._thread is None:
-            self._pending[step] = self._update(step, totals, asked_to_stop)
+            self._pending[step] = self._update(step, sums, asked_to_stop)
             return
         if self._env.device.type != "cuda":
-            self._pending[step] = self._thread.submit(self._update, step, totals, asked_to_stop)
+            self._pending[step] = self._thread.submit(self._update, step, sums, asked_to_stop)
             return
         passes = torch.cuda.current_stream()
         ready = passes.record_event()
@@ -114,7 +114,7 @@ class Updates:
             assert side is not None
             with torch.cuda.stream(side):
                 side.wait_event(ready)
-                outcome = self._update(step, totals, asked_to_stop)
+                outcome = self._update(step, sums, asked_to_stop)
                 side.synchronize()
             for tensor in (*outcome.metrics.values(), outcome.verdict.norm):
                 tensor.record_stream(passes)  # read there: not free again before that is done
@@ -133,19 +133,19 @@ class Updates:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
     @torch.no_grad()
-    def _update(self, step: int, totals: MetricSums, asked_to_stop: bool) -> Outcome:
+    def _update(self, step: int, sums: MetricSums, asked_to_stop: bool) -> Outcome:
         gradients = self.buffers[step % self._versions.count]
         if self._groups.replicas is not None:
             dist.all_reduce(gradients.flat, group=self._groups.replicas)
         for name, stages in self._tied.items():
             dist.all_reduce(gradients.views[name], group=self._groups.tied[stages])
         squares = self._square_sum(gradients)
-        reduced = totals.reduce(
+        reduced = sums.reduce(
             self._env, asked_to_stop, (squares / self._plan.world_size,), self._groups.world
         )
         # The losses were divided by the number of micro-batches before their backward passes.
         factor = (self._plan.accumulate / reduced.targets).to(torch.float32)
-        verdict = self.update.judge(step, reduced, (reduced.more[0],), factor)
+        verdict = self.update.check_step(step, reduced, (reduced.more[0],), factor)
         progress = self.update.progress(step)
         self._versions.advance(step)
         if verdict.is_applied:

@@ -1,9 +1,8 @@
 """The versions of a stage's weights: one, or the two of PipeDream-2BW.
 
-Version v lies in copy v mod 2 of the stage, so that a graph of one version never sees the other;
-the next version is written into the copy that nothing in flight uses, which
-autograd checks once more: it counts the writes to a tensor, and refuses a backward pass through
-one that was overwritten.
+Version v lives in copy v mod 2 of the stage, so that a graph of one copy never sees the other; the
+next version is written into the copy that nothing in flight uses, which autograd checks once more:
+it counts the writes to a tensor, and refuses a backward pass through one that was overwritten.
 
 A step's gradients in one piece of memory: summed over the replicas in one operation.
 """

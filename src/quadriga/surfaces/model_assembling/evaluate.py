@@ -1,4 +1,4 @@
-"""``main.py --eval``: weights judged on the validation images; nothing is trained or written."""
+"""``main.py --eval``: weights evaluated on the validation images; nothing is trained or written."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _SWITCHES = Remedies(loose="choose another --model", resample="choose another --
 
 
 def evaluate(flags: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Judge the weights that a command line names; return the exit code.
+    """Evaluate the weights that a command line names; return the exit code.
 
     Raises:
         UserError: There are none, or they are not those of the model.
@@ -50,9 +50,9 @@ def evaluate(flags: argparse.Namespace, environ: Mapping[str, str]) -> int:
                 console.say(line)
         else:
             console.say(on_all(lambda: _fill(objective, path, flags.divided_depths, console), env))
-        numbers = _judge(config, objective, env, console)
-        accuracy, five = 100 * numbers["accuracy"], 100 * numbers.get("accuracy_5", 1.0)
-        console.say(f"* Acc@1 {accuracy:.3f} Acc@5 {five:.3f} loss {numbers['loss']:.3f}")
+        metrics = _evaluate(config, objective, env, console)
+        accuracy, five = 100 * metrics["accuracy"], 100 * metrics.get("accuracy_5", 1.0)
+        console.say(f"* Acc@1 {accuracy:.3f} Acc@5 {five:.3f} loss {metrics['loss']:.3f}")
     return 0
 
 
@@ -96,7 +96,7 @@ def evaluation_config(flags: argparse.Namespace, ranks: int, is_assembly: bool) 
     return config
 
 
-def _judge(
+def _evaluate(
     config: RunConfig, objective: Objective, env: DistEnv, console: Console
 ) -> Mapping[str, float]:
     with (
@@ -106,7 +106,7 @@ def _judge(
         data = engine.evaluation_data(config)
         context = engine.make_context(config, objective, data, Path(folder), env, console)
         (result,) = engine.evaluate(config.evaluation.protocols[:1], context, 0, console)
-    return result.numbers
+    return result.metrics
 
 
 def _fill(objective: Objective, path: Path, depths: Sequence[int], console: Console) -> str:

@@ -24,7 +24,7 @@ from quadriga.engine.run_config import RunConfig, clear_conflicting
 from quadriga.engine.session import run
 from quadriga.errors import UserError
 from quadriga.report.run import write_report
-from quadriga.surfaces.command import in_words, run_command
+from quadriga.surfaces.command import run_command, translate_message
 from quadriga.surfaces.model_assembling.evaluate import evaluate
 from quadriga.surfaces.model_assembling.flags import read_flags
 from quadriga.surfaces.model_assembling.output_files import (
@@ -108,11 +108,11 @@ class Training:
 
 def in_flags(sentence: str) -> str:
     """Return a sentence of the engine in the words of this command."""
-    said = in_words(sentence, FLAG_OF)
+    said = translate_message(sentence, FLAG_OF)
     return said.replace("change the model's config", "change --divided_depths or --model")
 
 
-def read_words(arguments: Sequence[str], environ: Mapping[str, str]) -> argparse.Namespace:
+def read_arguments(arguments: Sequence[str], environ: Mapping[str, str]) -> argparse.Namespace:
     """Read the command line alone.
 
     Raises:
@@ -170,7 +170,7 @@ def train(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
         UserError: Anything the user can mend.
     """
     try:
-        flags = read_words(arguments, environ)
+        flags = read_arguments(arguments, environ)
         if flags.eval:
             return evaluate(flags, environ)
         finished = _finished(flags)

@@ -318,7 +318,7 @@ def _renumbered(name: str, shift: int) -> str:
 
 
 def log_epoch(
-    files: OutputFiles, directory: RunDirectory, step: int, numbers: Mapping[str, float]
+    files: OutputFiles, directory: RunDirectory, step: int, metrics: Mapping[str, float]
 ) -> None:
     """Write the line of an epoch into log.txt, in place of one that is there of it or later.
 
@@ -328,13 +328,13 @@ def log_epoch(
         files: Of them log.txt.
         directory: The run.
         step: Finished steps.
-        numbers: What the evaluation found: ``held_out.loss`` and the like.
+        metrics: What the evaluation found: ``held_out.loss`` and the like.
 
     Raises:
         OSError: The file cannot be written.
     """
     epoch = files.epoch_at(step)
-    if epoch is None or "held_out.loss" not in numbers:
+    if epoch is None or "held_out.loss" not in metrics:
         return
     logged = [
         row
@@ -342,14 +342,14 @@ def log_epoch(
         if step - files.epoch_steps < row.get("step", 0) <= step
     ]
     losses = [row["loss"] for row in logged if "loss" in row]
-    first = 100 * numbers["held_out.accuracy"]
+    first = 100 * metrics["held_out.accuracy"]
     line = {
         "train_lr": logged[-1]["lr"] if logged else None,
         "train_loss": sum(losses) / len(losses) if losses else None,
-        "test_loss": numbers["held_out.loss"],
+        "test_loss": metrics["held_out.loss"],
         "test_acc1": first,
         # Where there are five classes or fewer, every answer is among the first five.
-        "test_acc5": 100 * numbers.get("held_out.accuracy_5", 1.0),
+        "test_acc5": 100 * metrics.get("held_out.accuracy_5", 1.0),
         "epoch": epoch,
         "n_parameters": _parameters(files, directory),
     }

@@ -25,10 +25,10 @@ def expanded(patterns: Sequence[str]) -> list[str]:
 
 def source_of(path: str | Path) -> Path:
     """Return what a path stands for: of an ``--output_dir`` its finished file, else its run."""
-    given = Path(path)
-    if (given / FINISHED).is_file():
-        return given / FINISHED
-    return given / "run" if (given / "run" / "checkpoints").is_dir() else given
+    folder = Path(path)
+    if (folder / FINISHED).is_file():
+        return folder / FINISHED
+    return folder / "run" if (folder / "run" / "checkpoints").is_dir() else folder
 
 
 def meta_depths(meta: Path, hybrid: Sequence[int], index: int) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quadriga.errors import UserError
-from quadriga.surfaces.pipedream_bert.words import Parser
+from quadriga.surfaces.pipedream_bert.messages import Parser
 
 EXAMPLES = """examples:
   one process:

@@ -32,8 +32,8 @@ from quadriga.models.bert import BertConfig
 from quadriga.surfaces.pipedream_bert.cut import module_sizes
 from quadriga.surfaces.pipedream_bert.glue_flags import read_flags
 from quadriga.surfaces.pipedream_bert.load import merged_file
+from quadriga.surfaces.pipedream_bert.messages import run_command
 from quadriga.surfaces.pipedream_bert.stage_files import choose_files, read_stages
-from quadriga.surfaces.pipedream_bert.words import run_command
 from quadriga.weights.files import read_tensors, write_tensors
 from quadriga.weights.layouts.pipedream import assemble, own_names
 
@@ -171,7 +171,7 @@ def _hugging_face_file(flags: argparse.Namespace) -> Path:
 
 
 def compute(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Fine-tune, judge, or both; return the exit code.
+    """Fine-tune, evaluate, or both; return the exit code.
 
     Raises:
         UserError: Anything the user can mend.
@@ -179,7 +179,7 @@ def compute(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     try:
         flags = read_flags(arguments)
         if not flags.do_train:
-            return _judge(flags, environ)
+            return _evaluate(flags, environ)
         tree = config_tree(flags, read_launch(environ).world_size)
         resolved = Resolved.of(RunConfig.from_dict(tree), COMMAND_LINE)
         words = clear_conflicting(read_overrides(flags.override))
@@ -221,8 +221,8 @@ def _prepare(flags: argparse.Namespace, work_dir: Path, config: RunConfig) -> bo
     return False
 
 
-def _judge(flags: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Judge what was fine-tuned before."""
+def _evaluate(flags: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Evaluate what was fine-tuned before."""
     words = ("glue", f"glue.batch_size={flags.eval_batch_size}")
     api.evaluate(flags.output_dir, words, "cpu" if flags.no_cuda else "auto")
     if read_launch(environ).rank == 0:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quadriga.errors import UserError
-from quadriga.surfaces.pipedream_bert.words import Parser
+from quadriga.surfaces.pipedream_bert.messages import Parser
 
 EXAMPLES = """examples:
   a model that main_with_runtime.py has trained, on 8 GPUs:
@@ -114,7 +114,7 @@ def _training_flags(made: argparse.ArgumentParser) -> None:
         default=32,
         help="samples of a micro-batch on each process (32)",
     )
-    add("--eval_batch_size", type=int, default=8, help="samples judged at once (8)")
+    add("--eval_batch_size", type=int, default=8, help="samples evaluated at once (8)")
     add(
         "--gradient_accumulation_steps",
         type=int,
@@ -189,8 +189,8 @@ def _check(flags: argparse.Namespace) -> None:
         raise UserError("--do_train or --do_eval must be given, or both")
     if not flags.do_train and flags.output_dir is None:
         raise UserError(
-            "--output_dir must name the run to judge when --do_eval is given without --do_train: "
-            "a pre-trained model has no classifier yet"
+            "--output_dir must name the run to evaluate when --do_eval is given without --do_train"
+            ": a pre-trained model has no classifier yet"
         )
     if flags.random and flags.checkpoint_path is not None:
         raise UserError("--random and --checkpoint_path exclude one another; keep one of them")

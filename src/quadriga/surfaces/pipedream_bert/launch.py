@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quadriga.errors import UserError
-from quadriga.surfaces.pipedream_bert.words import Parser, run_command
+from quadriga.surfaces.pipedream_bert.messages import Parser, run_command
 
 
 @dataclass(frozen=True)

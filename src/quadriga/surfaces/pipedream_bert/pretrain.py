@@ -28,6 +28,7 @@ from quadriga.report.run import write_report
 from quadriga.surfaces.pipedream_bert.cut import Cut, process_environ, read_cut
 from quadriga.surfaces.pipedream_bert.flags import read_flags
 from quadriga.surfaces.pipedream_bert.load import Start, find_start, merged_file
+from quadriga.surfaces.pipedream_bert.messages import run_command
 from quadriga.surfaces.pipedream_bert.stage_files import StageFiles, write_missing
 from quadriga.surfaces.pipedream_bert.to_config import (
     config_tree,
@@ -35,7 +36,6 @@ from quadriga.surfaces.pipedream_bert.to_config import (
     notes,
     with_length,
 )
-from quadriga.surfaces.pipedream_bert.words import run_command
 
 
 @dataclass(frozen=True)

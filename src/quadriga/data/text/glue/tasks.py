@@ -171,7 +171,7 @@ _ALL = (
 )
 
 TASKS: Mapping[str, GlueTask] = {task.name: task for task in _ALL}
-"""Every task by its name. ``mnli-mm`` is MNLI judged on the mismatched sets alone."""
+"""Every task by its name. ``mnli-mm`` is MNLI evaluated on the mismatched sets alone."""
 
 
 def _plain(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The facts of a run's environment are those of this machine."""
+"""What is written of a run's environment is that of this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from quadriga.distributed.environment import SINGLE
 from quadriga.engine.logs.environment import (
     PACKAGES,
     cores,
-    environment_facts,
+    describe_environment,
     git_revision,
     version_of,
 )
@@ -50,15 +50,15 @@ def test_a_revision_tells_a_changed_checkout(tmp_path: Path) -> None:
     assert git_revision(tmp_path / "nowhere") is None
 
 
-def test_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/bin/quadriga", "train", "x", "data.root=/my images"])
-    facts = json.loads(json.dumps(environment_facts(SINGLE)))
-    assert facts["command"] == "quadriga train x 'data.root=/my images'"
-    assert facts["quadriga"] == quadriga.__version__
-    assert facts["python"] == platform.python_version()
-    assert facts["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert facts["device"] == "cpu"
-    assert facts["device_name"] == device_name(torch.device("cpu")) != ""
-    assert facts["world_size"] == 1
-    assert facts["cores"] == cores() == len(os.sched_getaffinity(0))
-    assert all(facts[package] for package in PACKAGES)
+    environment = json.loads(json.dumps(describe_environment(SINGLE)))
+    assert environment["command"] == "quadriga train x 'data.root=/my images'"
+    assert environment["quadriga"] == quadriga.__version__
+    assert environment["python"] == platform.python_version()
+    assert environment["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert environment["device"] == "cpu"
+    assert environment["device_name"] == device_name(torch.device("cpu")) != ""
+    assert environment["world_size"] == 1
+    assert environment["cores"] == cores() == len(os.sched_getaffinity(0))
+    assert all(environment[package] for package in PACKAGES)

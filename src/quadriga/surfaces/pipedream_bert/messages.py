@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from quadriga.surfaces import command as documented
-from quadriga.surfaces.command import Parser, in_words
+from quadriga.surfaces.command import Parser, translate_message
 
 __all__ = ["FLAG_OF", "Parser", "in_flags", "run_command"]
 
@@ -34,7 +34,7 @@ FLAG_OF = {
 
 def in_flags(sentence: str) -> str:
     """Return a sentence of the engine in the words of these commands."""
-    return in_words(sentence, FLAG_OF)
+    return translate_message(sentence, FLAG_OF)
 
 
 def run_command(command: Callable[[], int]) -> NoReturn:
