@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from quadriga.config.base import kinds
-from quadriga.config.provenance import COMMAND_LINE, read_overrides
+from quadriga.config.provenance import read_overrides
 from quadriga.contracts import EvaluatorConfig
 from quadriga.distributed.allocator import is_out_of_memory
 from quadriga.distributed.collectives import from_main
@@ -18,8 +18,8 @@ from quadriga.engine import preflight
 from quadriga.engine.build import build_on_meta
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
-from quadriga.engine.run_config import EvaluationConfig, RunConfig
-from quadriga.errors import UserError, did_you_mean
+from quadriga.engine.run_config import RunConfig
+from quadriga.errors import UserError
 from quadriga.formatting import bytes_
 from quadriga.report.run import write_report
 
@@ -41,7 +41,7 @@ def evaluate(run: Path, words: Sequence[str], device: str) -> None:
     names = [word for word in words if "=" not in word]
     values = read_overrides([word for word in words if "=" in word])
     try:
-        config = choose_protocols(saved, names, values)
+        config = evaluate_module.choose_protocols(saved, names, values)
         if not config.evaluation.protocols:
             valid = ", ".join(kinds(EvaluatorConfig))
             raise UserError(f"{run} names no protocols; name some: {valid}")
@@ -81,32 +81,3 @@ def _memory_named(config: RunConfig, env: DistEnv) -> Iterator[None]:
             "those of a random encoder, and files are read beside them; evaluate with "
             "train.parallel=fsdp on more ranks (torchrun -m quadriga eval)"
         ) from error
-
-
-def choose_protocols(config: RunConfig, names: Sequence[str], values: dict[str, str]) -> RunConfig:
-    """Return the config with the named protocols, and the overrides applied.
-
-    Raises:
-        UserError: An unknown protocol or key.
-    """
-    valid = kinds(EvaluatorConfig)
-    for name in names:
-        if name not in valid:
-            raise UserError(f"unknown protocol {name}{did_you_mean(name, valid)}")
-    wanted = dict.fromkeys([*names, *(k.split(".")[0] for k in values if k.split(".")[0] in valid)])
-    configured = {protocol.kind(): protocol.as_dict() for protocol in config.evaluation.protocols}
-    chosen = [configured.get(name, {"kind": name}) for name in wanted]
-    if chosen:
-        evaluation = {**config.evaluation.as_dict(), "protocols": chosen}
-        evaluation = EvaluationConfig.from_dict(evaluation).as_dict()
-        config = config.override({"evaluation": evaluation})
-    order = [protocol.kind() for protocol in config.evaluation.protocols]
-    paths = {}
-    for key, value in values.items():
-        first, _, rest = key.partition(".")
-        if first in order and rest:
-            key = f"evaluation.protocols.{order.index(first)}.{rest}"
-        elif key == "weights":
-            key = "evaluation.weights"
-        paths[key] = value
-    return config.override(paths, COMMAND_LINE) if paths else config

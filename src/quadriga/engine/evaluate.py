@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from quadriga import randomness
+from quadriga.config.base import kinds
+from quadriga.config.provenance import COMMAND_LINE
 from quadriga.contracts import (
     Dataset,
     EvaluationContext,
@@ -26,9 +28,9 @@ from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.logs.results import RESULTS, merge_results
 from quadriga.engine.logs.times import evaluated
-from quadriga.engine.run_config import RunConfig
+from quadriga.engine.run_config import EvaluationConfig, RunConfig
 from quadriga.engine.step.sharding import place
-from quadriga.errors import UserError
+from quadriga.errors import UserError, did_you_mean
 from quadriga.formatting import measured
 
 
@@ -51,6 +53,35 @@ def evaluation_data(config: RunConfig, train: Dataset | None = None) -> Callable
         return whole if count is None else Subset(whole, count, config.seed)
 
     return data
+
+
+def choose_protocols(config: RunConfig, names: Sequence[str], values: dict[str, str]) -> RunConfig:
+    """Return the config with the named protocols, and the overrides applied.
+
+    Raises:
+        UserError: An unknown protocol or key.
+    """
+    valid = kinds(EvaluatorConfig)
+    for name in names:
+        if name not in valid:
+            raise UserError(f"unknown protocol {name}{did_you_mean(name, valid)}")
+    wanted = dict.fromkeys([*names, *(k.split(".")[0] for k in values if k.split(".")[0] in valid)])
+    configured = {protocol.kind(): protocol.as_dict() for protocol in config.evaluation.protocols}
+    chosen = [configured.get(name, {"kind": name}) for name in wanted]
+    if chosen:
+        evaluation = {**config.evaluation.as_dict(), "protocols": chosen}
+        evaluation = EvaluationConfig.from_dict(evaluation).as_dict()
+        config = config.override({"evaluation": evaluation})
+    order = [protocol.kind() for protocol in config.evaluation.protocols]
+    paths = {}
+    for key, value in values.items():
+        first, _, rest = key.partition(".")
+        if first in order and rest:
+            key = f"evaluation.protocols.{order.index(first)}.{rest}"
+        elif key == "weights":
+            key = "evaluation.weights"
+        paths[key] = value
+    return config.override(paths, COMMAND_LINE) if paths else config
 
 
 def load_objective(
