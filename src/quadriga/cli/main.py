@@ -222,10 +222,18 @@ def plan(
 
 @app.command(epilog=options.examples("quadriga report runs/mae_digits"))
 def report(run: Annotated[Path, typer.Argument(help="The run's work directory.")]) -> None:
-    """Write a run's report: one self-contained HTML file."""
-    from quadriga.cli import evaluate
+    """Write the report of a run or a workflow: one self-contained HTML file."""
+    from quadriga.engine.logs.directory import RunDirectory
+    from quadriga.report.run import write_report
+    from quadriga.report.workflow import write_workflow_report
+    from quadriga.workflow.directory import WorkflowDirectory
 
-    evaluate.report(run)
+    workflow = WorkflowDirectory(run)
+    if workflow.graph.is_file():
+        print(f"report: {write_workflow_report(workflow)}")
+        return
+    RunDirectory(run).read_config()
+    print(f"report: {write_report(run)}")
 
 
 @app.command(epilog=options.examples("quadriga replay runs/x/replay/step_00001234.safetensors"))

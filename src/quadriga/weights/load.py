@@ -19,8 +19,7 @@ from quadriga.models.resnet import ResNet
 from quadriga.models.vit import ViT
 from quadriga.weights.files import read_tensors, write_tensors
 from quadriga.weights.fit import ENCODER, Content, fit_all, foreign_shape, vit_in
-from quadriga.weights.names import huggingface, timm, timm_resnet
-from quadriga.weights.names import huggingface as huggingface_bert
+from quadriga.weights.names import huggingface, timm
 from quadriga.weights.names.table import ForeignLayout, Tensors
 from quadriga.weights.report import IN_PYTHON, Remedies, WeightReport, listed
 
@@ -70,8 +69,8 @@ Layout = Literal["quadriga", "timm", "hf"]
 
 _LAYOUTS: Mapping[type[nn.Module], Mapping[str, ForeignLayout]] = {
     ViT: {"timm": timm.LAYOUT, "hf": huggingface.LAYOUT},
-    ResNet: {"timm": timm_resnet.LAYOUT},
-    Bert: {"hf": huggingface_bert.BERT_LAYOUT},
+    ResNet: {"timm": timm.RESNET_LAYOUT},
+    Bert: {"hf": huggingface.BERT_LAYOUT},
 }
 _ENCODERS = tuple(_LAYOUTS)
 _DESCRIBED = {ViT: "a vision transformer", ResNet: "a ResNet", Bert: "a BERT"}

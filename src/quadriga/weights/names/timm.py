@@ -1,6 +1,11 @@
-"""timm's names of a vision transformer, with those of the reference MAE for its decoder."""
+"""timm's names: of a vision transformer, with the reference MAE's decoder, and of a ResNet.
+
+torchvision's residual networks have the same names.
+"""
 
 from __future__ import annotations
+
+import torch
 
 from quadriga.weights.names.table import ForeignLayout, NameTable, Tensors
 
@@ -33,7 +38,7 @@ _TABLE = NameTable(
 )
 
 
-def _fuse(tensors: Tensors) -> Tensors:
+def _as_it_is(tensors: Tensors) -> Tensors:
     return tensors
 
 
@@ -54,6 +59,42 @@ def _split(tensors: Tensors) -> Tensors:
 
 
 LAYOUT = ForeignLayout(
-    table=_TABLE, marker="patch_embed.proj.weight", prefix="", fuse=_fuse, split=_split
+    table=_TABLE, marker="patch_embed.proj.weight", prefix="", fuse=_as_it_is, split=_split
 )
 """timm's models, and the reference implementation of MAE."""
+
+_RESNET_TABLE = NameTable(
+    stems=(("conv1", "encoder.stem.conv"), ("bn1", "encoder.stem.norm"), ("fc", "head")),
+    blocks=tuple((f"layer{i + 1}.", f"encoder.stages.{i}.blocks.") for i in range(4)),
+    parts=(
+        ("conv1", "conv1"),
+        ("bn1", "norm1"),
+        ("conv2", "conv2"),
+        ("bn2", "norm2"),
+        ("conv3", "conv3"),
+        ("bn3", "norm3"),
+        ("downsample.0", "shortcut.conv"),
+        ("downsample.1", "shortcut.norm"),
+    ),
+    skipped=(),
+)
+
+
+def _add_counts(tensors: Tensors) -> Tensors:
+    """Add the counts of steps, which files from before torch 0.4.1 lack: nothing depends on them.
+
+    torchvision's published ResNet-18, -34 and -50 are such files.
+    """
+    means = [name for name in tensors if name.endswith("running_mean")]
+    counts = [name.replace("running_mean", "num_batches_tracked") for name in means]
+    return {**tensors, **{name: torch.tensor(0) for name in counts if name not in tensors}}
+
+
+RESNET_LAYOUT = ForeignLayout(
+    table=_RESNET_TABLE,
+    marker="layer1.0.conv1.weight",
+    prefix="",
+    fuse=_add_counts,
+    split=_as_it_is,
+)
+"""ResNet-18, -34 and -50 of torchvision and timm, whatever the kernel of their stem."""
