@@ -22,6 +22,7 @@ class Optim(Config):
     lr: float = Field(1e-3, ge=0, le=1)
     betas: tuple[float, ...] = (0.9, 0.95)
     scaling: Literal["linear", "sqrt"] = "linear"
+    depth: Literal[18, 34] = 18
     fused: bool = True
     clip: float | None = Field(None, gt=0)
 
@@ -105,6 +106,12 @@ def test_overrides_reach_nested_values_lists_and_none() -> None:
     assert config.root == Path("[x]")
     assert config.steps == 7
     assert config.protocols == (Near(), Far(distance=2.0))
+
+
+def test_a_number_among_choices_is_typed_as_text() -> None:
+    assert Run().override({"optim.depth": "34"}).optim.depth == 34
+    with refuses("optim.depth", "35", "34"):
+        Run().override({"optim.depth": "35"})
 
 
 def test_betas_without_brackets() -> None:

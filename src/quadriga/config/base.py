@@ -369,6 +369,9 @@ def _read(annotation: Any, value: Any, path: str, context: _Context) -> Any:
         elif any(typing.get_origin(arm) is tuple for arm in arms):
             value = [part for part in value.split(",") if part]
     for arm in arms:
+        if typing.get_origin(arm) is typing.Literal and isinstance(value, str):
+            # Numbers among the choices are typed as text too; pydantic takes them as they are.
+            value = next((item for item in typing.get_args(arm) if str(item) == value), value)
         if isinstance(arm, type) and issubclass(arm, Config) and value is not None:
             return construct(arm, value, context, path)
         if typing.get_origin(arm) is tuple and isinstance(value, (list, tuple)):
