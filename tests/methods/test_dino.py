@@ -140,6 +140,7 @@ def test_the_teacher_follows_and_has_no_gradient() -> None:
         assert (parameter.grad is None) == name.startswith("teacher")
     for name in names:
         shaken(getattr(objective, name), f"{name} in a step")
+    objective.before_step(at(25))
     objective.after_step(at(25), output.sums, {})
     momentum = 1 - 0.004 * (math.cos(math.pi / 4) + 1) / 2
     for name, state in start.items():

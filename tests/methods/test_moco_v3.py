@@ -158,6 +158,7 @@ def test_the_teacher_starts_as_a_copy_and_follows(model: ViTConfig | ResNetConfi
         expected = [
             momentum * t + (1 - momentum) * s if t.is_floating_point() else s for t, s in pairs
         ]
+        objective.before_step(at(step))
         objective.after_step(at(step), {}, {})
         for (teacher, _), wanted in zip(pairs, expected, strict=True):
             torch.testing.assert_close(teacher, wanted, rtol=1e-5, atol=1e-7)

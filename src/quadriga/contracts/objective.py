@@ -37,7 +37,7 @@ class MicroBatch(UserDict[str, Tensor]):
     def __init__(
         self,
         tensors: Batch,
-        remake: Callable[[], MicroBatch] | None = None,
+        again: Callable[[], MicroBatch] | None = None,
         task: str = "",
         share: float = 1.0,
         others: Mapping[str, Callable[[], MicroBatch]] | None = None,
@@ -46,18 +46,16 @@ class MicroBatch(UserDict[str, Tensor]):
 
         Args:
             tensors: On the device.
-            remake: Makes the same micro-batch anew; without it, `again` returns this one.
+            again: Makes the same micro-batch once more; by default it returns this one.
             task: Name of the task that the samples belong to; empty outside a mixture.
             share: Share of the step's micro-batches, over all ranks, that are of this task.
             others: Name of each other task that a rank computes at the same time -> makes a
                 micro-batch of it without samples.
         """
         super().__init__(tensors)
-        self._remake, self.task, self.share, self.others = remake, task, share, others or {}
-
-    def again(self) -> MicroBatch:
-        """Return the same micro-batch for a second pass, so that none need stay on the device."""
-        return self if self._remake is None else self._remake()
+        self.task, self.share, self.others = task, share, others or {}
+        # Not a method: whoever keeps it for a second pass must not keep the tensors with it.
+        self.again = again or (lambda: self)
 
     def in_turn(self) -> Iterator[MicroBatch]:
         """Yield an empty micro-batch of each of `others`, and this one, by the tasks' names.

@@ -84,7 +84,7 @@ class DINOConfig(ObjectiveConfig):
 class DINO(Objective):
     """A student and its teacher, each an encoder with a head and prototypes."""
 
-    metric_names = ("teacher_entropy",)
+    metric_names = ("teacher_entropy", "teacher_temperature", "teacher_momentum")
     entry_points = ("features",)
     centre: Tensor
 
@@ -101,7 +101,10 @@ class DINO(Objective):
         self.teacher_head = teacher_of(self.head)
         self.teacher_prototypes = teacher_of(self.prototypes)
         self.register_buffer("centre", torch.empty(config.prototypes))
-        self.teacher_temperature = config.teacher_temperature
+        self.teacher_temperature, self.teacher_momentum = (
+            config.teacher_temperature,
+            config.momentum,
+        )
 
     def initialise(self, seed: int) -> None:
         """Fill every tensor: linear maps from a truncated N(0, 0.02^2), the centre with 0."""
@@ -117,8 +120,9 @@ class DINO(Objective):
             start(teacher, student)
 
     def before_step(self, progress: Progress) -> None:
-        """Set the teacher's temperature, and whether the prototypes are trained."""
+        """Set the teacher's temperature and momentum, and whether the prototypes are trained."""
         self.teacher_temperature = self.config.teacher_temperature_at(progress)
+        self.teacher_momentum = rising(self.config.momentum, progress)
         is_frozen = progress.epoch < self.config.frozen_epochs
         self.frozen_parts = ("prototypes.",) if is_frozen else ()
 
@@ -153,7 +157,11 @@ class DINO(Objective):
         count = loss.new_full((), len(key))
         return LossOutput(
             {"loss": Term(loss / 2, count)},
-            {"teacher_entropy": (entropy / 2, count)},
+            {
+                "teacher_entropy": (entropy / 2, count),
+                "teacher_temperature": (self.teacher_temperature * count, count),
+                "teacher_momentum": (self.teacher_momentum * count, count),
+            },
             sums=_scores(torch.cat(teachers), directions),
         )
 
@@ -166,9 +174,8 @@ class DINO(Objective):
         """
         mean = sums["teacher_scores"] / sums["teacher_rows"]
         self.centre.lerp_(mean, 1.0 - self.config.centre_momentum)
-        momentum = rising(self.config.momentum, progress)
         for teacher, student in self._followed():
-            follow(teacher, student, momentum)
+            follow(teacher, student, self.teacher_momentum)
 
     def features(
         self, images: Float[Tensor, "batch channels height width"]

@@ -69,7 +69,7 @@ class MoCoV3Config(ObjectiveConfig):
 class MoCoV3(PooledObjective):
     """An encoder with projector and predictor, and their momentum encoder and projector."""
 
-    metric_names = ("accuracy",)
+    metric_names = ("accuracy", "teacher_momentum")
     entry_points = ("features",)
     combined_parts = ("projector.", "predictor.")
 
@@ -94,6 +94,7 @@ class MoCoV3(PooledObjective):
             self.encoder.patch_projection.requires_grad_(False)
         self.teacher_encoder = teacher_of(self.encoder)
         self.teacher_projector = teacher_of(self.projector)
+        self.teacher_momentum = config.momentum
 
     def initialise(self, seed: int) -> None:
         """Fill every tensor: Xavier-uniform linear maps, tokens N(0, 0.02^2), norms 1 and 0."""
@@ -103,6 +104,10 @@ class MoCoV3(PooledObjective):
         """Start the momentum encoder as a copy of the encoder."""
         for teacher, student in self._followed():
             start(teacher, student)
+
+    def before_step(self, progress: Progress) -> None:
+        """Set the momentum with which the momentum encoder follows."""
+        self.teacher_momentum = rising(self.config.momentum, progress)
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """Encode both views."""
@@ -132,7 +137,10 @@ class MoCoV3(PooledObjective):
         first, first_hits = self._contrast(queries[0], keys[1], slots)
         second, second_hits = self._contrast(queries[1], keys[0], slots)
         count = first.new_full((), len(queries[0]))
-        metrics = {"accuracy": ((first_hits + second_hits) / 2, count)}
+        metrics = {
+            "accuracy": ((first_hits + second_hits) / 2, count),
+            "teacher_momentum": (self.teacher_momentum * count, count),
+        }
         return LossOutput.of(first + second, count, metrics)
 
     def _contrast(
@@ -152,9 +160,8 @@ class MoCoV3(PooledObjective):
         self, progress: Progress, sums: Mapping[str, Tensor], rows: Mapping[str, Tensor]
     ) -> None:
         """Have the momentum encoder follow."""
-        momentum = rising(self.config.momentum, progress)
         for teacher, student in self._followed():
-            follow(teacher, student, momentum)
+            follow(teacher, student, self.teacher_momentum)
 
     def features(
         self, images: Float[Tensor, "batch channels height width"]

@@ -115,8 +115,7 @@ class Passes:
 
     def _added(self, batches: Iterator[MicroBatch], step: int, metrics: MetricSums) -> None:
         for micro in range(self._plan.accumulate):
-            self._phase_timer.enter("data")
-            batch = next(batches)
+            batch = self._next(batches)
             with self._pass(step, micro):
                 self._phase_timer.enter("forward")
                 output = self._forward(batch)
@@ -128,20 +127,23 @@ class Passes:
             self._keep(output, metrics)
 
     def _counted(self, batches: Iterator[MicroBatch], step: int, metrics: MetricSums) -> None:
-        held = self._held(batches)
-        counted = [self._objective.counts(batch) for batch in held]
+        counted, again = [], []
+        for _ in range(self._plan.accumulate):
+            batch = self._next(batches)
+            counted.append(self._objective.counts(batch))
+            again.append(batch.again)
         zero = torch.zeros((), dtype=torch.float64, device=self._env.device)
         divisors = self._over_ranks(
             {n: sum((c[n] for c in counted if n in c), zero) for n in self._objective.term_names}
         )
-        for micro, batch in enumerate(held):
-            own = batch.again() if micro else batch
+        for micro, make in enumerate(again):
+            own = batch if len(again) == 1 else make()
             parts = list(own.in_turn()) if self._layout.is_joint else [own]
             with self._pass(step, micro):
                 for part in parts:
                     self._phase_timer.enter("forward")
                     output = self._forward(part)
-                    is_last = micro == len(held) - 1 and part is parts[-1]
+                    is_last = micro == len(again) - 1 and part is parts[-1]
                     self._backward(output, divisors, is_last)
                     if part is own:
                         self._keep(output, metrics)
@@ -153,10 +155,12 @@ class Passes:
         step: int,
         metrics: MetricSums,
     ) -> None:
-        held = self._held(batches)
-        is_one, embedded, given = len(held) == 1, [], []
-        self._phase_timer.enter("forward")
-        for micro, batch in enumerate(held):
+        count = self._plan.accumulate
+        is_one, again, embedded, given = count == 1, [], [], []
+        for micro in range(count):
+            batch = self._next(batches)
+            again.append(batch.again)
+            self._phase_timer.enter("forward")
             with self._pass(step, micro):
                 with self._computing(is_first=True), torch.set_grad_enabled(is_one):
                     embedded.append(objective.embed(batch))
@@ -165,7 +169,7 @@ class Passes:
         rows, targets = _joined(embedded), _joined(given)
         if not is_one:
             rows = {name: tensor.requires_grad_() for name, tensor in rows.items()}
-        with self._pass(step, len(held)):
+        with self._pass(step, count):
             with self._computing(is_first=True):
                 output = objective.combine(rows, targets, self._slots)
             counts = {n: _targets_or_one(t.targets, t.total) for n, t in output.terms.items()}
@@ -174,24 +178,24 @@ class Passes:
         if is_one:
             return
         first = 0
-        for micro, batch in enumerate(held):
+        for micro, make in enumerate(again):
             with self._pass(step, micro):
                 self._phase_timer.enter("forward")
                 with self._computing(is_first=False):
-                    again = objective.embed(batch.again())
-                last = first + len(next(iter(again.values())))
-                tensors = [again[name] for name in rows]
+                    second = objective.embed(make())
+                last = first + len(next(iter(second.values())))
+                tensors = [second[name] for name in rows]
                 grads = [_grad(leaf)[first:last] for leaf in rows.values()]
                 self._phase_timer.enter("backward")
-                is_last = micro == len(held) - 1
+                is_last = micro == count - 1
                 with self._layout.backward(is_last, objective.combined_parts):
                     torch.autograd.backward(tensors, grads)
                 first = last
 
-    def _held(self, batches: Iterator[MicroBatch]) -> list[MicroBatch]:
-        """Take all micro-batches of a step; they are made anew for a second pass."""
+    def _next(self, batches: Iterator[MicroBatch]) -> MicroBatch:
+        """Take one micro-batch. For a second pass it is made once more, not kept on the device."""
         self._phase_timer.enter("data")
-        return [next(batches) for _ in range(self._plan.accumulate)]
+        return next(batches)
 
     def _forward(self, batch: MicroBatch) -> LossOutput:
         with self._computing(is_first=True):
