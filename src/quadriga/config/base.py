@@ -1,13 +1,13 @@
 """Typed, frozen configuration: values only, with overrides, provenance and one error grammar.
 
 A `Config` is a pydantic model that refuses unknown keys. A `Choice` is a Config with several
-kinds, which live in one package, its room. A file at the room's top level is the kind of its name:
-``{"kind": "mae"}`` in the room ``quadriga.methods`` is the config in ``quadriga/methods/mae.py``.
-Kinds in nested folders, and kinds that share a file, stand in a table in the room's
-``__init__.py``: name -> ``module:Class``. Kinds that lie in several rooms stand in such a table of
-their base.
+kinds, which live in one package, its room. A file at the room's top level defines the kind of its
+name: ``{"kind": "mae"}`` in the room ``quadriga.methods`` is the config in
+``quadriga/methods/mae.py``. Kinds in nested folders, and kinds that share a file, are listed in a
+table in the room's ``__init__.py``: name -> ``module:Class``. The base class itself lists kinds
+that are spread over several rooms.
 
-Pure functions on the plain tree of a config: nested dicts, lists and scalars.
+A config's *tree* is its plain form: nested dicts, lists and scalars.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from quadriga.errors import UserError, did_you_mean
 _LOCATION = "location"
 T = TypeVar("T")
 Location = Annotated[T, _LOCATION]
-"""The type of a field that says where something lies, such as ``root: Location[Path]``: what lies
-there may move, and a config means the same afterwards."""
+"""The type of a field that holds a location, such as ``root: Location[Path]``. Two configs that
+differ only in locations mean the same run, since files may be moved."""
 
 _LATER = "later"
 Later = Annotated[T, _LATER]
-"""The type of a field that runs were saved without: its default means what its absence meant."""
+"""The type of a field that older saved runs lack: its default behaves as those runs did."""
 
 
 def leaves_of(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Yield each dotted path with its value; a list of groups is walked by position.
+    """Yield the dotted path and value of each leaf; the items of a list of dicts by position.
 
     Args:
         tree: The plain tree.
@@ -62,10 +62,10 @@ def within(path: str, ancestor: str) -> bool:
 
 
 def child_of(node: Any, part: str, path: str) -> Any:
-    """Return the node below `node`, made empty where it is absent or None.
+    """Return the child `part` of `node`; an absent or None child is replaced by an empty dict.
 
     Raises:
-        UserError: There is a single value at that place, or the position does not exist.
+        UserError: The child is a single value, or the position does not exist.
     """
     if isinstance(node, list):
         return node[position_in(node, part, path)]
@@ -80,7 +80,7 @@ def position_in(items: list[Any], part: str, path: str) -> int:
     """Return `part` as a position in `items`.
 
     Raises:
-        UserError: It is not a number, or outside the list.
+        UserError: `part` is not a number, or is outside the list.
     """
     if not part.isdecimal() or int(part) >= len(items):
         raise UserError(f"{path} must end in a position from 0 to {len(items) - 1}")
@@ -136,11 +136,11 @@ class Config(BaseModel):
 
     @classmethod
     def upgraded(cls, values: dict[str, Any], sources: dict[str, str]) -> None:
-        """Translate in place what an older revision saved.
+        """Update in place a config that an older version saved.
 
         Args:
-            values: Plain values of a config that was saved.
-            sources: Where each of its leaves came from.
+            values: The saved plain values.
+            sources: Dotted path of each leaf -> where its value came from.
         """
         return None
 
@@ -176,18 +176,18 @@ class Config(BaseModel):
 
 
 class Choice(Config):
-    """A config with several kinds: files of `room`, entries of its table, or `listed`."""
+    """A config with several kinds, found in the files of `room`, its table, or `listed`."""
 
     room: ClassVar[str] = ""
     """The package of the kinds, for example ``quadriga.methods``."""
     table: ClassVar[str] = "KINDS"
-    """What the room calls its table of nested kinds and of kinds that share a file."""
+    """Name of the room's table of nested kinds and of kinds that share a file."""
     listed: ClassVar[Mapping[str, str]] = {}
-    """The kinds where they have no common room: name -> ``module:Class``."""
+    """The kinds, where they have no common room: name -> ``module:Class``."""
 
     @classmethod
     def kind(cls) -> str:
-        """Return the name of this kind: in the table, or of its file, else ``module:Class``."""
+        """Return the name of this kind: from the table, else its file, else ``module:Class``."""
         target = f"{cls.__module__}:{cls.__qualname__}"
         for listed, of_listed in _table(cls).items():
             if of_listed == target:
@@ -204,7 +204,7 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 class _Context:
-    """What an error sentence needs beside the value: provenance and all valid paths."""
+    """What an error message needs beside the value: sources and all valid paths."""
 
     def __init__(
         self, sources: Mapping[str, str], root: type[Config], tree: Mapping[str, Any]
@@ -217,7 +217,7 @@ class _Context:
         return next((s for name, s in self.sources.items() if within(path, name)), None)
 
     def unknown(self, path: str, siblings: Sequence[str]) -> UserError:
-        """Return the error for a key that does not exist, with the nearest that does."""
+        """Return the error for a key that does not exist; it suggests the nearest valid key."""
         prefix = path.rpartition(".")[0]
         near = [f"{prefix}.{name}" if prefix else name for name in siblings]
         everywhere = [known for known, _ in leaves_of(self.tree, "")]
@@ -233,7 +233,7 @@ class _Context:
 def construct(
     cls: type[ConfigT], values: Any, context: _Context | None = None, path: str = ""
 ) -> ConfigT:
-    """Build `cls` from plain values, children first, so that each error knows its full path.
+    """Build `cls` from plain values, children first, so that each error names the full path.
 
     Raises:
         UserError: An unknown key or a value that breaks a rule.
@@ -268,7 +268,7 @@ def construct(
 
 
 def _of_another_kind(cls: type[Config], name: str, path: str) -> UserError | None:
-    """Return the error for a key that a kind of several rooms has not, but another one has."""
+    """Return the error for a key that only another of the `listed` kinds has, or None."""
     if not issubclass(cls, Choice):
         return None
     for kind, target in cls.listed.items():
@@ -281,15 +281,15 @@ def _of_another_kind(cls: type[Config], name: str, path: str) -> UserError | Non
 
 
 def load(target: str) -> Any:
-    """Import ``module:name`` and return what it names."""
+    """Import ``module:name`` and return the object."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 def kinds(base: type[Choice]) -> list[str]:
-    """Return the kinds of `base`: its table, and the files of its room that the table leaves out.
+    """Return the sorted kinds of `base`: its table, and the room's files that are not in the table.
 
-    None of them is imported: what stands at the top of a room is a kind.
+    The kinds are not imported: every file at the top level of a room defines a kind.
     """
     table = _table(base)
     if not base.room:
@@ -308,7 +308,7 @@ def _table(base: type[Choice]) -> Mapping[str, str]:
 
 
 def _class_in(base: type[ConfigT], name: str) -> type[ConfigT] | None:
-    """Return the concrete class of `base` that a file at the top of its room defines."""
+    """Return the concrete class of `base` that the file `name` of its room defines, or None."""
     module = importlib.import_module(f"{base.room}.{name}")  # type: ignore[attr-defined]
     for found in vars(module).values():
         if isinstance(found, type) and issubclass(found, base) and not inspect.isabstract(found):
@@ -318,7 +318,7 @@ def _class_in(base: type[ConfigT], name: str) -> type[ConfigT] | None:
 
 
 def _concrete(base: type[ConfigT], kind: Any, path: str) -> type[ConfigT]:
-    """Find the class of a kind: in the table, among the room's files, or loaded already."""
+    """Find the class of a kind: an imported class, a table entry, or a file of the room."""
     if kind is None:
         if not inspect.isabstract(base):
             return base
@@ -354,7 +354,7 @@ def _arms(annotation: Any) -> list[Any]:
 
 
 def _read(annotation: Any, value: Any, path: str, context: _Context) -> Any:
-    """Turn one plain value into what pydantic takes for `annotation`."""
+    """Convert one plain value to a value that pydantic accepts for `annotation`."""
     arms = _arms(annotation)
     if isinstance(value, str):
         if type(None) in arms and value.lower() in ("none", "null"):
@@ -370,7 +370,7 @@ def _read(annotation: Any, value: Any, path: str, context: _Context) -> Any:
             value = [part for part in value.split(",") if part]
     for arm in arms:
         if typing.get_origin(arm) is typing.Literal and isinstance(value, str):
-            # Numbers among the choices are typed as text too; pydantic takes them as they are.
+            # On the command line a number among the choices is text; pydantic wants the number.
             value = next((item for item in typing.get_args(arm) if str(item) == value), value)
         if isinstance(arm, type) and issubclass(arm, Config) and value is not None:
             return construct(arm, value, context, path)

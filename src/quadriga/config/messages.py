@@ -1,4 +1,4 @@
-"""From a pydantic error to one sentence: what, the rule, the actual value, where it was set."""
+"""Turns a pydantic error into one sentence: the key, the rule, the actual value, its source."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def sentence(
 
     Args:
         error: One entry of `ValidationError.errors()`.
-        path: Full dotted path of the value; for a rule between fields, of their config.
+        path: Full dotted path of the value; for a rule between fields, that of their config.
         field: The field the error is about, None for a rule between fields.
-        where: "set on the command line" and the like, if known.
+        where: Where the value was set, for example "set on the command line"; None if unknown.
 
     Returns:
         For example ``optim.lr must be at least 0, but is -1 (set on the command line)``.

@@ -20,9 +20,9 @@ class Resolved(Generic[ConfigT]):
 
     @classmethod
     def of(cls, config: ConfigT, source: str) -> Resolved[ConfigT]:
-        """Start from a config that `source` (a recipe) built.
+        """Pair a config with `source`, the name of the recipe that built it.
 
-        Values the recipe did not name are marked "default".
+        Values that the recipe did not set are marked "default".
         """
         named = set(_named(config))
         sources = {
@@ -54,7 +54,7 @@ class Resolved(Generic[ConfigT]):
 
     @classmethod
     def from_json(cls, config_class: type[ConfigT], text: str) -> Resolved[ConfigT]:
-        """Rebuild what `as_json` wrote.
+        """Rebuild a pair from the text of `as_json`.
 
         Raises:
             UserError: The text is not such a file.
