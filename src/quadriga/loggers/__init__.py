@@ -1,4 +1,4 @@
-"""Other places that a run's metrics go to, one file each, and all of a run as one."""
+"""Loggers send a run's metrics to other places, one file each; `LoggerSet` holds those of a run."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from quadriga.contracts.logging import Logger, LoggerConfig, LoggerContext
 from quadriga.errors import UserError
 
 WAITING = 1000
-"""Records that may wait for a slow network before newer ones are left out."""
+"""Records that may wait for a slow network; one more makes the logger fail."""
 PATIENCE_SECONDS = 60.0
-"""How long the end of a run waits for a slow network."""
+"""How long the end of a run waits for a slow network, in seconds."""
 
 
 def check_loggers(loggers: Sequence[LoggerConfig]) -> None:
-    """Check that the packages of all loggers are there; nothing is started.
+    """Check that the packages of all loggers are installed, without starting a logger.
 
     Raises:
-        UserError: One is missing.
+        UserError: A package is missing.
     """
     for position, config in enumerate(loggers):
         package = type(config).package
@@ -34,10 +34,10 @@ def check_loggers(loggers: Sequence[LoggerConfig]) -> None:
 
 
 def check_kinds(loggers: Sequence[LoggerConfig]) -> None:
-    """Check that no kind is listed twice: both would write the same files.
+    """Check that no kind is listed twice: both loggers would write the same files.
 
     Raises:
-        UserError: One is.
+        UserError: A kind is listed twice.
     """
     kinds = [config.kind() for config in loggers]
     for position, kind in enumerate(kinds):
@@ -47,13 +47,14 @@ def check_kinds(loggers: Sequence[LoggerConfig]) -> None:
 
 @final
 class LoggerSet:
-    """Hands each record to every logger. One that fails is dropped with a warning; the run stays.
+    """Passes each record to every logger.
 
-    metrics.jsonl has every record in any case, so that nothing is lost with a logger.
+    A logger that fails is dropped with a warning and the run continues. ``metrics.jsonl`` holds
+    every record in any case, so a failed logger loses nothing.
     """
 
     def __init__(self, warn: Callable[[str], None]) -> None:
-        """Start without loggers; `warn` is told once of each that fails."""
+        """Start without loggers; `warn` is called once for each logger that fails."""
         self._warn = warn
         self._loggers: dict[str, Logger] = {}
 
@@ -65,17 +66,17 @@ class LoggerSet:
         Args:
             configs: ``log.loggers``.
             context: The run.
-            say: Told where a logger's metrics are to be found.
+            say: Called with a line that says where a logger's metrics can be found.
 
         Raises:
-            UserError: A logger cannot start; the ones before it are closed.
+            UserError: A logger cannot start; those opened before it are closed.
         """
         check_loggers(configs)
         for position, config in enumerate(configs):
             name = config.kind()
             try:
                 logger = config.open(context)
-            except Exception as error:  # whatever a foreign package raises
+            except Exception as error:  # a third-party package may raise anything
                 self.close()
                 raise UserError(
                     f"log.loggers.{position}: {name} cannot start: {_one_line(error)}; mend that, "
@@ -88,7 +89,7 @@ class LoggerSet:
             )
 
     def log(self, record: Mapping[str, float], step: int) -> None:
-        """Hand a record to every logger."""
+        """Pass a record to every logger."""
         self._each(lambda logger: logger.log(record, step))
 
     def close(self) -> None:
@@ -100,9 +101,9 @@ class LoggerSet:
         for name, logger in list(self._loggers.items()):
             try:
                 call(logger)
-            except Exception as error:  # whatever a foreign package raises
+            except Exception as error:  # a third-party package may raise anything
                 del self._loggers[name]
-                if not isinstance(logger, _OnThread):  # that one could wait for a dead network
+                if not isinstance(logger, _OnThread):  # closing it could wait for a dead network
                     with contextlib.suppress(Exception):
                         logger.close()
                 self._warn(
@@ -132,7 +133,7 @@ class _OnThread(Logger):
             while (item := self._waiting.get()) is not None:
                 self._logger.log(*item)
             self._logger.close()
-        except Exception as error:  # told by the training thread, with its next call
+        except Exception as error:  # raised in the training thread by its next call
             self._failure = error
 
     def log(self, record: Mapping[str, float], step: int) -> None:
@@ -143,7 +144,11 @@ class _OnThread(Logger):
             raise TimeoutError(f"{WAITING} records wait for it") from None
 
     def close(self) -> None:
-        """Write what still waits, and close the logger behind."""
+        """Write the records that still wait, and close the logger.
+
+        Raises:
+            TimeoutError: The logger did not finish within `PATIENCE_SECONDS`.
+        """
         self._raise()
         try:
             self._waiting.put(None, timeout=PATIENCE_SECONDS)

@@ -16,26 +16,26 @@ Row = dict[str, str]
 
 @final
 class CSVConfig(LoggerConfig):
-    """``WORK_DIR/metrics.csv``: a row for each logged step, a column for each number."""
+    """``WORK_DIR/metrics.csv``: a row for each logged step, a column for each metric."""
 
     def open(self, context: LoggerContext) -> CSV:
-        """Continue the table without the rows of the steps that are made again."""
+        """Continue the table; rows of the steps that the resumed run repeats are removed."""
         return CSV(context)
 
 
 @final
 class CSV(Logger):
-    """Appends rows; a new name makes a new column, for which the file is rewritten."""
+    """Appends rows; a new metric adds a column, for which the file is rewritten."""
 
     def __init__(self, context: LoggerContext) -> None:
-        """Read what is there, drop the rows after the start and open the file to append."""
+        """Read the existing rows, drop those after the start and open the file to append."""
         self._path = context.folder / "metrics.csv"
         rows = [row for row in read_rows(self._path) if int(row["step"]) <= context.start]
         self._names = list(rows[0]) if rows else ["step"]
         self._file = self._rewritten(rows)
 
     def log(self, record: Mapping[str, float], step: int) -> None:
-        """Append a row, after new columns for the names that are new."""
+        """Append a row; first add a column for each new metric."""
         values = {name: value for name, value in record.items() if name != "step"}
         new = [name for name in values if name not in self._names]
         if new:
@@ -53,7 +53,7 @@ class CSV(Logger):
         return csv.DictWriter(self._file, self._names, restval="", lineterminator="\n")
 
     def _rewritten(self, rows: list[Row]) -> IO[str]:
-        """Write header and rows beside the file's place, rename, and open it to append."""
+        """Replace the file by header and rows atomically, and open it to append."""
         text = io.StringIO()
         writer = csv.DictWriter(text, self._names, restval="", lineterminator="\n")
         writer.writeheader()
@@ -63,10 +63,10 @@ class CSV(Logger):
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Return the whole rows of a table; a last line that was cut short is not one.
+    """Return the complete rows of a table; an incomplete last line is left out.
 
     Args:
-        path: The table; where there is none, there are no rows.
+        path: The table; a file that does not exist has no rows.
     """
     if not path.exists():
         return []

@@ -11,37 +11,37 @@ from quadriga.contracts.logging import Logger, LoggerConfig, LoggerContext
 from quadriga.files import write_text
 
 BATCH = 100
-"""Parameters that the tracking server takes in one call."""
+"""Parameters that the tracking server accepts in one call."""
 LENGTH = 500
-"""Characters of a parameter that every version of the server takes."""
+"""Characters of a parameter that every version of the server accepts."""
 
 
 @final
 class MLflowConfig(LoggerConfig):
-    """A run of MLflow; a resumed run goes on with the same one."""
+    """A run of MLflow; a resumed run continues the same one."""
 
     package: ClassVar[str | None] = "mlflow"
     extra: ClassVar[str | None] = "mlflow"
 
     uri: str | None = None
-    """Tracking server (``https://...``) or store (``sqlite:///runs.db``); none for what
-    MLFLOW_TRACKING_URI says."""
+    """Tracking server (``https://...``) or store (``sqlite:///runs.db``); none for the value of
+    MLFLOW_TRACKING_URI."""
     experiment: str = "quadriga"
-    """The experiment that the run belongs to; made when it is missing."""
+    """The experiment that the run belongs to; created when it is missing."""
 
     def open(self, context: LoggerContext) -> MLflow:
-        """Start the run or go on with the one whose id the run directory holds."""
+        """Start a run, or continue the one whose id is in the run directory."""
         return MLflow(self, context)
 
 
 @final
 class MLflow(Logger):
-    """Sends each record; the config's values are the run's parameters."""
+    """Sends each record; the config's values become the run's parameters."""
 
     remote: ClassVar[bool] = True
 
     def __init__(self, config: MLflowConfig, context: LoggerContext) -> None:
-        """Join the run."""
+        """Start or continue the run."""
         from mlflow import MlflowClient, entities
 
         self._entities: Any = entities

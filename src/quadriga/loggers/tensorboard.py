@@ -13,13 +13,13 @@ class TensorboardConfig(LoggerConfig):
     """Event files in ``WORK_DIR/tensorboard``."""
 
     def open(self, context: LoggerContext) -> Tensorboard:
-        """Continue the event files; TensorBoard hides the steps that are made again."""
+        """Continue the event files; TensorBoard hides earlier records of repeated steps."""
         return Tensorboard(context)
 
 
 @final
 class Tensorboard(Logger):
-    """Writes each number as a scalar."""
+    """Writes each metric as a scalar."""
 
     def __init__(self, context: LoggerContext) -> None:
         """Open a new event file."""
@@ -29,7 +29,7 @@ class Tensorboard(Logger):
         self._writer: Any = SummaryWriter(folder, purge_step=context.start + 1)
 
     def log(self, record: Mapping[str, float], step: int) -> None:
-        """Add a scalar for each number."""
+        """Add a scalar for each metric but ``samples``."""
         for name, value in record.items():
             if name != "samples":
                 self._writer.add_scalar(name, value, step)

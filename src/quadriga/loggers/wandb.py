@@ -11,7 +11,7 @@ from quadriga.files import write_text
 
 @final
 class WandbConfig(LoggerConfig):
-    """A run of Weights & Biases; a resumed run goes on with the same one."""
+    """A run of Weights & Biases; a resumed run continues the same one."""
 
     package: ClassVar[str | None] = "wandb"
     extra: ClassVar[str | None] = "wandb"
@@ -19,13 +19,13 @@ class WandbConfig(LoggerConfig):
     project: str = "quadriga"
     """The project that the run belongs to."""
     entity: str | None = None
-    """User or team; none for the account's own."""
+    """User or team; none for the account's default."""
     mode: Literal["online", "offline", "disabled"] | None = None
-    """offline: files in ``WORK_DIR/wandb`` that ``wandb sync`` sends later; none for what wandb's
-    own environment variables say."""
+    """offline: files in ``WORK_DIR/wandb`` that ``wandb sync`` sends later; none for the value of
+    wandb's environment variables."""
 
     def open(self, context: LoggerContext) -> Wandb:
-        """Start the run or go on with the one whose id the run directory holds."""
+        """Start a run, or continue the one whose id is in the run directory."""
         return Wandb(self, context)
 
 
@@ -33,12 +33,12 @@ class WandbConfig(LoggerConfig):
 class Wandb(Logger):
     """Sends each record; wandb's own process waits for the network, not this one.
 
-    A step that is made again after a resumption is the same step with the same metrics: wandb
-    keeps the first record of it.
+    A step that is repeated after a resumption has the same metrics, and wandb keeps the first
+    record of it.
     """
 
     def __init__(self, config: WandbConfig, context: LoggerContext) -> None:
-        """Join the run."""
+        """Start or continue the run."""
         import wandb
 
         known = context.folder / "wandb_run_id.txt"
@@ -64,5 +64,5 @@ class Wandb(Logger):
         self._run.log(dict(record), step=step)
 
     def close(self) -> None:
-        """Send what is left and end the run's process."""
+        """Send the remaining records and end wandb's process."""
         self._run.finish()
