@@ -24,7 +24,7 @@ IMAGENET_SAMPLES = 1_281_167
 
 
 def imagenet_vit(model: ViTConfig, drop_path: float) -> ViTConfig:
-    """Return a published size with a learned table of positions, as DeiT has it."""
+    """Return `model` with learned positions, as in DeiT, and with `drop_path`."""
     return model.override({"positions": "learned", "drop_path": drop_path})
 
 
@@ -33,7 +33,7 @@ def imagenet_run(
 ) -> RunConfig:
     """Return the DeiT recipe: AdamW with 5e-4 for 512 samples, RandAugment, mixup, cutmix.
 
-    Rates of 1e-6 before the warm-up and 1e-5 at the end are those of the reference, which are not
+    The learning rate starts at 1e-6 and ends at 1e-5; as in the reference, these two are not
     scaled with the batch.
     """
     peak = 5e-4 * batch_size / 512

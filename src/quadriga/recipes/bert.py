@@ -51,7 +51,7 @@ def bert_tiny_pydoc(steps: int = 1200) -> RunConfig:
 
 
 def _adamw(lr: float, batch: int) -> AdamWConfig:
-    """Return the paper's optimizer: all decays but norms and biases, tables of positions too."""
+    """Return the paper's optimizer: decay on all but norms and biases, also on the positions."""
     return AdamWConfig(
         lr=lr,
         lr_batch=batch,
@@ -67,7 +67,7 @@ def _adamw(lr: float, batch: int) -> AdamWConfig:
 def _pretraining(name: str, model: BertConfig, root: Path, vocabulary: Path | None) -> RunConfig:
     """Return the paper's recipe: a million steps of 256 sequences, appendix A.2.
 
-    Without a vocabulary it is the ``vocab.txt`` in `root`.
+    Without `vocabulary` the file ``vocab.txt`` in `root` is used.
     """
     return RunConfig(
         name=name,
@@ -90,8 +90,8 @@ def _pretraining(name: str, model: BertConfig, root: Path, vocabulary: Path | No
 def bert_mini(root: Path = _CORPUS, vocabulary: Path | None = None) -> RunConfig:
     """BERT-mini (4 blocks of width 256) with the paper's optimizer, in float32.
 
-    Command: ``quadriga train bert_mini data.root=CORPUS --ranks 2``. Sized to be tried: a few
-    thousand steps (``train.steps=5000 schedule.warmup_steps=500``) show the loss fall on any text.
+    Command: ``quadriga train bert_mini data.root=CORPUS --ranks 2``. For experiments: within a few
+    thousand steps (``train.steps=5000 schedule.warmup_steps=500``) the loss falls on any text.
     """
     config = _pretraining("bert_mini", BertConfig.mini(), root, vocabulary)
     return config.override({"train.precision": "float32", "optim.lr": 5e-4})
@@ -101,8 +101,8 @@ def bert_base(root: Path = _CORPUS, vocabulary: Path | None = None) -> RunConfig
     """BERT-base with the paper's recipe: sequences of 128 tokens for the first 90 % of the steps.
 
     Command: ``quadriga train bert_base data.root=CORPUS --ranks 8``; then with
-    ``views.max_length=512 train.steps=100000 warm_start.path=RUN`` for the rest. Expected, of the
-    paper after both: 79.6 GLUE average (test), 84.6 MNLI.
+    ``views.max_length=512 train.steps=100000 warm_start.path=RUN`` for the rest. The paper reports
+    after both: 79.6 GLUE average (test), 84.6 MNLI.
     """
     return _pretraining("bert_base", BertConfig.base(), root, vocabulary)
 
@@ -110,8 +110,8 @@ def bert_base(root: Path = _CORPUS, vocabulary: Path | None = None) -> RunConfig
 def bert_large(root: Path = _CORPUS, vocabulary: Path | None = None) -> RunConfig:
     """BERT-large with the paper's recipe, in data parallel.
 
-    Command: ``quadriga train bert_large data.root=CORPUS --ranks 8``, and on as for `bert_base`.
-    Expected, of the paper: 82.1 GLUE average (test), 86.7 MNLI.
+    Command: ``quadriga train bert_large data.root=CORPUS --ranks 8``, and then as for `bert_base`.
+    The paper reports 82.1 GLUE average (test), 86.7 MNLI.
     """
     return _pretraining("bert_large", BertConfig.large(), root, vocabulary)
 
@@ -122,10 +122,10 @@ def bert_large_2bw_8x8(root: Path = _CORPUS, vocabulary: Path | None = None) -> 
     Command, on each of 8 hosts with 8 GPUs: ``torchrun --nnodes 8 --nproc-per-node 8
     --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m quadriga train bert_large_2bw_8x8
     data.root=CORPUS``. A step is 8 micro-batches of 16 sequences in each of 8 replicas: 1024
-    sequences. Expected, of the PipeDream-2BW paper with this batch and rate on a corpus of its own:
-    MNLI as without delay (87.8 %).
+    sequences. The PipeDream-2BW paper reports, with this batch size and learning rate on another
+    corpus, the same MNLI accuracy as without delay (87.8 %).
 
-    Gradients are one step late, which halves the room of the learning rate (a quadratic loss of
+    Gradients are one step late, which halves the largest stable learning rate (a quadratic loss of
     curvature a is stable for ``0 < lr * a < 1``, without delay for < 2): where a rate is near its
     limit, lower it, flush at the start (``executor.flushed_steps=10000``), or correct the delay
     (``executor.error_feedback=1``).

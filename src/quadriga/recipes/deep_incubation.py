@@ -1,4 +1,4 @@
-"""Deep Incubation (Ni et al., ICCV 2023): meta model, modules apart, assembly, fine-tuning."""
+"""Deep Incubation (Ni et al., ICCV 2023): meta model, separate modules, assembly, fine-tuning."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ class Incubation:
 def incubate(
     base: RunConfig, incubation: Incubation, prefix: str = "", meta: str | None = None
 ) -> list[Node]:
-    """Return the runs of an incubation: one of the meta model, those of the modules, one more.
+    """Return the runs of an incubation: the meta model, the modules, and fine-tuning of the whole.
 
     Args:
-        base: The target model's end-to-end run; each phase is this with overrides.
-        incubation: The phases.
-        prefix: What the nodes' names begin with.
-        meta: A node that is the meta model already; none to train one.
+        base: The target model's end-to-end run; each phase is this run with overrides.
+        incubation: What distinguishes the phases.
+        prefix: Prefix of the nodes' names.
+        meta: An existing node that trains the meta model; None to add one.
 
     Raises:
-        UserError: A process is to train no module.
+        UserError: ``modules_per_run`` is less than 1.
     """
     count, depths = len(incubation.depths), incubation.depths
     if incubation.modules_per_run < 1:
@@ -80,7 +80,7 @@ def _node(
 
 
 def equal_depths(depth: int, modules: int) -> tuple[int, ...]:
-    """Cut a depth into modules that differ by at most one block; later ones are the deeper.
+    """Divide `depth` blocks among modules that differ by at most one block; later ones get more.
 
     Raises:
         UserError: Fewer than two modules, or more than blocks.
@@ -126,7 +126,8 @@ def deep_incubation_cifar10(
     """Four modules of four blocks on a fifth of CIFAR-10: sized for 2 cores.
 
     Command: ``quadriga run deep_incubation_cifar10 root=CIFAR10_FOLDER --slots 2``. The meta model
-    10 epochs, the modules 5, the whole 5: 0.59 of the critical path of 16 epochs end to end.
+    trains for 10 epochs, the modules for 5 and the whole for 5: 0.59 of the critical path of 16
+    epochs end to end.
     """
     base = deit_cifar10(root, fraction).override({"name": "end_to_end"})
     incubation = Incubation(
@@ -211,8 +212,8 @@ def deep_incubation_vit_huge(
     """ViT-H/14 of four modules with the published hyper-parameters (300 + 100 + 100 epochs).
 
     Command: ``quadriga run deep_incubation_vit_huge data.root=IMAGENET train.ranks=8``. The
-    reference reports 84.3 % top-1; initialise=function_preserving is the better start. Its blocks
-    have no bias of queries, keys and values, as those of the released weights.
+    reference reports 84.3 % top-1; initialise=function_preserving is the better start. The blocks
+    have no bias of queries, keys and values, like those of the released weights.
     """
     model = ViTConfig.huge().override({"qkv_bias": False, "norm_eps": 1e-5})
     name = "deep_incubation_vit_huge"

@@ -1,7 +1,7 @@
 """BERT on the tasks of GLUE, as the paper fine-tunes it (Devlin et al., arXiv:1810.04805, 4.1).
 
 Batch 32, 3 epochs, the rates of appendix A.3. Adam's bias correction and the warm-up over a tenth
-of the run are what keeps small tasks from failing (Mosbach et al., arXiv:2006.04884).
+of the run keep training on small tasks from diverging (Mosbach et al., arXiv:2006.04884).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _glue(name: str, root: Path, epochs: float, lr: float) -> RunConfig:
         train=TrainConfig(epochs=epochs, batch_size=32, dataset_size=task.train_size),
         log=LogConfig(every_steps=50),
         checkpoint=CheckpointConfig(every_epochs=1, keep=1),
-        # The mean over so few labels jumps by itself: no step of it is news.
+        # The mean loss over 32 labels is noisy: a spike is no sign of a failure.
         health=HealthConfig(spike_factor=None),
         evaluation=EvaluationConfig(protocols=(GlueProtocol(),)),
     )
@@ -131,7 +131,7 @@ def glue_rte(root: Path = _ROOT, epochs: float = 3) -> RunConfig:
 def glue_wnli(root: Path = _ROOT, epochs: float = 3) -> RunConfig:
     """BERT on WNLI: what does a pronoun stand for? Accuracy.
 
-    Command: ``quadriga train glue_wnli data.root=GLUE warm_start.path=RUN``. Its development set
-    contradicts its training set: the paper leaves it out.
+    Command: ``quadriga train glue_wnli data.root=GLUE warm_start.path=RUN``. The development set
+    contradicts the training set, and the paper leaves this task out.
     """
     return _glue("wnli", root, epochs, lr=2e-5)

@@ -1,10 +1,10 @@
 """Masked autoencoders: the embedded digits, CIFAR-10, and the reference's ImageNet recipes.
 
-Training in two resolutions: most epochs on small images, the last ones on large ones.
+The two-stage workflows train most epochs on small images and the last ones on large ones.
 
-The sequence of tokens is short for most of the run; the second run starts from the weights of the
-first, whose tables of positions are resampled to the finer grid (Touvron et al., "Fixing the
-train-test resolution discrepancy", NeurIPS 2019; as the pre-trainings of CLIP and EVA end).
+Sequences are short for most of the training. The second run starts from the weights of the first,
+with its tables of positions resampled to the finer grid (Touvron et al., "Fixing the train-test
+resolution discrepancy", NeurIPS 2019; CLIP and EVA end their pre-training in the same way).
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def mae_vit_base_two_stage(
     """MAE of a ViT-B/16 on ImageNet, 360 epochs at 112 px and 40 at 224 px.
 
     Command: ``quadriga run mae_vit_base_two_stage data.root=IMAGENET --ranks-per-run 8``.
-    It has not been run to the end here.
+    No result is known: it has not been run to the end.
     """
     whole = mae_vit_base(root, low_epochs + high_epochs)
     return _two_stage("mae_vit_base_two_stage", whole, 112, low_epochs, high_epochs, warmup=5)
@@ -166,9 +166,9 @@ def mae_vit_base_two_stage(
 def _two_stage(
     name: str, whole: RunConfig, low_px: int, low_epochs: float, high_epochs: float, warmup: float
 ) -> Workflow:
-    """Return a run as two, of which the first sees images of `low_px` pixels."""
+    """Return a workflow of two runs, of which the first trains on images of `low_px` pixels."""
     small: dict[str, Any] = {"model.image_px": low_px, "views.image_px": low_px}
-    if "image_px" in type(whole.data).model_fields:  # data that is drawn, not read
+    if "image_px" in type(whole.data).model_fields:  # synthetic images have a size of their own
         small["data.image_px"] = low_px
     low = whole.override({"name": f"{name}.{LOW}", "train.epochs": low_epochs, **small})
     high = whole.override(

@@ -1,4 +1,4 @@
-"""Mixtures of tasks: classified digits beside a masked autoencoder of drawn shapes."""
+"""Mixtures of tasks: classification of digits and a masked autoencoder of synthetic shapes."""
 
 from __future__ import annotations
 
