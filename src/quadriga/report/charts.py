@@ -29,8 +29,8 @@ def chart(curve: Curve, identity: str) -> str:
     """Return the HTML of one curve.
 
     Args:
-        curve: With at least one value.
-        identity: Unique on the page; letters and digits.
+        curve: The curve, with at least one value.
+        identity: An id of letters and digits, unique on the page.
     """
     low, high = value_range(curve)
     position_x = linear_scale(*step_range(curve))
@@ -60,10 +60,10 @@ def chart(curve: Curve, identity: str) -> str:
 
 
 def value_range(curve: Curve) -> tuple[float, float]:
-    """Return the ends of the value axis, with a margin; never of zero length.
+    """Return the ends of the value axis, with a margin; the axis never has zero length.
 
-    A few wild values (the first steps, a spike) must not flatten the rest: the range is that of
-    the smoothed line and of the raw values without the outermost hundredth on either side.
+    A few outliers (the first steps, a spike) must not flatten the rest: the range covers the
+    smoothed line, and the raw values without the outermost hundredth on either side.
     """
     ordered = sorted(curve.values)
     cut = len(ordered) // 100
@@ -81,18 +81,18 @@ def value_range(curve: Curve) -> tuple[float, float]:
 
 
 def step_range(curve: Curve) -> tuple[float, float]:
-    """Return the ends of the step axis, never of zero length."""
+    """Return the ends of the step axis; it never has zero length."""
     first, last = curve.steps[0], curve.steps[-1]
     return (first, last) if last > first else (first - 1.0, last + 1.0)
 
 
 def linear_scale(low: float, high: float) -> Scale:
-    """Return the map from [low, high] to [0, 1]; values outside stay at the edge."""
+    """Return the linear map from [low, high] to [0, 1]; values outside are clamped."""
     return lambda value: min(1.0, max(0.0, (value - low) / (high - low)))
 
 
 def logarithmic_scale(low: float, high: float) -> Scale:
-    """Return the map from [low, high], both above 0, to [0, 1] by the logarithm."""
+    """Return the logarithmic map from [low, high], both above 0, to [0, 1]."""
     inner = linear_scale(math.log(low), math.log(high))
     return lambda value: inner(math.log(max(value, low)))
 
@@ -122,7 +122,7 @@ def _labels(curve: Curve, x: Scale, y: Scale, low: float, high: float) -> str:
 
 
 def _marks(curve: Curve, x: Scale) -> str:
-    """Return a line at each event inside the axis, thinned to what can be told apart."""
+    """Return a line at each event inside the axis; of events 0.1 % apart only one is drawn."""
     first, last = step_range(curve)
     at = {
         round(100 * x(step), 1): f"{what}, step {step:,.0f}"
@@ -136,7 +136,7 @@ def _marks(curve: Curve, x: Scale) -> str:
 
 
 def _points(curve: Curve, x: Scale, y: Scale) -> str:
-    """Return what the pointer shows: [across, up, step, value read, raw value] per bucket."""
+    """Return the tooltips' data as JSON: per bucket [x, y, step, smoothed value, raw value]."""
     points = []
     for bucket in buckets(len(curve.values)):
         i = bucket[-1]
@@ -151,19 +151,19 @@ COLUMNS = 3
 
 
 def save_curves(curves: Sequence[Curve], title: str, path: Path) -> None:
-    """Draw every curve in a panel of its own.
+    """Draw each curve in its own panel of a PNG.
 
     Args:
-        curves: At least one.
-        title: Stands above the panels.
-        path: Where the PNG goes, whatever its suffix.
+        curves: At least one curve.
+        title: Title above the panels.
+        path: The PNG file, with any suffix.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     columns = min(COLUMNS, len(curves))
     rows = -(-len(curves) // columns)
-    # Imported here: it takes half a second, and every process of a run knows this module.
+    # Imported here: matplotlib takes half a second, and every process of a run imports this module.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -205,7 +205,7 @@ def places_of(needs: Needs) -> dict[str, tuple[int, int]]:
     """Return the upper left corner of each node's box, in pixels; columns are centred.
 
     Args:
-        needs: The graph; nodes of one column keep its order.
+        needs: The graph; the nodes of one column keep their order in it.
     """
     levels = levels_of(needs)
     columns: dict[int, list[str]] = {}
@@ -228,9 +228,9 @@ def graph_picture(
 
     Args:
         needs: The graph.
-        states: Node -> where its run is.
-        result: The node whose model is wanted; its box has a thicker line.
-        links: Node -> where its own report is, for those that have one.
+        states: Node -> state of its run.
+        result: The node whose model is the workflow's result; its box has a thicker line.
+        links: Node -> URL of its own report, for nodes that have one.
     """
     places = places_of(needs)
     width = max(x for x, _ in places.values()) + BOX_WIDTH + _MARGIN
@@ -285,11 +285,11 @@ SHARES = (
     ("checkpoint_stall_share", "saving checkpoints"),
     ("pipeline_wait_share", "waiting for other stages"),
 )
-"""Fields of a record, from the bottom to the top of the stack, and what they are called."""
+"""(field of a record, title), from the bottom to the top of the stack."""
 
 
 def shares_chart(metrics: Sequence[Record]) -> str:
-    """Return the HTML of the stacked shares; empty where no more than the wait for data is known.
+    """Return the HTML of the stacked shares; empty where fewer than two shares are logged.
 
     Args:
         metrics: Logged records in the order of the steps.

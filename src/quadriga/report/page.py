@@ -1,4 +1,4 @@
-"""The shell of a report: one HTML file with its style and script inside, which asks for nothing."""
+"""The frame of a report: one HTML file with its style and script inside, without any request."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ def page(title: str, body: str) -> str:
     """Return a whole page.
 
     Args:
-        title: Its title, as plain text.
-        body: What is in it, as HTML.
+        title: Title, as plain text.
+        body: Content, as HTML.
     """
     package = resources.files("quadriga.report")
     style = package.joinpath("page.css").read_text(encoding="utf-8")
     script = package.joinpath("page.js").read_text(encoding="utf-8")
-    # The policy forbids the page any request: what is in this file is all there is.
+    # The policy forbids every request: the page consists of this file alone.
     policy = (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     )

@@ -32,7 +32,7 @@ def write_report(run_dir: Path) -> Path:
         The path of the HTML file.
 
     Raises:
-        UserError: No run has written there, or the report cannot be written.
+        UserError: The folder holds no run, or the report cannot be written.
     """
     run = read_run(run_dir)
     curves = curves_of(run.metrics, run.events)
@@ -53,11 +53,11 @@ def write_report(run_dir: Path) -> Path:
 
 
 def render(run: RunFiles, curves: list[Curve]) -> str:
-    """Return the whole page.
+    """Return the whole page as HTML.
 
     Args:
-        run: What the run has written down.
-        curves: What is drawn of it.
+        run: The run's files.
+        curves: The run's curves.
     """
     drawn = "".join(chart(curve, str(i)) for i, curve in enumerate(curves))
     drawn += shares_chart(run.metrics)

@@ -1,4 +1,4 @@
-"""Reading a run directory as it is: finished, in progress, half written or damaged."""
+"""Reading a run directory in any state: finished, in progress, half written or damaged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run has written down so far."""
+    """The content of a run directory."""
 
     folder: Path
     config: dict[str, Any]
@@ -25,18 +25,18 @@ class RunFiles:
     """One record per logged step, in the order of the steps."""
     evaluation: dict[str, Any]
     events: list[Record] = field(default_factory=list)
-    """What happened beside the steps, each with an ``event`` and a ``step``."""
+    """Events, each with its name ``event`` and its ``step``."""
     notes: list[str] = field(default_factory=list)
-    """Sentences on what is missing or damaged."""
+    """Sentences about files that are missing or damaged."""
 
     @property
     def name(self) -> str:
-        """Name of the run: its config's, else its folder's."""
+        """Name of the run: that in the config, else that of the folder."""
         return str(self.config.get("name") or self.folder.resolve().name)
 
     @property
     def progress(self) -> float | None:
-        """Share of the run that is done, 0 to 1; None when its length is unknown."""
+        """Fraction of the run that is done, 0 to 1; None when its length is unknown."""
         train = self.config.get("train")
         if not isinstance(train, dict):
             return None
@@ -47,12 +47,12 @@ class RunFiles:
             return min(1.0, step / steps)
         if not epochs:
             return None
-        # The number of steps was rounded from the epochs: half a step more or less is the end.
+        # The number of steps is rounded from the epochs: the run may end half a step early or late.
         half = 0.5 * epoch / step if step else 0.0
         return 1.0 if epoch + half >= epochs else epoch / epochs
 
     def config_rows(self) -> list[tuple[str, Any, str]]:
-        """Return (dotted path, value, source) of every value of the config."""
+        """Return (dotted path, value, source) of each leaf of the config."""
         if not self.config:
             return []
         return [
@@ -62,13 +62,13 @@ class RunFiles:
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Read what there is in a run directory.
+    """Read a run directory; missing or damaged files become notes.
 
     Args:
         folder: The run directory.
 
     Raises:
-        UserError: It does not exist, or no run has written to it.
+        UserError: The folder does not exist, or no run has written to it.
     """
     if not folder.is_dir():
         raise UserError(f"the run directory must exist, but {folder} does not; check the path")
@@ -95,19 +95,19 @@ def read_run(folder: Path) -> RunFiles:
 
 
 def mapping_of(value: Any) -> dict[str, Any]:
-    """Return `value` when it is a JSON object, else an empty one."""
+    """Return `value` when it is a dict, else an empty dict."""
     return value if isinstance(value, dict) else {}
 
 
 def number_of(value: Any) -> float | None:
-    """Return `value` as a float when it is a number and not a truth value, else None."""
+    """Return `value` as a float when it is a number and not a bool, else None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value)
 
 
 def _read_object(path: Path, notes: list[str], absent: str | None = None) -> dict[str, Any]:
-    """Read a JSON object; a note says why there is none."""
+    """Read a JSON object; return an empty dict and add a note when there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -123,7 +123,7 @@ def _read_object(path: Path, notes: list[str], absent: str | None = None) -> dic
 
 
 def _read_events(path: Path) -> list[Record]:
-    """Read the events; a damaged line is passed over."""
+    """Read the events; damaged lines are skipped."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -140,7 +140,7 @@ def _read_events(path: Path) -> list[Record]:
 
 
 def _read_metrics(path: Path, notes: list[str]) -> list[Record]:
-    """Read the logged steps; a step that was logged again after a resumption counts once."""
+    """Read the logged records in the order of the steps; the last record of a step counts."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""The parts of the report beside the curves."""
+"""The sections of a run's report other than the curves."""
 
 from __future__ import annotations
 
@@ -40,29 +40,29 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Row:
-    """One number of one protocol."""
+    """One metric of one protocol."""
 
     protocol: str
     name: str
     value: float
-    """In percent where it is an accuracy."""
+    """The value; an accuracy is in percent."""
     random: float | None
-    """The same number of the encoder before training."""
+    """The same metric of the encoder before training."""
     details: dict[str, Any]
 
     @property
     def is_percent(self) -> bool:
-        """Whether the value is a share in percent (top1, top5, accuracy)."""
+        """Whether the value is a percentage (top1, top5, accuracy)."""
         return reading(f"{self.protocol}.{self.name}")[1] == "%"
 
     @property
     def is_of_hundred(self) -> bool:
-        """Whether the value ends at 100: a share in percent, or a correlation times 100."""
+        """Whether the largest value is 100: a percentage, or a correlation times 100."""
         return self.is_percent or self.protocol == "glue"
 
 
 def rows_of(run: RunFiles) -> list[Row]:
-    """Return every number of every protocol; ``x_random`` becomes the baseline of ``x``."""
+    """Return every metric of every protocol; ``x_random`` becomes the baseline of ``x``."""
     return [row for result in _results(run) for row in _rows_of_result(result)]
 
 
@@ -107,7 +107,7 @@ def evaluation_section(run: RunFiles) -> str:
 
 
 def _table_row(row: Row, compared: bool) -> str:
-    """Return a row; `compared`: whether the table has columns of the random encoder."""
+    """Return a row; `compared` says whether the table has columns for the random encoder."""
     suffix = " %" if row.is_percent else ""
     baseline = difference = "\N{EN DASH}"
     tone = ""
@@ -161,7 +161,7 @@ def _details(result: dict[str, Any]) -> str:
 
 
 def plain(value: Any) -> str:
-    """Return a JSON value as a person would write it."""
+    """Return a JSON value as readable text."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
@@ -172,7 +172,7 @@ def plain(value: Any) -> str:
 
 
 def pictures_section(run: RunFiles) -> str:
-    """Return the pictures of the protocols, each embedded; empty when there is none."""
+    """Return the pictures of the protocols, embedded in the page; empty when there are none."""
     figures = [
         _figure(run.folder / "report", str(name), str(caption))
         for result in _results(run)
@@ -183,7 +183,7 @@ def pictures_section(run: RunFiles) -> str:
 
 def _figure(folder: Path, name: str, caption: str) -> str:
     kind = _IMAGE_TYPES.get(Path(name).suffix.lower())
-    # A name with a folder in it could embed any file of the machine in a page that is passed on.
+    # Reports are shared: a name with a folder in it could embed any file of this machine.
     if kind is None or Path(name).name != name:
         return f'<p class="empty">Picture {escape(name)} is not an image in report/.</p>'
     try:
@@ -222,7 +222,7 @@ def _tile(title: str, value: str, note: str, lead: bool) -> str:
 
 
 def notes(run: RunFiles) -> str:
-    """Return what is missing or damaged, as a list; empty when nothing is."""
+    """Return the notes on missing or damaged files as a list; empty when there are none."""
     if not run.notes:
         return ""
     items = "".join(f"<li>{escape(note)}</li>" for note in run.notes)
@@ -230,7 +230,7 @@ def notes(run: RunFiles) -> str:
 
 
 def config_section(run: RunFiles) -> str:
-    """Return the resolved config as a table that can be searched, with where values came from."""
+    """Return the resolved config as a searchable table of keys, values and sources."""
     rows = run.config_rows()
     if not rows:
         return '<p class="empty">The config is missing.</p>'
@@ -262,7 +262,7 @@ def environment_section(run: RunFiles) -> str:
 
 
 def reproduce_section(run: RunFiles) -> str:
-    """Return the command line of the run and what it was run on."""
+    """Return the run's command line, versions and seed."""
     command = run.environment.get("command")
     if isinstance(command, list):
         command = " ".join(str(part) for part in command)
@@ -283,7 +283,7 @@ def reproduce_section(run: RunFiles) -> str:
 
 
 def training_seconds(run: RunFiles) -> float:
-    """Return the time spent in optimizer steps, from the mean step time of each logged interval."""
+    """Return the seconds spent in optimizer steps: sums of mean step time times steps."""
     total, previous = 0.0, 0.0
     for record in run.metrics:
         step, seconds = float(record["step"]), number_of(record.get("step_seconds")) or 0.0
@@ -293,7 +293,7 @@ def training_seconds(run: RunFiles) -> float:
 
 
 def _tiles(run: RunFiles) -> Iterable[tuple[str, str, str, bool]]:
-    """Yield (title, value, note, whether it leads) of each figure that is known."""
+    """Yield (title, value, note, whether it is highlighted) of each known figure."""
     accuracies = [row for row in rows_of(run) if row.name == "top1"]
     for row in sorted(accuracies, key=lambda row: row.protocol != "linear_probe"):
         note = "" if row.random is None else f"random encoder {row.random:.2f} %"

@@ -1,4 +1,4 @@
-"""From logged records to what a chart draws: smoothing, thinning and ticks, as pure functions."""
+"""Pure functions from logged records to curves: smoothing, thinning and axis ticks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from quadriga.formatting import reading
 from quadriga.report.run_files import Record, number_of
 
 BUCKETS = 400
-"""Points that a curve has at most; a longer one is thinned without losing its extremes."""
+"""Maximum number of buckets of a curve; a longer curve is thinned to each bucket's extremes."""
 
 LOG_RATIO = 30
-"""Positive values that are further apart than this are drawn on a logarithmic axis."""
+"""Positive values whose largest ratio exceeds this are drawn on a logarithmic axis."""
 
 _BOOKKEEPING = (
     "step",
@@ -54,20 +54,20 @@ class Curve:
     skipped: int = 0
     """Values that were not finite."""
     marks: tuple[tuple[float, str], ...] = ()
-    """(step, what happened there)."""
+    """(step, event)."""
 
     @property
     def main(self) -> list[float]:
-        """The line to read: smoothed where there is one."""
+        """The values of the main line: `smoothed`, else `values`."""
         return self.values if self.smoothed is None else self.smoothed
 
 
 def curves_of(metrics: Sequence[Record], events: Sequence[Record] = ()) -> list[Curve]:
-    """Return the curves of a run: the loss, what the engine logs and every metric of the method.
+    """Return the curves of a run: the loss, the method's metrics and the engine's measurements.
 
     Args:
         metrics: Logged records in the order of the steps.
-        events: What else happened; marked on the loss.
+        events: Events that are marked on the loss.
     """
     marks = tuple((float(e["step"]), str(e["event"])) for e in events)
     others = dict.fromkeys(name for record in metrics for name in record)
@@ -96,7 +96,7 @@ def curves_of(metrics: Sequence[Record], events: Sequence[Record] = ()) -> list[
 
 
 def _metric_curve(metrics: Sequence[Record], name: str) -> Curve:
-    """Return the curve of one of the method's metrics, an accuracy in percent."""
+    """Return the curve of one of the method's metrics; accuracies are in percent."""
     factor, unit = reading(name)
     return curve_of(metrics, name, name.replace("_", " "), unit=unit, scale=factor)
 
@@ -111,12 +111,12 @@ def curve_of(
     smooth: bool = True,
     from_zero: bool = False,
 ) -> Curve:
-    """Pick one quantity out of the records; values that are not finite are counted, not drawn.
+    """Return the curve of one quantity; values that are not finite are counted, not drawn.
 
     Args:
         metrics: Logged records in the order of the steps.
         name: Key of the quantity.
-        title: What the chart is called.
+        title: Title of the chart.
         unit: Unit of the scaled values.
         scale: Factor on every value.
         smooth: Whether a moving average is drawn.
@@ -142,8 +142,8 @@ def curve_of(
 def moving_average(values: Sequence[float], radius: int) -> list[float]:
     """Return the mean of each value and its neighbours on either side, without a lag.
 
-    Towards the start the window narrows, so that a falling loss starts where it started; at the
-    end it loses its right half only, so that the last value is an average too.
+    The window narrows towards the start, so that the curve starts at the first value. At the end
+    it loses only its right half, so that the last value is an average too.
 
     Args:
         values: Finite values.
@@ -153,7 +153,7 @@ def moving_average(values: Sequence[float], radius: int) -> list[float]:
     radius = min(radius, (len(data) - 1) // 2)
     if radius < 1:
         return list(values)
-    # Direct sums: with running ones, a single spike would swallow the digits of all that follows.
+    # Direct sums: with running sums, a single spike would cost all later values their precision.
     middle = np.convolve(data, np.full(2 * radius + 1, 1.0 / (2 * radius + 1)), "valid")
     first = [data[: 2 * i + 1].mean() for i in range(radius)]
     last = [data[i - radius :].mean() for i in range(len(data) - radius, len(data))]
@@ -170,8 +170,8 @@ def envelope(steps: Sequence[float], values: Sequence[float]) -> list[tuple[floa
     """Thin a curve to its lowest and highest point in each bucket, in the order of the steps.
 
     Args:
-        steps: Ascending.
-        values: As many.
+        steps: Ascending steps.
+        values: One value per step.
     """
     points = []
     for bucket in buckets(len(values)):
@@ -187,13 +187,13 @@ def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     Args:
         low: Start of the axis.
         high: End of the axis, above `low`.
-        wanted: About how many.
+        wanted: Approximate number of ticks.
     """
     rough = (high - low) / wanted
     power = 10.0 ** math.floor(math.log10(rough))
     steps = [factor * power for factor in (10, 5, 2, 1, 0.5) if factor < 10 or 5 * power < rough]
     fitting = [step for step in steps if step >= rough * 0.999]
-    # The next finer step serves where the coarse one has no multiple inside.
+    # The next finer step is used where the coarse one has no multiple inside.
     for step in (fitting[-1], *steps[len(fitting) :]):
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
         if first <= last:

@@ -1,4 +1,4 @@
-"""The report of a workflow: the graph, its runs, and what they cost beside the reference."""
+"""The report of a workflow: the graph, its runs, and their cost compared with the reference."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_workflow_report(directory: WorkflowDirectory) -> Path:
     """Write ``report/index.html`` of a workflow, in progress or finished.
 
     Args:
-        directory: Its work directory.
+        directory: The workflow's work directory.
 
     Returns:
         The path of the HTML file.
@@ -57,13 +57,13 @@ def render_workflow(
     ledger: Mapping[str, Any],
     links: Mapping[str, str],
 ) -> str:
-    """Return the whole page.
+    """Return the whole page as HTML.
 
     Args:
         graph: The workflow.
-        states: Node -> where its run is.
-        ledger: What `WorkflowDirectory.ledger` returned.
-        links: Node -> where its report is.
+        states: Node -> state of its run.
+        ledger: The result of `WorkflowDirectory.ledger`.
+        links: Node -> URL of its report.
     """
     done = sum(state.state == "finished" for state in states.values())
     kind = "pill done" if done == len(states) else "pill"
@@ -191,7 +191,7 @@ def _flops(value: float | None) -> str:
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int]) -> str:
-    """Return a table; cells are HTML, those of the columns `numbers` are set to the right."""
+    """Return a table of HTML cells; the columns `numbers` are aligned to the right."""
 
     def kind(place: int) -> str:
         return ' class="n"' if place in numbers else ""
