@@ -1,6 +1,6 @@
-"""Weights to and from files, under this project's names, timm's or Hugging Face's.
+"""Loads and saves weights under this project's names, timm's or Hugging Face's.
 
-One file per foreign layout: its table of names, and what its tensors look like.
+Each foreign layout has one file with its table of names and the shapes of its tensors.
 """
 
 from quadriga.weights.load import Layout, export_weights, load_tensors, load_weights

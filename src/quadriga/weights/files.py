@@ -27,8 +27,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Args:
         path: A ``.safetensors`` file, or a ``.pth``, ``.pt`` or ``.bin`` file that holds nothing
-            but tensors and plain values. Of a file in the modular layout that holds only stages,
-            the stages are joined.
+            but tensors and plain values. If a file in the modular layout holds only stages, they
+            are joined.
 
     Raises:
         UserError: The file is missing, damaged, of another format, or holds Python objects.
@@ -37,18 +37,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 class FileContent(NamedTuple):
-    """What a file of weights holds."""
+    """The content of a file of weights."""
 
     tensors: dict[str, Tensor]
     """The tensors of the whole model."""
     stages: tuple[dict[str, Tensor], ...] = ()
-    """The tensors of each stage, of a file in the modular layout."""
+    """The tensors of each stage; empty unless the file is in the modular layout."""
     notes: Mapping[str, Any] | None = None
-    """Plain values that a file of this project carries beside."""
+    """Plain values that files of this project hold beside the tensors."""
 
 
 def read_weights(path: Path) -> FileContent:
-    """Read all that a file has of a model; of torch's newer files what is used is read at all.
+    """Read a file of weights; torch's zip files are memory-mapped, so only used tensors are read.
 
     Raises:
         UserError: As `read_tensors`.
@@ -75,7 +75,7 @@ def read_weights(path: Path) -> FileContent:
 
 def _read_torch(path: Path) -> Any:
     try:
-        # Mapped, the moments of an optimizer beside the weights are never read.
+        # With a memory map, optimizer moments in the same file are never read from the disk.
         mapped = zipfile.is_zipfile(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except UnpicklingError as error:
@@ -83,7 +83,7 @@ def _read_torch(path: Path) -> Any:
             f"{path} is damaged, or holds Python objects beside tensors, which are not loaded "
             f"because they can run code; save its tensors alone, as a .safetensors file"
         ) from error
-    # A damaged file fails wherever its bytes lead torch's reader: there is no list of errors.
+    # A damaged file can make torch's reader raise nearly any exception.
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{path} is not a whole torch file: {reason}") from error
@@ -119,12 +119,12 @@ def _named(content: Mapping[Any, Any]) -> dict[str, Tensor]:
 def write_tensors(
     tensors: Mapping[str, Tensor], path: Path, notes: Mapping[str, str] | None = None
 ) -> None:
-    """Write named tensors; the file appears whole or not at all.
+    """Write named tensors atomically: the file appears whole or not at all.
 
     Args:
-        tensors: Any device; the file holds them as they are on the CPU.
-        path: Its suffix decides the format, as for `read_tensors`.
-        notes: Words that a safetensors file carries in its header; others leave them out.
+        tensors: Tensors on any device.
+        path: The file; its suffix decides the format, as for `read_tensors`.
+        notes: Entries of the header of a safetensors file; other formats ignore them.
 
     Raises:
         UserError: Another suffix, or the file cannot be written.
@@ -143,7 +143,9 @@ def write_tensors(
                 safetensors.torch.save_file(
                     whole, beside, metadata={"format": "pt", **(notes or {})}
                 )
-                beside.chmod(mode)  # some versions write files that only their owner can read
+                beside.chmod(
+                    mode
+                )  # some versions of safetensors write files that only the owner can read
             else:
                 torch.save(whole, beside)
             with beside.open("rb") as written:
@@ -156,10 +158,10 @@ def write_tensors(
 
 
 def check_suffix(path: Path) -> None:
-    """Check that a file name says which of the formats it is in.
+    """Check that a file name ends in the suffix of a known format.
 
     Raises:
-        UserError: It ends in anything else.
+        UserError: The suffix is another one.
     """
     if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
         valid = ", ".join((".safetensors", *TORCH_SUFFIXES))

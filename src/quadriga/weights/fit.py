@@ -1,4 +1,4 @@
-"""Giving the tensors of a file the shapes and types that a module has."""
+"""Converts the tensors of a file to the shapes and types of a module's tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from quadriga.weights.names.table import Tensors
 from quadriga.weights.report import Remedies
 
 ENCODER = "encoder."
-"""What stands before the names of an objective's encoder."""
+"""Prefix of the names of an objective's encoder."""
 
 
 @dataclass
@@ -24,20 +24,20 @@ class Content:
 
     tensors: Tensors = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
-    """The module's name -> the file's, for sentences."""
+    """The module's name -> the file's, for messages."""
     unexpected: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Fit:
-    """What of a file fits a module, by the module's names."""
+    """The tensors of a file that fit a module, by the module's names."""
 
     tensors: Tensors = field(default_factory=dict)
     reshaped: dict[str, str] = field(default_factory=dict)
-    """What was resampled, and how."""
+    """Name of each resampled tensor -> from which shape to which."""
     kept: dict[str, str] = field(default_factory=dict)
-    """What could not be made to fit, and why."""
+    """Name of each tensor that does not fit -> the reason."""
 
 
 def fit_all(
@@ -48,14 +48,14 @@ def fit_all(
     remedies: Remedies,
     strict: bool,
 ) -> Fit:
-    """Give each tensor the form it has in the module.
+    """Convert each tensor to the shape it has in the module.
 
     Args:
         content: The file's tensors.
-        targets: The module's.
+        targets: The module's tensors.
         module: The module.
         interpolate: Whether tables of positions are resampled.
-        remedies: How the error sentence calls the switches.
+        remedies: The remedies that the error message names.
         strict: Whether a tensor that does not fit is an error.
 
     Raises:
@@ -89,30 +89,34 @@ def fit_all(
 
 
 def vit_in(module: nn.Module) -> ViT | None:
-    """Return the vision transformer that a module is, or has as its ``encoder``."""
+    """Return the module itself if it is a ViT, else its ``encoder`` if that is one, else None."""
     found = module if isinstance(module, ViT) else getattr(module, "encoder", None)
     return found if isinstance(found, ViT) else None
 
 
 def foreign_shape(name: str, tensor: Tensor, config: ViTConfig) -> Tensor:
-    """Give a tensor the form it has in foreign files: a convolution's kernel, a batch of one."""
+    """Return a ViT's tensor in the shape of timm's and Hugging Face's files.
+
+    A patch projection becomes the kernel (width, channels, patch_px, patch_px) of a convolution, a
+    table of positions (1, tokens, width); other tensors are returned as they are.
+    """
     if name.endswith("patch_projection.weight"):
         return tensor.view(-1, config.channels, config.patch_px, config.patch_px)
     return tensor[None] if name.endswith("positions") else tensor
 
 
 def _problem(tensor: Tensor, source: Tensor, target: Tensor) -> tuple[str, str] | None:
-    """Return what is asked for and what there is instead; None where the tensor fits."""
+    """Return the wanted and the actual shape or type; None where the tensor fits."""
     if tensor.shape != target.shape:
         return f"shape {tuple(target.shape)}", f"{tuple(source.shape)}"
-    # Between floating types values are converted; integers for numbers are something else.
+    # Floating types are converted into each other; an integer tensor is not a weight.
     if source.is_floating_point() != target.is_floating_point():
         return f"type {target.dtype}", f"{source.dtype}"
     return None
 
 
 def _shaped(name: str, tensor: Tensor, target: Tensor, encoder: ViT, interpolate: bool) -> Tensor:
-    """Give a kernel and a table of positions the form they have in this project."""
+    """Return a patch projection or a table of positions in this project's shape."""
     if name.endswith("patch_projection.weight") and tensor.dim() == 4:
         return tensor.flatten(1)
     if not name.endswith("positions"):
@@ -122,12 +126,12 @@ def _shaped(name: str, tensor: Tensor, target: Tensor, encoder: ViT, interpolate
 
 
 def _fit_table(table: Tensor, target: Tensor, config: ViTConfig, interpolate: bool) -> Tensor:
-    """Fit a table of positions, as far as that is lossless or asked for."""
+    """Fit a table of positions (rows, width); it is resampled only if `interpolate` is set."""
     if table.shape == target.shape or table.dim() != 2 or table.shape[1] != target.shape[1]:
         return table
     prefix = int(config.class_token)
     if prefix and math.isqrt(table.shape[0]) ** 2 == table.shape[0]:
-        # Patches alone: the class token has no position of its own in such a file.
+        # The file has positions of patches only: the class token gets a position of zeros.
         table = functional.pad(table, (0, 0, prefix, 0))
     if not interpolate or math.isqrt(table.shape[0] - prefix) ** 2 != table.shape[0] - prefix:
         return table

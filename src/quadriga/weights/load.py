@@ -1,6 +1,6 @@
-"""Loading a file of weights into a module, and exporting a module's weights to a file.
+"""Loads a file of weights into a module, and exports a module's weights to a file.
 
-Modules that start from another objective's weights: what they share, and what they do not.
+A module may start from the weights of another objective: see `StartsFromOther`.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from quadriga.weights.report import IN_PYTHON, Remedies, WeightReport, listed
 
 @runtime_checkable
 class StartsFromOther(Protocol):
-    """A module whose weights may come from one that was trained for something else.
+    """A module that can start from the weights of a model trained for another objective.
 
-    Each part is a beginning of names, such as ``classifier.``.
+    Each part is a prefix of names, such as ``classifier.``.
     """
 
     new_parts: tuple[str, ...]
-    """Parts of the module that are never filled: what a file has under such a name belongs to
-    another task."""
+    """Parts of the module that are never loaded: a file's tensors of these names belong to another
+    task."""
     optional_parts: tuple[str, ...]
-    """Parts of the module that keep their values where a file has nothing of them at all."""
+    """Parts of the module that keep their values if the file has no tensor of them."""
 
 
 def drop_parts(content: Content, module: nn.Module) -> None:
-    """Take what is never filled out of a file's content; it counts as left out."""
+    """Move the tensors of `new_parts` from the content's tensors to its skipped names."""
     if not isinstance(module, StartsFromOther):
         return
     for name in [name for name in content.tensors if name.startswith(module.new_parts)]:
@@ -48,11 +48,11 @@ def drop_parts(content: Content, module: nn.Module) -> None:
 
 
 def fresh_names(names: Iterable[str], content: Content, module: nn.Module) -> tuple[str, ...]:
-    """Return which of a module's tensors keep their values because they are to.
+    """Return the names of the module's tensors that deliberately keep their values.
 
     Args:
-        names: The module's tensors.
-        content: The file's, after `drop_parts`.
+        names: Names of the module's tensors.
+        content: The file's tensors, after `drop_parts`.
         module: The module.
     """
     if not isinstance(module, StartsFromOther):
@@ -80,7 +80,7 @@ _HEADS: Mapping[type[nn.Module], tuple[str, ...]] = {
     ResNet: ("head.",),
     Bert: ("head.", "pooler.", "next_sentence.", "classifier."),
 }
-"""Parts beside an encoder, of which an objective has some."""
+"""Prefixes of the parts that an objective may have beside its encoder."""
 
 
 def load_weights(
@@ -90,22 +90,22 @@ def load_weights(
     strict: bool = True,
     interpolate: bool = False,
 ) -> WeightReport:
-    """Fill a module from a file of weights; it is filled whole or, on an error, not at all.
+    """Load a file of weights into a module; on an error the module is unchanged.
 
     Args:
         module: A vision transformer, a ResNet or a BERT, an objective with one as its ``encoder``,
             or, for this project's own names, any module.
         path: The file, as for `read_tensors`.
-        layout: Whose names the file uses; "auto" tells by them.
+        layout: Whose names the file uses; "auto" detects it from the names.
         strict: Whether missing and unexpected tensors, and those of other shapes, are an error;
-            otherwise they are listed, and the module keeps its own values in their place.
+            otherwise the report lists them, and the module keeps its own values in their place.
         interpolate: Whether tables of positions are resampled to the module's grid.
 
     Returns:
-        What became of each tensor.
+        The outcome for each tensor.
 
     Raises:
-        UserError: The file cannot be read, nothing matches, or, when strict, something is
+        UserError: The file cannot be read, no tensor matches, or, when strict, a tensor is
             missing, unexpected or of another shape.
     """
     path = Path(path)
@@ -122,20 +122,20 @@ def load_tensors(
     remedies: Remedies = IN_PYTHON,
     detail: str = "",
 ) -> WeightReport:
-    """Fill a module from named tensors; it is filled whole or, on an error, not at all.
+    """Load named tensors into a module; on an error the module is unchanged.
 
     Args:
         module: As for `load_weights`.
-        raw: The tensors, of any floating type and on any device: they are converted.
-        path: Where they come from, for sentences.
+        raw: The tensors, of any floating type and on any device; they are converted.
+        path: Where the tensors come from, for messages.
         layout: As for `load_weights`.
         strict: As for `load_weights`.
         interpolate: As for `load_weights`.
-        remedies: How the error sentences call the switches.
-        detail: What else the report says of `path`.
+        remedies: The remedies that error messages name.
+        detail: Additional information on `path` for the report.
 
     Raises:
-        UserError: As `load_weights`, but for the reading.
+        UserError: As `load_weights`, except for errors in reading.
     """
     names = _layout_of(raw, path, module) if layout == "auto" else layout
     content = _under_module_names(raw, names, module)
@@ -164,7 +164,7 @@ def load_tensors(
 
 
 def export_weights(module: nn.Module, path: Path | str, layout: Layout = "quadriga") -> None:
-    """Write a module's weights; the file appears whole or not at all.
+    """Write a module's weights atomically: the file appears whole or not at all.
 
     Args:
         module: As for `load_weights`.
@@ -200,7 +200,7 @@ def export_weights(module: nn.Module, path: Path | str, layout: Layout = "quadri
 
 
 def _layout_of(raw: Mapping[str, Tensor], path: Path, module: nn.Module) -> Layout:
-    """Tell whose names a file uses."""
+    """Return the layout whose names a file uses."""
     for of_kind in _LAYOUTS.values():
         for layout, foreign in of_kind.items():
             if foreign.holds(raw):
@@ -214,13 +214,13 @@ def _layout_of(raw: Mapping[str, Tensor], path: Path, module: nn.Module) -> Layo
 
 
 def _under_module_names(raw: Mapping[str, Tensor], layout: Layout, module: nn.Module) -> Content:
-    """Translate a file's names to the module's, and fuse what the module holds fused."""
+    """Translate a file's names to the module's; fuse query, key and value if the module does."""
     content = Content()
     foreign = None if layout == "quadriga" else _foreign_layout(module, layout)
     if foreign is None and _kind_of(module) is None:
         return Content(dict(raw), {name: name for name in raw})
     absent = _absent_parts(module)
-    # A file of ours may hold an encoder alone, without the prefix it has in an objective.
+    # A file in this project's layout may hold an encoder alone, without the prefix.
     prefix = "" if any(name.startswith(ENCODER) for name in raw) else ENCODER
     ours: Tensors = {}
     for source, tensor in raw.items():
@@ -243,7 +243,7 @@ def _under_module_names(raw: Mapping[str, Tensor], layout: Layout, module: nn.Mo
 
 
 def _absent_parts(module: nn.Module) -> tuple[str, ...]:
-    """Return what the names of parts start with that a file may have and the module lacks."""
+    """Return the prefixes of parts that a file may have and the module lacks."""
     kind = _kind_of(module)
     heads = _HEADS[kind] if kind else ()
     if isinstance(module, ViT):
@@ -253,7 +253,7 @@ def _absent_parts(module: nn.Module) -> tuple[str, ...]:
 
 
 def _kind_of(module: nn.Module) -> type[nn.Module] | None:
-    """Return which kind of encoder a module is, or has as its ``encoder``; None: no known one."""
+    """Return the class of the encoder that the module is or has; None if it is no known one."""
     for found in (module, getattr(module, "encoder", None)):
         for kind in _LAYOUTS:
             if isinstance(found, kind):
@@ -262,10 +262,10 @@ def _kind_of(module: nn.Module) -> type[nn.Module] | None:
 
 
 def _foreign_layout(module: nn.Module, layout: str) -> ForeignLayout:
-    """Return a layout for the kind of model that the module is.
+    """Return a layout for the module's kind of encoder.
 
     Raises:
-        UserError: It has no names for that kind.
+        UserError: The layout has no names for that kind.
     """
     kind = _kind_of(module)
     of_kind = _LAYOUTS[kind] if kind else {}

@@ -1,4 +1,4 @@
-"""What became of each tensor of a file of weights."""
+"""The outcome of loading a file of weights, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SHOWN = 8
-"""Names that are listed in full before the rest is only counted."""
+"""Number of names that are listed; the rest is counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Remedies:
-    """How the switches of loading are called where the user sets them."""
+    """What an error message advises, in terms of the interface that the user called."""
 
     loose: str
-    """What lets tensors be missing, unexpected or of other shapes."""
+    """How to allow tensors that are missing, unexpected or of other shapes."""
     resample: str
-    """What lets tables of positions be resampled."""
+    """How to allow resampling of tables of positions."""
 
 
 IN_PYTHON = Remedies(loose="pass strict=False", resample="pass interpolate=True")
@@ -25,7 +25,7 @@ IN_PYTHON = Remedies(loose="pass strict=False", resample="pass interpolate=True"
 
 @dataclass(frozen=True, kw_only=True)
 class WeightReport:
-    """The outcome of loading weights; its text is for people."""
+    """The outcome of loading weights; `str` gives readable text."""
 
     path: Path
     layout: str
@@ -34,18 +34,18 @@ class WeightReport:
     missing: tuple[str, ...] = ()
     """The module's tensors that the file does not have; they keep their values."""
     unexpected: tuple[str, ...] = ()
-    """The file's tensors that the module has no place for, by the file's names."""
+    """The file's tensors that match no tensor of the module, by the file's names."""
     skipped: tuple[str, ...] = ()
     """The file's tensors of parts that the module deliberately lacks: a classification head, a
     decoder beside an encoder; by the file's names."""
     fresh: tuple[str, ...] = ()
-    """The module's tensors that are to keep their values whatever the file has: a new head."""
+    """The module's tensors that keep their values whatever the file holds: a new head."""
     reshaped: Mapping[str, str] = field(default_factory=dict)
     """The module's tensor -> how the file's was resampled to fit; they are also in `matched`."""
     kept: Mapping[str, str] = field(default_factory=dict)
     """The module's tensor -> why the file's does not fit; they keep their values."""
     detail: str = ""
-    """What else there is to say of the source: a checkpoint's step, a digest."""
+    """Additional information on the source: a checkpoint's step, a digest."""
 
     @property
     def complete(self) -> bool:
@@ -71,7 +71,7 @@ class WeightReport:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return names in a row, the first few in full and the rest counted."""
+    """Return names joined by commas: the first `SHOWN`, and the number of the others."""
     rest = len(names) - SHOWN
     shown = ", ".join(names[:SHOWN])
     return f"{shown} and {rest} more" if rest > 0 else shown

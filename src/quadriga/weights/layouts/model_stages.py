@@ -1,8 +1,8 @@
 """The published modular layout: a vision transformer as K stages, each under timm's own names.
 
-A file of it is a dictionary with ``model_stages``, a list with the tensors of each stage, and
-perhaps ``model``, the same under timm's names of the whole and again as ``stages.<i>.*``. In a
-stage the blocks are numbered from 0; block j of stage i is block ``sum(depths[:i]) + j`` of the
+A file is a dictionary with ``model_stages``, a list with the tensors of each stage, and optionally
+``model``, the same tensors under timm's names of the whole model and again as ``stages.<i>.*``. The
+blocks of each stage are numbered from 0; block j of stage i is block ``sum(depths[:i]) + j`` of the
 whole. The first stage also has patch embedding, class token and positions, the last one the final
 norm and the head.
 """
@@ -26,7 +26,7 @@ from quadriga.weights.names.timm import LAYOUT
 STAGES = "model_stages"
 """The key of the stages in a file."""
 NOTES = "quadriga"
-"""The key of the plain values that this project's files carry beside."""
+"""The key of the plain values that this project adds to a file."""
 
 _ALIAS = re.compile(r"stages\.\d+\..*")
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
@@ -37,8 +37,8 @@ def depths_of(stages: Sequence[Mapping[str, Tensor]], source: str) -> tuple[int,
     """Return how many blocks each stage has.
 
     Args:
-        stages: As `join_stages` takes them.
-        source: Where they come from, for the error sentence.
+        stages: As for `join_stages`.
+        source: Where the stages come from, for the error message.
 
     Raises:
         UserError: A stage's blocks are not numbered 0, 1, 2, ...
@@ -59,8 +59,8 @@ def join_stages(stages: Sequence[Mapping[str, Tensor]], source: str) -> Tensors:
     """Return the tensors of all stages under timm's names of the whole model.
 
     Args:
-        stages: The tensors of each stage, blocks numbered from 0 in each.
-        source: Where they come from, for the error sentence.
+        stages: The tensors of each stage, with blocks numbered from 0 in each.
+        source: Where the stages come from, for the error message.
 
     Raises:
         UserError: A stage's blocks are not numbered from 0, or two stages have the same tensor.
@@ -82,8 +82,8 @@ def cut_stages(whole: Mapping[str, Tensor], depths: Sequence[int]) -> tuple[Tens
     """Cut a model into stages; the inverse of `join_stages`.
 
     Args:
-        whole: Its tensors under timm's names.
-        depths: Blocks of each stage; they add up to the model's.
+        whole: The model's tensors under timm's names.
+        depths: Blocks of each stage; their sum is the model's depth.
     """
     starts = [sum(depths[:i]) for i in range(len(depths))]
     stages: tuple[Tensors, ...] = tuple({} for _ in depths)
@@ -101,7 +101,7 @@ def cut_stages(whole: Mapping[str, Tensor], depths: Sequence[int]) -> tuple[Tens
 
 
 def without_aliases(tensors: Mapping[str, Tensor]) -> Tensors:
-    """Return tensors without the second names that they have as parts of their stages."""
+    """Return the tensors without their aliases ``stages.<i>.*``."""
     return {name: tensor for name, tensor in tensors.items() if not _ALIAS.fullmatch(name)}
 
 
@@ -109,14 +109,15 @@ def own_names(tensors: Mapping[str, Tensor], source: str) -> Tensors:
     """Rename tensors from timm's names to those of a supervised objective, in its shapes.
 
     Args:
-        tensors: A whole model's or a stage's; a stage's blocks keep their numbers.
-        source: Where they come from, for the error sentence.
+        tensors: Tensors of a whole model or of a stage; a stage's blocks keep their numbers.
+        source: Where the tensors come from, for the error message.
 
     Returns:
-        ``encoder.*`` and ``head.*``; a kernel is a matrix, and a table has no batch dimension.
+        ``encoder.*`` and ``head.*``; the patch projection is a matrix (width, channels * patch_px
+        * patch_px), and the table of positions (tokens, width) has no batch dimension.
 
     Raises:
-        UserError: A name is none of a vision transformer's.
+        UserError: A name is not one of a vision transformer's.
     """
     named = {}
     for name, tensor in tensors.items():
@@ -138,8 +139,8 @@ def foreign_names(tensors: Mapping[str, Tensor], model: ViTConfig) -> Tensors:
     """Rename tensors of a supervised objective to timm's names, in timm's shapes.
 
     Args:
-        tensors: Names that start with ``encoder.`` or ``head.``.
-        model: Its patches say what a kernel looks like.
+        tensors: Tensors whose names start with ``encoder.`` or ``head.``.
+        model: Gives the shape of the patch projection's kernel.
 
     Raises:
         UserError: timm has no name for a tensor.
@@ -151,7 +152,7 @@ def foreign_name(name: str) -> str:
     """Return timm's name for a tensor of a supervised objective.
 
     Raises:
-        UserError: There is none.
+        UserError: timm has no name for it.
     """
     target = LAYOUT.table.foreign(name)
     if target is None:
@@ -160,10 +161,10 @@ def foreign_name(name: str) -> str:
 
 
 def document(whole: Mapping[str, Tensor], depths: Sequence[int]) -> dict[str, Any]:
-    """Return what a file of the layout holds of a model: ``model`` and ``model_stages``.
+    """Return the content of a file of this layout: ``model`` and ``model_stages``.
 
     Args:
-        whole: The tensors under timm's names.
+        whole: The model's tensors under timm's names.
         depths: Blocks of each stage.
     """
     stages = cut_stages(whole, depths)
@@ -176,10 +177,10 @@ def document(whole: Mapping[str, Tensor], depths: Sequence[int]) -> dict[str, An
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of tensors, their names, types and shapes: the same in any file.
+    """Return the SHA-256 of tensors, their names, types and shapes, whatever file they are in.
 
     Args:
-        tensors: On any device.
+        tensors: Tensors on any device.
     """
     summed = hashlib.sha256()
     for name in sorted(tensors):

@@ -1,9 +1,9 @@
 """BERT's tensors in the files of pipeline stages: names in any spelling -> Hugging Face's.
 
-A stage's file holds the tensors of its modules, in order. In ours a tensor has the name that it
-has in Hugging Face's ``BertForPreTraining``. The reference system's files number the layers of each
-module anew, and data parallelism puts ``module.`` before a name; there a layer's number follows
-from its place in the order of the modules.
+A stage's file holds the tensors of its modules, in order. In this project's files a tensor has its
+name in Hugging Face's ``BertForPreTraining``. The reference system's files number the layers of
+each module from 0, and data parallelism puts ``module.`` before a name; the number of a layer in
+the whole model then follows from the order of the modules.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _STEMS = (
     (rf"(?P<part>decoder){_LEAF}", "cls.predictions."),
     (r"predictions\.(?P<leaf>bias)", "cls.predictions."),
     (rf"(?P<part>seq_relationship){_LEAF}", "cls."),
-    # What is left: the norm beside the tables, and the pooler.
+    # The remaining names: the norm of the embeddings, and the pooler.
     (rf"(?P<part>LayerNorm){_LEAF}", "bert.embeddings."),
     (rf"(?P<part>dense)(?:_act)?{_LEAF}", "bert.pooler."),
 )
-"""Pattern of the end of a name outside the layers -> what stands before its part."""
+"""(pattern of the end of a name outside the layers, prefix of its Hugging Face name)."""
 
 WORDS = "encoder.embeddings.word.weight"
-"""The table of words, by this project's name."""
+"""This project's name of the word embeddings."""
 FOREIGN_WORDS = "bert.embeddings.word_embeddings.weight"
-"""The same by Hugging Face's name."""
+"""Hugging Face's name of the word embeddings."""
 TIED = "cls.predictions.decoder.weight"
-"""Hugging Face's name for its second use."""
+"""Hugging Face's name of the word embeddings where the output layer uses them."""
 
 _DECODER = "head.decoder."
 _MODERN = {"gamma": "weight", "beta": "bias"}
@@ -52,13 +52,13 @@ def assemble(modules: Sequence[Mapping[str, Tensor]], source: str) -> dict[str, 
 
     Args:
         modules: The tensors of each module; those with "mask" in their name are left out.
-        source: Where they come from, for the error sentence.
+        source: Where the modules come from, for the error message.
 
     Returns:
-        Tensors named as in ``BertForPreTraining``: encoder, pooler and the heads, where there.
+        Tensors named as in ``BertForPreTraining``: encoder, pooler and heads, as far as present.
 
     Raises:
-        UserError: A name is unknown or comes twice, or a layer lacks a part.
+        UserError: A name is unknown or comes twice, or a layer lacks a tensor.
     """
     whole: dict[str, Tensor] = {}
     layers: dict[tuple[int, str], int] = {}
@@ -82,12 +82,12 @@ def assemble(modules: Sequence[Mapping[str, Tensor]], source: str) -> dict[str, 
 
 
 def _numbers(name: str) -> list[int]:
-    """Return the numbers in a name: layer 10 comes after layer 9."""
+    """Return the numbers in a name, as a sort key that puts layer 10 after layer 9."""
     return [int(number) for number in re.findall(r"\d+", name)]
 
 
 def _translated(name: str, module: int, layers: dict[tuple[int, str], int]) -> str | None:
-    """Return Hugging Face's name; `layers` numbers the layers in the order they are met."""
+    """Return Hugging Face's name or None; `layers` numbers the layers in the order of the calls."""
     found = _LAYER.fullmatch(name)
     if found is not None:
         number = layers.setdefault((module, found["before"]), len(layers))
@@ -109,10 +109,10 @@ def foreign_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename tensors of a BERT objective of this project to Hugging Face's names.
 
     Args:
-        tensors: Any of them; the fused query, key and value come apart.
+        tensors: Any subset of them; the fused query, key and value are split.
 
     Raises:
-        ValueError: A tensor is none of a BERT's.
+        ValueError: A tensor is not one of a BERT's.
     """
     named = {}
     for name, tensor in BERT_LAYOUT.split(dict(tensors)).items():
@@ -125,14 +125,14 @@ def foreign_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename what `assemble` returned to this project's names.
+    """Rename the tensors that `assemble` returned to this project's names.
 
-    Of a table of words that the output layer has for itself nothing is taken.
+    The output layer's own copy of the word embeddings is dropped.
     """
     named = {}
     for name, tensor in tensors.items():
         target = BERT_LAYOUT.table.ours(name.removeprefix(BERT_LAYOUT.prefix))
-        assert target is not None, name  # `assemble` knows no others
+        assert target is not None, name  # `assemble` returns known names only
         if target != _DECODER + "weight":
             named[target.replace(_DECODER, "head.")] = tensor
     return fuse_qkv(named)

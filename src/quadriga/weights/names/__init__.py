@@ -1,1 +1,1 @@
-"""Foreign namings of weights, one library each."""
+"""Foreign names of weights, one file per library."""

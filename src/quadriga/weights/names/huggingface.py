@@ -1,7 +1,7 @@
-"""Hugging Face's names in all spellings found in files: ViTModel, ViTForImageClassification and
-ViTMAEForPreTraining.
+"""Hugging Face's names of a ViT and of a BERT, in all spellings found in files.
 
-Hugging Face's names of a BERT: BertModel and the models around it, older spellings too.
+ViT: ViTModel, ViTForImageClassification and ViTMAEForPreTraining. BERT: BertModel and the models
+that contain it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _TABLE = NameTable(
 
 
 def fuse_qkv(tensors: Tensors) -> Tensors:
-    """Join query, key and value."""
+    """Concatenate query, key and value along dimension 0; incomplete triples are dropped."""
     fused = {}
     for name, tensor in tensors.items():
         module, _, leaf = name.rpartition(".")
@@ -69,7 +69,7 @@ def fuse_qkv(tensors: Tensors) -> Tensors:
 
 
 def split_qkv(tensors: Tensors) -> Tensors:
-    """Take query, key and value apart."""
+    """Split the fused query, key and value; the inverse of `fuse_qkv`."""
     split = {}
     for name, tensor in tensors.items():
         before, qkv, leaf = name.partition("attention.qkv.")
@@ -88,7 +88,8 @@ LAYOUT = ForeignLayout(
     fuse=fuse_qkv,
     split=split_qkv,
 )
-"""ViTModel, models with it inside, and ViTMAEForPreTraining; written as the published files are."""
+"""ViTModel, models that contain it, and ViTMAEForPreTraining; exports use the names of the
+published files."""
 
 
 _BERT_TABLE = NameTable(
@@ -123,11 +124,11 @@ _TIED = (
     ("head.decoder.weight", "encoder.embeddings.word.weight"),
     ("head.decoder.bias", "head.bias"),
 )
-"""Tensors that some files hold twice, and what they are copies of."""
+"""(copy, original) of tensors that some files hold twice."""
 
 
 def _spelling(name: str) -> str:
-    """Return the present name of a tensor that older files call by TensorFlow's."""
+    """Return today's name of a tensor; older files use TensorFlow's gamma and beta."""
     module, _, leaf = name.rpartition(".")
     if module.endswith("LayerNorm"):
         leaf = {"gamma": "weight", "beta": "bias"}.get(leaf, leaf)
@@ -135,10 +136,10 @@ def _spelling(name: str) -> str:
 
 
 def _fuse(tensors: Tensors) -> Tensors:
-    """Join query, key and value, and leave out copies of tied tensors.
+    """Fuse query, key and value, and drop copies of tied tensors.
 
     Raises:
-        UserError: A copy is none: the file's decoder has weights of its own.
+        UserError: A copy differs from its original: the file's decoder is not tied.
     """
     fused = fuse_qkv(tensors)
     for copy, original in _TIED:

@@ -1,4 +1,4 @@
-"""Two-way translation between this project's names of a model and foreign ones."""
+"""Two-way translation between this project's names of a model's tensors and foreign names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 Tensors = dict[str, Tensor]
 
 LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-"""What a module's own tensors are called, on both sides."""
+"""Names of a module's own tensors, the same on both sides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,18 +18,18 @@ class NameTable:
     """The names of one foreign layout.
 
     Names on this project's side are those of an encoder and its decoder: ``encoder.norm.weight``,
-    ``decoder.blocks.0.mlp.hidden.bias``. Where several foreign names mean one of ours, all are
-    read and the first is written.
+    ``decoder.blocks.0.mlp.hidden.bias``. Where several foreign names map to one of this project's,
+    all are read and the first is written.
     """
 
     stems: Sequence[tuple[str, str]]
     """(foreign, ours) of single tensors and of modules with the tensors of `LEAVES`."""
     blocks: Sequence[tuple[str, str]]
-    """(foreign, ours) of what stands before a block's number, both ending in a dot."""
+    """(foreign, ours) prefixes before a block's number, both ending in a dot."""
     parts: Sequence[tuple[str, str]]
-    """(foreign, ours) of what stands after a block's number, as `stems`."""
+    """(foreign, ours) of the names after a block's number, as for `stems`."""
     skipped: Sequence[str]
-    """What foreign names of parts that are never loaded start with."""
+    """Prefixes of foreign names that are never loaded."""
 
     def ours(self, name: str) -> str | None:
         """Return this project's name for a foreign one; None where there is none."""
@@ -42,28 +42,28 @@ class NameTable:
 
 @dataclass(frozen=True, kw_only=True)
 class ForeignLayout:
-    """One foreign layout: its names and what its tensors look like."""
+    """One foreign layout: the names and shapes of its tensors."""
 
     table: NameTable
     marker: str
     """The name of a tensor that every file in this layout has, and no other file."""
     prefix: str
-    """What stands before the encoder's names where it is part of a larger model."""
+    """Prefix of the encoder's names in a larger model."""
     fuse: Callable[[Tensors], Tensors]
-    """From the file's tensors, under names of ours, to tensors of ours."""
+    """Converts the file's tensors, already under this project's names, to its tensors."""
     split: Callable[[Tensors], Tensors]
     """The inverse of `fuse`."""
     prefixed: tuple[str, ...] = ("encoder.",)
-    """What names of ours start with whose foreign ones get `prefix` in a larger model."""
+    """Prefixes of this project's names whose foreign names get `prefix` in a larger model."""
     spelling: Callable[[str], str] = str
-    """From a name in a file to the one that `table` knows."""
+    """Converts a name in a file to its spelling in `table`."""
 
     def holds(self, names: Mapping[str, Tensor]) -> bool:
         """Return whether a file with these names is in this layout."""
         return self.marker in names or self.prefix + self.marker in names
 
     def plain(self, name: str) -> str:
-        """Return the name that `table` knows for one in a file."""
+        """Return the name in `table` for a name in a file."""
         return self.spelling(name).removeprefix(self.prefix)
 
 

@@ -1,4 +1,4 @@
-"""timm's names: of a vision transformer, with the reference MAE's decoder, and of a ResNet.
+"""timm's names of a vision transformer, with the reference MAE's decoder, and of a ResNet.
 
 torchvision's residual networks have the same names.
 """
@@ -43,9 +43,9 @@ def _as_it_is(tensors: Tensors) -> Tensors:
 
 
 def _split(tensors: Tensors) -> Tensors:
-    """Fold the class token's position into the token where there are registers.
+    """Add the class token's position to the token itself if the model has registers.
 
-    With registers timm gives positions to the patches only.
+    In models with registers, timm has positions for the patches only.
     """
     token = tensors.get("encoder.class_token")
     if token is None or "encoder.register_tokens" not in tensors:
@@ -81,7 +81,7 @@ _RESNET_TABLE = NameTable(
 
 
 def _add_counts(tensors: Tensors) -> Tensors:
-    """Add the counts of steps, which files from before torch 0.4.1 lack: nothing depends on them.
+    """Add ``num_batches_tracked``, which files from before torch 0.4.1 lack; no result uses it.
 
     torchvision's published ResNet-18, -34 and -50 are such files.
     """
@@ -97,4 +97,4 @@ RESNET_LAYOUT = ForeignLayout(
     fuse=_add_counts,
     split=_as_it_is,
 )
-"""ResNet-18, -34 and -50 of torchvision and timm, whatever the kernel of their stem."""
+"""ResNet-18, -34 and -50 of torchvision and timm, with any kernel size of the stem."""
