@@ -1,4 +1,4 @@
-"""What `import quadriga` offers beside its rooms; imported when it is used."""
+"""Evaluation of a saved run, as ``quadriga eval`` and Python callers use it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ def evaluate(run: Path, words: Sequence[str], device: str) -> None:
 
     Args:
         run: The work directory.
-        words: Names of protocols and ``key=value`` overrides, a key being a protocol's or the
-            run's.
+        words: Names of protocols, and ``key=value`` overrides of a protocol or of the run.
         device: Where to run.
 
     Raises:
@@ -68,7 +67,7 @@ def evaluate(run: Path, words: Sequence[str], device: str) -> None:
 
 @contextlib.contextmanager
 def _memory_named(config: RunConfig, env: DistEnv) -> Iterator[None]:
-    """Turn running out of memory into the error that names what the weights take."""
+    """Turn an out-of-memory error into a `UserError` that says how large the weights are."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

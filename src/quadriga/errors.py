@@ -1,4 +1,4 @@
-"""The errors a user can cause, and the sentences they are told in."""
+"""Errors that a user can cause and fix, their exit codes, and suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 
 EXIT_USER_ERROR = 2
-"""Exit code of every error that the user can mend."""
+"""Exit code of every error that the user can fix."""
 
 EXIT_HANG = 70
-"""Exit code of a run that stood still: the message names the rank (EX_SOFTWARE of sysexits.h)."""
+"""Exit code of a hung run: the message names the rank (EX_SOFTWARE of sysexits.h)."""
 
 EXIT_PREEMPTED = 75
-"""Exit code of a run that a signal asked to stop: it has saved, and goes on with ``--resume``
-(EX_TEMPFAIL of sysexits.h: try again). A scheduler requeues on it."""
+"""Exit code of a run that a signal stopped after it saved a checkpoint; it continues with
+``--resume`` (EX_TEMPFAIL of sysexits.h: try again). A scheduler can requeue on this code."""
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C: 128 and the number of SIGINT, as a shell has it."""
+"""Exit code after Ctrl-C: 128 plus the number of SIGINT, the convention of shells."""
 
 
 class UserError(Exception):
-    """A mistake the user can mend: shown as one line ``error: ...``, exit code 2, no traceback.
+    """A mistake the user can fix: shown as one line ``error: ...``, exit code 2, no traceback.
 
-    The message says what, the rule, the actual value and the remedy.
+    The message names the value, the rule, the actual value and the remedy.
     """
 
     on_every_rank = False
@@ -33,17 +33,22 @@ class UserError(Exception):
 
 @contextlib.contextmanager
 def keys_at(paths: Mapping[str, str]) -> Iterator[None]:
-    """Return a context in which errors name the keys of a config that is part of another.
+    """Return a context that rewrites the keys in error messages to their full paths.
+
+    For a config that is nested in another one and names its keys as if it were the whole.
 
     Args:
-        paths: Group of keys -> where it is in the whole: with ``data`` at ``data.of``,
-            ``data.root`` is told as ``data.of.root``.
+        paths: Group of keys -> its full path: with ``data`` -> ``data.of``, a message about
+            ``data.root`` names ``data.of.root``.
+
+    Raises:
+        UserError: The one raised within, with the keys rewritten.
     """
     try:
         yield
     except UserError as error:
         groups = "|".join(map(re.escape, paths))
-        # Keys of tasks are told as they are in the whole already.
+        # Errors about tasks name the full path already.
         keys = rf"(?<![\w.])({groups})(?=\.(?!tasks\b)[a-z])"
         renamed = UserError(re.sub(keys, lambda found: paths[found[1]], str(error)))
         renamed.on_every_rank = error.on_every_rank
@@ -51,7 +56,7 @@ def keys_at(paths: Mapping[str, str]) -> Iterator[None]:
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
-    """Return the candidate most like `name`, or None when nothing is near.
+    """Return the candidate most similar to `name`, or None when nothing is near.
 
     Abbreviations count as near: ``optim.learning_rate`` finds ``optim.lr`` by its initials.
 

@@ -1,6 +1,6 @@
-"""Files that exist whole or not at all.
+"""Atomic writes of files, and locks.
 
-Locks on folders: held by one process at a time, and free again however it ends.
+A lock is held by one process at a time; the kernel frees it however that process ends.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def fsync_folder(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file beside its place, flush it and rename it.
+    """Write a text file atomically: to a temporary file beside `path`, flushed and then renamed.
 
     Raises:
-        OSError: It could not be written; what was there still is.
+        OSError: The file could not be written; an existing file at `path` is unchanged.
     """
     beside = path.with_name(f".{path.name}.partial")
     try:
@@ -55,9 +55,9 @@ _PAUSE_SECONDS = 0.05
 
 
 def take_lock(path: Path) -> IO[str] | None:
-    """Lock a file for as long as what is returned stays open.
+    """Lock a file for as long as the returned file stays open.
 
-    A file system without locks lets everyone in: the user keeps the processes apart.
+    On a file system without locks every call succeeds; the user must then keep processes apart.
 
     Returns:
         The open file; None when another process holds the lock.
@@ -66,21 +66,21 @@ def take_lock(path: Path) -> IO[str] | None:
         OSError: The file cannot be made.
     """
     stream = path.open("w")
-    # A lock is held by all that share the open file. A process that reads data is a fork; it
-    # may outlive this one, stuck in a read, and must not keep the next run out.
+    # A forked process shares the open file and with it the lock. A data worker is a fork; it may
+    # outlive this process, stuck in a read, and must not keep the next run out.
     held = weakref.ref(stream)
     os.register_at_fork(after_in_child=lambda: _close(held()))
     for left in reversed(range(_TRIES)):
         if _try(stream):
             return stream
-        if left:  # it may be somebody who only looks (`is_locked`)
+        if left:  # `is_locked` in another process may hold the lock for a moment
             time.sleep(_PAUSE_SECONDS)
     stream.close()
     return None
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether a process holds the lock; it is taken for a moment to find out."""
+    """Return whether a process holds the lock; the check takes a shared lock for a moment."""
     try:
         with path.open("r") as stream:
             return not _try(stream, fcntl.LOCK_SH)

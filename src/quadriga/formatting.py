@@ -52,13 +52,13 @@ def duration(seconds: float) -> str:
 
 
 def reading(metric: str) -> tuple[float, str]:
-    """Return the factor and the unit with which people read a measured number.
+    """Return the factor and the unit for showing a metric.
 
-    The accuracies of an objective, in training and ``held_out``, are shares of one; those of the
-    other protocols are in percent already.
+    Accuracies of an objective, in training and ``held_out``, are fractions in [0, 1]; those of the
+    other protocols are percentages already.
 
     Args:
-        metric: ``PROTOCOL.NAME`` of an evaluated number, or the name of one of training's.
+        metric: ``PROTOCOL.NAME`` of an evaluation metric, or the name of a training metric.
     """
     protocol, _, name = metric.rpartition(".")
     if protocol == "" or protocol.startswith(("held_out", "module_")):
@@ -67,11 +67,11 @@ def reading(metric: str) -> tuple[float, str]:
 
 
 def measured(metric: str, value: float) -> str:
-    """Format a measured number: ``97.78 %`` of an accuracy, ``0.3859`` of a loss.
+    """Format a metric: an accuracy as ``97.78 %``, a loss as ``0.3859``.
 
     Args:
-        metric: As `reading` takes it.
-        value: As it is written down.
+        metric: As for `reading`.
+        value: The value as logged, before the factor of `reading`.
     """
     factor, unit = reading(metric)
     return f"{value * factor:.2f} {unit}" if unit else f"{value:.4g}"

@@ -39,7 +39,7 @@ def mix(value: int) -> int:
 
 
 def fold(*parts: int | str) -> int:
-    """Fold what a draw belongs to into one 64-bit key; order matters.
+    """Fold `parts`, which identify what a draw belongs to, into one 64-bit key; order matters.
 
     Args:
         *parts: Integers (any size, negative ones too) and names.
@@ -91,7 +91,7 @@ class Stream:
 
 
 def bits_numpy(key: int, count: int, first: int = 0) -> npt.NDArray[np.uint64]:
-    """Return uint64 (count,): what draws `first` and on of ``Stream(key)`` are made from."""
+    """Return uint64 (count,): the bits of draws `first` to ``first + count - 1`` of the key."""
     counters = np.arange(first + 1, first + count + 1, dtype=np.uint64) * np.uint64(_GAMMA)
     return _mix_numpy(counters + np.uint64(key & _MASK))
 
@@ -209,15 +209,16 @@ def pass_keys(keys: Int[Tensor, " batch"], name: str) -> Int[Tensor, " batch"]:
 
 
 def salt_tensor(salt: int) -> Int[Tensor, ""]:
-    """Return a salt as a CPU scalar: to a compiled layer an input, not a constant of its code.
+    """Return a salt as an int64 CPU scalar.
 
-    All layers of one shape then share one compilation.
+    A compiled layer takes a tensor as an input, where an int would be a constant of its code: all
+    layers of one shape then share one compilation.
     """
     return torch.tensor(_signed(salt), dtype=torch.int64, device="cpu")
 
 
 def generator(*parts: int | str) -> torch.Generator:
-    """Return a fresh CPU generator keyed by `parts`, for an example that is drawn as a whole."""
+    """Return a new CPU generator keyed by `parts`, for draws made in a fixed order."""
     return torch.Generator().manual_seed(fold(*parts) >> 1)
 
 
@@ -261,6 +262,6 @@ def layer_generator(salt: int, device: torch.device) -> torch.Generator:
     """
     if not _scope.is_open:
         raise RuntimeError("a layer draws random numbers outside randomness.micro_batch(...)")
-    # The meta device has no generators and draws no numbers: any generator does.
+    # The meta device has no generators and draws no numbers, so the generator is never used.
     place = torch.device("cpu") if device.type == "meta" else device
     return torch.Generator(place).manual_seed(fold(_scope.value, "dropout", salt) >> 1)
