@@ -1,1 +1,1 @@
-"""A run's weights to other libraries, and the check that they compute the same."""
+"""Exports a run's weights for other libraries, and checks that the exports compute the same."""

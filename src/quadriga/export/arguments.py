@@ -1,6 +1,6 @@
-"""What a model is called in other libraries: the arguments their classes take.
+"""Translates a model's config to the arguments of other libraries' classes.
 
-What a library cannot express is refused here, with the layouts that can.
+A model that a library cannot express is refused; the error names the layouts that can.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def timm_arguments(model: ViTConfig, classes: int = 0) -> dict[str, Any]:
 
     Args:
         model: The encoder.
-        classes: Those of its classifier; 0 for the feature extractor without one.
+        classes: Classes of the classifier; 0 for a feature extractor without one.
 
     Raises:
         UserError: timm has no argument for a value of the model.
@@ -43,9 +43,9 @@ def timm_arguments(model: ViTConfig, classes: int = 0) -> dict[str, Any]:
         "init_values": model.layer_scale,
         "class_token": model.class_token,
         "reg_tokens": model.registers,
-        # The class token's position is folded into the token where there are registers.
+        # The export adds the class token's position to the token where there are registers.
         "no_embed_class": model.registers > 0,
-        # Tokens are normalised, then averaged; timm's default is the other way round.
+        # Tokens are normalised, then averaged; timm's default averages first.
         "fc_norm": False,
         "drop_path_rate": model.drop_path,
     }
@@ -60,8 +60,8 @@ def hf_arguments(
 
     Args:
         model: The encoder.
-        method: The values of an MAE's config, for encoder and decoder; None for the encoder.
-        classes: Those of a classifier on the class token; 0 for none.
+        method: An MAE's config as plain values, for encoder and decoder; None for the encoder.
+        classes: Classes of a classifier on the class token; 0 for none.
 
     Raises:
         UserError: The class has no argument for a value of the model.
@@ -112,7 +112,7 @@ def hf_arguments(
 
 
 def hf_bert_arguments(model: BertConfig, architecture: str) -> dict[str, Any]:
-    """Return the config.json of one of Hugging Face's BERT classes, called `architecture`."""
+    """Return the config.json of Hugging Face's BERT class `architecture`."""
     return {
         "architectures": [architecture],
         "model_type": "bert",

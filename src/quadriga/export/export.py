@@ -1,4 +1,4 @@
-"""Exports of a checkpoint's model: written beside, run beside the model, then put in place."""
+"""Exports a checkpoint's model: writes to a staging folder, compares outputs, then renames."""
 
 from __future__ import annotations
 
@@ -50,40 +50,40 @@ class ExportRequest:
     """What to export, and where to."""
 
     source: Path
-    """A run or a checkpoint of one."""
+    """A run, or a checkpoint of a run."""
     output: Path
     to: str
     """One of `FORMATS`."""
     weights: Weights = "raw"
     part: Part = "encoder"
     config: Path | None = None
-    """The config.json of the run, for a checkpoint that is not in its run any more."""
+    """The config.json of the run, for a checkpoint outside its run's folder."""
     force: bool = False
-    """Whether an export that is there already is replaced."""
+    """Whether an existing export is replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was exported."""
+    """The result of an export."""
 
     checkpoint: Path
     step: int
     files: tuple[Path, ...]
     check: Check
     remark: str | None
-    """What users of the export must know."""
+    """A hint for users of the export, or None."""
 
 
 def export(request: ExportRequest, warn: Callable[[str], None]) -> Exported:
-    """Export the model of a checkpoint, run the export, and put it in place if the two agree.
+    """Export the model of a checkpoint; the export appears only if both compute the same.
 
     Args:
         request: What to export.
-        warn: Told which damaged checkpoints of a run are passed over.
+        warn: Called with a line for each damaged checkpoint that is skipped.
 
     Raises:
         UserError: There is no whole checkpoint, the format cannot hold the model, the output
-            exists, or the export computes something else; then nothing is written.
+            exists, or the export computes other outputs; then nothing is written.
     """
     form = FORMATS[request.to]
     checkpoints_of(request.source)
@@ -108,7 +108,7 @@ def export(request: ExportRequest, warn: Callable[[str], None]) -> Exported:
         staged_files = [path for path in [*form.sidecar_files(staged), staged] if path.exists()]
         files = tuple(_place(path, request.output.parent) for path in staged_files)
         for left_over in set(form.sidecar_files(request.output)) - set(files):
-            left_over.unlink(missing_ok=True)  # of the export that was replaced
+            left_over.unlink(missing_ok=True)  # from the export that is replaced
         fsync_folder(request.output.parent)
     return Exported(
         checkpoint=folder,
@@ -120,14 +120,14 @@ def export(request: ExportRequest, warn: Callable[[str], None]) -> Exported:
 
 
 def read_run_config(source: Path, file: Path | None) -> RunConfig:
-    """Return the config of the run that a checkpoint is of.
+    """Return the config of the run that a checkpoint belongs to.
 
     Args:
         source: A run, a checkpoint, or the folder ``checkpoints`` of a run.
-        file: The config.json, where it is not in the run's folder.
+        file: The config.json; None to look for it in `source` and up to three folders above.
 
     Raises:
-        UserError: There is none, or it is damaged.
+        UserError: There is no config.json, or it is damaged.
     """
     if file is not None:
         try:
@@ -147,7 +147,7 @@ def read_run_config(source: Path, file: Path | None) -> RunConfig:
 
 
 def _subject(config: RunConfig, folder: Path, request: ExportRequest) -> Subject:
-    """Build the objective on the CPU and fill it from the checkpoint."""
+    """Build the objective on the CPU and load the checkpoint's weights."""
     objective = build_objective(config, torch.device("cpu"), config.seed)
     tensors = read_model(folder, request.weights, "--weights")
     load_tensors(objective, tensors, folder, "quadriga", remedies=_REMEDIES)
@@ -161,10 +161,10 @@ def _subject(config: RunConfig, folder: Path, request: ExportRequest) -> Subject
 
 
 def _check_output(form: Format, request: ExportRequest) -> None:
-    """Check that the output has the right name and nothing is lost by writing it.
+    """Check that the output has the right suffix and that writing it loses no other file.
 
     Raises:
-        UserError: It has another suffix, or exists and must not or cannot be replaced.
+        UserError: The suffix is wrong, or the output exists and must not or cannot be replaced.
     """
     output = request.output
     if form.suffix and output.suffix != form.suffix:
@@ -189,10 +189,10 @@ def _check_output(form: Format, request: ExportRequest) -> None:
 
 @contextlib.contextmanager
 def _staging(output: Path) -> Iterator[Path]:
-    """Make a folder beside the output for what is not whole yet; it is always removed.
+    """Make a temporary folder beside the output, which is always removed.
 
     Raises:
-        UserError: Something cannot be written.
+        UserError: A file cannot be written.
     """
     staging = output.parent / f".{output.name}.{os.getpid()}.partial"
     try:
@@ -207,14 +207,14 @@ def _staging(output: Path) -> Iterator[Path]:
 
 
 def _place(staged: Path, folder: Path) -> Path:
-    """Flush what was staged and move it to its place."""
+    """Flush a staged file or folder and move it to `folder`."""
     for path in staged.iterdir() if staged.is_dir() else (staged,):
         fsync_file(path)
     final = folder / staged.name
     if not (staged.is_dir() and final.exists()):
         os.rename(staged, final)
         return final
-    # A folder cannot replace another that is not empty: the old one steps aside first.
+    # A rename cannot replace a folder that is not empty: the old one is renamed first.
     aside = staged.with_name(f"{staged.name}.old")
     os.rename(final, aside)
     try:

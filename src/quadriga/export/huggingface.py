@@ -1,8 +1,6 @@
-"""Exports for Hugging Face: a folder that ``from_pretrained`` reads.
+"""Exports for Hugging Face: a folder that ``from_pretrained`` reads, of a ViT or a BERT.
 
-A BERT beside Hugging Face's: which class holds it, and both run on the same sequences.
-
-Loading an exported folder with transformers, as its users do.
+The check loads the folder with transformers, as users do, and compares the outputs of both models.
 """
 
 from __future__ import annotations
@@ -42,11 +40,15 @@ from quadriga.models.bert import BertConfig
 from quadriga.weights import export_weights, load_weights
 
 WEIGHTS = "model.safetensors"
-"""The file of a folder that holds the tensors."""
+"""The file in an exported folder that holds the tensors."""
 
 
 def load_with_transformers(cls: Any, folder: Path, **options: bool) -> Any:
-    """Load a folder as its users do; nothing may be missing and nothing left over."""
+    """Load a folder as users do, in evaluation mode.
+
+    Raises:
+        UserError: A tensor is missing, left over or of another shape.
+    """
     model, info = cls.from_pretrained(
         folder, output_loading_info=True, local_files_only=True, **options
     )
@@ -58,7 +60,7 @@ def load_with_transformers(cls: Any, folder: Path, **options: bool) -> Any:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Leave out the bars and advice that transformers prints while loading."""
+    """Suppress the progress bars and warnings that transformers prints while loading."""
     try:
         from transformers.utils import logging
     except ImportError:
@@ -78,7 +80,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def bert_architecture(config: RunConfig, part: Part) -> str:
-    """Return the name of the class that holds a run's BERT.
+    """Return the name of Hugging Face's class for a run's BERT.
 
     Raises:
         UserError: No class has the objective's heads.
@@ -95,7 +97,7 @@ def bert_architecture(config: RunConfig, part: Part) -> str:
 
 
 def bert_pairs(subject: Subject, folder: Path) -> Pairs:
-    """Compare the encoded tokens, or the loss of both tasks, with transformers' class."""
+    """Return the encoded tokens, or the loss, of transformers' class and of this project's."""
     import transformers
 
     name = bert_architecture(subject.config, subject.part)
@@ -115,7 +117,7 @@ def bert_pairs(subject: Subject, folder: Path) -> Pairs:
 
 
 def bert_read_back(subject: Subject, folder: Path) -> Pairs:
-    """Compare with this project's own model from the same file."""
+    """Return the outputs of this project's model, loaded from the export and original."""
     batch = keyed_text(subject.bert.config)
     if subject.part == "encoder":
         encoder = subject.bert.config.build().eval()
@@ -148,7 +150,7 @@ _FEATURES = {
     "class": "last_hidden_state[:, 0]",
     "mean": "last_hidden_state[:, 1:].mean(1)",
 }
-"""Pooling -> how it is done with ViTModel's output."""
+"""Pooling -> expression on ViTModel's output."""
 
 
 class HuggingFaceFormat(Format):
@@ -161,7 +163,7 @@ class HuggingFaceFormat(Format):
     suffix = ""
 
     def check(self, config: RunConfig, part: Part) -> None:
-        """Refuse what the classes cannot express."""
+        """Refuse models that Hugging Face's classes cannot express."""
         _arguments(config, part)
 
     def write(self, subject: Subject, target: Path) -> None:
@@ -172,7 +174,7 @@ class HuggingFaceFormat(Format):
         (target / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
 
     def remark(self, subject: Subject) -> str | None:
-        """Say what the classes leave to their users."""
+        """Return how to get a feature vector, or that the tokenizer is missing."""
         if isinstance(subject.config.model, BertConfig):
             return "the folder has no tokenizer: copy the run's vocab.txt into it"
         if subject.part == "all":
@@ -180,7 +182,7 @@ class HuggingFaceFormat(Format):
         return f"an image's feature vector is {_FEATURES[subject.vit.config.pool]} of ViTModel"
 
     def verify(self, subject: Subject, target: Path) -> Check:
-        """Run transformers' model on the same images, or this project's from the same file."""
+        """Compare with transformers' model; without transformers, with one read back."""
         try:
             import transformers
         except ImportError:
@@ -196,7 +198,7 @@ class HuggingFaceFormat(Format):
 
 
 def _comparison(subject: Subject, installed: bool) -> Callable[[Subject, Path], Pairs]:
-    """Return what runs model and export, with transformers or without it."""
+    """Return the function that runs model and export, with transformers or without it."""
     encoder = subject.part == "encoder"
     if isinstance(subject.config.model, BertConfig):
         return bert_pairs if installed else bert_read_back
@@ -257,7 +259,7 @@ def _classifier_read_back(subject: Subject, folder: Path) -> Pairs:
 
 
 def _objective_pairs(subject: Subject, folder: Path) -> Pairs:
-    """Compare the loss, and the prediction of every pixel of every patch."""
+    """Return the losses, and the predictions of every pixel of every patch."""
     from transformers import ViTMAEForPreTraining
 
     theirs = load_with_transformers(ViTMAEForPreTraining, folder)
@@ -276,7 +278,7 @@ def _objective_read_back(subject: Subject, folder: Path) -> Pairs:
 
 
 def _masked(subject: Subject) -> tuple[dict[str, Tensor], Tensor]:
-    """Return images, and the noise from which both models draw the same mask."""
+    """Return a batch of images and the noise (batch, patches) that gives both the same mask."""
     config = subject.vit.config
     images = keyed_images(config)
     keys = torch.arange(images.shape[0])
@@ -291,7 +293,7 @@ def _loss(objective: nn.Module, batch: dict[str, Tensor], noise: Tensor) -> Tens
 
 
 def _pixels(subject: Subject, batch: dict[str, Tensor], noise: Tensor) -> Tensor:
-    """Return what the decoder predicts, not scaled back with the original patch."""
+    """Return the decoder's predictions as they are, without scaling by the original patches."""
     plain = subject.config.objective.override({"normalise_pixels": False})
     objective: Any = plain.build(subject.config.model).eval()
     objective.load_state_dict(subject.objective.state_dict())

@@ -29,10 +29,10 @@ from quadriga.export.subject import (
 )
 
 OPSET = 18
-"""Version of the operators: the one that torch's exporter translates to without a conversion."""
+"""Version of the operators: torch's exporter writes this one without a conversion."""
 
 ONE_FILE_BYTES = 1_900_000_000
-"""Weights above this size lie in a second file: a protobuf message ends at 2 GiB."""
+"""Weights above this size go to a second file: a protobuf message is at most 2 GiB."""
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
@@ -46,7 +46,7 @@ class Features(nn.Module):
         self.encoder = encoder
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images (batch, channels, side, side) to vectors (batch, width)."""
+        """Map float32 images (batch, channels, side, side) to vectors (batch, width)."""
         features: Tensor = self.encoder.features(images)  # type: ignore[operator]
         return features
 
@@ -57,7 +57,7 @@ class OnnxFormat(Format):
     suffix = ".onnx"
 
     def check(self, config: RunConfig, part: Part) -> None:
-        """Refuse decoders; the three packages must be there, to write the file and to run it."""
+        """Refuse decoders; check that the packages that write and run the file are installed."""
         if part == "all":
             raise UserError(
                 "--part must be encoder for --to onnx, but is all: the export is the encoder's "
@@ -116,7 +116,7 @@ class OnnxFormat(Format):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out the exporter's remarks on packages that this model does not need."""
+    """Suppress the exporter's remarks on packages that this model does not need."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Exports under this project's own names: one file that says itself what model it is of."""
+"""Exports under this project's own names: one file with the tensors and the model's config."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from quadriga.weights import load_weights
 from quadriga.weights.files import write_tensors
 
 HEADER = "quadriga"
-"""The key of the file's header under which the configs are."""
+"""Key of the configs in the file's header."""
 
 
 class SafetensorsFormat(Format):
@@ -41,7 +41,7 @@ class SafetensorsFormat(Format):
         """Any model can be written."""
 
     def write(self, subject: Subject, target: Path) -> None:
-        """Write the tensors, and the configs from which `rebuild` makes the model."""
+        """Write the tensors, and the configs from which `rebuild` builds the model."""
         configs = {"model": subject.config.model.as_dict()}
         if subject.part == "all":
             configs["objective"] = subject.config.objective.as_dict()
@@ -62,7 +62,7 @@ class SafetensorsFormat(Format):
 
 
 def rebuild(path: Path | str) -> nn.Module:
-    """Make the model of a file that was exported with this project's names.
+    """Build the model of a file that was exported under this project's names.
 
     Args:
         path: The file.
@@ -71,7 +71,7 @@ def rebuild(path: Path | str) -> nn.Module:
         The encoder, or with ``--part all`` the objective: on the CPU, in evaluation mode.
 
     Raises:
-        UserError: It is no such file.
+        UserError: The file is damaged, or is not such an export.
     """
     path = Path(path)
     try:
@@ -96,7 +96,7 @@ def rebuild(path: Path | str) -> nn.Module:
 
 
 def _outputs(subject: Subject, module: nn.Module) -> list[Tensor]:
-    """Return what the exported part computes: the encoder's tokens, or the objective's loss."""
+    """Return the outputs of the exported part: the encoder's tokens, or the objective's sums."""
     if isinstance(module, ViT):
         images = keyed_images(module.config)
         return [module(images), module.features(images)]

@@ -1,4 +1,4 @@
-"""What is exported, what a format must be able to do, and how two models are compared."""
+"""The model to export, the interface of a format, and the comparison of two models' outputs."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from quadriga.models.vit import ViT, ViTConfig
 from quadriga.weights import load_weights
 
 Part = Literal["encoder", "all"]
-"""The encoder alone, or the whole objective: with the decoder and all else it learned."""
+"""The encoder alone, or the whole objective with its heads and decoder."""
 
 Pairs = list[tuple[Tensor, Tensor]]
 """(actual, expected)."""
 
 BATCH = 2
-"""Images that both models are run on."""
+"""Number of images that both models are run on."""
 
 OWN_TOLERANCE = 1e-6
-"""Largest difference where the same code computes both: the same weights in the same order."""
+"""Largest relative difference where the same code computes both outputs."""
 
 FOREIGN_TOLERANCE = 1e-4
-"""Largest difference where another implementation computes: float32, summed in another order."""
+"""Largest relative difference to another implementation, which sums float32 in another order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,11 @@ class Subject:
 
     @property
     def vit(self) -> ViT:
-        """The encoder, of a format that knows vision transformers only."""
+        """The encoder, for formats that support vision transformers only.
+
+        Raises:
+            UserError: It is not a ViT.
+        """
         encoder = encoder_of(self.objective)
         if not isinstance(encoder, ViT):
             raise UserError(f"the encoder must be a vision transformer, but is {type(encoder)}")
@@ -63,10 +67,10 @@ class Subject:
 
     @property
     def bert(self) -> Bert:
-        """The encoder, of a text model.
+        """The encoder of a text model.
 
         Raises:
-            UserError: It is another one.
+            UserError: It is not a BERT.
         """
         encoder = encoder_of(self.objective)
         if not isinstance(encoder, Bert):
@@ -74,7 +78,7 @@ class Subject:
         return encoder
 
     def notes(self) -> dict[str, Any]:
-        """Return where the weights come from and what images they expect."""
+        """Return the origin of the weights, and mean and deviation of the images they expect."""
         views = self.config.views.as_dict()
         origin = {
             "version": __version__,
@@ -91,18 +95,18 @@ class Check:
     """The outcome of running the model and its export on the same input."""
 
     against: str
-    """What ran the export."""
+    """How the export was run, for example "with timm 1.0"."""
     difference: float
     """Greatest difference of an output, relative to its greatest value."""
     tolerance: float
 
     @property
     def passed(self) -> bool:
-        """Whether the two agree; outputs that are not finite never do."""
+        """Whether the outputs agree; outputs that are not finite never do."""
         return self.difference <= self.tolerance
 
     def __str__(self) -> str:
-        """Return one line for people."""
+        """Return the check as one line of text."""
         return (
             f"checked {self.against}: greatest difference {self.difference:.1e} of the greatest "
             f"value (tolerance {self.tolerance:.0e})"
@@ -113,34 +117,34 @@ class Format(ABC):
     """A format of exports."""
 
     suffix: ClassVar[str]
-    """What the output's name ends in; empty for a folder."""
+    """Suffix of the output's name; empty for a folder."""
 
     @abstractmethod
     def check(self, config: RunConfig, part: Part) -> None:
         """Check, before anything is read, that the format can hold the model.
 
         Raises:
-            UserError: It cannot, or a library is missing.
+            UserError: The format cannot hold the model, or a library is missing.
         """
 
     @abstractmethod
     def write(self, subject: Subject, target: Path) -> None:
-        """Write the model; `target` and its sidecar files are new.
+        """Write the model; `target` and its sidecar files do not exist yet.
 
         Raises:
-            UserError: It cannot be written.
+            UserError: A file cannot be written.
         """
 
     @abstractmethod
     def verify(self, subject: Subject, target: Path) -> Check:
-        """Read what was written and run it beside the model."""
+        """Read the export, and compare its outputs with the model's."""
 
     def remark(self, subject: Subject) -> str | None:
-        """Return what users of the export must know; None where there is nothing."""
+        """Return a hint for users of the export, or None."""
         return None
 
     def sidecar_files(self, target: Path) -> list[Path]:
-        """Return what may be written beside `target`."""
+        """Return the files that `write` may create beside `target`."""
         return []
 
 
@@ -148,7 +152,7 @@ def encoder_of(objective: nn.Module) -> nn.Module:
     """Return an objective's encoder.
 
     Raises:
-        UserError: It has none.
+        UserError: The objective has no encoder.
     """
     encoder = getattr(objective, "encoder", None)
     if not isinstance(encoder, nn.Module):
@@ -159,7 +163,7 @@ def encoder_of(objective: nn.Module) -> nn.Module:
 
 
 def require_vit(config: RunConfig, layout: str) -> ViTConfig:
-    """Return the model's config, of a layout that knows vision transformers only.
+    """Return the model's config, for layouts that support vision transformers only.
 
     Raises:
         UserError: The model is of another kind.
@@ -173,13 +177,13 @@ def require_vit(config: RunConfig, layout: str) -> ViTConfig:
 
 
 def classes_of(config: RunConfig, part: Part) -> int:
-    """Return the classes of the classifier that is exported with the encoder; 0 without one."""
+    """Return the number of classes of an exported classifier; 0 without one."""
     is_classifier = part == "all" and config.objective.kind() == "supervised"
     return int(config.objective.as_dict()["classes"] or 0) if is_classifier else 0
 
 
 def logits(objective: nn.Module, images: Tensor) -> Tensor:
-    """Return what a supervised objective's classifier returns."""
+    """Return the logits (batch, classes) of a supervised objective's classifier."""
     scores: Tensor = objective.scores(images)  # type: ignore[operator]
     return scores
 
@@ -192,7 +196,7 @@ def read_classifier_back(subject: Subject, path: Path, layout: Literal["timm", "
 
 
 def read_back(config: ViTConfig, path: Path) -> ViT:
-    """Return a fresh encoder filled from a file, in evaluation mode."""
+    """Return a new encoder with the weights of a file, on the CPU in evaluation mode."""
     with torch.device("meta"):
         made = config.build()
     made = made.to_empty(device="cpu")
@@ -201,13 +205,13 @@ def read_back(config: ViTConfig, path: Path) -> ViT:
 
 
 def keyed_images(config: ViTConfig, batch: int = BATCH) -> Tensor:
-    """Return the images that both models are run on: (batch, channels, side, side), N(0, 1)."""
+    """Return float32 test images (batch, channels, side, side), drawn from N(0, 1)."""
     shape = (batch, config.channels, config.image_px, config.image_px)
     return torch.empty(shape).normal_(generator=randomness.generator("export", "images"))
 
 
 def keyed_text(config: BertConfig) -> Batch:
-    """Return the sequences that both models are run on: of two lengths, some words hidden."""
+    """Return a test batch of two sequences of different lengths with some masked tokens."""
     longest = min(32, config.max_positions)
     lengths = torch.tensor([longest, max(1, 3 * longest // 4)])
     columns = torch.arange(longest)
@@ -233,7 +237,7 @@ def keyed_text(config: BertConfig) -> Batch:
 
 
 def keyed_batch(config: RunConfig) -> Batch:
-    """Return a batch of the run's views, its floating tensors drawn from N(0, 1)."""
+    """Return a test batch of the run's views; its floating tensors are drawn from N(0, 1)."""
     if isinstance(config.model, BertConfig):
         return keyed_text(config.model)
     batch = config.views.build("train").example(BATCH, torch.device("cpu"))
@@ -247,7 +251,7 @@ def greatest_difference(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
     """Return the greatest difference of (actual, expected) pairs, relative to the greatest value.
 
     Returns:
-        Infinity where a value is not finite or the shapes differ.
+        The difference; infinity where a value is not finite or the shapes differ.
     """
     worst = 0.0
     for actual, expected in pairs:

@@ -1,4 +1,4 @@
-"""Exports for timm: a file with its names, and the arguments of its class in a JSON beside it."""
+"""Exports for timm: a file with timm's names, and a JSON file with the arguments of its class."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TimmFormat(Format):
     suffix = ".safetensors"
 
     def check(self, config: RunConfig, part: Part) -> None:
-        """Refuse decoders, and models that timm has no arguments for."""
+        """Refuse decoders, and models that timm's arguments cannot express."""
         model, kind = require_vit(config, "timm"), config.objective.kind()
         classes = classes_of(config, part)
         if part == "all" and not classes:
@@ -65,7 +65,7 @@ class TimmFormat(Format):
         target.with_suffix(".json").write_text(json.dumps(described, indent=2) + "\n")
 
     def verify(self, subject: Subject, target: Path) -> Check:
-        """Run timm's model on the same images, or this project's from the same file."""
+        """Compare with timm's model; without timm, with this project's model read back."""
         encoder = subject.vit
         images = keyed_images(encoder.config)
         try:
@@ -91,7 +91,7 @@ class TimmFormat(Format):
 
 
 def _output(subject: Subject, images: Tensor) -> Tensor:
-    """Return what timm's model returns: logits, or an image's vector."""
+    """Return what timm's model returns: logits (batch, classes) or features (batch, width)."""
     if subject.part == "all":
         return logits(subject.objective, images)
     return subject.vit.features(images)
