@@ -1,1 +1,1 @@
-"""One file is one protocol: a frozen model to named metrics."""
+"""Evaluation protocols, one per file: each maps a frozen model to named metrics."""

@@ -1,10 +1,8 @@
 """The official metrics of a GLUE task on its development sets, and predictions of its test sets.
 
 Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language
-Understanding" (ICLR 2019, arXiv:1804.07461), table 1. Every number is times 100, as it is
-published there.
-
-The metrics of GLUE, by scikit-learn and scipy; every value times 100.
+Understanding" (ICLR 2019, arXiv:1804.07461), table 1. scikit-learn and scipy compute the metrics;
+every value is multiplied by 100, as in the paper.
 """
 
 from __future__ import annotations
@@ -46,16 +44,16 @@ def metrics_of(
     predictions: npt.NDArray[np.float64],
     labels: npt.NDArray[np.float64],
 ) -> Metrics:
-    """Return metrics of a task.
+    """Return metrics of a task, times 100.
 
-    A number that is not defined (a correlation of what is constant) is 0, as one that says nothing.
+    An undefined value (a correlation of constants) is 0.
 
     Args:
-        names: Of mcc (Matthews' correlation), accuracy, f1 (of class 1), pearson and spearman.
-        predictions: (samples,): classes, or the numbers of a regression.
-        labels: (samples,): what is right.
+        names: Any of mcc (Matthews' correlation), accuracy, f1 (of class 1), pearson, spearman.
+        predictions: float64 (samples,): class indices, or the values of a regression.
+        labels: float64 (samples,): the true classes or values.
     """
-    # Late: to import them takes two seconds, in every rank and every command.
+    # Imported here: they take two seconds, in every rank and every command.
     from scipy import stats
     from sklearn import metrics
 
@@ -79,12 +77,12 @@ def metrics_of(
 
 
 def score_of(metrics: Mapping[str, float]) -> float:
-    """Return a task's headline: the mean of its metrics, of all its development sets."""
+    """Return a task's score: the mean of its metrics over all its development sets."""
     return sum(metrics.values()) / len(metrics)
 
 
 def majority_share(labels: npt.NDArray[np.float64]) -> float:
-    """Return the share of the most frequent label, times 100: what a constant answer reaches."""
+    """Return the accuracy of always predicting the most frequent label, times 100."""
     counts = np.unique(labels, return_counts=True)[1]
     return 100.0 * float(counts.max()) / len(labels)
 
@@ -94,12 +92,12 @@ class Scorer(Protocol):
     """An objective that scores texts."""
 
     outputs: int
-    """Classes, or 1 for a number."""
+    """Number of classes, or 1 for a regression."""
     regression: bool
-    """Whether its output is a number."""
+    """Whether the output is a real value instead of class scores."""
 
     def scores(self, batch: Batch) -> Tensor:
-        """Return float (batch, outputs): one score per class, or the number itself."""
+        """Return float (batch, outputs): one score per class, or the predicted value."""
         ...
 
 
@@ -108,10 +106,10 @@ class GlueConfig(EvaluatorConfig):
     """The metrics of the run's GLUE task."""
 
     batch_size: int = Field(64, ge=1)
-    """Samples that go through the model at once."""
+    """Samples per batch."""
     predictions: bool = True
-    """Whether the test sets are predicted, where their files are: the files that the benchmark's
-    server takes are written to the report's folder."""
+    """Whether to predict the test sets whose files exist, and write the predictions to the report's
+    folder in the format of the benchmark's server."""
 
     def build(self) -> Glue:
         """Make the evaluator."""
@@ -123,22 +121,22 @@ class Glue(Evaluator):
     """The task's metrics; ``score`` is their mean, over both development sets of MNLI."""
 
     def __init__(self, config: GlueConfig) -> None:
-        """Take the numbers of the protocol."""
+        """Keep the config."""
         self.config = config
 
     def check(self, context: EvaluationContext) -> None:
         """Check that the objective scores texts and has the outputs that the task needs.
 
         Raises:
-            UserError: It does not, or the data are of no task.
+            UserError: The objective does not, or the data are not those of a GLUE task.
         """
         _subject(context)
 
     def run(self, context: EvaluationContext) -> EvaluationResult:
-        """Evaluate the development sets and predict the test sets; the metrics are exact.
+        """Evaluate the development sets and predict the test sets.
 
-        Samples are cut into the same batches on any number of ranks, so that the result is the
-        same as well.
+        The samples form the same batches on any number of ranks, so the metrics do not depend on
+        the number of ranks.
 
         Raises:
             UserError: As `check`.
@@ -169,7 +167,7 @@ class Glue(Evaluator):
     def _predict(
         self, scorer: Scorer, dataset: Dataset, context: EvaluationContext, what: str
     ) -> npt.NDArray[np.float64]:
-        """Return the class, or the number, that is predicted for every sample, on every rank."""
+        """Return float64 (samples,): predicted classes or values of all samples, on every rank."""
         env, size, total = context.env, self.config.batch_size, len(dataset)
         whole = -(-total // size)
         batches = slice_of(whole, env.rank, env.world_size)
@@ -199,7 +197,7 @@ class Glue(Evaluator):
     def _write_predictions(
         self, scorer: Scorer, context: EvaluationContext, dataset: GlueDataset
     ) -> list[str]:
-        """Write a file for each test set that is there; return their names."""
+        """Write a file for each test set that exists; return the files' names."""
         written = []
         for part in dataset.task.parts:
             tests = dataset.sibling("test", part)
@@ -217,12 +215,12 @@ class Glue(Evaluator):
 def submission_lines(
     task: GlueTask, dataset: GlueDataset, predictions: npt.NDArray[np.float64]
 ) -> Iterator[str]:
-    """Yield the lines of a file of predictions, as the benchmark's server takes it.
+    """Yield the lines of a file of predictions in the format of the benchmark's server.
 
     Args:
         task: The task.
-        dataset: Its test set.
-        predictions: (samples,): classes, or numbers.
+        dataset: The task's test set.
+        predictions: float64 (samples,): class indices, or the values of a regression.
     """
     yield "index\tprediction\n"
     for place, value in enumerate(predictions.tolist()):
@@ -231,11 +229,11 @@ def submission_lines(
 
 
 def _subject(context: EvaluationContext) -> tuple[Scorer, GlueDataset]:
-    """Return what is evaluated and the first development set.
+    """Return the objective and the first development set.
 
     Raises:
-        UserError: The objective scores no texts, the data are of no task, or its outputs are not
-            those of the task.
+        UserError: The objective scores no texts, its outputs are not those of the task, or the
+            data are not those of a GLUE task.
     """
     scorer, dataset = context.objective, _whole(context.data("test"))
     if not isinstance(scorer, Scorer):

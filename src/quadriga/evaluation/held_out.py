@@ -27,7 +27,7 @@ class HeldOutConfig(EvaluatorConfig):
     """Loss and metrics of the objective on the test split, such as a masked-LM loss."""
 
     batch_size: int = Field(32, ge=1)
-    """Samples of a batch; where an objective returns plain means, they are of these batches."""
+    """Samples per batch; an objective that returns plain means returns those of a batch."""
 
     def build(self) -> HeldOut:
         """Make the evaluator."""
@@ -38,19 +38,19 @@ class HeldOutConfig(EvaluatorConfig):
 class HeldOut(Evaluator):
     """Means over the test split: sums and counts of all batches, divided once.
 
-    What an objective draws per sample (masks) follows from the sample alone, so every evaluation
-    asks the same questions. Dropout is off.
+    An objective's draws per sample (masks) depend on the sample alone, so every evaluation uses the
+    same masks. Dropout is off.
     """
 
     def __init__(self, config: HeldOutConfig) -> None:
-        """Take the numbers of the protocol."""
+        """Keep the config."""
         self.config = config
 
     def check(self, context: EvaluationContext) -> None:
         """Open the test split.
 
         Raises:
-            UserError: It is missing.
+            UserError: The split is missing.
         """
         context.data("test")
 
@@ -62,7 +62,8 @@ class HeldOut(Evaluator):
         batches = math.ceil(len(dataset) / size)
         own = slice_of(batches, env.rank, env.world_size)
         samples = range(own.start * size, min(own.stop * size, len(dataset)))
-        # One row per batch, zero on all ranks but one: summed in the same order on any of them.
+        # One row per batch, zero on all ranks but one: the order of summation does not depend on
+        # the number of ranks.
         table = torch.zeros(batches, 2, len(names), dtype=torch.float64)
         read = sequential(
             dataset,

@@ -1,4 +1,4 @@
-"""Weighted nearest neighbours on frozen features: no training, no choice to tune.
+"""Weighted nearest neighbours on frozen features: no training, no hyper-parameter to tune.
 
 The protocol of Wu et al., "Unsupervised Feature Learning via Non-parametric Instance
 Discrimination" (CVPR 2018), section 3.4: the `neighbours` training samples with the highest
@@ -38,7 +38,7 @@ class KNNConfig(EvaluatorConfig):
     """Weighted k-nearest-neighbour classification of frozen features."""
 
     neighbours: int = Field(20, ge=1)
-    """Training samples that vote."""
+    """Number of training samples that vote."""
     temperature: float = Field(0.07, gt=0)
     """Softness of the vote: the weight is exp(cosine similarity / temperature)."""
 
@@ -52,14 +52,14 @@ class KNN(Evaluator):
     """Top-1 and, above five classes, top-5 accuracy of the test split in percent."""
 
     def __init__(self, config: KNNConfig) -> None:
-        """Take the numbers of the protocol."""
+        """Keep the config."""
         self.config = config
 
     def check(self, context: EvaluationContext) -> None:
-        """Check that there are an encoder, labels and enough neighbours.
+        """Check that there are an encoder, labels and enough training samples.
 
         Raises:
-            UserError: There are not.
+            UserError: One of these is missing.
         """
         check_features(context, "knn")
         self._check_neighbours(len(context.data("train")))
@@ -125,11 +125,11 @@ def nearest_neighbours(
     Args:
         queries: Vectors of unit length.
         bank: Vectors of unit length, at least `count` of them.
-        count: How many to find.
+        count: Number of neighbours per query.
         chunk: Rows of the bank that are compared at once; bounds the memory.
 
     Returns:
-        The similarities, highest first, and the rows' indices (int64).
+        The similarities (queries, count), highest first, and the rows' int64 indices.
     """
     best = queries.new_empty(len(queries), 0)
     index = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
@@ -151,15 +151,16 @@ def votes(
     """Sum exp(similarity / temperature) by class, up to one positive factor per query.
 
     Args:
-        similarity: Of the neighbours, highest first.
-        labels: Of the neighbours.
+        similarity: Similarities of the neighbours, highest first.
+        labels: int64 classes of the neighbours.
         classes: Number of classes.
         temperature: Softness of the vote.
 
     Returns:
-        Scores; -inf where a class got no vote.
+        Scores; -inf where a class has no vote.
     """
-    # Relative to the nearest neighbour: the order stays, and a low temperature cannot overflow.
+    # Relative to the nearest neighbour, so that a low temperature cannot overflow; the order of
+    # the classes is the same.
     weights = ((similarity - similarity[:, :1]) / temperature).exp()
     scores = similarity.new_zeros(len(similarity), classes).scatter_add_(1, labels, weights)
     voted = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, labels, True)

@@ -5,14 +5,11 @@ features are standardised (batch normalisation without affine parameters), and a
 trained with soft-max cross-entropy, without weight decay, on a cosine schedule. Two things
 differ, both because the features are extracted once: the statistics are those of the whole
 training split, and every image is seen in its evaluation crop only. The learning rate is chosen
-among a few on a part of the *training* split that is held out; then the head is trained on all
-of it.
+among a few on a held-out part of the *training* split; then the head is trained on the whole split.
 
-Several linear classifiers trained at once on the same features, one per learning rate.
-
-The heads see the same batches, so that their weights lie side by side in one matrix and a step
-is two matrix products, whatever the number of heads. The gradient of soft-max cross-entropy is
-written out; it is ``features^T (softmax(logits) - onehot(labels)) / batch``.
+One head per learning rate is trained, all on the same batches: their weights are columns of one
+matrix, and a step is two matrix products, whatever the number of heads. The gradient of soft-max
+cross-entropy is explicit: ``features^T (softmax(logits) - onehot(labels)) / batch``.
 """
 
 from __future__ import annotations
@@ -45,12 +42,12 @@ from quadriga.randomness import fold, shuffled
 
 MOMENTUM = 0.9
 PREDICT_CHUNK = 16384
-"""Samples whose scores are held at once."""
+"""Number of samples whose scores are in memory at once."""
 
 
 @dataclass(frozen=True)
 class Heads:
-    """Linear classifiers side by side."""
+    """Linear classifiers whose weights are columns of one matrix."""
 
     weight: Float[Tensor, "width heads_x_classes"]
     bias: Float[Tensor, " heads_x_classes"]
@@ -73,7 +70,7 @@ def cosine(step: int, total: int) -> float:
     """Return the learning-rate factor of a step, from 1 towards 0 (Loshchilov and Hutter, 2017).
 
     Args:
-        step: From 0.
+        step: Number of the step, from 0.
         total: Number of steps.
     """
     return 0.5 * (1.0 + math.cos(math.pi * step / total))
@@ -92,7 +89,7 @@ def fit_heads(
 ) -> Heads:
     """Train one head per learning rate by SGD with momentum and a cosine schedule.
 
-    The problem is convex, so that the heads start at zero and nothing is drawn but the order.
+    The problem is convex, so the heads start at zero; only the order of the samples is random.
 
     Args:
         features: Standardised float32 features.
@@ -100,9 +97,9 @@ def fit_heads(
         classes: Number of classes.
         learning_rates: Peak learning rate of each head, for a gradient averaged over the batch.
         epochs: Passes over the samples.
-        batch_size: Samples per step at most; an epoch is cut into equal steps.
-        key: Key of the samples' order, which is another one in each epoch.
-        after_epoch: Told the number of finished epochs.
+        batch_size: Samples per step at most; an epoch is divided into nearly equal steps.
+        key: Key of the samples' order, which differs in each epoch.
+        after_epoch: Called after each epoch with the number of finished epochs.
 
     Returns:
         The trained heads; one that diverged has non-finite weights.
@@ -146,13 +143,13 @@ class LinearProbeConfig(EvaluatorConfig):
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.01, 0.03, 0.1, 0.3, 1.0), min_length=1
     )
-    """Peak learning rates that are tried, for the gradient averaged over a batch."""
+    """Peak learning rates to choose from, for the gradient averaged over a batch."""
     epochs: int = Field(90, ge=1)
     """Passes over the training features."""
     batch_size: int = Field(512, ge=1)
     """Features per step."""
     holdout: float = Field(0.1, gt=0, lt=1)
-    """Share of the training split on which the learning rate is chosen."""
+    """Fraction of the training split on which the learning rate is chosen."""
 
     def build(self) -> LinearProbe:
         """Make the evaluator."""
@@ -164,14 +161,14 @@ class LinearProbe(Evaluator):
     """Top-1 and, above five classes, top-5 accuracy of the test split in percent."""
 
     def __init__(self, config: LinearProbeConfig) -> None:
-        """Take the numbers of the protocol."""
+        """Keep the config."""
         self.config = config
 
     def check(self, context: EvaluationContext) -> None:
         """Check that there are an encoder and labels.
 
         Raises:
-            UserError: There are not.
+            UserError: The encoder or the labels are missing.
         """
         check_features(context, "linear_probe")
 
@@ -187,7 +184,7 @@ class LinearProbe(Evaluator):
                 "linear_probe needs at least 2 training images, to hold some out, but there is"
                 " 1; use more, or leave linear_probe out"
             )
-        # One rank trains, so that all report the same digits whatever their hardware.
+        # Only rank 0 trains, so that all ranks report the same digits on any hardware.
         result = self._result(bank, context) if context.env.is_main else None
         shared = broadcast_value(result, context.env)
         if shared is None:
@@ -219,7 +216,7 @@ class LinearProbe(Evaluator):
     def _probe(
         self, encoded: Encoded, classes: int, context: EvaluationContext, what: str
     ) -> tuple[dict[str, float], float]:
-        """Return the test accuracy of the head and the learning rate that was chosen for it."""
+        """Return the test accuracies in percent and the chosen learning rate."""
         device = context.env.device
         train = encoded.train.values.to(device)
         labels = encoded.train.labels.to(device)
@@ -245,7 +242,7 @@ class LinearProbe(Evaluator):
 
         sweep = fit(self.config.learning_rates, kept, 0)
         won = head_hits(sweep, train[held], labels[held], (1,))[:, 0]
-        # argmax is the first of equals: the smallest learning rate when they are listed upwards.
+        # argmax returns the first of equals: the smallest learning rate if they are ascending.
         chosen = self.config.learning_rates[int(np.argmax(won.cpu().numpy()))]
         head = fit((chosen,), slice(None), epochs)
         test = (encoded.test.values.to(device) - mean).mul_(scale)
@@ -265,15 +262,15 @@ def statistics_of(
 def split_holdout(
     samples: int, share: float, key: int
 ) -> tuple[Int[Tensor, " kept"], Int[Tensor, " held"]]:
-    """Cut ``range(samples)`` at random into what is trained on and what is held out.
+    """Divide ``range(samples)`` at random into a part for training and a held-out part.
 
     Args:
-        samples: At least 2.
-        share: Share that is held out; at least one sample is, and at least one is not.
-        key: Key of the choice.
+        samples: Number of samples, at least 2.
+        share: Fraction that is held out; at least one sample is in each part.
+        key: Key of the random choice.
 
     Returns:
-        int64 indices, each list in ascending order.
+        int64 indices of both parts, each in ascending order.
     """
     count = min(max(1, round(samples * share)), samples - 1)
     order = shuffled(np.arange(samples), samples, key)

@@ -1,6 +1,6 @@
-"""Pictures of what a masked autoencoder fills in, and how far it is off.
+"""A picture of a masked autoencoder's reconstructions, and their mean squared error.
 
-A grid of images with column titles, as one picture that reads on light and on dark pages.
+The picture is a grid of images with column titles, legible on light and on dark pages.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from quadriga.evaluation.parts.features import evaluation_mode
 from quadriga.randomness import fold, shuffled
 
 TILE_PX = 128
-"""Small images are enlarged by the whole factor that comes nearest to this width."""
+"""Width to which small images are enlarged, by the nearest integer factor."""
 PANEL_ROWS = 4
-"""More images than this go into two panels side by side."""
+"""More images than this are drawn in two panels side by side."""
 GAP_PX = 8
 PANEL_GAP_PX = 32
 TITLE_PX = 34
 TITLE_COLOUR = (128, 134, 145, 255)
-"""A grey with contrast on white and on black; the ground is transparent."""
+"""A grey with contrast on white and on black; the background is transparent."""
 
 Pixels = npt.NDArray[np.uint8]
 
 
 def draw_grid(columns: Sequence[tuple[str, Pixels]]) -> Image.Image:
-    """Draw one row per image and one titled column per entry, in two panels when there are many.
+    """Draw one row per image and one titled column per entry; many rows form two panels.
 
     Args:
         columns: Title and images, uint8 (images, height, width, 3); all of one shape.
 
     Returns:
-        The picture, with a transparent ground.
+        The RGBA picture, with a transparent background.
     """
     count, height, width, _ = columns[0][1].shape
     factor = max(1, round(TILE_PX / width))
@@ -82,10 +82,10 @@ def draw_grid(columns: Sequence[tuple[str, Pixels]]) -> Image.Image:
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write `picture` as PNG under a temporary name and rename it, so that it is whole or absent.
+    """Write `picture` as PNG atomically: under a temporary name, which is then renamed.
 
     Raises:
-        UserError: The folder cannot be written to.
+        UserError: The file cannot be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -99,7 +99,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 
 def _fitting_font(title: str, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return the font in the largest size, up to 16 pixels, at which the title fits."""
+    """Return the font in the largest size from 9 to 16 pixels at which the title fits, else 9."""
     for size in range(16, 8, -1):
         font = ImageFont.load_default(size)
         if font.getlength(title) <= width:
@@ -113,13 +113,13 @@ TITLES = ("original", "masked", "reconstruction", "with visible")
 
 @runtime_checkable
 class Reconstructor(Protocol):
-    """An objective that can show what it fills in."""
+    """An objective that reconstructs masked images."""
 
     def reconstruct(self, batch: Batch) -> Sequence[Tensor]:
         """Return the masked images, the reconstructions and both together.
 
         Args:
-            batch: With normalised images ``image`` and the samples' ``key``.
+            batch: Has normalised images ``image`` and the samples' ``key``.
 
         Returns:
             Three floats (batch, 3, height, width) in the space of ``image``; in the third the
@@ -133,7 +133,7 @@ class ReconstructionConfig(EvaluatorConfig):
     """A picture of reconstructed test images."""
 
     images: int = Field(8, ge=1)
-    """Test images that are shown."""
+    """Number of test images in the picture."""
 
     def build(self) -> Reconstruction:
         """Make the evaluator."""
@@ -145,21 +145,21 @@ class Reconstruction(Evaluator):
     """Draws ``reconstruction.png`` and measures the error on the pixels that were masked."""
 
     def __init__(self, config: ReconstructionConfig) -> None:
-        """Take how many images to show."""
+        """Keep the config."""
         self.config = config
 
     def check(self, context: EvaluationContext) -> None:
-        """Check that the objective reconstructs and that there is an image.
+        """Check that the objective reconstructs images and that the test split has some.
 
         Raises:
-            UserError: It does not, or there is none.
+            UserError: The objective cannot reconstruct, or there is no test image.
         """
         _reconstructor(context)
 
     def run(self, context: EvaluationContext) -> EvaluationResult:
-        """Reconstruct test images that the seed picks: the same ones at every evaluation.
+        """Reconstruct test images chosen by the seed: the same ones at every evaluation.
 
-        The number ``masked_mse`` is the mean squared error over masked pixels and colours, in
+        The metric ``masked_mse`` is the mean squared error over masked pixels and colours, in
         units of the normalised image.
 
         Raises:
@@ -183,9 +183,9 @@ class Reconstruction(Evaluator):
     def _reconstructed(
         self, objective: Reconstructor, context: EvaluationContext
     ) -> tuple[list[Tensor], list[int], float]:
-        """Return the columns of the picture, the images' numbers and the masked error.
+        """Return the picture's columns, the images' indices and the masked mean squared error.
 
-        Every rank reconstructs all of them: they are few, and a sharded model needs every rank.
+        Every rank reconstructs all images: they are few, and a sharded model needs every rank.
         """
         dataset = context.data("test")
         total = len(dataset)
@@ -272,7 +272,7 @@ def masked_error(
 def pixel_range(
     transform: Transform, images: Float[Tensor, "batch 3 height width"]
 ) -> tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]]:
-    """Return what black and white become when `transform` normalises them.
+    """Return the normalised values of black and of white.
 
     Args:
         transform: An evaluation transform of uint8 images; its normalisation is affine.
@@ -295,6 +295,6 @@ def to_pixels(
     black: Float[Tensor, "3 1 1"],
     white: Float[Tensor, "3 1 1"],
 ) -> Pixels:
-    """Turn normalised images into uint8 (batch, height, width, 3), clipped to what can be shown."""
+    """Convert normalised images to uint8 (batch, height, width, 3), clipped to [0, 255]."""
     shades = ((images - black) / (white - black)).clamp(0, 1).mul(255).round()
     return shades.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

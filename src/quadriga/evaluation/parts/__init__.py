@@ -1,1 +1,1 @@
-"""What protocols share: frozen features, accuracy."""
+"""Code that protocols share: frozen features and accuracies."""

@@ -1,6 +1,6 @@
 """Frozen features of a whole data set: extracted once, over all ranks, for every protocol.
 
-Top-1 and top-5 accuracy, and the table of an encoder beside its random start.
+Also top-1 and top-5 accuracy, and the comparison of an encoder with its random initialisation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from quadriga.distributed.collectives import all_gather_values, all_reduce_sum, 
 from quadriga.errors import UserError
 
 BATCH = 256
-"""Images that go through the encoders at once."""
+"""Images per batch of the encoders."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Both splits as one encoder sees them."""
+    """One encoder's features of both splits."""
 
     train: Features
     test: Features
@@ -43,7 +43,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class FeatureBank:
-    """What the protocols of frozen features work on."""
+    """The features of both splits by the trained and by the random encoder."""
 
     trained: Encoded
     random: Encoded
@@ -55,11 +55,11 @@ def feature_bank(context: EvaluationContext, protocol: str) -> FeatureBank:
     """Extract the features of both splits by the trained and the random encoder.
 
     The images are decoded once for both encoders, and the bank is kept in `context.cache` for
-    the next protocol. Every rank calls this and gets the whole bank.
+    the next protocol. Every rank must call this function; each gets the whole bank.
 
     Args:
-        context: What is evaluated.
-        protocol: Who asks, for error sentences.
+        context: The evaluation's objective, data and ranks.
+        protocol: Name of the protocol, for error messages.
 
     Raises:
         UserError: The objective has no image encoder, or the data have no labels.
@@ -85,7 +85,7 @@ def feature_bank(context: EvaluationContext, protocol: str) -> FeatureBank:
 def extract(
     encoders: Sequence[Encoder], dataset: Dataset, context: EvaluationContext, what: str
 ) -> list[Features]:
-    """Encode every sample of `dataset` once; each rank does its share and gets all of it.
+    """Encode every sample of `dataset` once; each rank encodes a part and gets all features.
 
     Samples that cannot be read are left out, on every rank.
 
@@ -125,7 +125,7 @@ def extract(
         seen[index] = 1
         done += len(index)
         context.report_progress(what, done, len(mine))
-    # A rank without samples learns the widths from the others.
+    # A rank without samples gets the widths from the others.
     widths = max(all_gather_values([whole.shape[1] for whole in values], env), key=len)
     values = values or [torch.zeros(total, width) for width in widths]
     # Every row is zero on all ranks but one, so that the sum gathers exactly and in order.
@@ -138,12 +138,12 @@ def extract(
 
 
 def equal_calls(context: EvaluationContext, items: int, size: int) -> int:
-    """Return how often every rank calls the objective where its parameters are sharded, else 0.
+    """Return how often every rank must call an objective with sharded parameters, else 0.
 
     Args:
-        context: What is evaluated, and the ranks.
-        items: What the ranks share, in contiguous parts.
-        size: Items of one call.
+        context: The evaluation's objective and ranks.
+        items: Number of items that are divided among the ranks in contiguous parts.
+        size: Items per call.
     """
     if not is_sharded(context.objective.parameters()):
         return 0
@@ -152,7 +152,7 @@ def equal_calls(context: EvaluationContext, items: int, size: int) -> int:
 
 @contextlib.contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Put `module` in evaluation mode, and each of its parts back as it was."""
+    """Put `module` in evaluation mode; on exit restore the mode of each of its parts."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -167,7 +167,7 @@ def frozen_encoder(objective: Objective) -> Iterator[Encoder]:
     """Yield `objective` as an encoder in evaluation mode.
 
     Raises:
-        TypeError: It has no `features`.
+        TypeError: The objective has no `features`.
     """
     if not isinstance(objective, Encoder):
         raise TypeError(f"{type(objective).__name__} has no features(images)")
@@ -176,10 +176,11 @@ def frozen_encoder(objective: Objective) -> Iterator[Encoder]:
 
 
 def check_features(context: EvaluationContext, protocol: str) -> None:
-    """Check that features can be extracted and evaluated by their labels.
+    """Check that features can be extracted and that both splits have the same labels.
 
     Raises:
-        UserError: The objective has no image encoder, or the data have no labels.
+        UserError: The objective has no image encoder, the data have no labels, a split is empty,
+            or the splits have different classes.
     """
     if not isinstance(context.objective, Encoder):
         name = type(context.objective).__name__
@@ -208,7 +209,7 @@ def check_features(context: EvaluationContext, protocol: str) -> None:
 
 
 def reported_ranks(classes: int) -> tuple[int, ...]:
-    """Return which top-k are reported: top-5 only above five classes, else it is always full."""
+    """Return the k of the reported top-k accuracies; with five classes top-5 is always 100 %."""
     return (1, 5) if classes > 5 else (1,)
 
 
@@ -219,11 +220,11 @@ def top_hits(
 ) -> Int[Tensor, " ranks"]:
     """Count the samples whose label is among the k highest scores.
 
-    A label that scores -inf or NaN is never counted: nothing spoke for it.
+    A label whose score is -inf or NaN is never counted.
 
     Args:
         scores: One score per class, higher is better.
-        labels: The right classes.
+        labels: The true classes.
         ranks: The values of k, each at most the number of classes.
 
     Returns:
@@ -252,5 +253,5 @@ def percentages(
 
 
 def beside_random(trained: dict[str, float], random: dict[str, float]) -> dict[str, float]:
-    """Return the metrics of the trained encoder, then the random one's as ``<name>_random``."""
+    """Return the metrics of the trained encoder, and the random encoder's as ``<name>_random``."""
     return {**trained, **{f"{name}_random": value for name, value in random.items()}}
