@@ -1,4 +1,4 @@
-"""From disk to a sample to a batch; here the tables of datasets and of views."""
+"""Data: records on disk become samples and batches. Here: the tables of datasets and views."""
 
 DATASETS = {
     "cifar": "quadriga.data.images.cifar:CifarConfig",

@@ -1,1 +1,1 @@
-"""What datasets of every sort share: subsets, and pickles read without running code."""
+"""Code for datasets of every kind: mixtures, subsets, and pickles read without running code."""

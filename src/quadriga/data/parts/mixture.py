@@ -1,6 +1,6 @@
-"""A mixture of tasks, each with data, views and a batch size of its own.
+"""A mixture of tasks, each with its own data, views and batch size.
 
-A step is made of task blocks, each one micro-batch of one task; which task is drawn for each
+A step consists of task blocks. Each block is one micro-batch of one task, which is drawn at random
 (`quadriga.data.reading.stream`).
 """
 
@@ -35,21 +35,22 @@ class TaskData(Config):
     """The samples of one task."""
 
     data: DatasetConfig
-    """Where its records come from."""
+    """The task's data set."""
     batch_size: int = Field(ge=1)
-    """Samples of one of its blocks, which is one micro-batch of one rank."""
+    """Samples of one block, which is one micro-batch of one rank."""
     weight: float = Field(1.0, gt=0)
-    """How often a block is of this task: by the sum of all weights, the probability."""
+    """Relative frequency: divided by the sum of all weights, the probability that a block is of
+    this task."""
 
 
 @final
 class MixtureConfig(DatasetConfig):
-    """The data of several tasks; ``views`` and ``objective`` are mixtures of the same names."""
+    """The data of several tasks; ``views`` and ``objective`` must be mixtures of the same names."""
 
     tasks: dict[str, TaskData] = Field(min_length=1)
     """Name -> the samples of the task."""
     blocks: int = Field(ge=1)
-    """Task blocks of a step, over all ranks: a multiple of their number."""
+    """Task blocks of a step over all ranks: a multiple of the number of ranks."""
 
     @model_validator(mode="after")
     def _check_names(self) -> MixtureConfig:
@@ -65,7 +66,7 @@ class MixtureConfig(DatasetConfig):
         """Open one split of every task.
 
         Raises:
-            UserError: One is missing or empty.
+            UserError: The split of a task is missing or empty.
         """
         opened = {}
         for name, task in sorted(self.tasks.items()):
@@ -78,7 +79,7 @@ class MixtureConfig(DatasetConfig):
         return {name: task.data for name, task in sorted(self.tasks.items())}
 
     def task_blocks(self) -> TaskBlocks:
-        """Return the blocks of a step."""
+        """Return the number of blocks of a step, and each task's batch size and probability."""
         tasks, whole = sorted(self.tasks.items()), sum(t.weight for t in self.tasks.values())
         return TaskBlocks(
             self.blocks,
@@ -89,10 +90,10 @@ class MixtureConfig(DatasetConfig):
 
 @final
 class MixtureDataset(Dataset):
-    """The data sets of the tasks, one after the other in the order of their names."""
+    """The data sets of the tasks, concatenated in the order of their names."""
 
     def __init__(self, parts: Mapping[str, Dataset]) -> None:
-        """Put together the data of tasks by their names."""
+        """Concatenate data sets: task name -> data set, in the order of the mapping."""
         self._parts, self.tasks = parts, tuple(parts)
         self._ends = list(itertools.accumulate(len(part) for part in parts.values()))
         self.identity = "; ".join(f"{n}: {len(p)} {p.identity}" for n, p in parts.items())
@@ -106,12 +107,12 @@ class MixtureDataset(Dataset):
         return self._parts[task]
 
     def read(self, index: int) -> Any:
-        """Return record `index`, of whichever task it is; see `Dataset.read`."""
+        """Return record `index` of the concatenation; see `Dataset.read`."""
         part, within = self._find(index)
         return part.read(within)
 
     def name(self, index: int) -> str:
-        """Return the name that its task's data set gives record `index`."""
+        """Return the name of record `index` in its task's data set."""
         part, within = self._find(index)
         return part.name(within)
 
@@ -139,10 +140,10 @@ class MixtureViewsConfig(ViewsConfig):
 
 @final
 class MixtureTransform(Transform):
-    """The transforms of the tasks: a sample is made by that of its task (`of_task`)."""
+    """The transforms of the tasks; each sample needs that of its task (`of_task`)."""
 
     def __init__(self, parts: Mapping[str, Transform]) -> None:
-        """Put together the transforms of tasks by their names."""
+        """Keep the transforms: task name -> transform."""
         self._parts = parts
 
     def of_task(self, task: str) -> Transform:
@@ -150,7 +151,7 @@ class MixtureTransform(Transform):
         return self._parts[task]
 
     def sample(self, record: Any, key: int) -> Sample:
-        """Raise TypeError: the record does not say of which task it is."""
+        """Raise TypeError: the task of the record is unknown."""
         self._refuse()
 
     def batch(self, batch: Batch) -> Batch:

@@ -1,7 +1,7 @@
-"""Pickles of plain values and uint8 arrays, read without running anything that is in them.
+"""Reads pickles of plain values and uint8 arrays without running any code in them.
 
-A pickle is a program. Of its instructions only those that make dictionaries, lists, tuples, texts,
-whole numbers below 2**31 and arrays are followed, and it may call three functions, made here.
+A pickle is a program. Only the instructions that create dictionaries, lists, tuples, strings,
+integers below 2**31 and arrays are allowed, and only three functions, defined here, can be called.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _INSTRUCTIONS = (
 
 
 class _Uint8:
-    """The type of every array."""
+    """Stands for numpy's dtype; only uint8 is accepted."""
 
     def __init__(self, name: Any, *_: Any) -> None:
         if name not in ("u1", b"u1"):
             raise TypeError("an array of another type than uint8")
 
     def __setstate__(self, state: Any) -> None:
-        """Take the byte order, of which a byte has none."""
+        """Ignore the state: it holds the byte order, which uint8 does not have."""
 
 
 class _Array:
-    """An array in the making: numpy makes an empty one and fills it from a state."""
+    """Stands for numpy's array, which a pickle creates empty and fills by `__setstate__`."""
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, raw = state
@@ -43,7 +43,7 @@ class _Array:
 
 
 class _Entries(dict[str, Any]):
-    """A dictionary with texts as names: the hash of nested tuples has no bound in depth or time."""
+    """A dictionary with strings as keys only: hashing nested tuples is unbounded in time."""
 
     __slots__ = ()
 
@@ -65,8 +65,8 @@ def _load_entries(unpickler: Any) -> None:
 
 
 class _Unpickler(pickle._Unpickler):
-    # Not the one in C: there a memo's index sets how much is allocated, instructions cannot be
-    # left out, and dictionaries hash whatever is their key.
+    # The C implementation allocates as much as a memo's index says, cannot exclude instructions,
+    # and hashes any key of a dictionary.
     dispatch: ClassVar = {
         code: pickle._Unpickler.dispatch[code]
         for code in (getattr(pickle, name)[0] for name in _INSTRUCTIONS.split())
@@ -74,8 +74,12 @@ class _Unpickler(pickle._Unpickler):
     dispatch[pickle.EMPTY_DICT[0]] = _load_entries
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for a function that the pickle names; all others are refused."""
-        # Made anew each time, as a pickle can set attributes of what it gets.
+        """Return the substitute for a function that the pickle names.
+
+        Raises:
+            UnpicklingError: The function is not one of the three that are allowed.
+        """
+        # A new object for each call, because a pickle can set attributes of the result.
         match module, name:
             case "_codecs", "encode":
                 return lambda text, encoding: _encode(text, encoding)
@@ -89,23 +93,23 @@ class _Unpickler(pickle._Unpickler):
 
 
 def read_plain(data: bytes) -> dict[str, Any]:
-    """Read a pickled dictionary of protocol 2, as CIFAR's files of the python version are.
+    """Read a pickled dictionary of protocol 2, the format of CIFAR's files for Python.
 
     Args:
         data: The whole file.
 
     Returns:
-        Its entries by name: uint8 arrays, lists, whole numbers, and texts as bytes.
+        The entries by name: uint8 arrays, lists, integers, and strings as bytes.
 
     Raises:
-        UnpicklingError: Something in it is not plain, or it is damaged. Nothing has been run.
+        UnpicklingError: The pickle holds other objects or is damaged. None of its code has run.
     """
     file = io.BytesIO(data)
     try:
         found = _Unpickler(file, encoding="bytes").load()
         if not isinstance(found, _Entries):
             raise TypeError(f"a {type(found).__name__} and no dictionary")
-    except Exception as error:  # whatever a damaged one leads to
+    except Exception as error:  # a damaged pickle can raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UnpicklingError(
             f"no dictionary of plain values and uint8 arrays ({reason}, before byte "

@@ -1,4 +1,4 @@
-"""Parts of a data set: an equal share of every class, or a fixed selection."""
+"""Parts of a data set: an equal fraction of every class, or a random subset of fixed size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Selection(Dataset):
     """Some of the samples of a data set."""
 
     def __init__(self, dataset: Dataset, indices: npt.NDArray[np.int64]) -> None:
-        """Take the samples `indices`, int64, in that order."""
+        """Select the samples `indices`, int64 (samples,), in that order."""
         self.whole = dataset
         self.classes = dataset.classes
         self.identity = dataset.identity
@@ -28,15 +28,15 @@ class Selection(Dataset):
         return len(self.indices)
 
     def read(self, index: int) -> Any:
-        """Return record `index` of the part; see `Dataset.read`."""
+        """Return record `index` of the selection; see `Dataset.read`."""
         return self.whole.read(int(self.indices[index]))
 
     def name(self, index: int) -> str:
-        """Return the name that the whole data set gives the record."""
+        """Return the record's name in the whole data set."""
         return self.whole.name(int(self.indices[index]))
 
     def labels(self) -> npt.NDArray[np.int64] | None:
-        """Return the labels of the chosen records; see `Dataset.labels`."""
+        """Return the labels of the selected records; see `Dataset.labels`."""
         labels = self.whole.labels()
         return None if labels is None else labels[self.indices]
 
@@ -46,7 +46,7 @@ class Subset(Selection):
     """The first `count` samples of a keyed permutation, in the order of the data set."""
 
     def __init__(self, dataset: Dataset, count: int, seed: int) -> None:
-        """Choose the samples; the same for equal arguments, all of them if there are no more."""
+        """Choose `count` samples, or all if there are fewer; equal arguments give equal choices."""
         count = min(count, len(dataset))
         chosen = shuffled(np.arange(count), max(1, len(dataset)), fold(seed, "subset"))
         super().__init__(dataset, np.sort(chosen))
@@ -54,20 +54,21 @@ class Subset(Selection):
 
 @final
 class PartConfig(DatasetConfig):
-    """A class-balanced part of the training data of another data set; its test data whole."""
+    """A class-balanced part of another data set's training split; the test split is whole."""
 
     of: DatasetConfig
     """The whole data set."""
     fraction: float = Field(gt=0, le=1)
-    """Share of each class that is kept, at least one record of each."""
+    """Fraction of each class that is kept, at least one record of each."""
     seed: int = 0
-    """Chooses the part, apart from the run's seed. A smaller part is inside a larger one."""
+    """Seed of the choice, independent of the run's seed. A smaller part is a subset of a larger
+    one."""
 
     def build(self, split: Split) -> Dataset:
-        """Open one split, and choose the part of it that is trained on.
+        """Open one split; of the training split, choose the part.
 
         Raises:
-            UserError: The whole is missing or empty, or its labels are not at hand.
+            UserError: The whole data set is missing, empty or without labels.
         """
         with keys_at({"data": "data.of"}):
             whole = self.of.build(split)
@@ -85,13 +86,13 @@ class PartConfig(DatasetConfig):
 def balanced_part(
     labels: npt.NDArray[np.int64], fraction: float, seed: int
 ) -> npt.NDArray[np.int64]:
-    """Choose the same share of each class.
+    """Choose the same fraction of each class.
 
     Args:
         labels: int64 (records,).
-        fraction: The share, above 0 and at most 1; of a class of n the nearest whole number to
-            ``fraction n`` is kept, and at least one.
-        seed: Chooses; of two fractions, the part of the smaller is inside that of the larger.
+        fraction: The fraction, above 0 and at most 1; of a class of n records, ``fraction n``
+            rounded are kept, and at least one.
+        seed: Seed of the choice; the part of a smaller fraction is a subset of that of a larger.
 
     Returns:
         int64 positions in `labels`, ascending.

@@ -1,1 +1,1 @@
-"""Which samples a step takes, and how they are read and batched."""
+"""Sampling, reading and batching: which samples a step has, and how they reach the device."""

@@ -1,4 +1,4 @@
-"""The loader: this rank's micro-batches, in order and on its device."""
+"""The loader: yields this rank's micro-batches in order, on its device."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from quadriga.errors import UserError
 Warn = Callable[[str], None]
 
 OnRead = Callable[[int, Part, Batch], None]
-"""Told each micro-batch as it was read: its step, what was asked for, and itself."""
+"""Called with each micro-batch when it is read: its step, the requested part, and the batch."""
 
 _PATIENCE = 20
-"""So many unreadable samples are awaited before their share is checked, within the first epoch."""
+"""Within the first epoch, the number of unreadable samples from which their fraction is checked."""
 
 
 @final
 class Loader:
     """Micro-batches of training, a pure function of the seed and the step numbers.
 
-    World size, number of workers and accumulation decide who reads a sample, never which samples
-    a step has, nor how they look. Close it, or use it as a context manager, to end its workers.
+    World size, number of workers and accumulation decide which process reads a sample; they change
+    neither the samples of a step nor their augmentation. Close the loader, or use it as a context
+    manager, to end its workers.
     """
 
     def __init__(
@@ -50,19 +51,19 @@ class Loader:
         warn: Warn | None = None,
         on_read: OnRead | None = None,
     ) -> None:
-        """Take what is needed; nothing is read and no process is started yet.
+        """Prepare the loader; nothing is read and no process is started yet.
 
         Args:
-            dataset: Where records come from.
-            transform: How they become batches.
-            stream: Which samples each step has, and who reads them.
-            share: Which of a step's samples are read.
-            device: Where the batches are to lie.
+            dataset: The records.
+            transform: Turns records into batches.
+            stream: The samples of each step, and the ranks that read them.
+            share: The part of a step's samples that this rank reads.
+            device: Device of the batches.
             workers: Number of worker processes; 0 reads in this process.
             prefetch: Micro-batches that each worker reads ahead.
-            max_unreadable_fraction: Above this share of unreadable samples the run stops.
-            warn: Told one line per unreadable sample; the logger "quadriga" by default.
-            on_read: Told each micro-batch, still on the CPU.
+            max_unreadable_fraction: Above this fraction of unreadable samples the run stops.
+            warn: Called with one line per unreadable sample; the logger "quadriga" by default.
+            on_read: Called with each micro-batch, still on the CPU.
         """
         self._transform, self._stream = transform, stream
         self._reader, self._device = share.rank, device
@@ -76,14 +77,14 @@ class Loader:
 
     @property
     def unreadable(self) -> int:
-        """Number of different samples that this rank could not read."""
+        """Number of distinct samples that this rank could not read."""
         return sum(tally.unreadable for tally in self._tallies.values())
 
     def batches(self, steps: range) -> Iterator[MicroBatch]:
-        """Yield the micro-batches of consecutive steps, equally many for each.
+        """Yield the micro-batches of consecutive steps, the same number for each step.
 
-        ``index`` tells what is really there: the replacements' indices where samples were
-        replaced. ``key`` stays that of the sample whose place it is.
+        Where an unreadable sample was replaced, ``index`` is that of the replacement, and ``key``
+        that of the original sample.
 
         Args:
             steps: Consecutive step numbers.
@@ -140,14 +141,14 @@ def sequential(
     Unreadable samples are left out with a warning, so that none counts twice.
 
     Args:
-        dataset: Where records come from.
-        transform: How they become batches.
-        indices: Which samples; a rank that evaluates a share passes its share.
+        dataset: The records.
+        transform: Turns records into batches.
+        indices: int64 indices of the samples; each rank passes its own part.
         batch_size: Samples per batch; the last may have fewer.
         env: This process; the batches are on its device.
         workers: Number of worker processes; 0 reads in this process.
-        warn: Told one line per unreadable sample; the logger "quadriga" by default.
-        batches: At least so many are yielded, empty ones at the end, for ranks to be in step.
+        warn: Called with one line per unreadable sample; the logger "quadriga" by default.
+        batches: Minimum number of batches, reached by empty ones: all ranks yield as many.
 
     Raises:
         UserError: None of the samples can be read, or a worker died.
@@ -160,7 +161,7 @@ def sequential(
     tell = _logger_or(warn)
 
     def readable(pool: ReaderPool) -> Iterator[_Read]:
-        """Yield the batches without their unreadable samples, and count what is left."""
+        """Yield the batches without their unreadable samples; fail if no sample is readable."""
         found, reasons = 0, [""]
         for reply in pool.replies(requests):
             if reply.failure:
@@ -187,7 +188,7 @@ def sequential(
 
 
 class _Read(NamedTuple):
-    """A micro-batch as it was read, and what was asked for."""
+    """A micro-batch on the CPU, and the part that was requested."""
 
     batch: Batch
     part: Part | None = None
@@ -196,15 +197,15 @@ class _Read(NamedTuple):
 def on_device(
     batches: Iterator[_Read], transform: Transform, device: torch.device
 ) -> Iterator[MicroBatch]:
-    """Move batches to the device and do the batched part of the transform there.
+    """Move batches to the device and apply the batched part of the transform there.
 
-    On a GPU the next batch is copied and transformed on a stream of its own while the current
-    one is worked on.
+    On a GPU the next batch is copied and transformed on a separate stream while the current one
+    is used.
 
     Args:
-        batches: On the CPU, in page-locked memory if `device` is a GPU.
-        transform: Its `batch` is applied.
-        device: Where the batches go.
+        batches: Batches on the CPU, in page-locked memory if `device` is a GPU.
+        transform: The transform whose `batch` is applied.
+        device: Device of the yielded batches.
     """
     if device.type != "cuda":
         for batch in batches:
@@ -218,14 +219,14 @@ def on_device(
         stream = torch.cuda.current_stream(device)
         stream.wait_event(current[1])
         for tensor in current[0].values():
-            # The memory belongs to the side stream: it may be used anew only when this stream
-            # is done with it.
+            # The memory belongs to the side stream: it must not be reused before this stream
+            # has finished with it.
             tensor.record_stream(stream)
         yield current[0]
 
 
 def _made(read: _Read, transform: Transform, device: torch.device) -> MicroBatch:
-    """Return a batch on the device; what was read is kept, to make it once more."""
+    """Return a batch on the device; it keeps the CPU batch, so that it can be made again."""
     moved = {name: tensor.to(device, non_blocking=True) for name, tensor in read.batch.items()}
 
     def again() -> MicroBatch:
@@ -261,7 +262,7 @@ def _copied(
 
 
 class _Tally:
-    """Counts the unreadable samples, names each once and stops the run when there are too many."""
+    """Counts unreadable samples, warns once of each and stops the run if there are too many."""
 
     def __init__(
         self, dataset_size: int, world_size: int, max_fraction: float, warn: Warn | None
@@ -277,10 +278,10 @@ class _Tally:
         return int(np.count_nonzero(self._bad))
 
     def add(self, reply: Reply) -> None:
-        """Take note of one reply; the other ranks are taken to have read as much.
+        """Count one reply; the other ranks are assumed to have read as many samples.
 
         Raises:
-            UserError: The reply is a failure, or the share of unreadable samples is too large.
+            UserError: The reply is a failure, or the fraction of unreadable samples is too large.
         """
         for index, reason in reply.unreadable:
             if not self._bad[index]:

@@ -1,10 +1,10 @@
-"""Which samples a step takes and who reads them: pure functions, nothing to save or restore.
+"""The samples of each step and their division among ranks: pure functions without state.
 
-All samples a run ever takes form one stream: a keyed permutation of the dataset for epoch 0, then
-one for epoch 1, and so on without a gap. Step ``t`` takes the next ``batch_size`` of it, whichever
-ranks, workers and micro-batches share the work. With repeated augmentation it takes that share of
-them of which each is shown so often (Hoffer et al., "Augment your batch", CVPR 2020;
-arXiv:1901.09335).
+The samples of a run form one stream: a keyed permutation of the dataset for epoch 0, then one for
+epoch 1, and so on without a gap. Each step takes the next ``batch_size`` samples of the stream,
+whatever the number of ranks, workers and micro-batches. With repeated augmentation it takes the
+next ``ceil(batch_size / repeats)`` samples and shows each up to ``repeats`` times (Hoffer et al.,
+"Augment your batch", CVPR 2020; arXiv:1901.09335).
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def step_samples(
         dataset_size: Samples of one epoch.
         batch_size: Samples of one step.
         step: The step, from 0.
-        repeats: How often each of them is shown within the step. A step has
-            ``ceil(batch_size / repeats)`` different ones, all of them in a row, again and again,
-            until the batch is full; an epoch is one of the stream, of different samples.
+        repeats: How often each sample is shown within the step. A step has
+            ``ceil(batch_size / repeats)`` distinct samples, and their sequence is repeated until
+            the batch is full; epochs count distinct samples.
 
     Returns:
-        The samples' indices, and their random keys ``fold(seed, "sample", epoch, index)`` with
-        the 64 bits read as signed; a sample's repeat r after the first has the key
-        ``fold(seed, "sample", epoch, "repeat", r, index)``.
+        The samples' int64 indices, and their int64 random keys
+        ``fold(seed, "sample", epoch, index)`` with the 64 bits read as signed; a sample's repeat r
+        after the first has the key ``fold(seed, "sample", epoch, "repeat", r, index)``.
     """
     different = -(-batch_size // repeats)
     index, epochs = _stream(seed, dataset_size, different * step, different)
@@ -54,7 +54,7 @@ def step_samples(
 def stream_samples(
     seed: int, dataset_size: int, start: int, count: int
 ) -> tuple[Int64[np.ndarray, " count"], Int64[np.ndarray, " count"]]:
-    """Return `count` samples of the stream from position `start` on, as `step_samples` does."""
+    """Return int64 indices and keys of `count` samples of the stream from position `start` on."""
     index, epochs = _stream(seed, dataset_size, start, count)
     key = np.empty_like(index)
     for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
@@ -66,7 +66,7 @@ def stream_samples(
 def _stream(
     seed: int, dataset_size: int, start: int, count: int
 ) -> tuple[Int64[np.ndarray, " count"], Int64[np.ndarray, " count"]]:
-    """Return index and epoch of `count` samples of the stream from position `start` on."""
+    """Return int64 indices and epochs of `count` samples of the stream from `start` on."""
     positions = np.arange(start, start + count, dtype=np.int64)
     epochs, offsets = positions // dataset_size, positions % dataset_size
     index = np.empty_like(positions)
@@ -77,12 +77,12 @@ def _stream(
 
 
 def deal(batch_size: int, world_size: int, accumulate: int) -> list[list[range]]:
-    """Return, for each rank, the slots of each of its micro-batches: their places in the batch.
+    """Return, for each rank, the slots (positions in the batch) of each of its micro-batches.
 
-    Slots are dealt pass by pass: the first micro-batches of all ranks take the first slots, rank
-    after rank, then the second ones go on. So the micro-batches that neighbouring ranks compute at
-    the same time are neighbours in the batch. Passes, and the shares in them, differ by at most
-    one sample.
+    The first micro-batches of all ranks take the first slots in the order of the ranks, the second
+    micro-batches the next slots, and so on. Micro-batches that neighbouring ranks compute at the
+    same time are thus adjacent in the batch. The sizes of micro-batches with the same number, and
+    their sums over the ranks, differ by at most one sample.
 
     Args:
         batch_size: Samples of one step over all ranks.

@@ -1,10 +1,10 @@
 """The micro-batches of every step: of one data set, or the task blocks of a mixture.
 
-Pure functions of the seed and the step, as all of sampling is. A step of a mixture is a fixed
-number of task blocks, whatever the ranks. The task of block ``b`` (counted over the whole run) is
-drawn from a key of its own, and each task goes through its own data set as a run alone would: its
-blocks before ``b`` say where in its stream the block begins. So a step's samples are the same on
-any ranks, and a resumed run counts blocks instead of reading what was read.
+They are pure functions of the seed and the step. A step of a mixture is a fixed number of task
+blocks, whatever the number of ranks. Draw ``b`` of a key gives the task of block ``b`` (counted
+over the whole run). Each task goes through its own data set as a separate run would: the number of
+its blocks before ``b`` gives the position in its stream. Hence a step's samples do not depend on
+the number of ranks, and a resumed run only counts blocks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from quadriga.data.reading.sampling import deal, step_samples, stream_samples
 from quadriga.randomness import bits_numpy, fold
 
 CHUNK = 1 << 12
-"""Blocks between two counts that are kept."""
+"""Number of blocks between two cached counts."""
 
 
 @final
@@ -32,20 +32,20 @@ class Part:
     """The samples of one micro-batch."""
 
     places: range
-    """Their places in the step, over all ranks."""
+    """Positions of the samples in the step, over all ranks."""
     index: Int64[np.ndarray, " samples"]
-    """Their indices in the data set of their task."""
+    """Indices of the samples in the data set of their task."""
     key: Int64[np.ndarray, " samples"]
     task: str = ""
-    """Empty outside a mixture."""
+    """Name of the task; empty outside a mixture."""
     share: float = 1.0
-    """Share of the step's micro-batches that are of this task."""
+    """Fraction of the step's micro-batches that belong to this task."""
     others: tuple[str, ...] = ()
-    """The other tasks that ranks compute at the same time."""
+    """The other tasks that other ranks compute at the same time."""
 
 
 class SampleStream(ABC):
-    """What each rank reads for each step."""
+    """The micro-batches of each rank in each step."""
 
     world_size: int
 
@@ -54,14 +54,14 @@ class SampleStream(ABC):
         """Return the micro-batches of one rank, in order."""
 
     def parts(self, step: int) -> list[Part]:
-        """Return the micro-batches of all ranks: the first of each, rank after rank, and so on."""
+        """Return the micro-batches of all ranks: the first of each rank, then the second, ..."""
         ranks = [self.own(step, rank) for rank in range(self.world_size)]
         return [part for at_once in zip(*ranks, strict=True) for part in at_once]
 
 
 @final
 class PlainStream(SampleStream):
-    """One data set: a step's samples are cut between any two of them."""
+    """One data set: a micro-batch may start and end at any sample of a step."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class PlainStream(SampleStream):
         accumulate: int,
         repeats: int = 1,
     ) -> None:
-        """Take the arguments of `step_samples` and `deal`.
+        """Divide the batch among the ranks; for the arguments see `step_samples` and `deal`.
 
         Raises:
             UserError: There are fewer samples than micro-batches.
@@ -82,7 +82,7 @@ class PlainStream(SampleStream):
         self._dealt = deal(batch_size, world_size, accumulate)
 
     def own(self, step: int, rank: int) -> list[Part]:
-        """Return this rank's slots of the step, one part per micro-batch."""
+        """Return the rank's samples of the step, one part per micro-batch."""
         seed, size, batch_size, repeats = self._arguments
         index, key = step_samples(seed, size, batch_size, step, repeats)
         cuts = [(slots, slice(slots.start, slots.stop)) for slots in self._dealt[rank]]
@@ -91,22 +91,22 @@ class PlainStream(SampleStream):
 
 @final
 class BlockDraws:
-    """Which task each block of a run is of, and how many of each came before."""
+    """The task of each block of a run, and the number of earlier blocks of each task."""
 
     def __init__(self, seed: int, blocks: TaskBlocks) -> None:
-        """Draw from ``fold(seed, "task blocks")``; draw b belongs to block b."""
+        """Use the key ``fold(seed, "task blocks")``; draw b belongs to block b."""
         self.blocks, self.tasks = blocks, tuple(blocks.shares)
         self._key = fold(seed, "task blocks")
         self._bounds = np.cumsum(list(blocks.shares.values()))[:-1]
         self._counted = [np.zeros(len(self.tasks), np.int64)]
 
     def draw(self, first: int, count: int) -> Int64[np.ndarray, " count"]:
-        """Return the number in `tasks` of the task of each of `count` blocks."""
+        """Return int64 (count,): position in `tasks` of the task of each block from `first` on."""
         uniform = (bits_numpy(self._key, count, first) >> np.uint64(11)) * 2.0**-53
         return np.searchsorted(self._bounds, uniform, side="right").astype(np.int64)
 
     def before(self, block: int) -> Int64[np.ndarray, " tasks"]:
-        """Return how many of the blocks before `block` are of each task."""
+        """Return int64 (tasks,): the number of blocks of each task before `block`."""
         chunk, rest = divmod(block, CHUNK)
         while len(self._counted) <= chunk:
             first = CHUNK * (len(self._counted) - 1)
@@ -125,19 +125,19 @@ class BlockDraws:
 
 @final
 class TaskStream(SampleStream):
-    """A mixture: whole task blocks, dealt pass by pass."""
+    """A mixture: block b of a step goes to rank b modulo the number of ranks."""
 
     def __init__(
         self, seed: int, dataset_sizes: Mapping[str, int], draws: BlockDraws, world_size: int
     ) -> None:
-        """Deal the blocks of `draws` to the ranks, whose number divides that of a step.
+        """Divide the blocks of `draws` among the ranks.
 
         Args:
-            seed: The run's seed; each task's stream has a key of its own, so that two tasks on
-                equal data see it in another order and draw other views.
-            dataset_sizes: Task -> samples of one epoch of it.
+            seed: The run's seed; each task's stream has its own key, so that two tasks on equal
+                data use different orders and different views.
+            dataset_sizes: Task -> samples of one epoch of the task.
             draws: The tasks of the blocks.
-            world_size: Number of ranks.
+            world_size: Number of ranks; divides the number of blocks of a step.
         """
         self.world_size, self._draws, self._dataset_sizes = world_size, draws, dataset_sizes
         self._seeds = {task: fold(seed, "task", task) for task in draws.tasks}

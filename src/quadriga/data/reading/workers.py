@@ -1,9 +1,8 @@
-"""Reading micro-batches, in this process or in workers, and what becomes of unreadable samples.
+"""Reads micro-batches in this process or in workers, and replaces or drops unreadable samples.
 
-How a process that reads data lives and dies: with its parent, not with a signal to all.
-
-A scheduler signals every process of a job. The training process then finishes its step and saves;
-a worker that died of the same signal would take the step with it.
+A worker ignores the signals that stop a job, and ends when its parent ends. A scheduler signals
+every process of a job; the training process then finishes its step and saves, for which it needs
+its workers.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _SECONDS = 1.0
 
 
 def outlive_signals(worker: int) -> None:
-    """Ignore SIGTERM and SIGUSR1 from here on, and end when the parent has ended.
+    """Ignore SIGTERM and SIGUSR1 from here on, and end this process when the parent has ended.
 
     Args:
         worker: Number of the worker; not used.
@@ -44,16 +43,16 @@ def outlive_signals(worker: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    # An orphan that waits for requests ends by itself; one that is stuck in a read does not.
+    # torch ends an orphan that waits for requests, but not one that is stuck in a read.
     while os.getppid() == parent:
         time.sleep(_SECONDS)
     os._exit(1)
 
 
 def kill_workers(workers: Sequence[BaseProcess]) -> None:
-    """End the workers that still run, whatever they do; SIGTERM does not end them."""
+    """Kill the workers that still run; they ignore SIGTERM."""
     for worker in workers:
-        # Of another process: a fork of the parent inherits the list, not the children.
+        # In a fork of the parent, which inherits the list but not the children.
         with contextlib.suppress(AssertionError, ValueError):
             if worker.is_alive():
                 worker.kill()
@@ -68,34 +67,34 @@ class Request(NamedTuple):
     indices: npt.NDArray[np.int64]
     keys: npt.NDArray[np.int64]
     task: str = ""
-    """Whose data set and transform they are of; empty outside a mixture."""
+    """The task whose data set and transform are used; empty outside a mixture."""
 
 
 class Reply(NamedTuple):
-    """One micro-batch on the CPU, and what went wrong with it.
+    """One micro-batch on the CPU, and the problems in reading it.
 
-    Problems are told, not raised: an exception that crosses from a worker process becomes a page
-    of traceback.
+    Problems are returned, not raised: an exception that crosses from a worker process becomes a
+    page of traceback.
     """
 
     batch: Batch
     unreadable: list[tuple[int, str]]
-    """Index of each sample that could not be read, and why."""
+    """Index of each sample that could not be read, and the reason."""
     failure: str
-    """The sentence of the error that ends the run; empty without one."""
+    """Message of the error that ends the run; empty if there is none."""
 
 
 @final
 class BatchReader(torch_data.Dataset[Reply]):
-    """From a request to a stacked micro-batch; runs in the workers."""
+    """Reads the samples of a request and stacks them to a micro-batch; runs in the workers."""
 
     def __init__(self, dataset: Dataset, transform: Transform, replace: bool) -> None:
         """Read `dataset` through `transform`.
 
         Args:
-            dataset: Where records come from.
-            transform: How they become samples.
-            replace: Put another sample in an unreadable one's place; else leave it out.
+            dataset: The records.
+            transform: Turns records into samples.
+            replace: Whether to replace an unreadable sample by another; else it is left out.
         """
         self._dataset = dataset
         self._transform = transform
@@ -135,7 +134,7 @@ class _OfTask(NamedTuple):
     unreadable: list[tuple[int, str]]
 
     def sample(self, index: int, key: int) -> Sample | None:
-        """Return a sample, or None, with the reason noted."""
+        """Return a sample; if it is unreadable, record the reason and return None."""
         try:
             return self.transform.sample(self.dataset.read(index), key)
         except UnreadableSample as error:
@@ -143,10 +142,10 @@ class _OfTask(NamedTuple):
             return None
 
     def replacement(self, key: int) -> tuple[int, Sample]:
-        """Draw another sample from the place's own key, until one can be read.
+        """Return index and sample of a replacement, drawn from `key` until one is readable.
 
         Raises:
-            UserError: None of several can.
+            UserError: None of several draws is readable.
         """
         for attempt in range(_ATTEMPTS):
             index = Stream(fold(key, "replacement", attempt)).integer(len(self.dataset))
@@ -161,7 +160,7 @@ class _OfTask(NamedTuple):
 
 @final
 class _Requests:
-    """What the workers are to read next; the sampler of a DataLoader that is used many times."""
+    """The sampler of a DataLoader that is used many times: yields the pending requests."""
 
     def __init__(self) -> None:
         self.pending: Iterable[Request] = ()
@@ -175,13 +174,13 @@ class ReaderPool:
     """Reads requests in order: in this process, or ahead of time in worker processes."""
 
     def __init__(self, reader: BatchReader, workers: int, prefetch: int, pin: bool) -> None:
-        """Start nothing yet; the workers start with the first `replies`.
+        """Prepare the pool; the workers start with the first call of `replies`.
 
         Args:
-            reader: What reads a request.
+            reader: Reads a request.
             workers: Number of worker processes; 0 reads in this process.
             prefetch: Micro-batches that each worker reads ahead.
-            pin: Put batches into page-locked memory.
+            pin: Whether batches are put into page-locked memory.
         """
         self._reader = reader
         self._pin = pin
@@ -215,8 +214,8 @@ class ReaderPool:
 
     def _start(self) -> Iterator[Reply]:
         with warnings.catch_warnings():
-            # The number of workers is the user's choice, and forking beside torch's threads is
-            # what torch does by default: the workers do nothing that needs those threads.
+            # The user chooses the number of workers. Forking a process with threads is torch's
+            # default, and the workers do nothing that needs those threads.
             warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
             warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
             if self._loader is None:
@@ -230,14 +229,14 @@ class ReaderPool:
                     pin_memory=self._pin,
                     collate_fn=_unchanged,
                     worker_init_fn=outlive_signals,
-                    # Its own generator, or the loader would draw from the process's global one.
+                    # Without a generator the loader would draw from the global one.
                     generator=generator("data workers"),
                 )
             with _signals_of_children_as_they_were():
                 iterator = iter(self._loader)
         if self._at_exit is None:
-            # Where the pool is never closed: what multiprocessing does at the process's end is to
-            # terminate the workers, which do not heed it, and to wait for them for ever.
+            # For a pool that is never closed: at exit, multiprocessing sends SIGTERM to the
+            # workers, which ignore it, and would then wait for them for ever.
             workers = getattr(iterator, "_workers", [])
             self._at_exit = util.Finalize(None, kill_workers, args=(workers,), exitpriority=100)
         return iterator
@@ -248,13 +247,13 @@ class ReaderPool:
         self._loader = None
         workers = getattr(iterator, "_workers", [])
         if iterator is not None:
-            # Waiting for the iterator to be collected would leave the processes running as long
-            # as a caught exception refers to it.
+            # Without this call the processes would run until the iterator is collected, which a
+            # caught exception that refers to it can delay.
             iterator._shutdown_workers()
         if self._at_exit is not None:
             self._at_exit.cancel()
             self._at_exit = None
-        kill_workers(workers)  # those that are stuck: they do not heed what it sends
+        kill_workers(workers)  # a worker that is stuck in a read does not end by the shutdown
 
     def __enter__(self) -> Self:
         return self
@@ -269,20 +268,21 @@ class ReaderPool:
 
 
 def evaluation_keys(index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the keys of samples outside training, the same in every run.
+    """Return the int64 random keys of samples outside training, the same in every run.
 
     Args:
-        index: int64 (samples,).
+        index: int64 (samples,) indices.
     """
     return fold_numpy(fold(0, "evaluate"), index)
 
 
 @contextlib.contextmanager
 def _signals_of_children_as_they_were() -> Iterator[None]:
-    """Undo torch's handler of SIGCHLD: it raises a dead worker's error wherever the process is.
+    """Restore the handler of SIGCHLD that torch replaces.
 
-    That may be in the middle of a step, or while another error ends the run. Without it the error
-    comes when the worker's batch is asked for.
+    torch's handler raises the error of a dead worker at any point of the program, even in the
+    middle of a step or while another error ends the run. Without it the error is raised when the
+    worker's batch is requested.
     """
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGCHLD)
@@ -302,7 +302,7 @@ def _pinned(batch: Batch) -> Batch:
 def _readable_death(error: Exception) -> Exception:
     text = str(error)
     if isinstance(error, ConnectionError | EOFError):
-        # It died between announcing a batch and handing over its memory.
+        # The worker died between announcing a batch and passing its memory.
         text = f"its connection broke ({error})"
     elif not re.search(r"DataLoader worker \(pid.*(killed|exited)", text):
         return error

@@ -1,1 +1,1 @@
-"""Procedural scenes: what is in one, its picture, its language."""
+"""Procedural scenes of coloured shapes: objects, pictures, captions and questions."""

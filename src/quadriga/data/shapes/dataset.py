@@ -1,4 +1,4 @@
-"""Captioned shapes: an endless supply of pictures with labels, captions, questions and clips.
+"""Captioned shapes: procedural pictures with labels, captions, questions and clips.
 
 Sample `i` is a pure function of (seed of the data set, split, `i`); nothing is stored.
 """
@@ -41,14 +41,15 @@ class ShapesConfig(DatasetConfig):
     test_count: int = Field(default=10_000, ge=1)
     """Number of test scenes."""
     max_objects: int = Field(default=4, ge=1, le=MAX_OBJECTS)
-    """Most objects in a scene; 1 to so many are equally likely."""
+    """Largest number of objects in a scene; each number from 1 on is equally likely."""
     label: Literal["shape", "color", "shape_color"] = "shape"
-    """What of the main (the largest) object is the class; the pictures do not depend on it."""
+    """The attribute of the main (largest) object that is the class; the pictures do not depend on
+    it."""
     seed: int = 0
-    """Seed of the data set, apart from the run's: the same pictures in every run."""
+    """Seed of the data set, independent of the run's seed: every run has the same pictures."""
 
     def build(self, split: Split) -> ShapesDataset:
-        """Make one split; the two share no scene."""
+        """Return one split; the two splits share no scene."""
         return ShapesDataset(self, split)
 
 
@@ -58,11 +59,11 @@ class Clip:
     """A short moving picture."""
 
     frames: npt.NDArray[np.uint8]
-    """RGB pixels, (frames, height, width, 3)."""
+    """uint8 RGB pixels, (frames, height, width, 3)."""
     label: int
     """Direction of the main object, as a position in `MOTION_CLASSES`."""
     caption: str
-    """What moves where."""
+    """A sentence with each object and its direction."""
 
 
 MOTION_CLASSES = tuple(MOTIONS)
@@ -71,10 +72,10 @@ MOTION_CLASSES = tuple(MOTIONS)
 
 @final
 class ShapesDataset(Dataset):
-    """The scenes of one split, with everything that can be said about them."""
+    """The scenes of one split, with their pictures, captions, questions and clips."""
 
     def __init__(self, config: ShapesConfig, split: Split) -> None:
-        """Keep the values; nothing is drawn yet."""
+        """Keep the config; scenes are drawn when they are read."""
         self._config = config
         self._split = split
         self._count = config.count if split == "train" else config.test_count
@@ -86,7 +87,7 @@ class ShapesDataset(Dataset):
         return self._count
 
     def name(self, index: int) -> str:
-        """Return for example ``shapes train 17``."""
+        """Return the name of scene `index`, for example ``shapes train 17``."""
         return f"shapes {self._split} {index}"
 
     def scene(self, index: int) -> Scene:
@@ -111,11 +112,11 @@ class ShapesDataset(Dataset):
         return self._label(self._main_class(index))
 
     def labels(self) -> npt.NDArray[np.int64]:
-        """Return the label of each scene, without drawing them."""
+        """Return int64 (scenes,): the label of each scene, without drawing them."""
         return np.array([self.label(index) for index in range(len(self))], np.int64)
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """Describe scene `index` in several sentences (`shapes_language.captions`)."""
+        """Return several captions of scene `index` (`quadriga.data.shapes.language.captions`)."""
         return captions(self.scene(index), self._key_of("captions", index))
 
     def questions(self, index: int) -> list[QuestionAnswer]:
@@ -123,11 +124,14 @@ class ShapesDataset(Dataset):
         return questions(self.scene(index), self._key_of("questions", index))
 
     def clip(self, index: int, frames: int) -> Clip:
-        """Let the first three objects of scene `index` move, each straight in its own lane.
+        """Return a clip in which the first three objects of a scene move on parallel lines.
 
         Args:
-            index: Which scene.
-            frames: Number of frames, at least 2; the way is the same for any number.
+            index: Index of the scene.
+            frames: Number of frames, at least 2; the length of the path does not depend on it.
+
+        Raises:
+            ValueError: There are fewer than 2 frames.
         """
         if frames < 2:
             raise ValueError(f"frames must be at least 2, but is {frames}")

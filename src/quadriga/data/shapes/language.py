@@ -1,7 +1,7 @@
-"""What can be said and asked about a scene of shapes: captions, questions and answers.
+"""Captions of a scene of shapes, and questions about it with their answers.
 
-Sentences are lower case without a final full stop. Every caption is true of its scene, and a
-question is asked only where exactly one answer is right for somebody who sees the picture alone.
+Sentences are lower case without a final full stop. Every caption is true of its scene, and every
+question has exactly one right answer, which the picture alone determines.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ class QuestionAnswer(NamedTuple):
 
 
 def captions(scene: Scene, key: int) -> tuple[str, ...]:
-    """Describe a scene in several sentences.
+    """Return several captions of a scene.
 
     Args:
-        scene: What to describe.
+        scene: The scene.
         key: Key of the choice of templates and of the order of the objects.
 
     Returns:
-        First the full description (size, texture, colour, shape and place of every object, and
-        the background), then a short one (colour and shape), then how many objects there are,
-        then, where two objects stand clearly apart, how one stands to the other.
+        A full description (size, texture, colour, shape and place of every object, and the
+        background), a short one (colour and shape), the number of objects, and, if two different
+        objects are in different rows or columns, their relative position.
     """
     stream = randomness.Stream(key)
     objects = _reordered(scene.objects, stream)
@@ -72,7 +72,7 @@ def captions(scene: Scene, key: int) -> tuple[str, ...]:
 
 
 def motion_caption(moving: MovingScene, key: int) -> str:
-    """Describe a clip: what moves where, in one sentence.
+    """Return a caption of a clip: each object and its direction, in one sentence.
 
     Args:
         moving: The objects and their directions.
@@ -84,15 +84,15 @@ def motion_caption(moving: MovingScene, key: int) -> str:
 
 
 def questions(scene: Scene, key: int) -> list[QuestionAnswer]:
-    """Ask what can be asked about a scene, once in each way.
+    """Return one question of each type that has a unique answer in the scene.
 
     Args:
-        scene: What to ask about.
+        scene: The scene.
         key: Key of the choice of objects, of templates and of yes and no.
 
     Returns:
         Questions and answers. The answers to "is there" and "is the ... above" questions are yes
-        and no with equal probability, whatever the scene.
+        and no with equal probability in every scene.
     """
     stream = randomness.Stream(key)
     asked = [*_about_one(scene, stream), *_about_numbers(scene, stream)]
@@ -102,7 +102,7 @@ def questions(scene: Scene, key: int) -> list[QuestionAnswer]:
 
 
 def _about_one(scene: Scene, stream: randomness.Stream) -> Iterator[QuestionAnswer]:
-    """Ask for attributes of objects that the question singles out."""
+    """Yield questions about attributes of objects that the question identifies uniquely."""
     shapes = Counter(item.shape for item in scene.objects)
     colors = Counter(item.color for item in scene.objects)
     pairs = Counter(_short(item) for item in scene.objects)
@@ -134,9 +134,9 @@ def _about_one(scene: Scene, stream: randomness.Stream) -> Iterator[QuestionAnsw
 
 
 def _alone_in_place(item: SceneObject, scene: Scene) -> bool:
-    """Return whether nothing else can be meant by the object's place.
+    """Return whether the name of the object's place identifies it uniquely.
 
-    "On the left" may be heard as the whole left column, "at the top" as the whole top row.
+    "On the left" can mean the whole left column, "at the top" the whole top row.
     """
     others = [other for other in scene.objects if other is not item]
     if item.position in ("left", "right"):
@@ -147,7 +147,7 @@ def _alone_in_place(item: SceneObject, scene: Scene) -> bool:
 
 
 def _about_numbers(scene: Scene, stream: randomness.Stream) -> Iterator[QuestionAnswer]:
-    """Ask how many objects there are: in all, of a shape, of a colour."""
+    """Yield questions about the number of objects: in all, of a shape, of a colour."""
     yield QuestionAnswer("how many objects are there?", _NUMBERS[len(scene.objects)])
     shape = stream.choice([*(item.shape for item in scene.objects), stream.choice(SHAPES)])
     count = sum(item.shape == shape for item in scene.objects)
@@ -158,21 +158,22 @@ def _about_numbers(scene: Scene, stream: randomness.Stream) -> Iterator[Question
 
 
 def _about_presence(scene: Scene, stream: randomness.Stream) -> QuestionAnswer:
-    """Ask whether there is an object of a colour and shape; half the answers are yes."""
+    """Return a question about the presence of a colour and shape; half the answers are yes."""
     present = {(item.color, item.shape) for item in scene.objects}
     if stream.uniform() < 0.5:
         item = stream.choice(scene.objects)
         return QuestionAnswer(f"is there {_article(_short(item))}?", "yes")
     absent = [(c, s) for c in COLORS for s in SHAPES if (c, s) not in present]
     colors, shapes = {c for c, _ in present}, {s for _, s in present}
-    # Half of the no-questions name a colour or a shape that is there: seeing one is not enough.
+    # Half of the questions with the answer no name a colour or a shape of the scene, so that
+    # recognising only one of the two is not enough.
     near = [(c, s) for c, s in absent if c in colors or s in shapes]
     color, shape = stream.choice(near if stream.uniform() < 0.5 else absent)
     return QuestionAnswer(f"is there {_article(f'{color} {shape}')}?", "no")
 
 
 def _about_relations(scene: Scene, stream: randomness.Stream) -> Iterator[QuestionAnswer]:
-    """Ask what stands beside an object, and whether one object is above or left of another."""
+    """Yield questions about the neighbour of an object and the relative position of two."""
     pairs = Counter(_short(item) for item in scene.objects)
     unique = [item for item in scene.objects if pairs[_short(item)] == 1]
     beside = list(_only_neighbours(scene, unique))
@@ -190,7 +191,7 @@ def _about_relations(scene: Scene, stream: randomness.Stream) -> Iterator[Questi
 
 
 def _relations(objects: Sequence[SceneObject]) -> Iterator[tuple[SceneObject, str, SceneObject]]:
-    """Yield what is true of pairs of unlike objects in different rows or columns."""
+    """Yield (object, relation, reference) of different objects in different rows or columns."""
     for first in objects:
         for second in objects:
             if _short(first) == _short(second):
@@ -208,8 +209,8 @@ def _only_neighbours(
 ) -> Iterator[tuple[SceneObject, str, SceneObject]]:
     """Yield (object, relation, reference) where no other object has the relation.
 
-    References that share their row or column with another object are left out: jitter makes it a
-    matter of taste whether that one is to the left, too.
+    References that share their row or column with another object are left out: because of the
+    jitter it is ambiguous whether that object is to the left, too.
     """
     for reference in unique:
         others = [item for item in scene.objects if item is not reference]
@@ -229,7 +230,7 @@ def _only_neighbours(
 
 
 def _counted(scene: Scene) -> str:
-    """Say how many objects there are, and of which shapes."""
+    """Return a caption with the number of objects in all and of each shape."""
     shapes = Counter(item.shape for item in scene.objects)
     total = len(scene.objects)
     parts = [_quantity(count, shape) for shape, count in shapes.items()]
@@ -257,14 +258,14 @@ def _article(words: str) -> str:
 
 
 def _listed(parts: Sequence[str]) -> str:
-    """Join as in "a, b, and c"."""
+    """Join words as in "a, b, and c"."""
     if len(parts) == 1:
         return parts[0]
     return f"{', '.join(parts[:-1])}, and {parts[-1]}"
 
 
 def _reordered(objects: Sequence[SceneObject], stream: randomness.Stream) -> list[SceneObject]:
-    """Return the objects in a drawn order."""
+    """Return the objects in a random order."""
     left, order = list(objects), []
     while left:
         order.append(left.pop(stream.integer(len(left))))

@@ -1,7 +1,7 @@
-"""Drawing of scenes: shapes as inequalities on a supersampled grid, box by box.
+"""Draws scenes: each shape is an inequality on a supersampled grid of its bounding box.
 
 Every shape lies inside the unit disc of its own coordinates (u to the right, v down), so that a
-scene without overlapping discs has no overlapping shapes, however they are tilted.
+scene without overlapping discs has no overlapping shapes at any tilt.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def render(scene: Scene, image_px: int) -> npt.NDArray[np.uint8]:
     """Draw a scene.
 
     Args:
-        scene: What to draw.
+        scene: The scene.
         image_px: Side of the image in pixels.
 
     Returns:
@@ -82,7 +82,7 @@ def _samples(first: int, last: int, size: int) -> Floats:
 
 
 def _coverage(mask: Mask) -> Floats:
-    """Return the share of each pixel's samples that are in the mask, (height, width, 1)."""
+    """Return float32 (height, width, 1): the fraction of each pixel's samples in the mask."""
     height, width = (side // _OVERSAMPLING for side in mask.shape)
     blocks = mask.reshape(height, _OVERSAMPLING, width * _OVERSAMPLING).sum(1, dtype=np.float32)
     counts: Floats = blocks.reshape(height, width, _OVERSAMPLING).sum(2, keepdims=True)
@@ -118,8 +118,8 @@ def _inside(shape: str, u: Floats, v: Floats) -> Mask:
 def _inside_star(u: Floats, v: Floats) -> Mask:
     """Return which points are inside a five-pointed star with one point up.
 
-    Folded into one of its ten mirror sectors the star is bounded by the single line from its
-    tip (radius 1) to its notch (radius 0.45, 36 degrees away).
+    In each of its ten mirror-symmetric sectors the star is bounded by the line from its tip
+    (radius 1) to its notch (radius 0.45, 36 degrees away).
     """
     sector = 2 * math.pi / 5
     angle = np.abs((np.arctan2(u, -v) + sector / 2) % sector - sector / 2)
@@ -132,8 +132,8 @@ def _inside_star(u: Floats, v: Floats) -> Mask:
 def _shaded(texture: str, u: Floats, v: Floats) -> Mask | None:
     """Return which points a texture darkens, None for none; u and v in image widths.
 
-    The pattern has the same period on objects of every size: on a small object a pattern that
-    shrank with it would fall below the pixels.
+    The pattern has the same period on objects of every size: scaled down to a small object it
+    would be finer than the pixels.
     """
     if texture == "solid":
         return None

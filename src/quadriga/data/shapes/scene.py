@@ -1,9 +1,8 @@
-"""Scenes of coloured shapes: the vocabulary, and how a scene is drawn from a key.
+"""Scenes of coloured shapes: their vocabulary, and random scenes as pure functions of a key.
 
-A scene is a pure function of its key. Objects stand in distinct cells of a 3 x 3 grid, and the
-disc that encloses an object stays inside its cell, so objects never overlap. The first object is
-the main one: it is strictly larger than all others, which makes "the main object" a property of
-the picture and not of a hidden order.
+Objects are in distinct cells of a 3 x 3 grid, and the disc that encloses an object is inside its
+cell, so objects never overlap. The first object is the main one: it is strictly larger than all
+others, so that the picture alone determines the main object.
 """
 
 from __future__ import annotations
@@ -100,7 +99,7 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class MovingScene:
-    """The objects of a scene, each moving straight in its own lane."""
+    """The objects of a scene, each moving along its own row or column."""
 
     scene: Scene
     motions: tuple[str, ...]
@@ -117,7 +116,7 @@ class MovingScene:
 
 
 def balanced(index: int, count: int, key: int) -> int:
-    """Draw one of `count` classes for an index, each once in every `count` consecutive indices.
+    """Draw one of `count` classes for an index; each class occurs once in every aligned `count`.
 
     Args:
         index: Index of the sample, from 0.
@@ -136,14 +135,14 @@ def sample_scene(key: int, main_class: int, max_objects: int) -> Scene:
         key: The scene's key.
         main_class: Shape and colour of the main object: ``shape * len(COLORS) + color``, by
             their positions in `SHAPES` and `COLORS`.
-        max_objects: Most objects in a scene, 1 to 9; each number from 1 on is equally likely.
+        max_objects: Largest number of objects, 1 to 9; each number from 1 on is equally likely.
     """
     stream = randomness.Stream(key)
     count = 1 + stream.integer(max_objects)
     cells = [int(c) for c in randomness.shuffled(np.arange(count), 9, randomness.fold(key, "cell"))]
     shape, color = divmod(main_class, len(COLORS))
     names = tuple(SIZES)
-    # With company the main object is medium or large, since the others must be smaller.
+    # With other objects the main one is medium or large, since the others must be smaller.
     rank = stream.integer(len(names)) if count == 1 else 1 + stream.integer(len(names) - 1)
     objects = [_place(stream, cells[0], SHAPES[shape], tuple(COLORS)[color], names[rank])]
     for cell in cells[1:]:
@@ -159,11 +158,11 @@ def sample_scene(key: int, main_class: int, max_objects: int) -> Scene:
 
 
 def set_in_motion(scene: Scene, key: int, motion: str) -> MovingScene:
-    """Let the first three objects of a scene move, each in its own row or column.
+    """Return a scene in which the first three objects move, each along its own row or column.
 
     Args:
-        scene: Where the objects and the background are taken from.
-        key: Key of the lanes and of the other objects' directions.
+        scene: The objects and the background.
+        key: Key of the rows or columns and of the other objects' directions.
         motion: Direction of the main object; the others move along the same axis, either way.
     """
     stream = randomness.Stream(key)
@@ -182,7 +181,7 @@ def set_in_motion(scene: Scene, key: int, motion: str) -> MovingScene:
 
 
 def _often_repeated(stream: randomness.Stream, names: Sequence[str], used: Sequence[str]) -> str:
-    # Without repetition nearly every count would be one and nearly every reference unique.
+    # Without repetition nearly every count would be one and nearly every object unique.
     return stream.choice(used if stream.uniform() < 0.3 else names)
 
 

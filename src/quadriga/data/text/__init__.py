@@ -1,1 +1,1 @@
-"""Datasets of text and their views: files, vocabulary, token store."""
+"""Datasets of text and their views: files, vocabulary and token store."""

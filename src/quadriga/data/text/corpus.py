@@ -31,29 +31,29 @@ from quadriga.randomness import fold, fold_numpy
 
 
 class TextRecord(NamedTuple):
-    """A sample of a corpus: which one, and the corpus, for the other sentences it may need."""
+    """A sample of a corpus: its number, and the corpus, which has the sentences it needs."""
 
     corpus: TextCorpus
     number: int
 
 
 class Place(NamedTuple):
-    """Where a sample is in its corpus."""
+    """The position of a sample in its corpus."""
 
     document: int
     """Position among the documents of the split."""
     sentence: int
     """Number of the sentence in the store."""
     end: int
-    """The document's end: the first sentence that is none of its own."""
+    """Number of the first sentence after the document."""
 
 
 @final
 class TextCorpus(Dataset):
     """The sentences of one split that have a successor in their document, by index.
 
-    The last sentence of a document has none, so the number of samples is that of the sentences
-    less that of the documents.
+    The last sentence of a document has none, so the number of samples is the number of sentences
+    minus the number of documents.
     """
 
     def __init__(
@@ -62,18 +62,19 @@ class TextCorpus(Dataset):
         documents: npt.NDArray[np.int64],
         vocabulary: Vocabulary,
     ) -> None:
-        """Take the documents of one split.
+        """Select the documents of one split.
 
         Args:
             store: The tokenised text.
-            documents: int64, ascending: the documents of the split by their numbers in the store.
-            vocabulary: What its ids mean.
+            documents: int64 (documents,), ascending: the numbers in the store of the split's
+                documents.
+            vocabulary: The vocabulary of the token ids.
         """
         self.store = store
         self.special = vocabulary.special
         self.continuations = vocabulary.continuations()
         self.identity = vocabulary.digest
-        """What of the data decides a run beside its size: a hash of the vocabulary."""
+        """A hash of the vocabulary; see `Dataset.identity`."""
         self.vocabulary_size = vocabulary.special.size
         self.documents = documents
         sizes = store.documents[documents + 1] - store.documents[documents] - 1
@@ -87,14 +88,14 @@ class TextCorpus(Dataset):
         """Return record `index`.
 
         Raises:
-            IndexError: There is none.
+            IndexError: There is no such record.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         return TextRecord(self, index)
 
     def place(self, index: int) -> Place:
-        """Return where sample `index` is."""
+        """Return the position of sample `index`."""
         document = int(self._ends.searchsorted(index, "right"))
         _, end = self.document(document)
         return Place(document, end - 1 - int(self._ends[document]) + index, end)
@@ -118,32 +119,34 @@ class TextCorpus(Dataset):
 class TextCorpusConfig(DatasetConfig):
     """Text in files: sentences, running text, JSONL or parquet.
 
-    It is tokenised once, into ``.quadriga`` beside the text. The test split is that of
-    `test_files`, or documents that a hash of their text holds out: the same whichever other
-    documents there are, and equal documents never on both sides.
+    The text is tokenised once, into ``.quadriga`` beside it. The test split consists of
+    `test_files`, or of documents chosen by a hash of their text: the choice does not depend on the
+    other documents, and equal documents are in the same split.
     """
 
     root: Location[Path | None] = None
     """The folder of the text, or its only file."""
     files: Location[tuple[str, ...]] = ()
-    """Paths or patterns (``part-*.txt,**/*.parquet``), relative to `root`; none for all below."""
+    """Paths or patterns (``part-*.txt,**/*.parquet``), relative to `root`; none for all files below
+    it."""
     test_files: Location[tuple[str, ...]] = ()
     """Files of the test split; without them `test_fraction` of the documents are held out."""
     vocabulary: Location[Path | None] = None
-    """The ``vocab.txt``: a WordPiece per line, its id the number of the line; none for the one in
-    `root`."""
+    """The ``vocab.txt``, with one WordPiece per line; its id is the number of the line. None for
+    the file in `root`."""
     lowercase: bool = True
     """Whether text is lower-cased and loses its accents (an uncased vocabulary)."""
     format: Literal["auto", "sentences", "raw"] = "auto"
     """How text files are read. sentences: one per line, blank lines between documents; raw:
-    paragraphs, to be split into sentences; auto: told by looking at each file. JSONL and parquet
-    files are known by their suffix."""
+    paragraphs, which are split into sentences; auto: detected from each file's content. JSONL and
+    parquet files are recognised by their suffix."""
     column: str = "text"
-    """Name of the text in JSONL and parquet."""
+    """Key or column of the text in JSONL and parquet."""
     document_sentences: int | None = Field(None, ge=2)
-    """Documents are cut after so many sentences; none for no cut (a book is one document)."""
+    """Number of sentences after which documents are cut; none for no cut (a book is one
+    document)."""
     test_fraction: float = Field(0.05, ge=0, lt=1)
-    """Share of the documents that is held out for testing where there are no `test_files`."""
+    """Fraction of the documents that is held out for testing if there are no `test_files`."""
 
     @model_validator(mode="after")
     def _some_text(self) -> TextCorpusConfig:
@@ -152,11 +155,11 @@ class TextCorpusConfig(DatasetConfig):
         return self
 
     def build(self, split: Split) -> TextCorpus:
-        """Find the tokenised text, and make it first where there is none.
+        """Open the tokenised text, and tokenise it first if that has not been done.
 
         Raises:
-            UserError: The text or the vocabulary is missing or not as it must be, or the split
-                has no sentence with a successor.
+            UserError: The text or the vocabulary is missing or invalid, or the split has no
+                sentence with a successor.
         """
         vocabulary_path = self.vocabulary_file()
         vocabulary = read_vocabulary(vocabulary_path, self.lowercase)
@@ -176,7 +179,7 @@ class TextCorpusConfig(DatasetConfig):
         """Return the path of the vocabulary.
 
         Raises:
-            UserError: Neither it nor a folder that it may be in is given.
+            UserError: Neither `vocabulary` nor `root` is set.
         """
         if self.vocabulary is not None:
             return self.vocabulary
@@ -207,12 +210,12 @@ def _common_folder(files: Sequence[Path], root: Path | None) -> Path:
 
 
 def store_name(vocabulary: Vocabulary, *parts: object) -> str:
-    """Return the name of a token store: a hash of all that decides what is in it."""
+    """Return the name of a token store: a hash of everything that determines its content."""
     return digest_of(VERSION, RULES, vocabulary.digest, *parts)
 
 
 def open_store(folder: Path) -> TokenStore | None:
-    """Open and verify a store; None when it is missing or damaged."""
+    """Open and verify a store; return None if it is missing or damaged."""
     if not folder.is_dir():
         return None
     try:
@@ -226,12 +229,12 @@ def open_store(folder: Path) -> TokenStore | None:
 def in_split(
     keys: npt.NDArray[np.uint64], split: Split, test_fraction: float
 ) -> npt.NDArray[np.int64]:
-    """Return the documents of a split: for testing those whose key hashes below a bound.
+    """Return int64 numbers of a split's documents; the test split has keys hashed below a bound.
 
     Args:
         keys: uint64 (documents,): hash of each document's text.
-        split: Which part.
-        test_fraction: Share of the documents that is held out.
+        split: The split.
+        test_fraction: Fraction of the documents that is held out.
     """
     hashed = fold_numpy(fold("holdout"), keys.view(np.int64)).view(np.uint64)
     held = hashed < np.uint64(int(test_fraction * 2**64))
@@ -244,10 +247,10 @@ def corpus_of(
     vocabulary: Vocabulary,
     split: Split,
 ) -> TextCorpus:
-    """Make the corpus of one split.
+    """Return the corpus of one split.
 
     Raises:
-        UserError: It has no sentence with a successor.
+        UserError: The split has no sentence with a successor.
     """
     corpus = TextCorpus(store, documents, vocabulary)
     if not len(corpus):

@@ -1,10 +1,8 @@
-"""Text in files: finding them, telling their format, reading them as documents of sentences.
+"""Text in files: finds them, detects their format and reads them as documents of sentences.
 
-From text to sentences, by rules.
-
-A sentence ends at ``.``, ``!``, ``?`` or ``…``, with closing quotes and brackets, before white
-space and what a sentence may start with: no lower-case letter. Titles, initials and other
-abbreviations do not end one. Chinese and Japanese full stops end one wherever they stand.
+Text is split into sentences by rules. A sentence ends at ``.``, ``!``, ``?`` or ``…``, with closing
+quotes and brackets, before white space that no lower-case letter follows. Titles, initials and
+other abbreviations do not end a sentence. Chinese and Japanese full stops always end one.
 """
 
 from __future__ import annotations
@@ -21,10 +19,11 @@ from quadriga.data.images.files import check_folder
 from quadriga.errors import UserError
 
 RULES = 1
-"""Counts up when sentences come out otherwise than before: tokenised text is then made anew."""
+"""Version of the rules; a change that alters sentences increments it, and text is then tokenised
+again."""
 
 LONGEST = 1 << 16
-"""Characters after which a paragraph or a sentence without an end is cut all the same."""
+"""Characters after which a paragraph or a sentence without an end is cut."""
 
 _ABBREVIATIONS = frozenset(
     """
@@ -38,7 +37,7 @@ _BEFORE_NUMBERS = frozenset(
 )
 
 CLOSING = "\"'\u201d\u2019\u00bb)]"
-"""Quotes and brackets that may stand between the end of a sentence and what follows."""
+"""Quotes and brackets that may follow the end of a sentence."""
 
 _CLOSE = f"[{re.escape(CLOSING)}]"
 _FULL_WIDTH = "[\u3002\uff01\uff1f]+[\u201d\u2019\u300d\u300f\uff09]*"
@@ -78,7 +77,7 @@ def _ends(text: str, start: int, match: re.Match[str]) -> bool:
     if text[match.start()] != "." or text[match.start() + 1 : match.start() + 2] in ".!?…":
         return True
     word = _LAST_WORD.search(text[max(start, match.start() - 24) : match.start()])
-    if word is None:  # a full stop that stands alone, in text that is split into tokens
+    if word is None:  # a separate full stop, in text that is already split into tokens
         return True
     last = word.group(1).lstrip(_OPENING)
     known = last.lower() in _ABBREVIATIONS or (
@@ -98,9 +97,9 @@ def _cut(sentence: str) -> Iterator[str]:
 
 
 def paragraphs(lines: Iterable[str]) -> Iterator[str]:
-    """Join lines into paragraphs, which blank lines end.
+    """Join lines into paragraphs, which end at blank lines.
 
-    Paragraphs end after `LONGEST` characters too, so that memory is bounded.
+    Paragraphs also end after `LONGEST` characters, so that memory is bounded.
     """
     held: list[str] = []
     size = 0
@@ -118,7 +117,7 @@ def paragraphs(lines: Iterable[str]) -> Iterator[str]:
 Format = Literal["sentences", "raw", "jsonl", "parquet"]
 
 TEXT_SUFFIXES = frozenset((".txt", ".text", ".jsonl", ".ndjson", ".parquet"))
-"""Lower-case suffixes of the files of a folder that are read; files that are named may have any."""
+"""Lower-case suffixes of the files that are read in a folder; files given by name may have any."""
 
 Sentences = Iterator[str | None]
 """Sentences in order; None ends a document."""
@@ -140,17 +139,17 @@ _REFUSED = {
 def find_text(
     root: Path | None, files: Sequence[str], key: str, leave_out: Sequence[Path] = ()
 ) -> list[Path]:
-    """Return the files of a corpus, each once: patterns in their order, sorted within.
+    """Return the files of a corpus without repetition: patterns in order, sorted within each.
 
     Args:
-        root: The folder of the files; the only file; or None where `files` has whole paths.
+        root: The folder of the files; the only file; or None if `files` are whole paths.
         files: Paths or patterns (``part-*.txt``, ``**/*.parquet``), relative to `root`; none for
-            every file below it with one of `TEXT_SUFFIXES`. Hidden ones are passed over.
-        key: The config path of `files`, for the sentences.
-        leave_out: Files that are no text, such as the vocabulary.
+            every file below it with one of `TEXT_SUFFIXES`, except hidden ones.
+        key: The config path of `files`, for error messages.
+        leave_out: Files that are not text, such as the vocabulary.
 
     Raises:
-        UserError: There are none.
+        UserError: There are no such files.
     """
     skipped = {path.resolve() for path in leave_out}
     if root is not None and not root.is_file():
@@ -165,7 +164,7 @@ def find_text(
         found = [path for path in sorted(_below(root)) if path.resolve() not in skipped]
         if not found:
             for name in sorted(path for path in root.iterdir() if path.is_file())[:_TRIED]:
-                format_of(name)  # says so where it is of a kind that is never read
+                format_of(name)  # raises if the file is of a kind that is never read
             raise UserError(
                 f"data.root must hold text ({', '.join(sorted(TEXT_SUFFIXES))}), but there is none "
                 f"in {root}; name other files with {key}"
@@ -194,10 +193,10 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def format_of(path: Path) -> Format:
-    """Tell a file's format by its suffix, and text from sentences by its first 64 KiB.
+    """Return a file's format, from its suffix or, for raw text or sentences, its first 64 KiB.
 
     Raises:
-        UserError: It cannot be read, or is of a kind that is never read.
+        UserError: The file cannot be read, or is of a kind that is never read.
     """
     try:
         with path.open("rb") as file:
@@ -233,28 +232,28 @@ def _refuse(path: Path, head: bytes) -> None:
 
 
 def _is_raw(lines: list[str]) -> bool:
-    """Return whether lines are text to be split, not one sentence each."""
+    """Return whether lines are running text, and not one sentence each."""
     if any(_HEADING.match(line) for line in lines):
         return True
     lines = [line for line in lines[:-1] or lines if line.strip()]
     several = sum(len(split_sentences(line)) > 1 for line in lines)
     ended = sum(line.rstrip().rstrip(CLOSING).endswith((".", "!", "?")) for line in lines)
-    # Text of hard-wrapped lines has few that end as sentences do, whole paragraphs several.
+    # Few hard-wrapped lines end like sentences; lines that are paragraphs have several sentences.
     return several > 0.25 * len(lines) or ended < 0.5 * len(lines)
 
 
 def read_documents(path: Path, file_format: Format, column: str) -> Sentences:
     """Read a file as documents of sentences.
 
-    Bytes that are no UTF-8 become U+FFFD, which the tokenizer leaves out.
+    Bytes that are not UTF-8 become U+FFFD, which the tokenizer leaves out.
 
     Args:
         path: The file.
         file_format: See `format_of`.
-        column: Name of the text in JSONL and parquet: a document, or a list of its sentences.
+        column: Key or column in JSONL and parquet: a document, or a list of its sentences.
 
     Raises:
-        UserError: It cannot be read, or a line or table is not as it must be.
+        UserError: The file cannot be read, or a line or table is invalid.
     """
     try:
         if file_format == "parquet":
@@ -279,7 +278,7 @@ def _one_a_line(lines: Iterator[str]) -> Sentences:
 
 
 def _raw(lines: Iterator[str]) -> Sentences:
-    """Split paragraphs; headings in the manner of wikitext start documents and are left out."""
+    """Split paragraphs; wikitext headings start documents and are left out."""
     is_wiki = False
     held: list[str] = []
     for line in lines:
@@ -301,7 +300,7 @@ def _raw(lines: Iterator[str]) -> Sentences:
 
 def _split(lines: list[str], is_wiki: bool) -> Sentences:
     for paragraph in paragraphs(lines):
-        if is_wiki:  # marks of the published data set: numbers and compounds, and rare words
+        if is_wiki:  # WikiText's marks in numbers and compounds, and for rare words
             paragraph = _JOINED.sub(r"\1", paragraph).replace("<unk>", "[UNK]")
         yield from split_sentences(paragraph)
 
@@ -346,7 +345,7 @@ def _parquet(path: Path, column: str) -> Sentences:
 
 
 def _document(value: object, where: str) -> Sentences:
-    """Yield one document: a text to be split, or a list of sentences."""
+    """Yield the sentences of one document, given as a text or as a list of sentences."""
     if isinstance(value, str):
         for paragraph in paragraphs(iter(value.split("\n"))):
             yield from split_sentences(paragraph)

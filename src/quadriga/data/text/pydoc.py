@@ -1,4 +1,4 @@
-"""The English text that every Python installation carries: its language reference."""
+"""A corpus of English text that is part of every Python installation: the language reference."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ _PROSE = 0.6
 class PydocCorpusConfig(DatasetConfig):
     """The topics of ``help()`` as documents, some 3,000 sentences; code and tables are left out.
 
-    THE TEXT IS THAT OF THE RUNNING PYTHON: another version of Python has another number of samples,
-    and a run that was started under one cannot be resumed under another. It is there so that
-    recipes can be tried with no data at hand.
+    It serves to try recipes without any data. The text depends on the version of Python: another
+    version has another number of samples, so a run must be resumed under the version it was
+    started with.
     """
 
     vocabulary: Location[Path | None] = None
-    """A ``vocab.txt``; none for one that is learned from the text, the same every time."""
+    """A ``vocab.txt``; none for one that is learned from the text, deterministically."""
     vocabulary_size: int = Field(4096, ge=512)
-    """Tokens of the learned vocabulary; there are fewer where the text has no more pairs."""
+    """Tokens of the learned vocabulary; fewer if the text has too few pairs to merge."""
     lowercase: bool = True
     """Whether text is lower-cased and loses its accents."""
     test_fraction: float = Field(0.05, ge=0, lt=1)
-    """Share of the topics that is held out for testing."""
+    """Fraction of the topics that is held out for testing."""
 
     def build(self, split: Split) -> TextCorpus:
-        """Find the tokenised text and the vocabulary in the cache, and make them first.
+        """Open the cached text and vocabulary; if they are missing, make them first.
 
         Raises:
-            UserError: This Python lacks the text, or the vocabulary is not as it must be.
+            UserError: This Python lacks the text, or the vocabulary is invalid.
         """
         documents = pydoc_documents()
         text, folders = _digest(documents), cache_folders(None)
@@ -88,10 +88,10 @@ class PydocCorpusConfig(DatasetConfig):
         return f"{name}.vocab.txt"
 
     def vocabulary_file(self) -> Path:
-        """Return the path of the vocabulary, which is learned first where there is none yet.
+        """Return the path of the vocabulary; if there is none yet, learn it first.
 
         Raises:
-            UserError: As `build`.
+            UserError: As for `build`.
         """
         if self.vocabulary is not None:
             return self.vocabulary
@@ -110,7 +110,7 @@ def _digest(documents: list[list[str]]) -> str:
 
 
 def pydoc_documents() -> list[list[str]]:
-    """Return the topics of this Python's language reference, each as sentences, in order of name.
+    """Return this Python's language reference: per topic, in order of name, a list of sentences.
 
     Raises:
         UserError: The module `pydoc_data` is missing.
@@ -126,7 +126,7 @@ def pydoc_documents() -> list[list[str]]:
     for _, text in sorted(topics.topics.items()):
         sentences = tuple(s for paragraph in _prose(text) for s in split_sentences(paragraph))
         if sentences:
-            found[sentences] = None  # some topics are there under two names
+            found[sentences] = None  # some topics occur under two names
     return [list(sentences) for sentences in found]
 
 
@@ -137,7 +137,7 @@ def _flat(documents: list[list[str]]) -> Sentences:
 
 
 def _prose(text: str) -> Iterator[str]:
-    """Yield the paragraphs that are English: most of their words are made of letters alone."""
+    """Yield the paragraphs of English: those in which most words consist of letters only."""
     lines = text.split("\n")
     underlined = {n - 1 for n, line in enumerate(lines) if line and not line.strip("*=-~^\"'")}
     kept = ("" if n in underlined or n - 1 in underlined else s for n, s in enumerate(lines))

@@ -1,6 +1,6 @@
-"""Samples of masked language modelling: pairs of segments with hidden tokens.
+"""Samples of masked language modelling: pairs of segments with masked tokens.
 
-Which tokens are hidden, and by what (Devlin et al., "BERT", 2019, section 3.1 and A.1).
+The masking follows Devlin et al., "BERT" (2019), sections 3.1 and A.1.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _HALF = np.uint64(32)
 def choose_tokens(
     count: int, probability: float, limit: int | None, key: int
 ) -> npt.NDArray[np.int64]:
-    """Choose each of `count` tokens with the same probability, at least one of them.
+    """Choose each of `count` tokens with the same probability, at least one token.
 
     Args:
         count: Number of tokens, at least 1.
-        probability: Of each, independent of the others.
-        limit: Most that are chosen: those with the lowest draws; None for no limit.
+        probability: Probability of each token, independent of the others.
+        limit: Largest number of chosen tokens, those with the lowest draws; None for no limit.
         key: The sample's key.
 
     Returns:
-        int64 places, ascending.
+        int64 (chosen,) positions, ascending.
     """
     draws = bits_numpy(fold(key, _CHOOSE), count)
     chosen = np.flatnonzero(draws < _bound(probability))
@@ -50,19 +50,20 @@ def choose_tokens(
 def choose_words(
     starts: npt.NDArray[np.bool_], probability: float, limit: int | None, key: int
 ) -> npt.NDArray[np.int64]:
-    """Choose each word with the same probability, all its tokens with it, at least one word.
+    """Choose each word, with all its tokens, with the same probability, at least one word.
 
-    Where no word fits into the limit, as many tokens of the one with the lowest draw are chosen.
+    If no word fits into the limit, the first `limit` tokens of the word with the lowest draw are
+    chosen.
 
     Args:
-        starts: bool (count,): whether a token starts a word; the first does in any case.
-        probability: Of each word, and so of each token.
-        limit: Most tokens that are chosen: words are taken by ascending draw, and those that do
-            not fit are left out; None for no limit.
+        starts: bool (count,): whether a token starts a word; the first token always does.
+        probability: Probability of each word, and so of each token.
+        limit: Largest number of chosen tokens: words are taken by ascending draw, and words that
+            do not fit are left out; None for no limit.
         key: The sample's key.
 
     Returns:
-        int64 places of tokens, ascending.
+        int64 (chosen,) positions of tokens, ascending.
     """
     word = np.cumsum(starts, dtype=np.int64) - int(starts[0])
     sizes = np.bincount(word)
@@ -92,16 +93,16 @@ def _bound(probability: float) -> np.uint64:
 
 
 def hide(originals: Ids, mask: int, vocabulary_size: int, key: int) -> npt.NDArray[np.int64]:
-    """Return what stands in the chosen places: 80 % ``[MASK]``, 10 % any token, 10 % as it was.
+    """Return the masked ids: 80 % ``[MASK]``, 10 % a random token, 10 % the original.
 
     Args:
-        originals: The ids that were chosen.
+        originals: (chosen,): the original ids.
         mask: The id of ``[MASK]``.
-        vocabulary_size: A random token is drawn from this many.
+        vocabulary_size: Number of ids that a random token is drawn from.
         key: The sample's key.
 
     Returns:
-        int64 ids.
+        int64 (chosen,) ids.
     """
     draws = bits_numpy(fold(key, _REPLACE), len(originals))
     action = (draws >> _HALF).astype(np.int64)
@@ -116,39 +117,40 @@ Ids = npt.NDArray[Any]
 
 @final
 class SentencePairsConfig(ViewsConfig):
-    """``[CLS] A [SEP] B [SEP]``, some of the tokens hidden.
+    """``[CLS] A [SEP] B [SEP]`` with masked tokens.
 
     A starts with the sample's sentence. B follows it in the text, or with probability 0.5 is from
-    another document of the split: documents are drawn with equal probability, then where it starts
-    in it.
+    another document of the split: first the document is drawn, then the sentence in it at which B
+    starts, each with equal probabilities.
     """
 
     max_length: int = Field(128, ge=8)
-    """Tokens of a sample, with the three special ones."""
+    """Largest number of tokens of a sample, with the three special ones."""
     mask_probability: float = Field(0.15, gt=0, lt=1)
-    """Probability that a token is to be predicted; at least one of a sample is. Of those 80 % are
-    hidden by ``[MASK]``, 10 % by any token, 10 % left as they are."""
+    """Probability that a token is to be predicted; in each sample at least one is. 80 % of those
+    are replaced by ``[MASK]``, 10 % by a random token, 10 % are left as they are."""
     whole_word: bool = False
-    """Whether all pieces of a word are to be predicted, or none."""
+    """Whether either all pieces of a word are to be predicted, or none."""
     max_predictions: int | None = Field(None, ge=1)
-    """Most tokens of a sample that are to be predicted."""
+    """Largest number of tokens to predict in a sample; none for no limit."""
     pairing: Literal["adjacent", "segments"] = "adjacent"
-    """adjacent: A and B are one sentence each. segments: sentences that follow one another up to
-    `max_length`, cut between two of them into A and B (the BERT paper)."""
+    """adjacent: A and B are one sentence each. segments: consecutive sentences up to `max_length`
+    are divided between two sentences into A and B (the BERT paper)."""
     next_sentence: bool = True
-    """Whether there is a B, and so the task of telling whether it follows; else ``[CLS] A [SEP]``
-    of sentences that follow one another."""
+    """Whether there is a B, and the task of predicting whether it follows A; else
+    ``[CLS] A [SEP]`` of consecutive sentences."""
     short_probability: float = Field(0.1, ge=0, le=1)
-    """segments: probability that a sample aims for a length drawn from 2 to the longest."""
+    """segments: probability that a sample's target length is drawn from 2 to the longest."""
     padding: Literal["longest", "fixed"] = "longest"
-    """longest: a micro-batch is as long as its longest sample, and padding is no token. fixed: it
-    has `max_length` columns, all of them tokens: for schedules that need equal shapes."""
+    """longest: a micro-batch is as long as its longest sample, and ``tokens`` excludes padding.
+    fixed: it has `max_length` columns, which all count as tokens: for schedules that need equal
+    shapes."""
 
     def check(self, dataset: Dataset, split: Split, plan: StepPlan | None) -> None:
-        """Check that the records are those of a corpus, with two documents where pairs need them.
+        """Check that the data are a corpus, with at least two documents if pairs need them.
 
         Raises:
-            UserError: They are not, or there is one document only.
+            UserError: The data are not a corpus, or there is only one document.
         """
         if not isinstance(dataset, TextCorpus):
             raise UserError(
@@ -158,11 +160,11 @@ class SentencePairsConfig(ViewsConfig):
         self.check_documents(dataset, split)
 
     def check_documents(self, corpus: TextCorpus, split: Split | None = None) -> None:
-        """Check that a random second segment can be of another document than the first.
+        """Check that a random second segment can be from another document than the first.
 
         Args:
-            corpus: The sentences.
-            split: Which part of the data they are, for the message.
+            corpus: The corpus.
+            split: The split of the corpus, for the message.
 
         Raises:
             UserError: A random second segment needs another document, and there is none.
@@ -176,26 +178,26 @@ class SentencePairsConfig(ViewsConfig):
             )
 
     def build(self, split: Split) -> Transform:
-        """Make the samples' transform; evaluation draws from keys that are always the same."""
+        """Return the transform, which is the same for both splits."""
         return SentencePairs(self)
 
 
 @final
 class SentencePairs(Transform):
-    """From a sentence's number to a row of ids; what depends on the batch on the device."""
+    """Turns the number of a sentence into a row of ids, and a batch of rows into its tensors."""
 
     def __init__(self, config: SentencePairsConfig) -> None:
-        """Take the parameters from `config`."""
+        """Keep the config."""
         self.config = config
         self._checked: TextCorpus | None = None
 
     def sample(self, record: TextRecord, key: int) -> Sample:
-        """Put one sample together.
+        """Assemble one sample.
 
         Returns:
-            ``ids`` int32 (max_length,), padded with 0; ``labels`` int32 (max_length,): what the
-            tokens to predict were, -1 elsewhere; int64 (): ``border`` (where B starts),
-            ``lengths`` and, with `next_sentence`, ``is_random``.
+            ``ids`` int32 (max_length,), padded with 0; ``labels`` int32 (max_length,): the original
+            ids of the tokens to predict, -1 elsewhere; int64 (): ``border`` (the position at which
+            B starts), ``lengths`` and, with `next_sentence`, ``is_random``.
 
         Raises:
             UserError: See `SentencePairsConfig.check_documents`.
@@ -231,7 +233,7 @@ class SentencePairs(Transform):
         return {**sample, "lengths": np.array(count + 3), "is_random": np.array(int(is_random))}
 
     def _segments(self, corpus: TextCorpus, index: int, key: int) -> tuple[Ids, Ids, bool]:
-        """Return A and B, not longer than there is room for, and whether B is a random one."""
+        """Return A and B, cut to fit into `max_length`, and whether B is random."""
         config = self.config
         room = config.max_length - 3 if config.next_sentence else config.max_length - 2
         stream = Stream(fold(key, _PAIR))
@@ -251,7 +253,13 @@ class SentencePairs(Transform):
         return cut(first, a, fold(key, _CUT, 0)), cut(second, b, fold(key, _CUT, 1)), is_random
 
     def batch(self, batch: Batch) -> Batch:
-        """Trim the rows, and find the tokens and those to predict."""
+        """Trim the rows, and find the tokens and the tokens to predict.
+
+        Returns:
+            int64: ``ids`` and ``segments`` (batch, length); ``tokens`` (tokens,), positions in the
+            flattened ids; ``masked`` and ``targets`` (predictions,), the positions in ``tokens``
+            to predict and their original ids; and the other entries of the batch.
+        """
         ids, labels, lengths = batch["ids"], batch["labels"], batch["lengths"]
         is_fixed = self.config.padding == "fixed"
         length = ids.shape[1] if is_fixed else int(lengths.max())
@@ -304,7 +312,7 @@ def _adjacent(corpus: TextCorpus, index: int, stream: Stream) -> tuple[Ids, Ids,
 def _two_segments(
     corpus: TextCorpus, index: int, target: int, stream: Stream
 ) -> tuple[Ids, Ids, bool]:
-    """Fill up to `target` tokens, at least two sentences, and cut between two of them."""
+    """Return A, B and whether B is random; A and B have about `target` tokens together."""
     place = corpus.place(index)
     count = _count_to(corpus, place.sentence, place.end, target, 2)
     in_first = 1 + stream.integer(count - 1)
@@ -324,7 +332,7 @@ def _following(corpus: TextCorpus, index: int, target: int, least: int, stream: 
 
 
 def _count_to(corpus: TextCorpus, sentence: int, end: int, target: int, least: int) -> int:
-    """Return how many sentences from `sentence` on have `target` tokens, up to the document's."""
+    """Return how many sentences reach `target` tokens: from `least` to the document's rest."""
     starts = corpus.store.sentences[sentence + 1 : end + 1]
     wanted = int(corpus.store.sentences[sentence]) + target
     return min(len(starts), max(least, int(starts.searchsorted(wanted)) + 1))
@@ -336,21 +344,21 @@ def _sentences(corpus: TextCorpus, first: int, count: int) -> Ids:
 
 
 def _other_document(corpus: TextCorpus, document: int, stream: Stream) -> tuple[int, int]:
-    """Draw a document other than `document` of the same split; return its sentences."""
+    """Draw another document of the split; return its first sentence and the end."""
     others = len(corpus.documents) - 1
     drawn = stream.integer(others)
     return corpus.document(drawn + (drawn >= document))
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """Return the lengths of two segments after tokens were taken from the longer one by one.
+    """Return two segments' lengths after removing tokens, one by one, from the longer segment.
 
-    Of equal ones the second gives.
+    Of segments of equal length, the second one loses a token.
 
     Args:
         first: Length of the first segment.
-        second: Length of the second.
-        room: What both may have together.
+        second: Length of the second segment.
+        room: Largest sum of the two lengths.
     """
     if first + second <= room:
         return first, second
@@ -362,7 +370,7 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
 
 
 def cut(segment: Ids, length: int, key: int) -> Ids:
-    """Take tokens from the front or the back of a segment, each side with probability 0.5."""
+    """Remove tokens from a segment, each from the front or the back with probability 0.5."""
     surplus = len(segment) - length
     if surplus <= 0:
         return segment

@@ -1,16 +1,17 @@
-"""Tokens of a corpus on disk: three flat arrays that are mapped into memory, and a header.
+"""The tokens of a corpus on disk: flat arrays that are mapped into memory, and a header.
 
-``tokens.bin`` (uint16, or uint32 for more than 65,536 ids), ``sentences.bin`` (int64, where each
-sentence starts in the tokens, and the end), ``documents.bin`` (int64, where each document starts in
+``tokens.bin`` (uint16, or uint32 for more than 65,536 ids), ``sentences.bin`` (int64, the start of
+each sentence in the tokens, and the end), ``documents.bin`` (int64, the start of each document in
 the sentences, and the end), ``keys.bin`` (uint64, a hash of each document's text) and
-``header.json`` with their lengths and checksums. A store is written beside its place and renamed.
+``header.json`` with their lengths and checksums. A store is written to a temporary folder, which is
+then renamed.
 
-The tokenised form of a corpus: made once, by one process, and found again by what it is made of.
-
-It lives in ``.quadriga`` beside the text. Where that cannot be written to, in the folder that
-``QUADRIGA_CACHE`` names, else in ``$XDG_CACHE_HOME/quadriga`` (``~/.cache/quadriga``). Its name is
-a hash of the files' content (names, sizes, times of change, first and last 64 KiB: reading all
-of a large corpus at every start would take minutes), of the vocabulary, and of the options.
+One process makes the store once; other processes and runs find it by its name. It is in
+``.quadriga`` beside the text. If that folder cannot be written to, it is in the folder of the
+environment variable ``QUADRIGA_CACHE``, else in ``$XDG_CACHE_HOME/quadriga``
+(``~/.cache/quadriga``). Its name is a hash of the files (names, sizes, times of change, first and
+last 64 KiB: reading all of a large corpus at every start would take minutes), of the vocabulary,
+and of the options.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ _BLOCKS = 64
 
 
 class DamagedStore(Exception):
-    """A store is not what was written; the message says why."""
+    """A store differs from what was written; the message says how."""
 
 
 @final
 class TokenStore:
     """The arrays of a store, mapped into memory: no copy, shared by all processes of a machine.
 
-    A copy in another process (a data worker) opens the files anew.
+    A pickled store (for a data worker) is only the folder's name; unpickling opens the files again.
     """
 
     tokens: npt.NDArray[Any]
@@ -68,7 +69,7 @@ class TokenStore:
         """Open a store.
 
         Raises:
-            DamagedStore: Something is missing or has another size; see `verify` for contents.
+            DamagedStore: A file is missing or has another size; `verify` checks the contents.
         """
         self.folder = folder
         try:
@@ -81,19 +82,19 @@ class TokenStore:
             raise DamagedStore(str(error)) from error
 
     def __reduce__(self) -> tuple[type[TokenStore], tuple[Path]]:
-        """Travel as the folder's name."""
+        """Pickle as the folder's name."""
         return TokenStore, (self.folder,)
 
     @property
     def files(self) -> list[tuple[str, int]]:
-        """Name of each file that the text came from, and its first document."""
+        """Name of each file of the text, and the number of its first document."""
         return [(str(name), int(first)) for name, first in self.header["files"]]
 
     def verify(self) -> None:
-        """Compare samples of every file with their checksum: at most 4 MiB of each.
+        """Compare each file with its checksum, which covers at most 4 MiB of the file.
 
         Raises:
-            DamagedStore: One differs.
+            DamagedStore: A checksum differs.
         """
         for name, description in self.header["arrays"].items():
             if _checksum(self.folder / f"{name}.bin") != description["checksum"]:
@@ -109,13 +110,13 @@ def _map(path: Path, description: dict[str, Any]) -> npt.NDArray[Any]:
     if not count:
         return np.empty(0, dtype)
     with path.open("rb") as file:
-        # Not np.memmap: its slices are of a class of its own, and each costs microseconds.
+        # np.memmap is slower: slices are instances of its own class, which costs microseconds.
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return np.frombuffer(mapped, dtype)
 
 
 def _checksum(path: Path) -> str:
-    """Hash a file's size and up to 64 blocks of 64 KiB, the first and the last among them."""
+    """Hash a file's size and up to 64 blocks of 64 KiB, including the first and the last."""
     size = path.stat().st_size
     digest = hashlib.blake2b(str(size).encode(), digest_size=16)
     last = max(0, size - _BLOCK)
@@ -129,16 +130,16 @@ def _checksum(path: Path) -> str:
 
 @final
 class StoreWriter:
-    """Writes a store; memory is that of one chunk. Use it as a context manager.
+    """Writes a store in chunks. Use it as a context manager.
 
-    What is not finished when the context ends is removed.
+    A store that is not finished when the context ends is removed.
     """
 
     def __init__(self, folder: Path, vocabulary_size: int) -> None:
         """Write to a new folder beside `folder`.
 
         Raises:
-            OSError: There is no place for it.
+            OSError: The folder cannot be written to.
         """
         self._folder = folder
         self._dtypes = {"tokens": "<u2" if vocabulary_size <= 1 << 16 else "<u4", **_DTYPES}
@@ -172,11 +173,11 @@ class StoreWriter:
         return self._counts["sentences"] - 1
 
     def source(self, name: str) -> None:
-        """Say that the following documents are those of the file `name`."""
+        """Record that the following documents are from the file `name`."""
         self._sources.append((name, self.documents))
 
     def sentences(self, ids: list[list[int]]) -> None:
-        """Add sentences, none of them empty."""
+        """Add sentences as lists of token ids, none of them empty."""
         if not ids:
             return
         ends = np.cumsum([len(sentence) for sentence in ids])
@@ -185,11 +186,11 @@ class StoreWriter:
         self._put("tokens", tokens)
 
     def end_document(self, after: int, key: int) -> None:
-        """End a document; one without sentences is left out.
+        """End a document; a document without sentences is left out.
 
         Args:
-            after: How many of the sentences so far are after its end.
-            key: A hash of its text.
+            after: Number of the sentences added so far that are after the document's end.
+            key: A hash of the document's text.
         """
         end = self._counts["sentences"] - 1 - after
         if end > self._last:
@@ -202,13 +203,13 @@ class StoreWriter:
         self._counts[name] += len(values)
 
     def finish(self, facts: dict[str, Any]) -> None:
-        """Write the header, flush everything and move the store to its place.
+        """Write the header, flush all files and rename the temporary folder.
 
         Args:
-            facts: JSON values about where the text came from, for a person.
+            facts: JSON values about the origin of the text, for readers of the header.
 
         Raises:
-            OSError: It could not be written.
+            OSError: A file could not be written.
         """
         for file in self._files.values():
             file.flush()
@@ -241,14 +242,14 @@ Made = TypeVar("Made")
 
 _LOOK = 1 << 16
 _NOT_HERE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
-"""What is wrong with a folder, not with the disk: another folder may do."""
+"""Errors of a folder, not of the disk, after which another folder is tried."""
 
 _PATIENCE = 2.0
 _AGAIN = 0.2
 
 
 def digest_of(*parts: object) -> str:
-    """Return 32 hexadecimal digits for JSON values."""
+    """Return a hash of JSON values as 32 hexadecimal digits."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
@@ -257,7 +258,7 @@ def digest_of_files(files: Sequence[Path], base: Path) -> str:
     """Return a hash of the files' names below `base`, sizes, times of change, heads and tails.
 
     Raises:
-        UserError: One cannot be read.
+        UserError: A file cannot be read.
     """
     digest = hashlib.blake2b(digest_size=16)
     for path in files:
@@ -276,10 +277,10 @@ def digest_of_files(files: Sequence[Path], base: Path) -> str:
 
 
 def cache_folders(beside: Path | None) -> list[Path]:
-    """Return where a cache may be, the best first.
+    """Return the folders that a cache may be in, the preferred one first.
 
     Args:
-        beside: The folder of the data; None for data that no folder holds.
+        beside: The folder of the data; None for data that are not in a folder.
     """
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     user = Path(os.environ.get("QUADRIGA_CACHE") or Path(home, "quadriga"))
@@ -293,15 +294,15 @@ def find_or_make(
     load: Callable[[Path], Made | None],
     make: Callable[[Path], None],
 ) -> Made:
-    """Return what is cached under `name`, and make it first where it is missing or damaged.
+    """Return the cached entry `name`; if it is missing or damaged, make it first.
 
-    One process makes it; the others wait for it. The lock is the kernel's: it ends with its owner.
+    One process makes the entry, and the others wait. The kernel frees the lock when its owner ends.
 
     Args:
-        folders: Where it may be, and where it may be made, the best first.
-        name: Name of the file or folder.
-        load: Opens it; None when it is missing or damaged.
-        make: Makes it at a path, whole or not at all.
+        folders: Folders in which the entry is searched and made, the preferred one first.
+        name: Name of the entry's file or folder.
+        load: Opens the entry; returns None if it is missing or damaged.
+        make: Makes the entry at a path, atomically.
 
     Raises:
         UserError: No folder can be written to, or the disk is full.
@@ -317,14 +318,14 @@ def find_or_make(
             if not _is_safe(folder):
                 continue
             with _lock(folder / f".{name}.lock") as alone:
-                found = load(folder / name)  # another may have made it meanwhile
+                found = load(folder / name)  # another process may have made it by now
                 if found is None:
                     if alone:
                         _sweep(folder, name)
                     make(folder / name)
                     found = load(folder / name)
         except OSError as error:
-            found = load(folder / name)  # without a lock, another may have been faster
+            found = load(folder / name)  # without a lock, another process may have made it
             if found is not None:
                 return found
             reason = f"{folder}: {error.strerror or error}"
@@ -342,7 +343,7 @@ def find_or_make(
 
 
 def _is_safe(folder: Path) -> bool:
-    """Return whether nobody else can have put a cache into a folder below the shared /tmp."""
+    """Return False for a folder in the shared /tmp that another user owns or that is a link."""
     if folder.parent != Path(tempfile.gettempdir()) or not folder.is_dir():
         return True
     status = folder.lstat()
@@ -350,7 +351,7 @@ def _is_safe(folder: Path) -> bool:
 
 
 def _sweep(folder: Path, name: str) -> None:
-    """Remove what processes that were killed have left half made."""
+    """Remove the unfinished entries of processes that were killed."""
     for path in folder.glob(f".{name}.*"):
         if path.name != f".{name}.lock":
             shutil.rmtree(path, ignore_errors=True)
@@ -358,10 +359,10 @@ def _sweep(folder: Path, name: str) -> None:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[bool]:
-    """Hold a lock; wait for whoever holds it, with a message after two seconds.
+    """Hold a lock; wait while another process holds it, with a message after two seconds.
 
-    Yields whether nobody else can hold it: not so on a file system without locks, where all make
-    the same, and what the last one made stays.
+    Yields whether the lock is exclusive. On a file system without locks it is not: all processes
+    then make equal entries, and the last one stays.
     """
     alone = True
     with path.open("a") as file:

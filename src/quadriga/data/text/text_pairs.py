@@ -16,7 +16,7 @@ from quadriga.data.text.sentence_pairs import longest_first
 from quadriga.errors import UserError
 
 LONGEST_FRAME = 3
-"""Special tokens of a pair: one at its start, one after each text."""
+"""Number of special tokens of a pair: one at its start, one after each text."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class LabelledText:
     first: Sequence[int]
     second: Sequence[int] | None
     label: int | float | None
-    """An integer is a class, a float the number of a regression."""
+    """An integer is a class, a float the target of a regression."""
     start: int
     """Id of ``[CLS]``."""
     end: int
@@ -35,23 +35,23 @@ class LabelledText:
 
 @final
 class TextPairsConfig(ViewsConfig):
-    """One or two texts with their label, as BERT is fine-tuned (arXiv:1810.04805, figure 4)."""
+    """One or two texts with their label, for fine-tuning BERT (arXiv:1810.04805, figure 4)."""
 
     max_length: int = Field(default=128, ge=LONGEST_FRAME + 2)
-    """Tokens of a sample at most, the special ones counted; of longer pairs the longer text loses
-    tokens at its end."""
+    """Largest number of tokens of a sample, with the special ones; in longer pairs the longer text
+    loses tokens at its end."""
     padding: Literal["longest", "fixed"] = "longest"
     """Whether a micro-batch is as long as its longest sample, or always `max_length`."""
 
     def build(self, split: Split) -> TextPairs:
-        """Make the view: nothing is random, so it is the same for both splits."""
+        """Return the transform; nothing is random, so it is the same for both splits."""
         return TextPairs(self)
 
     def check(self, dataset: Dataset, split: Split, plan: StepPlan | None) -> None:
         """Check that the records are labelled texts.
 
         Raises:
-            UserError: They are images, or the sentences of a corpus.
+            UserError: The records are images, or sentences of a corpus.
         """
         if dataset.vocabulary_size is None or isinstance(dataset, TextCorpus):
             raise UserError(
@@ -62,18 +62,18 @@ class TextPairsConfig(ViewsConfig):
 
 @final
 class TextPairs(Transform):
-    """Frame, cut and pad; then the places of the real tokens."""
+    """Adds special tokens, cuts and pads; per batch, adds the positions of the real tokens."""
 
     def __init__(self, config: TextPairsConfig) -> None:
-        """Take the view's parameters from `config`."""
+        """Keep the config."""
         self.config = config
 
     def sample(self, record: LabelledText, key: int) -> Sample:
-        """Frame the texts; `key` is not used.
+        """Add special tokens to the texts and pad them; `key` is not used.
 
         Returns:
             ``ids`` and ``segments`` int32 (max_length,), padded with 0; ``lengths`` int64 ();
-            ``label`` int64 or float32 () where there is one.
+            ``label`` int64 or float32 () if there is one.
         """
         limit = self.config.max_length
         first, second = record.first, record.second
@@ -97,8 +97,8 @@ class TextPairs(Transform):
     def batch(self, batch: Batch) -> Batch:
         """Trim to the longest sample, unless the padding is fixed, and add ``tokens``.
 
-        ``tokens`` are the places of the real tokens in the flattened ids, int64; with fixed
-        padding all places.
+        ``ids`` and ``segments`` become int64 (batch, length). ``tokens`` int64 (tokens,) are the
+        positions of the real tokens in the flattened ids; with fixed padding all positions.
         """
         lengths = batch["lengths"]
         is_fixed = self.config.padding == "fixed"

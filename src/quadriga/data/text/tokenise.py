@@ -1,4 +1,4 @@
-"""From files of text to a token store."""
+"""Tokenises files of text into a token store."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ class Source(NamedTuple):
 
     name: str
     size: int
-    """Bytes, for the progress bar; 0 for what no file holds."""
+    """Size in bytes, for the progress bar; 0 for text that is not in a file."""
     format: str
     read: Callable[[], Sentences]
 
 
 def sources(files: Sequence[Path], forced: Format | None, column: str, base: Path) -> list[Source]:
-    """Return files as sources; each one's format is told by looking, unless it is given.
+    """Return files as sources; the format of each is detected, unless `forced` is given.
 
     Raises:
-        UserError: One cannot be read.
+        UserError: A file cannot be read.
     """
 
     def reader(path: Path, file_format: Format) -> Callable[[], Sentences]:
@@ -78,13 +78,14 @@ def tokenise(
     Sentences and documents without tokens are left out.
 
     Args:
-        folder: Where the store will be.
+        folder: Folder of the new store.
         texts: The corpus.
-        vocabulary: How it is cut.
-        document_sentences: A document ends after so many sentences; None for its own end only.
+        vocabulary: The vocabulary.
+        document_sentences: Largest number of sentences of a document; longer ones are cut. None
+            for no limit.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The store cannot be written.
         UserError: A file cannot be read.
     """
     with (
@@ -107,7 +108,7 @@ def tokenise(
 
 
 def sentences_of(texts: Sequence[Source], what: str) -> Iterator[str]:
-    """Yield all sentences of a corpus and tell how far it is read.
+    """Yield all sentences of a corpus and show the progress.
 
     Raises:
         UserError: A file cannot be read.
@@ -127,7 +128,7 @@ def sentences_of(texts: Sequence[Source], what: str) -> Iterator[str]:
 
 
 class _Builder:
-    """Gathers sentences into chunks for the tokenizer, whatever documents they are of."""
+    """Collects sentences into chunks for the tokenizer, across documents."""
 
     def __init__(
         self,
@@ -142,12 +143,12 @@ class _Builder:
         self._advance = advance
         self._held: list[str] = []
         self._characters = 0
-        self._ends: list[tuple[int, int]] = []  # sentences held before a document's end, its key
+        self._ends: list[tuple[int, int]] = []  # (held sentences before a document's end, its key)
         self._hash = hashlib.blake2b(digest_size=8)
         self._taken = 0  # sentences of the document so far
 
     def add(self, sentence: str | None) -> None:
-        """Take the next sentence; None ends a document."""
+        """Add the next sentence; None ends a document."""
         if sentence is None:
             if self._taken:
                 key = int.from_bytes(self._hash.digest(), "little")
@@ -164,7 +165,7 @@ class _Builder:
             self.flush()
 
     def flush(self) -> None:
-        """Tokenise and write what is held."""
+        """Tokenise and write the held sentences."""
         ids = self._vocabulary.encode(self._held) if self._held else []
         self._writer.sentences([found for found in ids if found])
         kept = np.cumsum([0, *(bool(found) for found in ids)])
@@ -176,10 +177,10 @@ class _Builder:
 
 @final
 class ProgressBar:
-    """Tells how far a reading is, with a bar on a terminal, and what was found."""
+    """Shows the progress of reading files, with a bar on a terminal, and a summary at the end."""
 
     def __init__(self, what: str, texts: Sequence[Source]) -> None:
-        """Take what is done, and what is read in all."""
+        """Prepare a bar that is titled `what`, with the total size of `texts`."""
         self._what = what
         self._total = sum(text.size for text in texts)
         self._files = len(texts)
@@ -187,7 +188,7 @@ class ProgressBar:
         console = Console(stderr=True, highlight=False)
         columns = (TextColumn(what), BarColumn(), DownloadColumn(), TimeRemainingColumn())
         self.found = ""
-        """What there was, said at the end."""
+        """The summary that is printed at the end."""
         self._bar = (
             Progress(*columns, console=console, transient=True) if console.is_terminal else None
         )
@@ -211,12 +212,12 @@ class ProgressBar:
         print(f"{self._what}: {text}", file=sys.stderr, flush=True)
 
     def advance(self, characters: int) -> None:
-        """Say that about so many bytes more are read."""
+        """Advance by a number of characters, which approximates the bytes that were read."""
         if self._bar is not None:
             self._bar.advance(self._task, characters)
 
     def done(self, text: Source) -> None:
-        """Say that a file is read."""
+        """Set the progress to the end of a file."""
         self._finished += text.size
         if self._bar is not None:
             self._bar.update(self._task, completed=self._finished)

@@ -1,16 +1,15 @@
 """BERT's WordPiece: Google's ``vocab.txt`` and the `tokenizers` library.
 
-Text is cleaned (control characters out, white space to spaces), Chinese characters stand alone,
-letters are lower-cased and lose their accents (NFD), punctuation is split off; each word is then
-cut greedily into the longest pieces of the vocabulary, those after the first marked ``##``. A word
-of more than 100 characters, or one that cannot be cut, is ``[UNK]`` (Devlin et al., "BERT", 2019).
+Text is cleaned (control characters are removed, white space becomes spaces), Chinese characters are
+separated, letters are lower-cased and lose their accents (NFD), punctuation is split off. Each word
+is then cut greedily into the longest pieces of the vocabulary; those after the first are marked
+``##``. A word of more than 100 characters, or one that cannot be cut, is ``[UNK]`` (Devlin et al.,
+"BERT", 2019).
 
-Learning a WordPiece vocabulary: pairs of pieces are merged, the most frequent first.
-
-The pairs are counted by the `tokenizers` library. Left to itself it numbers the letters in the
-order of a hash table that differs from run to run, and ties between pairs are decided by those
-numbers. Here the letters are numbered first, by their code points: the same text gives the same
-``vocab.txt``.
+A vocabulary is learned by merging pairs of pieces, the most frequent first. The `tokenizers`
+library counts the pairs. By default it numbers the letters in the order of a hash table that
+differs from run to run, and those numbers decide ties between pairs. Here the letters are numbered
+first, by their code points, so that the same text gives the same ``vocab.txt``.
 """
 
 from __future__ import annotations
@@ -35,15 +34,15 @@ if TYPE_CHECKING:
 
 PAD, UNKNOWN, CLASS, SEPARATOR, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL_TOKENS = (PAD, UNKNOWN, CLASS, SEPARATOR, MASK)
-"""The tokens that are no text, in the order that a new vocabulary starts with."""
+"""The special tokens, in the order in which they start a new vocabulary."""
 
 MAX_WORD = 100
-"""Characters of the longest word that is cut into pieces."""
+"""Number of characters of the longest word that is cut into pieces."""
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids of the tokens that a sample is put together with, and of those that hide others."""
+    """Ids of the special tokens, except that of ``[PAD]``."""
 
     size: int
     """Number of ids of the vocabulary."""
@@ -58,12 +57,13 @@ class Vocabulary:
     """A vocabulary: one token per line of a file, its id the number of the line from 0."""
 
     def __init__(self, tokens: Sequence[str], lowercase: bool, where: str) -> None:
-        """Take the tokens in the order of their ids.
+        """Number the tokens from 0.
 
         Args:
-            tokens: One per id. Of equal ones the last counts, as in Google's own reader.
+            tokens: The tokens in the order of their ids. Of equal tokens the last one counts, as in
+                Google's reader.
             lowercase: Whether text is lower-cased and its accents removed before it is cut.
-            where: What errors call the vocabulary.
+            where: Name of the vocabulary in error messages.
 
         Raises:
             UserError: A special token is missing.
@@ -90,18 +90,19 @@ class Vocabulary:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of the tokens and of what is done to text before it is cut."""
+        """SHA-256 of the tokens and of `lowercase`."""
         text = "\n".join((str(self.lowercase), *self.tokens))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def continuations(self) -> npt.NDArray[np.bool_]:
-        """Return bool (ids,): whether a token goes on with the word of the token before it."""
+        """Return bool (ids,): whether a token continues the word of the token before it."""
         return np.fromiter((t.startswith("##") for t in self.tokens), bool, len(self.tokens))
 
     def tokenizer(self) -> Tokenizer:
-        """Make the tokenizer. Of special tokens it knows ``[UNK]`` only.
+        """Return the tokenizer. Its only special token is ``[UNK]``.
 
-        The others, written in a text, are text: ``[SEP]`` in a corpus ends no sentence.
+        The others are ordinary text if they occur in a text: ``[SEP]`` in a corpus does not end a
+        sentence.
         """
         from tokenizers import AddedToken, Tokenizer, models
 
@@ -127,7 +128,7 @@ class Vocabulary:
 
 
 def prepare(tokenizer: Tokenizer, lowercase: bool) -> None:
-    """Give a tokenizer BERT's cleaning and its splitting into words."""
+    """Set a tokenizer's normalizer and pre-tokenizer to BERT's."""
     from tokenizers import normalizers, pre_tokenizers
 
     tokenizer.normalizer = normalizers.BertNormalizer(
@@ -140,12 +141,12 @@ def read_vocabulary(path: Path, lowercase: bool, key: str = "data.vocabulary") -
     """Read a ``vocab.txt``.
 
     Args:
-        path: The file: UTF-8, a token per line.
+        path: The file: UTF-8, one token per line.
         lowercase: See `Vocabulary`.
-        key: The config path that named it, for the sentences.
+        key: The config path of the file's name, for error messages.
 
     Raises:
-        UserError: It is missing, no text, or has no special tokens.
+        UserError: The file is missing, is not text, or lacks a special token.
     """
     try:
         text = path.read_bytes().decode()
@@ -173,16 +174,16 @@ def train_vocabulary(
     """Learn a vocabulary.
 
     Args:
-        texts: Gives the text from its beginning; it is read three times.
-        size: Number of tokens, with the special ones. There are fewer where the text has no more
+        texts: Returns the text from its beginning; it is called three times.
+        size: Number of tokens, with the special ones; there are fewer if the text has too few
             pairs that are frequent enough.
         lowercase: Whether text is lower-cased and loses its accents.
-        min_frequency: Least count of a pair that is merged.
+        min_frequency: Smallest count of a pair that is merged.
 
     Returns:
         The tokens in the order of their ids: the special ones, the letters within words (``##a``),
-        the letters that words start with, then what was merged. Of letters the 1,000 most frequent
-        are kept.
+        the letters at the start of words, then the merged pieces. Only the 1,000 most frequent
+        letters are kept.
 
     Raises:
         UserError: There is no text, or the letters alone are more than `size`.
@@ -190,7 +191,7 @@ def train_vocabulary(
     letters = _letters(texts, lowercase)
     if not letters:
         raise UserError("a vocabulary needs text, but there is none in the files; name others")
-    # A vocabulary of no merges: it names the letters that are found within words.
+    # A vocabulary without merges lists the letters that occur within words.
     found = _train(texts, letters, list(SPECIAL_TOKENS), 0, lowercase, min_frequency)
     inner = sorted(token for token in found if token.startswith("##") and len(token) == 3)
     least = len(SPECIAL_TOKENS) + len(inner) + len(letters)
@@ -217,7 +218,7 @@ def _letters(texts: Callable[[], Iterable[str]], lowercase: bool) -> list[str]:
 
 
 def _joined(texts: Iterable[str]) -> Iterator[str]:
-    """Join short texts with line breaks, since each call of the library takes its time."""
+    """Join short texts with line breaks, since each call of the library has a fixed cost."""
     held: list[str] = []
     size = 0
     for text in texts:
@@ -256,10 +257,10 @@ def _train(
 
 
 def write_vocabulary(tokens: Iterable[str], path: Path) -> None:
-    """Write a ``vocab.txt`` beside its place, flush it and rename it.
+    """Write a ``vocab.txt`` atomically: to a temporary file, flushed and then renamed.
 
     Raises:
-        OSError: It could not be written; what was there still is.
+        OSError: The file could not be written; an existing one is unchanged.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

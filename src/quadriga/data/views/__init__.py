@@ -1,1 +1,1 @@
-"""From one image record to a sample: crops, augmentation, mixing."""
+"""Views: turn image records into training samples by crops, augmentation and mixing."""

@@ -1,6 +1,7 @@
-"""Which operations change a training image: RandAugment, 3-Augment or colour jitter.
+"""Augmentation policies of training images: RandAugment, 3-Augment and colour jitter.
 
-A policy draws; `image_operations.apply` does. What is drawn is a pure function of a `Stream`.
+A policy draws operations as a pure function of a `Stream`; `quadriga.data.views.operations.apply`
+applies them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _LEVEL_10 = 10.0
 
 
 class Augmentation(ABC):
-    """A policy: what happens to an image."""
+    """A policy that draws the operations for an image."""
 
     @abstractmethod
     def draw(self, stream: Stream) -> list[Drawn]:
@@ -33,34 +34,34 @@ class Augmentation(ABC):
 
 @dataclass(frozen=True)
 class RandAugmentSettings:
-    """What a string such as ``rand-m9-mstd0.5-inc1`` says."""
+    """The settings in a string such as ``rand-m9-mstd0.5-inc1``."""
 
     magnitude: float = 10.0
     """m: strength of the operations; 10 is full strength."""
     operations: int = 2
-    """n: how many are drawn for an image."""
+    """n: number of operations that are drawn for an image."""
     deviation: float = 0.0
     """mstd: standard deviation of the magnitude; infinite (above 100 in the string) for a magnitude
     that is uniform from 0 to `magnitude`."""
     greatest: float = _LEVEL_10
-    """mmax: magnitudes above are cut off."""
+    """mmax: upper bound to which magnitudes are clipped."""
     probability: float = 0.5
-    """p: of each operation that was drawn to be applied."""
+    """p: probability that an operation that was drawn is applied."""
     increasing: bool = False
-    """inc: whether every operation grows stronger with the magnitude."""
+    """inc: whether the strength of every operation increases with the magnitude."""
     weighted: bool = False
-    """w0: whether geometric operations are drawn more often, and none twice."""
+    """w0: whether geometric operations are drawn more often, and no operation twice."""
 
 
 def parse_rand_augment(text: str) -> RandAugmentSettings:
-    """Read a string in the language of timm's RandAugment.
+    """Parse a string in the syntax of timm's RandAugment.
 
     Args:
-        text: ``rand`` and parts after it in any order: ``m9`` (default 10), ``n2``, ``mstd0.5``,
+        text: ``rand``, followed by parts in any order: ``m9`` (default 10), ``n2``, ``mstd0.5``,
             ``mmax10``, ``p0.5``, ``inc1``, ``w0``.
 
     Raises:
-        ValueError: A part is unknown, there twice or out of range; the message names it.
+        ValueError: A part is unknown, repeated or out of range; the message names it.
     """
     head, *parts = text.split("-")
     if head != "rand":
@@ -116,7 +117,7 @@ _SIGNED = {
     "translate_x": 0.45,
     "translate_y": 0.45,
 }
-"""Operations in two directions, and their amount at magnitude 10."""
+"""Operations with a random sign -> amount at magnitude 10."""
 _BLENDS = ("colour", "contrast", "brightness", "sharpness")
 
 CHOICES: dict[str, float] = {
@@ -136,7 +137,7 @@ CHOICES: dict[str, float] = {
     "translate_x": 0.1,
     "translate_y": 0.1,
 }
-"""The 15 operations of RandAugment, and their weights under ``w0``."""
+"""The 15 operations of RandAugment -> weight under ``w0``."""
 _NAMES = tuple(CHOICES)
 
 
@@ -147,7 +148,7 @@ class RandAugment(Augmentation):
     def __init__(
         self, settings: RandAugmentSettings, interpolation: FilterChoice, fill: Fill
     ) -> None:
-        """Draw by `settings`; read moved pixels with `interpolation`, put `fill` in their place."""
+        """Keep the settings, and the filter and the fill colour of geometric operations."""
         self._settings = settings
         self._interpolation = interpolation
         self._fill = fill
@@ -179,13 +180,13 @@ class RandAugment(Augmentation):
 
 
 def amount_of(name: str, level: float, settings: RandAugmentSettings, stream: Stream) -> float:
-    """Return what a magnitude means to an operation.
+    """Return the amount of an operation (see `OPERATIONS`) at a magnitude.
 
     Args:
         name: The operation.
         level: The magnitude / 10.
-        settings: Whether all operations grow with the magnitude.
-        stream: Where the signs come from.
+        settings: Say whether the strength of all operations increases with the magnitude.
+        stream: Draws the signs.
     """
     if name in _SIGNED:
         return _either_sign(level * _SIGNED[name], stream)
@@ -204,10 +205,10 @@ def amount_of(name: str, level: float, settings: RandAugmentSettings, stream: St
 
 @final
 class ThreeAugment(Augmentation):
-    """3-Augment (Touvron et al., arXiv:2204.07118): grey, solarised or blurred; then jitter."""
+    """3-Augment (Touvron et al., arXiv:2204.07118): grey, solarise or blur; then colour jitter."""
 
     def __init__(self, jitter: float) -> None:
-        """Use `jitter` as `ColorJitter` does."""
+        """Use `jitter` as the strength of `ColorJitter`."""
         self._jitter = ColorJitter(jitter)
 
     def draw(self, stream: Stream) -> list[Drawn]:
@@ -219,7 +220,7 @@ class ThreeAugment(Augmentation):
 
 @final
 class ColorJitter(Augmentation):
-    """Brightness, contrast and saturation changed by random factors, in a random order."""
+    """Changes brightness, contrast and saturation by random factors, in a random order."""
 
     def __init__(self, strength: float) -> None:
         """Draw factors from ``[max(0, 1 - strength), 1 + strength]``; 0 changes nothing."""
@@ -246,7 +247,7 @@ def _either_sign(value: float, stream: Stream) -> float:
 
 
 def _weighted_names(count: int, stream: Stream) -> Sequence[str]:
-    """Draw `count` different names, each with the weight that is left to it."""
+    """Draw `count` names without replacement, with probabilities proportional to their weights."""
     left = {name: weight for name, weight in CHOICES.items() if weight > 0}
     names = []
     for _ in range(count):

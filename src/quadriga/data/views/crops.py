@@ -21,7 +21,7 @@ from quadriga.randomness import Stream, fold, pass_keys, uniform_rows
 
 _FLIP = fold("flip")
 _LONGEST = 16
-# Images more elongated than this are cut about their centre before they are resized: scaled to
+# Images more elongated than this are cropped to their centre before they are resized: scaled to
 # the output's height, a strip of one pixel by 60,000 would need gigabytes.
 
 Rgb = tuple[float, float, float]
@@ -29,25 +29,25 @@ Rgb = tuple[float, float, float]
 
 @final
 class ImageViewsConfig(ViewsConfig):
-    """One view per image, or several to train on.
+    """One view per image, or several views for training.
 
-    Training: a random part of the image, resized, and flipped at random. Evaluation: the shorter
-    side resized, then the centre.
+    Training: a random resized crop with a random flip. Evaluation: the shorter side is resized,
+    then the centre is cropped.
     """
 
     image_px: int = Field(default=224, gt=0)
     """Height and width of a view in pixels."""
     crops: Later[int] = Field(default=1, ge=1, le=16)
-    """Training views of an image. Several are ``crops`` (batch, crops, 3, image_px, image_px) of a
-    batch, each with draws of its own, and there is no ``image``."""
+    """Number of training views of an image. With more than one, a batch has ``crops`` (batch,
+    crops, 3, image_px, image_px) instead of ``image``, and each view has its own random draws."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
-    """Least and greatest share of the image's area in a training crop."""
+    """Smallest and largest fraction of the image's area in a training crop."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Least and greatest width / height of a training crop."""
+    """Smallest and largest width / height of a training crop."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """Filter of the antialiased resize."""
     flip_probability: float = Field(default=0.5, ge=0, le=1)
-    """Share of the training samples that are mirrored left to right."""
+    """Probability that a training view is mirrored left to right."""
     mean: Rgb = (0.485, 0.456, 0.406)
     """Mean of each channel, for values from 0 to 1; subtracted."""
     std: Rgb = (0.229, 0.224, 0.225)
@@ -70,7 +70,7 @@ class ImageViewsConfig(ViewsConfig):
         return self
 
     def build(self, split: Split) -> Transform:
-        """Make the random training view, or the deterministic evaluation view."""
+        """Return the random training view, or the deterministic evaluation view."""
         if split == "train":
             return TrainingView(self)
         return EvaluationView(
@@ -81,7 +81,7 @@ class ImageViewsConfig(ViewsConfig):
         """Check that the records are images.
 
         Raises:
-            UserError: They are text.
+            UserError: The records are text.
         """
         check_images(self, dataset)
 
@@ -90,7 +90,7 @@ def check_images(views: ViewsConfig, dataset: Dataset) -> None:
     """Check that the records of a data set are images, for views of images.
 
     Raises:
-        UserError: They are text.
+        UserError: The records are text.
     """
     if dataset.vocabulary_size is not None:
         raise UserError(
@@ -105,15 +105,15 @@ class TrainingView(Transform):
     """A random resized crop on the CPU; flip and normalisation on the device."""
 
     def __init__(self, config: ImageViewsConfig) -> None:
-        """Take the view's parameters from `config`."""
+        """Keep the config."""
         self.config = config
 
     def sample(self, record: ImageRecord, key: int) -> Sample:
-        """Decode one image and crop it, as often as the config says.
+        """Decode one image and crop it `crops` times.
 
         Returns:
             ``image`` uint8 (3, image_px, image_px), or ``crops`` uint8 (crops, 3, image_px,
-            image_px); and ``label`` int64 () where there is one.
+            image_px); and ``label`` int64 () if there is one.
 
         Raises:
             UnreadableSample: The image cannot be decoded.
@@ -135,7 +135,7 @@ class TrainingView(Transform):
         return resize(pixels, config.image_px, config.image_px, config.interpolation)
 
     def batch(self, batch: Batch) -> Batch:
-        """Flip each view with its own key's draw, then normalise all."""
+        """Flip each view by a draw from its own key, then normalise all to float32."""
         config, key = self.config, batch["key"]
         if config.crops == 1:
             images = flip(batch["image"], key, config.flip_probability)
@@ -152,7 +152,7 @@ class TrainingView(Transform):
 
 @final
 class EvaluationView(Transform):
-    """The shorter side resized to ``image_px / test_crop_fraction``, then the centre."""
+    """Resizes the shorter side to ``image_px / test_crop_fraction``, then crops the centre."""
 
     def __init__(
         self,
@@ -162,17 +162,17 @@ class EvaluationView(Transform):
         mean: Rgb,
         std: Rgb,
     ) -> None:
-        """Take what the fields of `ImageViewsConfig` say."""
+        """Keep the arguments, which are fields of `ImageViewsConfig`."""
         self._image_px = image_px
         self._side = math.floor(image_px / test_crop_fraction)
         self._interpolation = interpolation
         self._mean, self._std = mean, std
 
     def sample(self, record: ImageRecord, key: int) -> Sample:
-        """Decode, resize and crop one image, every pixel of it decoded; `key` is not used.
+        """Decode one image at full resolution, resize and crop it; `key` is not used.
 
         Returns:
-            ``image`` uint8 (3, image_px, image_px), and ``label`` int64 () where there is one.
+            ``image`` uint8 (3, image_px, image_px), and ``label`` int64 () if there is one.
 
         Raises:
             UnreadableSample: The image cannot be decoded.
@@ -184,7 +184,7 @@ class EvaluationView(Transform):
         )
 
     def batch(self, batch: Batch) -> Batch:
-        """Normalise."""
+        """Normalise the images to float32."""
         return {**batch, "image": normalise(batch["image"], self._mean, self._std)}
 
     def example(self, size: int, device: torch.device) -> Batch:
@@ -202,14 +202,14 @@ def random_box(
     """Draw the box of a random resized crop (Szegedy et al., "Going deeper with convolutions").
 
     The area is uniform, the logarithm of the aspect ratio is uniform, the position is uniform.
-    After ten boxes that do not fit, the largest central one with an allowed ratio is taken.
+    After ten boxes that do not fit, the largest central box with an allowed ratio is returned.
 
     Args:
         height: Image height in pixels.
         width: Image width in pixels.
-        scale: Least and greatest share of the area.
-        ratio: Least and greatest width / height.
-        stream: Where the draws come from.
+        scale: Smallest and largest fraction of the area.
+        ratio: Smallest and largest width / height.
+        stream: Source of the random draws.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(10):
@@ -232,13 +232,13 @@ def centre(
     image_px: int,
     interpolation: Interpolation,
 ) -> UInt8[np.ndarray, "3 {image_px} {image_px}"]:
-    """Resize the shorter side to `side`, keep the aspect ratio, and cut out the centre.
+    """Resize the shorter side to `side`, keeping the aspect ratio, and crop the centre.
 
     Args:
-        pixels: uint8 RGB.
+        pixels: uint8 RGB pixels.
         side: Length of the resized shorter side in pixels, at least `image_px`.
-        image_px: Side of the square that is cut out.
-        interpolation: The filter.
+        image_px: Side of the square crop in pixels.
+        interpolation: Filter of the resize.
     """
     height, width = pixels.shape[:2]
     shorter = min(height, width)
@@ -251,7 +251,7 @@ def centre(
 def flip(
     images: UInt8[Tensor, "batch 3 height width"], key: Int64[Tensor, " batch"], probability: float
 ) -> UInt8[Tensor, "batch 3 height width"]:
-    """Mirror images left to right, each with `probability`, by its own key's draw."""
+    """Mirror images left to right, each with `probability`, by a draw from its own key."""
     if probability == 0:
         return images
     flipped = uniform_rows(key, _FLIP, 1)[:, :, None, None] < probability
@@ -259,7 +259,7 @@ def flip(
 
 
 def crop_keys(key: Int64[Tensor, " batch"], crops: int) -> list[Int64[Tensor, " batch"]]:
-    """Return, for each of several crops, the keys that its samples' draws on the device have."""
+    """Return, for each crop, the int64 keys (batch,) of its draws on the device."""
     return [pass_keys(key, f"crop {number}") for number in range(crops)]
 
 
@@ -274,7 +274,7 @@ def normalise(
 
 @functools.lru_cache(maxsize=16)
 def _affine(mean: Rgb, std: Rgb, device: torch.device) -> tuple[Tensor, Tensor]:
-    # Kept, since making them anew would copy from host to device in every batch.
+    # Cached, since creating them again would copy from host to device in every batch.
     factor = [1 / (255 * s) for s in std]
     offset = [-m / s for m, s in zip(mean, std, strict=True)]
     values = torch.tensor([factor, offset], dtype=torch.float32).reshape(2, 3, 1, 1).to(device)
@@ -290,7 +290,7 @@ def not_too_long(height: int, width: int) -> Box:
 def sample_of(
     view: UInt8[np.ndarray, "*crops 3 height width"], label: int | None, name: str = "image"
 ) -> Sample:
-    """Return a view, or several, as a sample, with its label where there is one."""
+    """Return a view, or several, as a sample, with the label if there is one."""
     return {name: view} if label is None else {name: view, "label": np.array(label, np.int64)}
 
 

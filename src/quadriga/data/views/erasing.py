@@ -1,6 +1,6 @@
 """Random erasing (Zhong et al., arXiv:1708.04896) of normalised images, on the device.
 
-Boxes of a batch of images, drawn and rasterised on the device without waiting for it.
+The boxes of a batch are drawn and rasterised on the device without synchronisation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Boxes(NamedTuple):
 
 
 def inside(boxes: Boxes, height: int, width: int) -> Bool[Tensor, "batch 1 {height} {width}"]:
-    """Return which pixels of images of this size lie inside their box."""
+    """Return which pixels of images of this size are inside the image's box."""
     device = boxes.top.device
     rows = torch.arange(height, device=device)
     columns = torch.arange(width, device=device)
@@ -40,7 +40,7 @@ def inside(boxes: Boxes, height: int, width: int) -> Bool[Tensor, "batch 1 {heig
 def whole(
     uniform: Float[Tensor, " batch"], bound: int | Int64[Tensor, " batch"]
 ) -> Int64[Tensor, " batch"]:
-    """Map uniforms of 24 bits in [0, 1) to whole numbers in [0, bound)."""
+    """Map uniforms of 24 bits in [0, 1) to int64 integers in [0, bound)."""
     return (uniform * bound).to(torch.int64)
 
 
@@ -52,18 +52,18 @@ _WINDOWS, _STRIDE = 1 << 18, 4
 
 @dataclass(frozen=True)
 class Erasing:
-    """How boxes are erased."""
+    """The parameters of random erasing."""
 
     probability: float
-    """Share of the images that are erased in."""
+    """Probability that an image has erased boxes."""
     mode: Mode
-    """What fills a box: noise for each pixel, one random colour, or the mean colour (0)."""
+    """Fill of a box: pixel, noise for each pixel; rand, one random colour; const, the mean (0)."""
     count: int
-    """The greatest number of boxes; it is uniform from 1 on."""
+    """Largest number of boxes; the number is uniform from 1 on."""
     area: tuple[float, float]
-    """Least and greatest share of the image's area that the boxes cover, before rounding."""
+    """Smallest and largest fraction of the image's area that all boxes cover, before rounding."""
     aspect: tuple[float, float]
-    """Least and greatest height / width."""
+    """Smallest and largest height / width."""
 
 
 def erase(
@@ -71,11 +71,16 @@ def erase(
     key: Int64[Tensor, " batch"],
     how: Erasing,
 ) -> Float[Tensor, "batch channels height width"]:
-    """Return the images with boxes erased, by each sample's own key.
+    """Return the images with boxes erased, by draws from each sample's own key.
 
-    The noise is standard normal. It is read from a table of some million numbers at a place
-    that follows from the key: drawing a number for each pixel would cost as much as a block of a
-    model, and would not be the same on every device.
+    The noise is standard normal. It is read from a table of about a million numbers at a position
+    that is drawn from the key: drawing a number for each pixel would cost as much as a block of a
+    model, and would not give the same numbers on every device.
+
+    Args:
+        images: Normalised images.
+        key: int64 key of each sample.
+        how: The parameters.
     """
     if how.probability == 0:
         return images
@@ -98,8 +103,8 @@ def erase(
 def boxes(key: Int64[Tensor, " batch"], box: int, height: int, width: int, how: Erasing) -> Boxes:
     """Draw box number `box` of each sample.
 
-    Of ten draws of area and aspect the first that is smaller than the image in height and width
-    counts; where none is, the box is empty.
+    Of ten draws of area and aspect, the first whose height and width are smaller than the image's
+    counts; if there is none, the box is empty.
     """
     draws = uniform_rows(key, fold(_GATE, box), 2 * _ATTEMPTS + 2)
     area = how.area[0] + (how.area[1] - how.area[0]) * draws[:, :_ATTEMPTS]
@@ -118,7 +123,7 @@ def boxes(key: Int64[Tensor, " batch"], box: int, height: int, width: int, how: 
 
 
 def noise(key: Int64[Tensor, " batch"], salt: int, count: int) -> Float[Tensor, "batch {count}"]:
-    """Return `count` standard normal numbers for each sample: a window of one fixed table."""
+    """Return `count` float32 standard normal numbers per sample: a window of one fixed table."""
     place = whole(uniform_rows(key, salt, 1)[:, 0], _WINDOWS)
     return _table(count, key.device).unfold(0, count, _STRIDE)[place]
 

@@ -1,8 +1,8 @@
 """Mixup (Zhang et al., arXiv:1710.09412) and CutMix (Yun et al., arXiv:1905.04899) on the device.
 
-The sample at an even place of a micro-batch is mixed with the one after it, and that one with it:
-where micro-batches have even sizes, the pairs are those of the step's whole batch, however it is
-cut. An odd last sample is not mixed.
+Samples 2i and 2i + 1 of a micro-batch are mixed with each other. If all micro-batches have even
+sizes, the pairs do not depend on how the step's batch is divided. The last sample of an odd number
+is not mixed.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ Uniforms = Float[Tensor, "batch draws"]
 
 @dataclass(frozen=True)
 class Mixing:
-    """How images are mixed."""
+    """The parameters of mixup and CutMix."""
 
     mixup: float
-    """Both parameters of the beta distribution of the share under mixup; 0 for no mixup."""
+    """Both parameters of the beta distribution of mixup's share; 0 for no mixup."""
     cutmix: float
-    """The same for cutmix."""
+    """Both parameters of the beta distribution of CutMix's share; 0 for no CutMix."""
     cutmix_minmax: tuple[float, float] | None
-    """Least and greatest side of cutmix's box / the image's side, instead of a beta distribution"""
+    """Smallest and largest side of CutMix's box / the image's side, instead of the distribution."""
     probability: float
-    """Share of what is drawn for that is mixed at all."""
+    """Probability that a unit of `mode` is mixed."""
     switch_probability: float
-    """Share of cutmix, where both are on."""
+    """Probability of CutMix instead of mixup, if both are on."""
     mode: Mode
-    """What is drawn for: a micro-batch, a pair or a sample."""
+    """The unit that shares its random draws: a micro-batch, a pair or a sample."""
 
     @property
     def on(self) -> bool:
-        """Whether anything is mixed."""
+        """Whether mixup or CutMix is on."""
         return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
 
 
@@ -53,12 +53,13 @@ def mix(batch: Batch, how: Mixing) -> Batch:
     """Mix the images of a micro-batch.
 
     Args:
-        batch: ``image`` float, ``label``, ``key``.
-        how: With `Mixing.on`; otherwise `batch` is returned as it is.
+        batch: Has ``image`` float (batch, 3, height, width), ``label`` and ``key``.
+        how: The parameters; without `Mixing.on` the batch is returned unchanged.
 
     Returns:
-        The batch with ``image`` mixed, and with ``mixed_label`` (int64) and ``share`` (float32):
-        the share of its own image in each, for cutmix the exact share of the pixels.
+        The batch with mixed ``image``, and with ``mixed_label`` int64 (batch,), the partner's
+        label, and ``share`` float32 (batch,), the fraction of each image that is its own; for
+        CutMix the exact fraction of the pixels.
     """
     if not how.on:
         return batch
@@ -84,7 +85,7 @@ def mix(batch: Batch, how: Mixing) -> Batch:
 
 
 def _owners(places: Int64[Tensor, " batch"], mode: Mode) -> Int64[Tensor, " batch"]:
-    """Return the place of the sample whose key decides for each."""
+    """Return, for each sample, the position of the sample whose key gives its draws."""
     if mode == "elem":
         return places
     return places & ~1 if mode == "pair" else torch.zeros_like(places)
@@ -112,7 +113,7 @@ def _boxes(draws: Uniforms, height: int, width: int, how: Mixing) -> Boxes:
 def _about_a_centre(
     place: Tensor, side: Float[Tensor, " batch"], length: int
 ) -> tuple[Int64[Tensor, " batch"], Int64[Tensor, " batch"]]:
-    """Return start and length of a stretch about a uniform centre, cut off at the image's edges."""
+    """Return start and length of an interval about a uniform centre, clipped to the image."""
     half = (side * length).to(torch.int64) // 2
     middle = whole(place, length)
     start = (middle - half).clamp(min=0)
@@ -122,14 +123,14 @@ def _about_a_centre(
 def _within(
     place: Tensor, size: Tensor, bounds: tuple[float, float], length: int
 ) -> tuple[Int64[Tensor, " batch"], Int64[Tensor, " batch"]]:
-    """Return start and length of a stretch that lies inside, of a uniform length."""
+    """Return start and length of an interval of uniform length that is inside the image."""
     low, high = (int(bound * length) for bound in bounds)
     stretch = low + whole(size, high - low + 1)
     return whole(place, length - stretch + 1), stretch
 
 
 def beta(uniform: Float[Tensor, " batch"], alpha: float) -> Float[Tensor, " batch"]:
-    """Map uniforms to the symmetric beta distribution, by a table of 65,536 of its quantiles."""
+    """Map uniforms to the symmetric beta distribution by a table of 65,536 quantiles."""
     return _quantiles(alpha, uniform.device)[whole(uniform, _QUANTILES)]
 
 

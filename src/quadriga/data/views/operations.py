@@ -1,13 +1,12 @@
-"""The operations that augmentations are made of, on 8-bit RGB Pillow images in a worker process.
+"""The operations of augmentations, on 8-bit RGB images in a worker process.
 
 They follow the published formulas of AutoAugment (Cubuk et al., arXiv:1805.09501), RandAugment
-(arXiv:1909.13719) and DeiT-III (Touvron et al., arXiv:2204.07118). What maps each value by itself
-goes through a table of 256 entries, which costs less than Pillow's own function for it.
+(arXiv:1909.13719) and DeiT-III (Touvron et al., arXiv:2204.07118). Operations that map each value
+separately use a table of 256 entries, which is faster than Pillow's own functions.
 
-Shears and translations as what they are: every line of the image moved along itself.
-
-Pillow reads 16 neighbours for each pixel of a bicubic affine transform. A line that only moves
-needs four, with the same four weights for the whole line: a quarter of the time, the same result.
+Shears and translations shift each line of the image along itself. Pillow reads 16 neighbours for
+each pixel of a bicubic affine transform. A shifted line needs only four, with the same four weights
+for the whole line: this takes a quarter of the time, with the same result.
 """
 
 from __future__ import annotations
@@ -34,31 +33,31 @@ def shift_lines(
     kind: Filter,
     fill: tuple[int, int, int],
 ) -> UInt8[np.ndarray, "3 height width"]:
-    """Move each row or column along itself by a distance of its own, in pixels.
+    """Shift each row or column along itself by its own distance in pixels.
 
-    To within one level what Pillow's affine transform gives: cubic convolution with a = -1 (Keys,
-    "Cubic convolution interpolation for digital image processing", 1981) or linear interpolation,
-    edges repeated under the filter, rounded down.
+    The result equals that of Pillow's affine transform to within one level: cubic convolution with
+    a = -1 (Keys, "Cubic convolution interpolation for digital image processing", 1981) or linear
+    interpolation, with edge pixels repeated under the filter, rounded down.
 
     Args:
-        planes: The image.
-        shifts: What is added to a place to get where it is read from, for each line.
+        planes: The image, uint8 (3, height, width).
+        shifts: float (lines,): source position minus target position of each line, in pixels.
         vertical: Whether the lines are columns.
         kind: The filter.
-        fill: What is put where the place to read from is outside.
+        fill: Colour of the pixels whose source position is outside the image.
     """
     lines = planes.swapaxes(1, 2) if vertical else planes
     length = lines.shape[2]
     steps = np.floor(shifts).astype(np.int64)
     weights = _weights((shifts - steps).astype(np.float32), kind)
     taps = _TAPS[kind]
-    # Beyond its own length a line is outside; a shift by more would only need a wider border.
+    # A line shifted by more than its length is outside; larger shifts need only a wider border.
     steps = steps.clip(-length - 2, length + 2)
     windows = _windows(lines, steps, taps, vertical)
     total = windows[..., :length] * weights[0][:, None]
     for tap in range(1, len(taps)):
         total += windows[..., tap : tap + length] * weights[tap][:, None]
-    # Weights that add up to 1 but for their rounding must not take a level from a flat part.
+    # The sum of the weights may be rounded below 1; that must not lower a flat area by one level.
     total += np.float32(1e-3)
     np.clip(total, 0, 255, out=total)
     found = total.astype(np.uint8)
@@ -75,7 +74,7 @@ def _windows(
     taps: tuple[int, ...],
     vertical: bool,
 ) -> npt.NDArray[np.float32]:
-    """Return each line from its first tap on, its ends repeated; laid out in memory as `lines`."""
+    """Return each line from its first tap on, its ends repeated, in the memory order of `lines`."""
     count, length = lines.shape[1:]
     border = int(np.abs(steps).max()) + 2
     padded = _like((3, count, length + 2 * border), np.uint8, vertical)
@@ -84,7 +83,7 @@ def _windows(
     padded[..., border + length :] = lines[..., -1:]
     width = length + taps[-1] - taps[0]
     windows = _like((3, count, width), np.float32, vertical)
-    # Neighbouring lines move by the same whole number of pixels: one copy for them together.
+    # Neighbouring lines often shift by the same number of whole pixels: copy them together.
     cuts = [0, *(np.flatnonzero(np.diff(steps)) + 1).tolist(), count]
     for start, stop in itertools.pairwise(cuts):
         first = border + int(steps[start]) + taps[0]
@@ -99,7 +98,7 @@ def _like(shape: tuple[int, int, int], dtype: type, vertical: bool) -> npt.NDArr
 
 
 def _weights(place: npt.NDArray[np.float32], kind: Filter) -> list[npt.NDArray[np.float32]]:
-    """Return the weight of each tap, for places between two pixels in [0, 1)."""
+    """Return the weights (lines,) of each tap, for positions between two pixels in [0, 1)."""
     if kind == Filter.BILINEAR:
         return [1 - place, place]
     square, cube = place**2, place**3
@@ -116,23 +115,23 @@ _LEVELS = np.arange(256)
 
 
 class Drawn(NamedTuple):
-    """One operation that was drawn, and everything that decides its result."""
+    """One drawn operation with all its parameters."""
 
     name: str
     """One of `OPERATIONS`."""
     amount: float = 0.0
-    """What it means is up to the operation; some have none."""
+    """Strength of the operation, in the unit given at `OPERATIONS`; some operations ignore it."""
     filter: Filter = Filter.BICUBIC
-    """How an operation that moves pixels reads between them."""
+    """Interpolation of geometric operations."""
     fill: tuple[int, int, int] = (0, 0, 0)
-    """What such an operation puts where nothing came from."""
+    """Colour of the pixels that a geometric operation leaves empty."""
 
 
 Operation = Callable[[Image.Image, Drawn], Image.Image]
 
 
 def _through(image: Image.Image, table: npt.NDArray[np.int64]) -> Image.Image:
-    """Map every value of every channel through 256 entries, cut off to 0 to 255."""
+    """Map every value of every channel by a table of 256 entries, clipped to [0, 255]."""
     return image.point(table.clip(0, 255).astype(np.uint8).tolist() * 3)
 
 
@@ -149,7 +148,7 @@ def _invert(image: Image.Image, drawn: Drawn) -> Image.Image:
 
 
 def _posterize(image: Image.Image, drawn: Drawn) -> Image.Image:
-    # A table, since Pillow refuses to keep 0 bits from its version 13 on.
+    # A table, since Pillow 13 and later refuse to keep 0 bits.
     bits = min(8, max(0, int(drawn.amount)))
     return _through(image, _LEVELS & ~(2 ** (8 - bits) - 1))
 
@@ -209,20 +208,20 @@ _ON_IMAGES: dict[str, Operation] = {
 _ON_LINES = ("shear_x", "shear_y", "translate_x", "translate_y")
 
 OPERATIONS = (*_ON_IMAGES, *_ON_LINES)
-"""Every operation by name. Amounts: ``rotate`` degrees anticlockwise; ``posterize`` bits that are
-kept; ``solarize`` the least value that is inverted; ``solarize_add`` what is added to values below
-128; ``colour``, ``contrast``, ``brightness`` and ``sharpness`` the weight of the image in a blend
-with its grey version, its mean grey, black and its smoothed version, 1 for the image as it is;
-``shear_*`` pixels per pixel; ``translate_*`` a share of the side; ``blur`` the standard deviation
-in pixels."""
+"""The names of all operations. Amounts: ``rotate`` degrees anticlockwise; ``posterize`` number of
+kept bits; ``solarize`` the smallest value that is inverted; ``solarize_add`` the increment of
+values below 128; ``colour``, ``contrast``, ``brightness`` and ``sharpness`` the weight of the image
+in a blend with its grey version, its mean grey, black and its smoothed version, where 1 is the
+unchanged image; ``shear_*`` pixels per pixel; ``translate_*`` a fraction of the side; ``blur`` the
+standard deviation in pixels."""
 
 
 def apply(planes: npt.NDArray[np.uint8], operations: list[Drawn]) -> npt.NDArray[np.uint8]:
     """Apply operations one after another.
 
     Args:
-        planes: uint8 (3, height, width), in RGB.
-        operations: What was drawn; none returns `planes` itself.
+        planes: uint8 RGB (3, height, width).
+        operations: The drawn operations; with an empty list `planes` itself is returned.
 
     Returns:
         uint8 (3, height, width).
@@ -234,7 +233,7 @@ def apply(planes: npt.NDArray[np.uint8], operations: list[Drawn]) -> npt.NDArray
             image = None
             continue
         if image is None:
-            # Plane by plane: half the time of interleaving the channels first.
+            # Merging planes takes half the time of interleaving the channels first.
             image = Image.merge("RGB", [Image.fromarray(plane) for plane in planes])
         image = _ON_IMAGES[drawn.name](image, drawn)
     return planes if image is None else _planes(image)
@@ -246,7 +245,7 @@ def _planes(image: Image.Image) -> npt.NDArray[np.uint8]:
 
 
 def _lines_moved(planes: npt.NDArray[np.uint8], drawn: Drawn) -> npt.NDArray[np.uint8]:
-    """Shear or translate: read the pixel at (x, y) from further on in its row or column."""
+    """Shear or translate: each pixel is read from another position in its row or column."""
     vertical = drawn.name.endswith("_y")
     height, width = planes.shape[1:]
     lines, length = (width, height) if vertical else (height, width)

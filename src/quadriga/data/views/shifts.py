@@ -1,8 +1,8 @@
-"""Views of small images: shifted by a few pixels and flipped, nothing resampled.
+"""Views of small images: shifted by a few pixels and flipped, without resampling.
 
-The augmentation of small images since Krizhevsky ("Learning Multiple Layers of Features from Tiny
-Images", 2009) and He et al. (CVPR 2016, section 4.2): a random crop of the padded image. It is
-done for the whole batch on the device; a worker only hands the pixels on.
+This is the usual augmentation of small images (Krizhevsky, "Learning Multiple Layers of Features
+from Tiny Images", 2009; He et al., CVPR 2016, section 4.2): a random crop of the padded image. It
+is applied to the whole batch on the device; a worker only decodes the image.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ _DRAWS = fold("shift and flip")
 
 @final
 class ShiftedViewsConfig(ViewsConfig):
-    """One view per image, or several: the image, in training shifted and flipped at random."""
+    """One view per image, or several: the whole image, in training randomly shifted and flipped."""
 
     image_px: int = Field(default=32, gt=0)
     """Height and width of a view in pixels; images of another size are resized first."""
     crops: Later[int] = Field(default=1, ge=1, le=16)
-    """Training views of an image. Several are ``crops`` (batch, crops, 3, image_px, image_px) of a
-    batch, each with draws of its own, and there is no ``image``."""
+    """Number of training views of an image. With more than one, a batch has ``crops`` (batch,
+    crops, 3, image_px, image_px) instead of ``image``, and each view has its own random draws."""
     shift_px: int = Field(default=4, ge=0)
-    """Most pixels that an image is shifted by in each direction."""
+    """Largest shift in each direction in pixels."""
     fill: Literal["zero", "edge"] = "zero"
-    """What comes in from outside: black, or the nearest pixel of the image."""
+    """Fill of the pixels from outside the image: black, or the nearest pixel of the image."""
     flip_probability: float = Field(default=0.5, ge=0, le=1)
-    """Share of the training samples that are mirrored left to right."""
+    """Probability that a training view is mirrored left to right."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """Filter of the antialiased resize of images of another size."""
     mean: Rgb = (0.485, 0.456, 0.406)
@@ -63,7 +63,7 @@ class ShiftedViewsConfig(ViewsConfig):
         return self
 
     def build(self, split: Split) -> Transform:
-        """Make the random training view, or the deterministic evaluation view."""
+        """Return the random training view, or the deterministic evaluation view."""
         whole = EvaluationView(self.image_px, 1.0, self.interpolation, self.mean, self.std)
         return ShiftedView(self, whole) if split == "train" else whole
 
@@ -71,7 +71,7 @@ class ShiftedViewsConfig(ViewsConfig):
         """Check that the records are images.
 
         Raises:
-            UserError: They are text.
+            UserError: The records are text.
         """
         check_images(self, dataset)
 
@@ -81,15 +81,15 @@ class ShiftedView(Transform):
     """Whole images from the CPU; shift, flip and normalisation on the device."""
 
     def __init__(self, config: ShiftedViewsConfig, whole: EvaluationView) -> None:
-        """Take the view's parameters from `config`, and what makes whole images samples."""
+        """Keep the config, and the view that turns a record into a whole image."""
         self.config = config
         self.whole = whole
 
     def sample(self, record: ImageRecord, key: int) -> Sample:
-        """Decode one image; one of exactly `image_px` is handed on as it is.
+        """Decode one image; it is resized only if its size is not `image_px`.
 
         Returns:
-            ``image`` uint8 (3, image_px, image_px), and ``label`` int64 () where there is one.
+            ``image`` uint8 (3, image_px, image_px), and ``label`` int64 () if there is one.
 
         Raises:
             UnreadableSample: The image cannot be decoded.
@@ -97,7 +97,7 @@ class ShiftedView(Transform):
         return self.whole.sample(record, key)
 
     def batch(self, batch: Batch) -> Batch:
-        """Shift and flip each view with its own key's draws, then normalise all."""
+        """Shift and flip each view by draws from its own key, then normalise all to float32."""
         config, key = self.config, batch["key"]
         if config.crops == 1:
             return {**batch, "image": self._view(batch["image"], key)}
@@ -127,9 +127,9 @@ def shifted(
 
     Args:
         images: uint8 images.
-        shifts: int64 pixels down and to the right, below the image's size; negative: up, left.
-        flips: bool (batch,), whether an image is mirrored.
-        fill: What comes in from outside the image.
+        shifts: int64 pixels down and to the right (negative: up and left), less than the size.
+        flips: bool (batch,): whether an image is mirrored.
+        fill: Fill of the pixels from outside the image.
     """
     height, width = images.shape[-2:]
     rows = torch.arange(height, device=images.device) - shifts[:, :1]

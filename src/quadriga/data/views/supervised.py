@@ -45,61 +45,62 @@ Range = tuple[float, float]
 class SupervisedViewsConfig(ViewsConfig):
     """Views of labelled images; the defaults are those of the DeiT recipes.
 
-    Training: a random crop, flipped, augmented, erased in and mixed with another image of the
-    batch. Evaluation: the shorter side resized, then the centre.
+    Training: a random crop, flip, augmentation, random erasing, and mixing with another image of
+    the micro-batch. Evaluation: the shorter side is resized, then the centre is cropped.
     """
 
     image_px: int = Field(default=224, gt=0)
     """Height and width of a view in pixels."""
     crop: Literal["resized", "padded"] = "resized"
-    """resized: a random part of the image, resized. padded: the image with its shorter side
-    resized to `image_px`, a border around it, and a random square of that; for small images."""
+    """resized: a random part of the image is resized. padded, for small images: the shorter side is
+    resized to `image_px`, a border is added, and a random square of the result is cropped."""
     crop_scale: Range = (0.08, 1.0)
-    """Least and greatest share of the image's area in a resized crop."""
+    """Smallest and largest fraction of the image's area in a resized crop."""
     crop_ratio: Range = (3 / 4, 4 / 3)
-    """Least and greatest width / height of a resized crop."""
+    """Smallest and largest width / height of a resized crop."""
     crop_padding: int = Field(default=4, ge=0)
     """Width of the border of a padded crop in pixels."""
     crop_border: Literal["black", "reflect"] = "black"
-    """What the border is: black, or the image mirrored."""
+    """Pixels of the border: black, or the mirrored image."""
     interpolation: FilterChoice = "bicubic"
-    """Filter of the resize and of operations that move pixels; random: one of the two for each."""
+    """Filter of the resize and of geometric operations; random: drawn for each of them."""
     flip_probability: float = Field(default=0.5, ge=0, le=1)
-    """Share of the training samples that are mirrored left to right."""
+    """Probability that a training view is mirrored left to right."""
     augment: str = "rand-m9-mstd0.5-inc1"
-    """none; three_augment (grey, solarised or blurred, then jitter); or RandAugment: ``rand`` and
+    """none; three_augment (grey, solarise or blur, then jitter); or RandAugment: ``rand`` and
     parts m (magnitude, 10 is full), n (operations, 2), mstd (standard deviation of the magnitude;
     above 100 uniform from 0), mmax (its bound, 10), p (probability of each operation, 0.5), inc1
-    (all operations grow with the magnitude) and w0 (geometric operations more often)."""
+    (strength of all operations increases with the magnitude) and w0 (geometric operations more
+    often)."""
     color_jitter: float = Field(default=0.4, ge=0)
-    """Range of the factors of brightness, contrast and saturation, where `augment` is none or
+    """Range of the factors of brightness, contrast and saturation, if `augment` is none or
     three_augment (whose published value is 0.3)."""
     erase_probability: float = Field(default=0.25, ge=0, le=1)
-    """Share of the training samples that boxes are erased in."""
+    """Probability that a training view has erased boxes."""
     erase_mode: Literal["pixel", "rand", "const"] = "pixel"
-    """What fills a box: pixel, noise; rand, one random colour; const, the mean colour."""
+    """Fill of a box. pixel: noise; rand: one random colour; const: the mean colour."""
     erase_count: int = Field(default=1, ge=1, le=100)
-    """The greatest number of boxes; uniform from 1 on."""
+    """Largest number of boxes; the number is uniform from 1 on."""
     erase_area: Range = (0.02, 1 / 3)
-    """Least and greatest share of the image's area that is erased."""
+    """Smallest and largest fraction of the image's area that all boxes cover."""
     erase_aspect: Range = (0.3, 1 / 0.3)
-    """Least and greatest height / width of a box."""
+    """Smallest and largest height / width of a box."""
     mixup: float = Field(default=0.8, ge=0)
     """Both parameters of mixup's beta distribution; 0 for no mixup."""
     cutmix: float = Field(default=1.0, ge=0)
-    """Both parameters of cutmix's beta distribution; 0 for no cutmix."""
+    """Both parameters of CutMix's beta distribution; 0 for no CutMix."""
     cutmix_minmax: Range | None = None
-    """Least and greatest side of cutmix's box / the image's side, instead of `cutmix`."""
+    """Smallest and largest side of CutMix's box / the image's side, instead of `cutmix`."""
     mix_probability: float = Field(default=1.0, ge=0, le=1)
-    """Share of what is drawn for (`mix_mode`) that is mixed at all."""
+    """Probability that a unit of `mix_mode` is mixed."""
     mix_switch_probability: float = Field(default=0.5, ge=0, le=1)
-    """Share of cutmix where mixup is on too."""
+    """Probability of CutMix instead of mixup, if both are on."""
     mix_mode: Literal["batch", "pair", "elem"] = "batch"
-    """What shares one draw: batch, a whole micro-batch, so that the draws follow how a step is cut;
-    pair, two samples; elem, one sample."""
+    """The unit that shares its random draws: batch, a micro-batch, so that the draws depend on how
+    a step is divided; pair, two samples; elem, one sample."""
     mean: Rgb = (0.485, 0.456, 0.406)
-    """Mean of each channel, for values from 0 to 1; subtracted, and the colour of what operations
-    leave empty."""
+    """Mean of each channel, for values from 0 to 1; subtracted, and the colour of pixels that
+    geometric operations leave empty."""
     std: Rgb = (0.229, 0.224, 0.225)
     """Standard deviation of each channel, for values from 0 to 1; divided by."""
     test_crop_fraction: float = Field(default=0.875, gt=0, le=1)
@@ -126,7 +127,7 @@ class SupervisedViewsConfig(ViewsConfig):
 
     @property
     def mixing(self) -> Mixing:
-        """How images are mixed."""
+        """The parameters of mixup and CutMix."""
         return Mixing(
             mixup=self.mixup,
             cutmix=self.cutmix,
@@ -138,7 +139,7 @@ class SupervisedViewsConfig(ViewsConfig):
 
     @property
     def erasing(self) -> Erasing:
-        """How boxes are erased."""
+        """The parameters of random erasing."""
         return Erasing(
             probability=self.erase_probability,
             mode=self.erase_mode,
@@ -148,7 +149,7 @@ class SupervisedViewsConfig(ViewsConfig):
         )
 
     def augmentation(self) -> Augmentation:
-        """Make the policy that `augment` names."""
+        """Return the policy that `augment` describes."""
         if self.augment == "none":
             return ColorJitter(self.color_jitter)
         if self.augment == "three_augment":
@@ -158,7 +159,7 @@ class SupervisedViewsConfig(ViewsConfig):
         return RandAugment(settings, self.interpolation, (red, green, blue))
 
     def build(self, split: Split) -> Transform:
-        """Make the random training view, or the deterministic evaluation view."""
+        """Return the random training view, or the deterministic evaluation view."""
         if split == "train":
             return SupervisedView(self)
         return EvaluationView(
@@ -166,10 +167,11 @@ class SupervisedViewsConfig(ViewsConfig):
         )
 
     def check(self, dataset: Dataset, split: Split, plan: StepPlan | None) -> None:
-        """Check that the records are images, and that every micro-batch has two of them to mix.
+        """Check that the records are images, and that every micro-batch has two images to mix.
 
         Raises:
-            UserError: They are text, or one has a single image, which would be trained on unmixed.
+            UserError: The records are text, or a micro-batch has a single image, which would not
+                be mixed.
         """
         check_images(self, dataset)
         if plan is None or not self.mixing.on:
@@ -187,13 +189,13 @@ class SupervisedViewsConfig(ViewsConfig):
 class SupervisedView(Transform):
     """Crop and augmentation on the CPU; flip, erasing and mixing on the device.
 
-    The published order flips before it augments. It makes no difference to what is drawn, since
-    operations go left and right with the same probability, but that a vertical shear, which leaves
-    the left edge in place, leaves the right one where the image is flipped.
+    The published order is to flip before augmenting. The distribution is nearly the same, since
+    operations to the left and to the right have the same probability. The only difference is the
+    vertical shear, which fixes the left edge, and here the right edge of a flipped image.
     """
 
     def __init__(self, config: SupervisedViewsConfig) -> None:
-        """Take the view's parameters from `config`."""
+        """Keep the config."""
         self.config = config
         self._augmentation = config.augmentation()
         self._mixing, self._erasing = config.mixing, config.erasing
@@ -202,7 +204,7 @@ class SupervisedView(Transform):
         """Decode, crop and augment one image.
 
         Returns:
-            ``image`` uint8 (3, image_px, image_px), and ``label`` int64 () where there is one.
+            ``image`` uint8 (3, image_px, image_px), and ``label`` int64 () if there is one.
 
         Raises:
             UnreadableSample: The image cannot be decoded.
@@ -247,11 +249,11 @@ class SupervisedView(Transform):
         return Stream(fold(key, "interpolation")).choice(names)
 
     def batch(self, batch: Batch) -> Batch:
-        """Flip, normalise, erase and mix, by the samples' keys.
+        """Flip, normalise, erase and mix, by draws from the samples' keys.
 
         Returns:
-            The batch with ``image`` float32, and where images are mixed with ``mixed_label``
-            (int64) and ``share`` (float32), the share of each sample's own label.
+            The batch with ``image`` float32 and, if images are mixed, with ``mixed_label`` int64
+            (batch,) and ``share`` float32 (batch,), the weight of each sample's own label.
         """
         config, key = self.config, batch["key"]
         images: Tensor = flip(batch["image"], key, config.flip_probability)

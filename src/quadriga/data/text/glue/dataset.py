@@ -36,7 +36,7 @@ class GlueConfig(DatasetConfig):
     task: str
     """cola, sst2, mrpc, stsb, qqp, mnli, mnli-mm, qnli, rte or wnli."""
     vocabulary: Location[Path | None] = None
-    """The ``vocab.txt`` of the model; none for the one that lies in `root`."""
+    """The ``vocab.txt`` of the model; none for the one in `root` or in the task's folder."""
     lowercase: bool = True
     """Whether text is lower-cased and loses its accents, as for an uncased model."""
 
@@ -52,7 +52,8 @@ class GlueConfig(DatasetConfig):
         """Open the training set, or the (first) development set.
 
         Raises:
-            UserError: A file is missing or not the task's, or the vocabulary cannot be read.
+            UserError: A file is missing or is not one of the task, or the vocabulary cannot be
+                read.
         """
         task = TASKS[self.task]
         if not self.root.is_dir():
@@ -81,7 +82,7 @@ class GlueConfig(DatasetConfig):
 
 
 class _Source:
-    """What the sets of one task share."""
+    """The folder, task and vocabulary that the sets of one task share."""
 
     def __init__(self, folder: Path, task: GlueTask, vocabulary: Vocabulary) -> None:
         self.folder, self.task, self.vocabulary = folder, task, vocabulary
@@ -101,7 +102,7 @@ class _Source:
 
 @final
 class GlueDataset(Dataset):
-    """One set of a task; a text is cut into tokens when it is read."""
+    """One set of a task; a text is tokenised when it is read."""
 
     def __init__(self, source: _Source, split: str, part: str) -> None:
         """Read a set's file.
@@ -109,10 +110,10 @@ class GlueDataset(Dataset):
         Args:
             source: The task's folder and vocabulary.
             split: train, dev or test.
-            part: Which development or test set, "" where there is one.
+            part: Name of the development or test set, "" if there is only one.
 
         Raises:
-            UserError: The file is missing or not the task's.
+            UserError: The file is missing or is not one of the task.
         """
         self._source, self.split, self.part = source, split, part
         self.task = source.task
@@ -129,11 +130,11 @@ class GlueDataset(Dataset):
 
     @property
     def skipped(self) -> Skipped:
-        """The lines of the file that hold no sample."""
+        """The numbers of lines of the file that hold no sample."""
         return self._rows.skipped
 
     def sibling(self, split: str, part: str) -> GlueDataset | None:
-        """Return another set of the same task; None where its file is missing."""
+        """Return another set of the same task; None if its file is missing."""
         if not self._source.path(split, part).is_file():
             return None
         return GlueDataset(self._source, split, part)
@@ -146,7 +147,7 @@ class GlueDataset(Dataset):
         return self._rows.read(index)
 
     def read(self, index: int) -> LabelledText:
-        """Return row `index` as tokens; the label is an integer class, or a float number."""
+        """Return row `index` as tokens; the label is an int class, or a float of a regression."""
         row = self._rows.read(index)
         tokens = [self._source.encode(text) for text in row.texts]
         label: int | float | None = None
@@ -165,11 +166,11 @@ class GlueDataset(Dataset):
         return f"{self.file} line {self.row(index).line}"
 
     def labels(self) -> npt.NDArray[np.int64] | None:
-        """Return the class of each row; None for a regression and for a test set."""
+        """Return int64 (rows,) classes; None for a regression and for a test set."""
         is_class = self.split != "test" and not self.task.regression
         return self._rows.labels.astype(np.int64) if is_class else None
 
     def labels_of(self, dataset: Dataset) -> npt.NDArray[np.float64]:
-        """Return the labels of this set, or of a part of it, float64 (samples,)."""
+        """Return float64 (samples,): the labels of this set or of the subset `dataset` of it."""
         labels = self._rows.labels
         return labels[dataset.indices] if isinstance(dataset, Subset) else labels

@@ -1,4 +1,4 @@
-"""The rows of one file of GLUE: tab separated, nothing quoted, each found by its place."""
+"""The rows of one file of GLUE: tab separated, without quoting, with random access."""
 
 from __future__ import annotations
 
@@ -21,45 +21,45 @@ class Row:
     """One row."""
 
     texts: tuple[str, ...]
-    """One or two."""
+    """One or two texts."""
     label: float
-    """The class, or the number of a regression; NaN in a file without labels."""
+    """The class, or the target of a regression; NaN in a file without labels."""
     line: int
-    """Its line in the file, from 1."""
+    """Number of the line in the file, from 1."""
     index: str
-    """Its number among the rows of a test set, as the file says it."""
+    """The row's number in a test set, as it is in the file; else its position."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """How many lines hold no sample, and why."""
+    """Numbers of lines that hold no sample, by reason."""
 
     blank: int = 0
     short: int = 0
     """Rows with too few columns: QQP has some."""
     unlabelled: int = 0
-    """Rows whose label is none of the task's."""
+    """Rows whose label is not one of the task's."""
 
     @property
     def rows(self) -> int:
-        """Lines that hold something, and no sample."""
+        """Number of lines that are not blank and hold no sample."""
         return self.short + self.unlabelled
 
 
 class GlueRows:
-    """The samples of one file; its text is held once, as it is on the disk."""
+    """The samples of one file; memory holds the file's bytes once, and decodes rows on reading."""
 
     def __init__(self, path: Path, task: GlueTask, labelled: bool) -> None:
         """Read a file and find its rows.
 
         Args:
             path: The file.
-            task: Whose it is.
-            labelled: Whether it has labels. A row of a file without is never passed over, since a
-                prediction is due for each; what is missing of it is read as empty.
+            task: The file's task.
+            labelled: Whether the file has labels. In a file without labels no row is skipped,
+                since each needs a prediction; missing columns are read as empty texts.
 
         Raises:
-            UserError: The file cannot be read, is not text, or is not laid out as the task's.
+            UserError: The file cannot be read, is not text, or does not have the task's layout.
         """
         self.path, self._task = path, task
         self._data = _read(path)
@@ -74,7 +74,7 @@ class GlueRows:
         chosen, labels, self.skipped = self._scan(starts, ends, first + has_header)
         self._starts, self._ends, self._line = starts[chosen], ends[chosen], chosen + 1
         self.labels: npt.NDArray[np.float64] = labels
-        """float64 (rows,): the class, or the number of a regression."""
+        """float64 (rows,): the class, or the target of a regression."""
         self._check(labelled)
 
     def __len__(self) -> int:
@@ -91,7 +91,7 @@ class GlueRows:
     def _scan(
         self, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], first: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], Skipped]:
-        """Return the lines that hold samples, their labels, and how many do not."""
+        """Return int64 lines that hold samples, their float64 labels, and the skipped lines."""
         least = _columns_needed(self._table)
         chosen: list[int] = []
         labels: list[float] = []
@@ -119,7 +119,7 @@ class GlueRows:
         )
 
     def _label(self, text: str) -> float:
-        """Return a label's number; NaN where it is none of the task's."""
+        """Return a label as a number; NaN if it is not one of the task's."""
         if not self._task.regression:
             labels = self._task.labels
             return float(labels.index(text)) if text in labels else math.nan
@@ -130,10 +130,10 @@ class GlueRows:
         return number if math.isfinite(number) else math.nan
 
     def _check(self, labelled: bool) -> None:
-        """Check that the file is one of the task's.
+        """Check that the file belongs to the task.
 
         Raises:
-            UserError: Too few of its rows are.
+            UserError: More than 5 % of its rows, or all, do not have the task's layout.
         """
         found, task, skipped = len(self), self._task, self.skipped
         if found and skipped.rows <= _MOST_SKIPPED * (found + skipped.rows):
@@ -174,14 +174,14 @@ def _read(path: Path) -> bytes:
 
 
 def _lines(data: bytes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return where each line starts and ends, its end of line left out.
+    """Return int64 starts and ends of the lines, without their ends of line.
 
-    Only line feeds end a line: the texts have other characters in them that Python would break at.
+    Only line feeds end a line: the texts contain other characters at which Python splits lines.
     """
     feeds = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")).astype(np.int64)
     if not data.endswith(b"\n"):
         feeds = np.append(feeds, len(data))
     starts = np.concatenate([np.zeros(1, np.int64), feeds[:-1] + 1])
-    padded = np.frombuffer(b"\n" + data, np.uint8)  # the byte before place i is padded[i]
+    padded = np.frombuffer(b"\n" + data, np.uint8)  # padded[i] is the byte before position i
     returns = (feeds > starts) & (padded[feeds] == ord("\r"))
     return starts, feeds - returns

@@ -17,16 +17,16 @@ from quadriga.errors import UserError, did_you_mean
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """How the columns of a file are laid out."""
+    """The columns of a file."""
 
     text: tuple[int, ...]
     """Columns of the one or two texts, from 0."""
     names: tuple[str, ...]
-    """What a header calls the columns of the texts, in lower case."""
+    """Names of the columns of the texts in a header, in lower case."""
     label: int | None = None
     """Column of the label, -1 for the last; None in a file without labels."""
     label_name: str = ""
-    """What a header calls the column of the label, in lower case."""
+    """Name of the column of the label in a header, in lower case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +34,11 @@ class GlueTask:
     """One task."""
 
     name: str
-    """The key by which commands and configs call it."""
+    """Name of the task in commands and configs."""
     folder: str
-    """Its folder in the official download."""
+    """Name of its folder in the official download."""
     train: Table
-    """Layout of the files with labels: ``train.tsv`` and those of the development set."""
+    """Layout of the files with labels: those of the training and development sets."""
     test: Table
     """Layout of ``test.tsv``, which has no labels."""
     metrics: tuple[str, ...]
@@ -46,9 +46,9 @@ class GlueTask:
     train_size: int
     """Rows of the official training set."""
     labels: tuple[str, ...] = ("0", "1")
-    """The labels as the files have them, in the order of the classes; none for a regression."""
+    """The labels in the files, in the order of the classes; none for a regression."""
     parts: tuple[str, ...] = ("",)
-    """Names of the development sets, and of the test sets; "" where there is one."""
+    """Names of the development sets, and of the test sets; "" if there is only one."""
 
     @property
     def regression(self) -> bool:
@@ -61,11 +61,11 @@ class GlueTask:
         return len(self.labels) or 1
 
     def file(self, split: str, part: str = "") -> str:
-        """Return the name of a file: of ``train``, ``dev`` or ``test``, and of which part."""
+        """Return the name of the file of ``train``, ``dev`` or ``test``, and of a part."""
         return f"{split}_{part}.tsv" if part and split != "train" else f"{split}.tsv"
 
     def submission(self, part: str = "") -> str:
-        """Return the name that the benchmark's server expects of a file of predictions."""
+        """Return the name of a file of predictions that the benchmark's server expects."""
         letters = {"matched": "-m", "mismatched": "-mm"}
         return f"{self.folder}{letters.get(part, '')}.tsv"
 
@@ -191,7 +191,7 @@ def task_called(name: str) -> GlueTask:
 
 
 def task_folder(root: Path, task: GlueTask) -> Path | None:
-    """Return the folder of a task below `root`, or `root` where that is one; None without one."""
+    """Return a task's folder in `root`, or `root` itself if it has the task's files, or None."""
     try:
         folders = sorted(path for path in root.iterdir() if path.is_dir())
     except OSError:
@@ -212,10 +212,10 @@ def tasks_in(root: Path) -> list[GlueTask]:
 
 
 def columns_of(table: Table, first_row: Iterable[str]) -> tuple[Table, bool]:
-    """Return where the columns of a file are, and whether its first row is a header.
+    """Return the columns of a file, and whether its first row is a header.
 
-    A header is known by the names of the columns. Without one the columns are where the official
-    files have them: CoLA has no header but in ``test.tsv``.
+    A header is recognised by the names of the columns. Without a header the columns are those of
+    the official files: of CoLA only ``test.tsv`` has a header.
 
     Args:
         table: The official layout.
