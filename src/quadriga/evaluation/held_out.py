@@ -27,7 +27,7 @@ class HeldOutConfig(EvaluatorConfig):
     """Loss and metrics of the objective on the test split, such as a masked-LM loss."""
 
     batch_size: int = Field(32, ge=1)
-    """Samples per batch; an objective that returns plain means returns those of a batch."""
+    """Samples per batch; if an objective returns plain means, the result is their mean."""
 
     def build(self) -> HeldOut:
         """Make the evaluator."""

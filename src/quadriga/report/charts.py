@@ -122,7 +122,7 @@ def _labels(curve: Curve, x: Scale, y: Scale, low: float, high: float) -> str:
 
 
 def _marks(curve: Curve, x: Scale) -> str:
-    """Return a line at each event inside the axis; of events 0.1 % apart only one is drawn."""
+    """Return a line at each event inside the axis, at most one per 0.1 % of the axis."""
     first, last = step_range(curve)
     at = {
         round(100 * x(step), 1): f"{what}, step {step:,.0f}"

@@ -116,7 +116,7 @@ class MovingScene:
 
 
 def balanced(index: int, count: int, key: int) -> int:
-    """Draw one of `count` classes for an index; each class occurs once in every aligned `count`.
+    """Draw one of `count` classes for an index; in blocks of `count` indices each occurs once.
 
     Args:
         index: Index of the sample, from 0.

@@ -332,7 +332,7 @@ def _following(corpus: TextCorpus, index: int, target: int, least: int, stream: 
 
 
 def _count_to(corpus: TextCorpus, sentence: int, end: int, target: int, least: int) -> int:
-    """Return how many sentences reach `target` tokens: from `least` to the document's rest."""
+    """Return how many sentences reach `target` tokens, at least `least`, within the document."""
     starts = corpus.store.sentences[sentence + 1 : end + 1]
     wanted = int(corpus.store.sentences[sentence]) + target
     return min(len(starts), max(least, int(starts.searchsorted(wanted)) + 1))
