@@ -1,4 +1,4 @@
-"""The kind of executor in which a model is spread over stages."""
+"""The config of the pipelined executor, which spreads a model over stages on several ranks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from quadriga.contracts.step import StepPlan
 from quadriga.distributed.environment import DistEnv
 
 OWN = ("sequential", "gpipe", "1f1b", "2bw")
-"""The schedules of this package; the others are torch's."""
+"""Schedules that this package implements; the others come from torch."""
 
 
 @final
 class PipelineConfig(ExecutorConfig):
     """How a model is cut into stages that lie on different ranks.
 
-    `train.accumulate` is the number of micro-batches that a step feeds through them.
+    `train.accumulate` is the number of micro-batches per step.
     """
 
     readers: ClassVar[tuple[str, str]] = ("copy", "copies")
@@ -42,16 +42,16 @@ class PipelineConfig(ExecutorConfig):
     """Ours: sequential, gpipe, 1f1b, and 2bw (PipeDream-2BW: no flush, gradients one step late).
     torch's: the others, with `stages_per_rank` stages on each rank."""
     stages: int = Field(1, ge=1)
-    """Ranks that one copy of the model is spread over; the other ranks hold further copies."""
+    """Ranks that hold one replica of the model; the other ranks hold further replicas."""
     depths: tuple[int, ...] | None = None
-    """Blocks of each stage; none for stages of about the same number."""
+    """Blocks of each stage; none for an even split."""
     stages_per_rank: int = Field(1, ge=1)
     """Stages on each rank, for torch's interleaved schedules."""
     conf: Path | None = None
-    """A ``conf.json`` that says which module lies on which stage and which rank; it replaces
-    `stages` and `depths`."""
+    """A ``conf.json`` that maps modules to stages and stages to ranks; it replaces `stages` and
+    `depths`."""
     deferred_update: bool = True
-    """Whether 2bw reduces, clips and steps beside the next micro-batches, or before them."""
+    """Whether 2bw reduces, clips and steps while the next micro-batches run, or before them."""
     flushed_steps: int = Field(0, ge=0)
     """Steps at the start that 2bw makes without delay, with a flush after each."""
     error_feedback: float = Field(0.0, ge=0)
@@ -59,7 +59,7 @@ class PipelineConfig(ExecutorConfig):
     ``W -= u(t) + c * (u(t) - u(t-1))``; 0 for none."""
 
     def decisive(self) -> dict[str, Any]:
-        """Return how late gradients are; where the model is cut decides nothing."""
+        """Return the fields that change the result: those of 2bw's delay; the cut does not."""
         if self.schedule != "2bw":
             return {}
         return {"flushed_steps": self.flushed_steps, "error_feedback": self.error_feedback}
@@ -69,12 +69,12 @@ class PipelineConfig(ExecutorConfig):
         load("quadriga.pipeline.runtime.checks:check_pipeline")(self, config, objective, world_size)
 
     def share(self, rank: int, world_size: int) -> Share:
-        """Return a share for each copy of the model; its first stage speaks for it."""
+        """Return the share of a rank's replica; the rank of the first stage is its leader."""
         share: Share = load("quadriga.pipeline.topology:share_of")(self, rank, world_size)
         return share
 
     def describe(self, config: StepConfig, objective: Objective, env: DistEnv) -> str | None:
-        """Return the line that says how the model is cut."""
+        """Return a line that describes the cut: schedule, replicas, stages, micro-batches."""
         accumulate, size = config.train.accumulate, env.world_size
         line: str = load("quadriga.pipeline.topology:describe")(self, objective, accumulate, size)
         return line
@@ -87,7 +87,7 @@ class PipelineConfig(ExecutorConfig):
         world_size: int,
         local_world_size: int,
     ) -> list[tuple[str, str]]:
-        """Return what the stages hold; what lies between them is the planner's work."""
+        """Return (what, value) rows for parameters and memory; activations need the planner."""
         rows: list[tuple[str, str]] = load("quadriga.pipeline.topology:memory_rows")(
             self, objective, config.train.accumulate, world_size
         )
@@ -97,7 +97,7 @@ class PipelineConfig(ExecutorConfig):
         self, objective: Objective, config: StepConfig, plan: StepPlan, env: DistEnv, **options: Any
     ) -> Executor:
         """Make the executor of the schedule."""
-        # Torch's schedules bring its compiler along, half a second of every process.
+        # Importing torch's schedules also imports its compiler: half a second per process.
         own, torchs = "executor:PipelineExecutor", "torch_executor:TorchScheduleExecutor"
         make = load(f"quadriga.pipeline.runtime.{own if self.schedule in OWN else torchs}")
         made: Executor = make(objective, config, plan, env, **options)
@@ -105,6 +105,6 @@ class PipelineConfig(ExecutorConfig):
 
 
 def pipeline_of(config: StepConfig) -> PipelineConfig:
-    """Return how a run that is executed over stages cuts its model."""
+    """Return the executor config of a pipelined run."""
     assert isinstance(config.executor, PipelineConfig)
     return config.executor

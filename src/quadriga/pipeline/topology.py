@@ -1,8 +1,8 @@
-"""Which rank holds which stage of which copy of the model: pure functions of the config.
+"""Which rank holds which stage of which replica: pure functions of the config.
 
-A ``conf.json`` says it in the way of the reference system: ``module_to_stage_map`` lists the stage
-of each module, the last module being the loss; ``stage_to_rank_map`` lists the ranks of each stage,
-the i-th of which form the i-th copy. Modules are equal runs of blocks.
+A ``conf.json`` has the format of PipeDream: ``module_to_stage_map`` lists the stage of each module,
+the last module being the loss; ``stage_to_rank_map`` lists the ranks of each stage, the i-th of
+which form the i-th replica. Modules are equal runs of blocks.
 """
 
 from __future__ import annotations
@@ -23,25 +23,29 @@ from quadriga.pipeline.config import PipelineConfig
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Stages by copies of the model."""
+    """The ranks of each stage and replica, and the blocks of each stage."""
 
     ranks: tuple[tuple[int, ...], ...]
-    """Rank by stage and copy."""
+    """``ranks[stage][replica]`` is a rank."""
     depths: tuple[int, ...]
-    """Blocks of each stage; with several stages on a rank, of each of those in order."""
+    """Blocks of each stage, in model order; longer than `ranks` if a rank has several stages."""
 
     @property
     def stages(self) -> int:
-        """Ranks that one copy is spread over."""
+        """Number of ranks that hold one replica."""
         return len(self.ranks)
 
     @property
     def replicas(self) -> int:
-        """Copies of the model."""
+        """Number of replicas of the model."""
         return len(self.ranks[0])
 
     def place_of(self, rank: int) -> tuple[int, int]:
-        """Return the stage and the copy of a rank."""
+        """Return the stage and the replica of a rank.
+
+        Raises:
+            ValueError: No stage has this rank.
+        """
         for stage, ranks in enumerate(self.ranks):
             if rank in ranks:
                 return stage, ranks.index(rank)
@@ -49,7 +53,7 @@ class Topology:
 
 
 def replicas_of(pipeline: PipelineConfig, world_size: int) -> int:
-    """Return how many copies of the model so many ranks hold.
+    """Return the number of replicas on `world_size` ranks.
 
     Raises:
         UserError: The ranks are not a multiple of the stages, or not those of the conf.
@@ -81,8 +85,8 @@ def make_topology(pipeline: PipelineConfig, blocks: int, world_size: int) -> Top
         return Topology(ranks, _depths_of(pipeline.conf, conf, blocks, len(ranks)))
     replicas = replicas_of(pipeline, world_size)
     stages = pipeline.stages
-    # Stage by stage: the copies of one stage are neighbours, so that the large reductions stay
-    # within a host and the small activations travel between hosts.
+    # The replicas of one stage are neighbours, so that the large all-reduces stay within a host
+    # and only the small activations travel between hosts.
     ranks = tuple(tuple(range(s * replicas, (s + 1) * replicas)) for s in range(stages))
     return Topology(ranks, _depths(pipeline, blocks, stages * pipeline.stages_per_rank))
 
@@ -109,10 +113,10 @@ def _depths(pipeline: PipelineConfig, blocks: int, parts: int) -> tuple[int, ...
 
 
 def read_conf(path: Path) -> dict[str, Any]:
-    """Read a ``conf.json``: JSON, or the single-quoted form of a Python literal.
+    """Read a ``conf.json``: JSON, or a Python literal with single quotes.
 
     Raises:
-        UserError: It is missing, or no such file.
+        UserError: The file cannot be read, or is no object with both maps.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -162,7 +166,7 @@ def _rank_map(path: Path, conf: Mapping[str, Any], world_size: int) -> tuple[tup
 
 
 def _depths_of(path: Path, conf: Mapping[str, Any], blocks: int, stages: int) -> tuple[int, ...]:
-    """Return the blocks of each stage: modules are equal runs of blocks, none is left out."""
+    """Return the blocks of each stage: the modules are equal runs of blocks that cover all."""
     where = f"executor.conf: module_to_stage_map of {path}"
     try:
         stage_of = [_whole(stage) for stage in conf["module_to_stage_map"]]
@@ -191,7 +195,7 @@ def _whole(value: Any) -> int:
 
 
 def share_of(pipeline: PipelineConfig, rank: int, world_size: int) -> Share:
-    """Return which samples a rank reads: those of its copy of the model.
+    """Return which samples a rank reads: those of its replica. The first stage leads.
 
     Raises:
         UserError: The ranks are not a multiple of the stages, or not those of the conf.
@@ -208,7 +212,7 @@ def share_of(pipeline: PipelineConfig, rank: int, world_size: int) -> Share:
 def describe(
     pipeline: PipelineConfig, objective: Objective, accumulate: int, world_size: int
 ) -> str:
-    """Return the line that says how the model is cut."""
+    """Return a line that describes the cut: schedule, replicas, stages, blocks, micro-batches."""
     assert isinstance(objective, Splittable)
     topology = make_topology(pipeline, objective.depth, world_size)
     depths = "+".join(str(depth) for depth in topology.depths)
@@ -223,7 +227,7 @@ def describe(
 def memory_rows(
     pipeline: PipelineConfig, objective: Objective, accumulate: int, world_size: int
 ) -> list[tuple[str, str]]:
-    """Return what the stages hold, for a dry run: (what, value) rows.
+    """Return the rows (what, value) of a dry run on the stages' parameters and memory.
 
     Args:
         pipeline: How the model is cut.
@@ -248,14 +252,14 @@ def memory_rows(
 
 
 def make_conf(depths: Sequence[int], width: int) -> dict[str, Any]:
-    """Return the maps of a placement: a module is a block, and the loss is one more.
+    """Return the maps of a ``conf.json`` in which each block is a module, and so is the loss.
 
     Args:
         depths: Blocks of each stage; the loss lies on the last one.
-        width: Copies of the model. The ranks of a stage are neighbours.
+        width: Number of replicas. The ranks of a stage are neighbours.
 
     Raises:
-        ValueError: A stage but the last has no block: the maps cannot say that.
+        ValueError: A stage before the last has no block, which the maps cannot express.
     """
     if not depths or min(depths[:-1], default=1) < 1:
         raise ValueError(f"each stage but the last must have a block, but they are {depths}")
@@ -270,7 +274,7 @@ def make_conf(depths: Sequence[int], width: int) -> dict[str, Any]:
 
 
 def write_conf(path: Path, depths: Sequence[int], width: int) -> None:
-    """Write a ``conf.json`` beside its place and rename it.
+    """Write a ``conf.json`` atomically: to a temporary file, which is then renamed.
 
     Raises:
         UserError: The file cannot be written.

@@ -1,1 +1,1 @@
-"""Where to cut a model: profile, cost, search, simulation."""
+"""The planner of a model's cut into stages: profile, cost, search, simulation."""

@@ -1,18 +1,16 @@
-"""What a configuration costs: the memory of each stage and the seconds of its parts.
+"""The cost model of the planner: the memory of each stage and the seconds of its parts.
 
-The model is that of PipeDream-2BW's planner (Narayanan et al., arXiv:2006.09503, section 3.3 and
-appendix A) with what this package's executor really holds. With W parameters, G gradients and S
-optimizer state of a stage in bytes, A what one micro-batch keeps in it, I what goes from stage to
-stage, and f = `Schedule.in_flight` micro-batches in flight:
+It is the model of PipeDream-2BW's planner (Narayanan et al., arXiv:2006.09503, section 3.3 and
+appendix A), adapted to the tensors that this package's executor holds. With W, G and S the bytes of
+a stage's parameters, gradients and optimizer state, A the bytes of one micro-batch's activations
+in it, I the bytes sent between stages, and f = `Schedule.in_flight` micro-batches in flight:
 
     flush            W +  G + S + f A + (f + 1) I + f I
     2bw             2W + 2G + S + f A + (f + 1) I + f I
     recomputed                    A instead of f A
 
-where the last two terms are inputs (one received ahead; not on the first stage) and places for
-gradients to come (not on the last stage). Only the weights and the gradients are held twice.
-
-What the network makes of a placement: ranks stage by stage, the copies of a stage together.
+where the last two terms are inputs (one received ahead; not on the first stage) and buffers for
+gradients to receive (not on the last stage). 2bw holds only weights and gradients twice.
 """
 
 from __future__ import annotations
@@ -36,10 +34,13 @@ from quadriga.pipeline.schedules.actions import Place, Schedule
 
 @final
 class Placement:
-    """So many stages of so many copies on a network: rank ``stage * width + copy``."""
+    """Stages and replicas on a network, and the times of their messages.
+
+    Rank ``stage * width + replica`` holds a stage of a replica.
+    """
 
     def __init__(self, network: Network, width: int, depth: int) -> None:
-        """Place `depth` stages of `width` copies."""
+        """Place `width` replicas of `depth` stages."""
         self._network, self.width, self.depth = network, width, depth
         ranks = width * depth
         self._per_node = min(network.ranks_per_node or ranks, ranks)
@@ -49,7 +50,7 @@ class Placement:
         return rank // self._per_node
 
     def _most_that_leave(self) -> int:
-        """Return the most ranks of one node that send activations to another node."""
+        """Return the maximum, over the nodes, of ranks that send activations to another node."""
         leaving: dict[int, int] = {}
         for rank in range(self.width * (self.depth - 1)):
             if self._node(rank) != self._node(rank + self.width):
@@ -57,11 +58,11 @@ class Placement:
         return max(leaving.values(), default=0)
 
     def transfer_seconds(self, stage: int, size: float) -> float:
-        """Return how long a message from a stage to the next one takes.
+        """Return the seconds of a message from a stage to the next one.
 
         Args:
             stage: The sender.
-            size: Bytes.
+            size: Bytes of the message.
         """
         first = stage * self.width
         crosses = any(
@@ -77,10 +78,10 @@ class Placement:
         return range(self._node(first), self._node(first + self.width - 1) + 1)
 
     def reduce_seconds(self, stage: int, size: float) -> float:
-        """Return how long the sum of a stage's gradients over its copies takes.
+        """Return the seconds of the all-reduce of a stage's gradients over its replicas.
 
         A ring sends ``2 (w - 1) / w`` of the bytes through each rank (Patarasuk and Yuan, 2009).
-        Rings that leave a node share what joins it to the others.
+        Rings that leave a node share the node's link.
 
         Args:
             stage: The stage.
@@ -98,10 +99,10 @@ class Placement:
         return _ring(link, width, size * sharing)
 
     def tie_seconds(self, size: float) -> float:
-        """Return how long the sum of tied gradients of the first and the last stage takes.
+        """Return the seconds of the all-reduce of gradients tied between first and last stage.
 
         Args:
-            size: Bytes that both hold.
+            size: Bytes of the tied parameters.
         """
         if self.depth == 1 or not size:
             return 0.0
@@ -120,16 +121,16 @@ class Candidate(NamedTuple):
     """One way to spread a step over the ranks."""
 
     width: int
-    """Copies of the model."""
+    """Number of replicas."""
     depth: int
-    """Stages of a copy."""
+    """Stages of a replica."""
     micro_batch: int
-    """Samples."""
+    """Samples of a micro-batch."""
     micro_batches: int
-    """Of a step, through each copy."""
+    """Micro-batches of a step in each replica."""
     recompute: Recompute
     schedule: str
-    """A schedule's name; "none" for whole models on every rank."""
+    """A schedule's name; "none" for data parallelism: the whole model on every rank."""
 
 
 class Memory(NamedTuple):
@@ -141,11 +142,11 @@ class Memory(NamedTuple):
     ema: int
     activations: int
     boundary: int
-    """Inputs that are kept, and places for what is to be received."""
+    """Stored stage inputs, and buffers for messages to receive."""
 
     @property
     def total(self) -> int:
-        """Sum of the parts."""
+        """Sum of the parts in bytes."""
         return sum(self)
 
 
@@ -166,12 +167,12 @@ class Costs:
         """Prepare the costs of one candidate.
 
         Args:
-            profile: What its parts cost.
-            measured: Its micro-batch, nothing computed anew.
-            full: Its micro-batch, every block computed anew; for whole models.
-            candidate: What is to be evaluated.
+            profile: Costs of the model's parts.
+            measured: Costs for the candidate's micro-batch without recomputation.
+            full: Costs with every block recomputed; used for whole models.
+            candidate: The candidate.
             placement: Its ranks.
-            is_deferred: Whether 2bw makes its updates beside.
+            is_deferred: Whether 2bw overlaps its updates with the passes.
         """
         self.candidate, self._profile, self._placement = candidate, profile, placement
         self._is_whole = candidate.schedule == "none"
@@ -195,7 +196,7 @@ class Costs:
         return self.schedule.in_flight(Place(stage, candidate.depth, candidate.micro_batches))
 
     def _units(self, stage: int, blocks: int) -> list[tuple[int, UnitSize, UnitCost]]:
-        """Return (how many, size, cost) of what a stage holds."""
+        """Return (count, size, cost) of each kind of part in a stage."""
         profile, measured = self._profile, self._measured
         units = [(blocks, profile.block, measured.block)]
         if stage == 0:
@@ -207,11 +208,11 @@ class Costs:
     def trainable(self, stage: int, blocks: int) -> int:
         """Return the bytes of a stage's trainable parameters."""
         size = sum(n * unit.trainable_bytes for n, unit, _ in self._units(stage, blocks))
-        # One stage holds a tied parameter once.
+        # With one stage, the tied parameter of input and heads is held once.
         return size - (self._profile.shared_bytes if self.candidate.depth == 1 else 0)
 
     def memory(self, stage: int, blocks: int) -> Memory:
-        """Return what a rank of a stage of so many blocks needs."""
+        """Return the memory that a rank needs for a stage of `blocks` blocks."""
         candidate, units = self.candidate, self._units(stage, blocks)
         trainable = self.trainable(stage, blocks)
         whole = candidate.depth == 1
@@ -221,7 +222,7 @@ class Costs:
         flying = self._in_flight(stage)
         kept = sum(n * cost.kept for n, _, cost in units)
         if self._is_whole and candidate.recompute == "full":
-            kept += self._plain.block.kept  # of the block that is computed anew
+            kept += self._plain.block.kept  # for the block that is being recomputed
         boundary = self._plain.boundary_bytes
         inputs = (flying + 1) * boundary if stage > 0 else 0
         to_come = flying * boundary if stage < candidate.depth - 1 else 0
@@ -236,24 +237,24 @@ class Costs:
         )
 
     def passes(self, stage: int, blocks: int) -> tuple[float, float]:
-        """Return the seconds of a stage's forward and backward pass of one micro-batch."""
+        """Return the seconds of a stage's forward and backward pass for one micro-batch."""
         units = self._units(stage, blocks)
         forward = sum(n * cost.forward for n, _, cost in units)
         backward = sum(n * cost.backward for n, _, cost in units)
         if self._recomputes(stage):
             backward += forward
         if not self._profile.network.overlaps:
-            # Each end of a message spends half of its time on it, in both directions.
+            # Sender and receiver each spend half of a message's time on it, in both directions.
             ends = sum(self.transfer[max(0, stage - 1) : stage + 1]) / 2
             forward, backward = forward + ends, backward + ends
         return forward, backward
 
     def work(self, stage: int, blocks: int) -> float:
-        """Return the seconds of both passes."""
+        """Return the seconds of the forward plus the backward pass of one micro-batch."""
         return sum(self.passes(stage, blocks))
 
     def times(self, depths: tuple[int, ...]) -> Times:
-        """Return the seconds of all parts of a cut."""
+        """Return the times of all stages of a cut, given the blocks of each stage."""
         stages = range(len(depths))
         passes = [self.passes(s, depths[s]) for s in stages]
         backward = tuple(b for _, b in passes)
@@ -265,14 +266,15 @@ class Costs:
             forward=tuple(f for f, _ in passes),
             backward=backward,
             transfer=self.transfer,
-            # On a GPU both run on a stream of their own; on a CPU they take the rank's core.
+            # On a GPU, messages and the step run on a separate stream; on a CPU they take the
+            # time of the rank's core.
             beside=both if overlaps else (),
             step=() if overlaps else both,
             is_deferred=self._is_deferred,
         )
 
     def _message_seconds(self, stage: int, blocks: int, backward: float) -> float:
-        """Return the seconds of an update's sums over copies and ends."""
+        """Return the seconds of an update's all-reduces, over replicas and of tied gradients."""
         profile = self._profile
         seconds = self._placement.reduce_seconds(stage, self.trainable(stage, blocks))
         if self._is_whole and profile.network.overlaps:

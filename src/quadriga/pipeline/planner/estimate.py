@@ -1,8 +1,7 @@
-"""A profile computed from a device's data sheet: no device, no memory, no data.
+"""A profile computed from a device's data sheet; it needs no device, memory or data.
 
-Every operation of the forward and the backward pass takes the longer of its arithmetic and its
-memory traffic (the roofline model; Williams et al., CACM 2009), and never less than a kernel's
-start.
+Each operation of the forward and the backward pass takes the maximum of its arithmetic time, its
+memory-traffic time (the roofline model; Williams et al., CACM 2009) and a kernel's launch time.
 """
 
 from __future__ import annotations
@@ -38,17 +37,17 @@ from quadriga.pipeline.planner.profile import (
 )
 
 STEP_TRAFFIC = 7
-"""Times that an optimizer with two moments reads or writes the bytes of its parameters: weights
-and moments twice, gradients once."""
+"""Bytes of memory traffic per parameter byte of an optimizer with two moments: weights and moments
+are read and written, gradients are read."""
 
 
 def estimate_profile(config: RunConfig, spec: DeviceSpec, micro_sizes: Sequence[int]) -> Profile:
     """Compute the costs of a run's parts on a device.
 
     Args:
-        config: The run.
+        config: The run's config.
         spec: The device.
-        micro_sizes: Micro-batch sizes.
+        micro_sizes: Micro-batch sizes in samples.
 
     Raises:
         UserError: The objective has no stages, or the device lacks the run's precision.
@@ -85,7 +84,7 @@ def estimate_profile(config: RunConfig, spec: DeviceSpec, micro_sizes: Sequence[
 
 
 def _measure(config: RunConfig, spec: DeviceSpec, size: int, recompute: Recompute) -> Measurement:
-    # Fake tensors of a CPU: the meta device has no autocast.
+    # Fake CPU tensors, since the meta device has no autocast.
     place = torch.device("cpu")
     with FakeTensorMode(), randomness.micro_batch(0, 0, 0, 0):
         with place:
@@ -134,10 +133,10 @@ def _pass(
 
 @final
 class Roofline(TorchDispatchMode):
-    """Adds up what the operations inside would take on a device."""
+    """A context that sums the predicted seconds of the operations inside it on a device."""
 
     def __init__(self, spec: DeviceSpec) -> None:
-        """Start at no time."""
+        """Start at 0 seconds."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._spec = spec
         self.seconds = 0.0

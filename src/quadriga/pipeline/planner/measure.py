@@ -1,10 +1,8 @@
-"""A profile measured on this machine: the parts of a recipe, timed one by one.
+"""A profile measured on this machine: the times of a recipe's parts, and of messages.
 
-How fast ranks of this machine exchange bytes, measured with two processes.
+`measure_network` times messages between two processes. It starts each of them as
 
     python -m quadriga.pipeline.planner.measure RENDEZVOUS_FILE RANK DEVICE
-
-is one of the two; `measure_network` starts them.
 """
 
 from __future__ import annotations
@@ -51,22 +49,23 @@ from quadriga.pipeline.planner.profile import (
 )
 
 BATCHES = 3
-"""Different micro-batches that a size is measured with, since real ones differ."""
+"""Micro-batches measured per size, since the cost of real micro-batches varies."""
 REPEATS = 3
-"""Passes per micro-batch; the median counts."""
+"""Timed passes per micro-batch, of which the median is used."""
 PATIENCE = 20.0
-"""Default of `measure_profile`."""
+"""Default of `measure_profile`, in seconds."""
 LARGEST = 128
+"""Default of `micro_batch_sizes`, in samples."""
 
 Say = Callable[[str], None]
 
 
 def micro_batch_sizes(batch_size: int, largest: int = LARGEST) -> list[int]:
-    """Return the sizes that are worth measuring: divisors of the batch, each about twice the last.
+    """Return the sizes to measure, ascending: divisors of the batch, each at least twice the last.
 
     Args:
         batch_size: Samples of a step.
-        largest: No size is above it.
+        largest: Maximum size.
     """
     chosen: list[int] = []
     for size in range(1, min(batch_size, largest) + 1):
@@ -89,17 +88,17 @@ def measure_profile(
     """Time the parts of a run's objective on a device.
 
     Args:
-        config: The run.
+        config: The run's config.
         device: Where to measure.
-        network: How ranks are joined.
-        micro_sizes: Micro-batch sizes, ascending.
-        memory: Bytes of a rank.
-        threads: Threads of a rank on a CPU; by default as many as there are now.
+        network: The links between ranks.
+        micro_sizes: Micro-batch sizes in samples, ascending.
+        memory: Bytes of a rank's device.
+        threads: Threads of a rank on a CPU; torch's current number by default.
         patience: Seconds after which no larger micro-batches are measured.
-        say: Told what is being measured.
+        say: Receives a line about each measurement.
 
     Raises:
-        UserError: The objective has no stages.
+        UserError: The objective has no stages, or no block.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
@@ -136,7 +135,7 @@ def depth_of(config: RunConfig) -> int:
     """Return the number of blocks of a run's objective.
 
     Raises:
-        UserError: It has no stages, or no block.
+        UserError: The objective has no stages, or no block.
     """
     depth = splittable(config).depth
     if depth < 1:
@@ -145,7 +144,7 @@ def depth_of(config: RunConfig) -> int:
 
 
 def threads_per_rank(ranks: int) -> int:
-    """Return the threads that a rank has where all ranks share this machine's cores."""
+    """Return the threads of a rank if `ranks` ranks share this machine's cores; at least 1."""
     return max(1, cores() // ranks)
 
 
@@ -172,7 +171,7 @@ def _measurements(
 
 
 def _batches(config: RunConfig, size: int, device: torch.device) -> tuple[list[Batch], str]:
-    """Return micro-batches of the run's data, or an example where the data is not at hand."""
+    """Return micro-batches and their origin: the run's data, or an example if it is missing."""
     transform = config.views.build("train")
     try:
         dataset = config.data.build("train")
@@ -195,7 +194,7 @@ def _batches(config: RunConfig, size: int, device: torch.device) -> tuple[list[B
 
 
 class _Taken(NamedTuple):
-    """What one pass through a part took."""
+    """The seconds of one pass through a part, the bytes that it kept, and its output."""
 
     forward: float
     backward: float
@@ -210,7 +209,7 @@ def _measure(
     batches: Sequence[Batch],
     device: torch.device,
 ) -> Measurement:
-    """Time the parts with some micro-batches of one size: means over them, of medians."""
+    """Time the parts with micro-batches of one size: the mean over them of median seconds."""
     taken: dict[str, list[_Taken]] = {name: [] for name in units._fields}
     for number, batch in enumerate(batches):
         hidden: Tensor | None = None
@@ -250,11 +249,11 @@ def _measure(
 def _pass(
     config: RunConfig, unit: Stage, hidden: Tensor | None, batch: Batch, device: torch.device
 ) -> _Taken:
-    """Compute a part's forward and backward pass once; gradients add up."""
+    """Time a part's forward and backward pass once; its gradients accumulate."""
     if hidden is not None:
         hidden = hidden.detach().requires_grad_(hidden.is_floating_point())
     with randomness.micro_batch(config.seed, 0, 0, 0):
-        # Once to count, since counting takes time, and once to time.
+        # Two forward passes: one to count bytes, and one to time, since counting takes time.
         kept = forward(unit, hidden, batch, reduced_precision(device, config.train))[1]
         began = _now(device)
         with reduced_precision(device, config.train):
@@ -269,7 +268,7 @@ def _pass(
 
 
 def _update_seconds(config: RunConfig, unit: Stage, device: torch.device) -> float:
-    """Return the seconds of an optimizer step per trainable byte, of one block."""
+    """Return the seconds of an optimizer step on one block per trainable byte."""
     named = [(n, p) for n, p in unit.named_parameters() if p.requires_grad]
     if not named:
         return 0.0
@@ -286,9 +285,10 @@ def _update_seconds(config: RunConfig, unit: Stage, device: torch.device) -> flo
 
 
 def _now(device: torch.device) -> float:
-    """Return the seconds of a clock: that of this process's work where one core does it all.
+    """Return a clock's seconds: CPU time for one thread on a CPU, else wall time.
 
-    A core that is shared for the moment then does not count as a slow one.
+    CPU time does not include moments in which another process uses the core. On CUDA, the device
+    is synchronized first.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -298,18 +298,20 @@ def _now(device: torch.device) -> float:
 
 
 SMALL, LARGE = 1024, 8 * 2**20
-"""Bytes of the two messages that latency and bandwidth follow from."""
+"""Bytes of the two messages from whose times latency and bandwidth are computed."""
 TRANSFERS = 7
+"""Timed exchanges per message, of which the median is used."""
 TIMEOUT = 120.0
+"""Seconds."""
 
 
 def measure_network(device: torch.device) -> Network:
     """Time messages between two processes: over NCCL with two GPUs or more, else over gloo.
 
-    All ranks count as being on one node.
+    The result treats all ranks as one node.
 
     Raises:
-        UserError: The processes could not exchange anything.
+        UserError: A process failed, or both took longer than `TIMEOUT`.
     """
     kind = "cuda" if device.type == "cuda" and torch.cuda.device_count() > 1 else "cpu"
     with tempfile.TemporaryDirectory() as folder:
@@ -348,13 +350,13 @@ def measure_network(device: torch.device) -> Network:
 
 
 def link_of(small: float, large: float) -> Link:
-    """Return the latency and the bandwidth that two messages' seconds give."""
+    """Return the link whose messages of `SMALL` and `LARGE` bytes take these seconds."""
     rest = max(large - small, 1e-9)
     return Link(bandwidth=(LARGE - SMALL) / rest, latency=max(0.0, small))
 
 
 def _exchange(rank: int, kind: str) -> list[float]:
-    """Send messages to and fro; return the seconds of one way, of a small and a large one."""
+    """Send messages back and forth; return the one-way seconds of a small and a large one."""
     place = torch.device("cpu") if kind == "cpu" else torch.device("cuda", rank)
     found = []
     for size in (SMALL, LARGE):
@@ -383,7 +385,7 @@ def _median_seconds(do: Callable[[], None], place: torch.device) -> float:
 
 
 def main() -> None:
-    """Be one of the two processes."""
+    """Run one of the two processes of `measure_network`; rank 0 prints the seconds as JSON."""
     file, rank, kind = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     if kind == "cuda":
         torch.cuda.set_device(rank)

@@ -1,4 +1,4 @@
-"""Schedules as pictures: time from left to right, one row per stage."""
+"""Pictures of schedules: time from left to right, one row per stage."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ BACKWARD = ("#2e8b57", "#93cfa8")
 UPDATE = "#d9822b"
 IDLE = "#f1f1ee"
 NUMBERED = 160
-"""Passes of a row up to which they carry the number of their micro-batch."""
+"""Maximum number of passes in a row for which each shows the number of its micro-batch."""
 
 
 def draw(path: Path, timelines: Sequence[tuple[str, Timeline]]) -> None:
     """Draw schedules below one another on one scale of time, as a PNG.
 
     Args:
-        path: The file; it is written beside its place and renamed.
-        timelines: Title and timing of each.
+        path: The file, which is written atomically.
+        timelines: Title and timing of each schedule.
 
     Raises:
         UserError: The file cannot be written.
@@ -50,7 +50,7 @@ def draw(path: Path, timelines: Sequence[tuple[str, Timeline]]) -> None:
     figure.legend(handles=_legend(has_delay), loc="outside lower center", ncols=6, frameon=False)
     beside = path.with_name(f".{path.name}.partial")
     try:
-        # Without a date in it: the same plan gives the same file.
+        # Without metadata that varies: the same plan gives the same file.
         FigureCanvasAgg(figure).print_png(beside, metadata={"Software": None})  # type: ignore[no-untyped-call]
         os.replace(beside, path)
     except OSError as error:
@@ -97,7 +97,7 @@ def _panel(axis: Any, title: str, timeline: Timeline, longest: float) -> None:
 
 
 def _update(axis: Any, stage: int, start: float, length: float, longest: float) -> None:
-    """Draw an update as a narrow bar under the passes, which it may run beside."""
+    """Draw an update as a narrow bar below the passes, with which it may overlap."""
     width = max(length, 0.002 * longest)
     axis.barh(stage + 0.36, width, left=start, height=0.14, color=UPDATE, linewidth=0)
 

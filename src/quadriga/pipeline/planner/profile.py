@@ -1,8 +1,7 @@
-"""What a run's parts cost, as values: the input part, one block, the heads; saved as JSON.
+"""The profile of a run: the costs of the input part, one block and the heads; saved as JSON.
 
-Devices that a plan can be made for without having them, as values.
-
-A run's objective as the planner sees it: the input part, one block and the heads.
+This file also describes devices for which a plan can be made without them, and cuts an objective
+into the parts of a profile.
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ from quadriga.optim.parts.groups import make_state
 Recompute = Literal["none", "full"]
 
 PARTS = ("input", "block", "head")
-"""What a model is cut into: what embeds the input, a block, and what computes the loss."""
+"""Parts of a model: the one that embeds the input, a block, and the one that returns the loss."""
 
 
 @final
 class UnitSize(Config):
-    """What a part holds, whatever the micro-batch."""
+    """The bytes that a part holds for every size of micro-batch."""
 
     parameter_bytes: int = Field(ge=0)
-    """Parameters and buffers."""
+    """Bytes of parameters and buffers."""
     trainable_bytes: int = Field(ge=0)
-    """Trainable parameters: those of their gradients, too."""
+    """Bytes of trainable parameters, and of their gradients."""
     state_bytes: int = Field(ge=0)
-    """What the optimizer keeps for them."""
+    """Bytes of their optimizer state."""
 
 
 def forward(
@@ -52,18 +51,18 @@ def forward(
     batch: Batch,
     reduced: contextlib.AbstractContextManager[object],
 ) -> tuple[Tensor, int]:
-    """Compute a part's forward pass, and count what it keeps for the backward pass.
+    """Compute a part's forward pass, and count the bytes it keeps for the backward pass.
 
     Args:
         unit: The part.
-        hidden: Its input.
+        hidden: Its input, of shape ``unit.hidden_shape(batch)``; None for the input part.
         batch: The micro-batch.
-        reduced: The context of a reduced precision. It is left before anything is counted: its
-            copies of the weights count only where they are kept.
+        reduced: The context of a reduced precision. It ends before the count, so its copies of
+            the weights count only if the backward pass keeps them.
 
     Returns:
-        What it sends on, or its loss; and the bytes: its output is among them, but not its
-        input, its parameters and the batch.
+        The part's output, or its loss; and the bytes, which include the output but not the
+        input, the parameters and the batch.
     """
     with LiveStorages() as made, reduced:
         result = unit(hidden, batch)
@@ -74,15 +73,15 @@ def forward(
 
 @final
 class UnitCost(Config):
-    """What a part does with one micro-batch."""
+    """The cost of a part for one micro-batch."""
 
     forward: float = Field(ge=0)
     """Seconds of the forward pass."""
     backward: float = Field(ge=0)
-    """Seconds of the backward pass, with what it computes anew."""
+    """Seconds of the backward pass, with recomputation."""
     kept: int = Field(ge=0)
-    """Bytes that the forward pass keeps for the backward pass, its output among them; parameters,
-    batch and input apart."""
+    """Bytes that the forward pass keeps for the backward pass, including its output, without
+    parameters, batch and input."""
 
 
 @final
@@ -90,10 +89,10 @@ class Measurement(Config):
     """The costs of all parts for one size of micro-batch."""
 
     micro_batch: int = Field(ge=1)
-    """Samples."""
+    """Samples of a micro-batch."""
     recompute: Recompute
     boundary_bytes: int = Field(ge=0)
-    """What goes from stage to stage for one micro-batch."""
+    """Bytes sent from stage to stage for one micro-batch."""
     batch_bytes: int = Field(ge=0)
     input: UnitCost
     block: UnitCost
@@ -102,21 +101,21 @@ class Measurement(Config):
 
 @final
 class Link(Config):
-    """How fast bytes go from one rank to another."""
+    """The speed of messages from one rank to another."""
 
     bandwidth: float = Field(gt=0)
     """Bytes per second in one direction."""
     latency: float = Field(ge=0)
-    """Seconds that a message takes beside its bytes."""
+    """Seconds of a message, in addition to size / bandwidth."""
 
     def seconds(self, size: float) -> float:
-        """Return how long a message of so many bytes takes."""
+        """Return the seconds of a message of `size` bytes."""
         return self.latency + size / self.bandwidth
 
 
 @final
 class Network(Config):
-    """How ranks are joined. Ranks count up through the first node, then through the next."""
+    """The links between ranks, which are numbered node by node."""
 
     within: Link
     """Between two ranks of a node."""
@@ -125,28 +124,28 @@ class Network(Config):
     ranks_per_node: int | None = Field(None, ge=1)
     """None: all ranks are on one node."""
     overlaps: bool = True
-    """Whether messages travel while the ranks compute. On a CPU they take the cores' time."""
+    """Whether messages overlap with computation. On a CPU they take the cores' time."""
 
 
 @final
 class Facts(Config):
-    """Where a profile comes from."""
+    """The origin of a profile."""
 
     recipe: str
     method: Literal["measured", "computed"]
     device: str
-    """Name of the device that was measured, or of the device description."""
+    """Name of the measured device, or of the `DeviceSpec`."""
     precision: str
     torch: str
     threads: int = Field(ge=1)
     """Threads of a rank, on a CPU."""
     batches: str
-    """Which batches were measured: the data's, or an example."""
+    """Origin of the measured batches: "the data" or "an example"."""
 
 
 @final
 class Profile(Config):
-    """What the planner knows about a recipe on a device."""
+    """The costs of a recipe on a device, as the planner uses them."""
 
     version: Literal[1] = 1
     """Version of this format."""
@@ -157,15 +156,15 @@ class Profile(Config):
     block: UnitSize
     head: UnitSize
     shared_bytes: int = Field(0, ge=0)
-    """Trainable parameters that both the input part and the heads hold (tied embeddings)."""
+    """Bytes of trainable parameters that both input part and heads hold (tied embeddings)."""
     has_average: bool = False
-    """Whether a moving average of the trainable parameters is kept."""
+    """Whether the run keeps an EMA of the trainable parameters."""
     measurements: tuple[Measurement, ...]
     update_seconds: float = Field(ge=0)
     """Seconds of an optimizer step per trainable byte."""
     network: Network
     memory: int | None = Field(None, ge=1)
-    """Bytes of a rank's device, where known."""
+    """Bytes of a rank's device; None if unknown."""
 
     @model_validator(mode="after")
     def _something_measured(self) -> Self:
@@ -177,7 +176,7 @@ class Profile(Config):
         return self
 
     def at(self, micro_batch: int, recompute: Recompute) -> Measurement | None:
-        """Return the measurement of a size of micro-batch, None where there is none."""
+        """Return the measurement of a size of micro-batch; None if there is none."""
         for measurement in self.measurements:
             if (measurement.micro_batch, measurement.recompute) == (micro_batch, recompute):
                 return measurement
@@ -185,12 +184,12 @@ class Profile(Config):
 
     @property
     def sizes(self) -> list[int]:
-        """Micro-batch sizes that were measured, ascending."""
+        """Measured micro-batch sizes in samples, ascending."""
         return sorted({measurement.micro_batch for measurement in self.measurements})
 
 
 def save_profile(profile: Profile, path: Path) -> None:
-    """Write a profile beside its place and rename it.
+    """Write a profile as JSON, atomically.
 
     Raises:
         UserError: The file cannot be written.
@@ -206,11 +205,11 @@ def read_profile(path: Path, recipe: str, precision: str) -> Profile:
 
     Args:
         path: The file.
-        recipe: Name of the recipe that is to be planned.
+        recipe: Name of the recipe to plan.
         precision: The recipe's `train.precision`.
 
     Raises:
-        UserError: It cannot be read, is no profile, or is that of another recipe or precision.
+        UserError: The file cannot be read, is no profile, or is of another recipe or precision.
     """
     profile = Profile.from_dict(read_object(path))
     facts = profile.facts
@@ -230,7 +229,7 @@ def read_object(path: Path) -> dict[str, object]:
     """Return the JSON object in a file.
 
     Raises:
-        UserError: It cannot be read or holds something else.
+        UserError: The file cannot be read, is not valid JSON, or holds no object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -248,15 +247,15 @@ GIGA, TERA, GIB = 1e9, 1e12, 2**30
 
 @final
 class DeviceSpec(Config):
-    """What a device and its neighbourhood can do, from data sheets."""
+    """The speed and the memory of a device and its links, from data sheets."""
 
     name: str
     float32: float = Field(gt=0)
     """Dense FLOP/s of float32 matrix products."""
     float16: float | None = Field(None, gt=0)
-    """Dense FLOP/s of float16 products, summed in float32; none where it has none."""
+    """Dense FLOP/s of float16 products with float32 sums; none if the device lacks them."""
     bfloat16: float | None = Field(None, gt=0)
-    """Dense FLOP/s of bfloat16 products; none where it has none."""
+    """Dense FLOP/s of bfloat16 products; none if the device lacks them."""
     memory_bandwidth: float = Field(gt=0)
     """Bytes per second."""
     memory: int = Field(gt=0)
@@ -267,19 +266,19 @@ class DeviceSpec(Config):
     """Bytes per second from one node to another, of all its devices together."""
     devices_per_node: int = Field(8, ge=1)
     latency: float = Field(2e-5, ge=0)
-    """Seconds that a message takes beside its bytes."""
+    """Seconds of a message, in addition to size / bandwidth."""
     kernel_seconds: float = Field(5e-6, ge=0)
-    """The least that an operation takes."""
+    """Minimum seconds of an operation."""
     product_efficiency: float = Field(0.5, gt=0, le=1)
-    """Share of the peak that matrix products reach."""
+    """Share of the peak FLOP/s that matrix products reach."""
     memory_efficiency: float = Field(0.8, gt=0, le=1)
-    """Share of the memory's bandwidth that other operations reach."""
+    """Share of the memory bandwidth that operations reach."""
 
     def peak(self, precision: str) -> float:
-        """Return the FLOP/s of a type.
+        """Return the peak FLOP/s of a precision: float32, float16 or bfloat16.
 
         Raises:
-            UserError: The device does not compute in it.
+            UserError: The device does not support the precision.
         """
         found: float | None = {
             "float32": self.float32,
@@ -295,7 +294,7 @@ class DeviceSpec(Config):
         return found
 
     def network(self) -> Network:
-        """Return how ranks are joined, one on each device."""
+        """Return the network of ranks with one device each."""
         return Network(
             within=Link(bandwidth=self.within, latency=self.latency),
             between=Link(bandwidth=self.between, latency=self.latency),
@@ -340,14 +339,14 @@ SPECS = {
         ),
     )
 }
-"""Name -> device; the figures are the makers'."""
+"""Name -> device, with the manufacturers' figures."""
 
 
 def find_spec(text: str) -> DeviceSpec:
     """Return a device by its name, or from a JSON file with the fields of `DeviceSpec`.
 
     Raises:
-        UserError: There is none of that name, or the file does not describe one.
+        UserError: No device has that name, or the file does not describe one.
     """
     if text in SPECS:
         return SPECS[text]
@@ -361,7 +360,7 @@ def find_spec(text: str) -> DeviceSpec:
 
 
 class Units(NamedTuple):
-    """Three stages of one objective; between the block and the heads others are left out."""
+    """Three stages of one objective; the other blocks, before the heads, are left out."""
 
     input: Stage
     block: Stage
@@ -372,7 +371,7 @@ def splittable(config: RunConfig) -> Splittable:
     """Make the objective of a run on the meta device and check that it can be cut.
 
     Raises:
-        UserError: It has no stages.
+        UserError: The objective has no stages.
     """
     objective = build_on_meta(config)
     if not isinstance(objective, Splittable):
@@ -387,7 +386,7 @@ def splittable(config: RunConfig) -> Splittable:
 
 
 def cut(objective: Splittable) -> Units:
-    """Cut an objective into the parts."""
+    """Return the input part, the first block and the heads of an objective."""
     rest = objective.depth - 1
     stages = objective.stages([0, 1, rest, 0] if rest else [0, 1, 0])
     return Units(stages[0], stages[1], stages[-1])
@@ -396,7 +395,7 @@ def cut(objective: Splittable) -> Units:
 def make_units(config: RunConfig, device: torch.device, recompute: Recompute) -> Units:
     """Make the parts of a run's objective with their initial values.
 
-    Only what they hold takes memory: one block, however many there are.
+    Only the three parts are allocated: of all blocks, one.
 
     Raises:
         UserError: The objective has no stages.
@@ -407,21 +406,21 @@ def make_units(config: RunConfig, device: torch.device, recompute: Recompute) ->
     units = cut(objective)
     for unit in units:
         unit.to_empty(device=device)
-    for unit in units:  # afterwards, since two parts may hold the same parameter
+    for unit in units:  # after all are allocated, since two parts may hold the same parameter
         unit.initialise(config.seed)
         unit.train()
     return units
 
 
 def sizes(units: Units, optim: OptimizerConfig) -> tuple[list[UnitSize], int]:
-    """Return what the parts hold, and the trainable bytes that input and heads share.
+    """Return the sizes of the parts, and the trainable bytes that input and heads share.
 
-    The optimizer's state is counted on stand-ins with the parameters' names and few elements.
+    The optimizer's state is counted on small tensors with the parameters' names.
     """
     trained = [
         {name: p for name, p in unit.named_parameters() if p.requires_grad} for unit in units
     ]
-    # Together: an optimizer's rules may ask for names that one part alone does not have.
+    # All parts together: an optimizer's rules may need names that one part alone lacks.
     states = _state_rates({name: p for named in trained for name, p in named.items()}, optim)
     found = [
         UnitSize(
@@ -441,7 +440,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 def _state_rates(named: Mapping[str, nn.Parameter], optim: OptimizerConfig) -> dict[str, int]:
     """Return the bytes of optimizer state per element of each parameter."""
-    # Layer-wise decay counts the layers of the whole model, and has no state.
+    # Without layer-wise decay: it needs the layers of the whole model, and adds no state.
     rules = optim.override({"layer_decay": 1.0, "lr_scales": "{}"})
     small = {
         name: nn.Parameter(torch.zeros([min(size, 2) for size in p.shape]))

@@ -1,6 +1,6 @@
-"""The search for the fastest way to train a recipe on so many ranks of so much memory.
+"""The search for the fastest pipeline of a recipe, given the number and memory of ranks.
 
-The best cut of a model: how many blocks each stage gets.
+For each candidate it finds the best cut: the number of blocks of each stage.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from quadriga.pipeline.planner.timeline import Timeline, Times, lower_bound, sim
 from quadriga.pipeline.schedules import SCHEDULES
 
 StageCost = Callable[[int, int], float]
-"""(stage, blocks) -> what it costs; more blocks never cost less."""
+"""(stage, blocks) -> cost, which must not decrease with the number of blocks."""
 
 
 def best_cut(
     blocks: int, stages: int, cost: StageCost, most: Sequence[int] | None = None
 ) -> tuple[int, ...] | None:
-    """Return the cut whose dearest stage is cheapest, and next to that the most even one.
+    """Return the cut that minimises the maximum cost of a stage; of several, an even one.
 
-    Blocks are alike, so a contiguous cut is a number of blocks per stage. Each next block goes to
-    the stage that is cheapest with it. That is optimal: costs only grow, so whatever cut has a
-    dearest stage of cost c gives no stage a block that costs more than c, and the rule takes all
-    blocks at a cost of at most c before it takes a dearer one.
+    All blocks are equal, so a contiguous cut is a number of blocks per stage. The algorithm is
+    greedy: each next block goes to the stage whose cost with it is lowest. It is optimal: costs do
+    not decrease, so a cut whose maximum cost is c gives no stage a block at a cost above c, and the
+    greedy rule uses all additions of cost at most c before any above c.
 
     Args:
-        blocks: Blocks to give away; at least ``stages - 1``.
-        stages: Stages; every one but the last has a block at least (the loss makes the last one).
-        cost: What a stage costs.
-        most: The most blocks of each stage.
+        blocks: Blocks to distribute; at least ``stages - 1``.
+        stages: Number of stages. Each but the last gets at least one block; the last has the loss.
+        cost: Cost of a stage.
+        most: Maximum number of blocks of each stage.
 
     Returns:
-        Blocks of each stage, None where the most are too few.
+        Blocks of each stage; None if `most` does not allow all blocks.
     """
     least = [1] * (stages - 1) + [0 if stages > 1 else blocks]
     most = [blocks] * stages if most is None else list(most)
@@ -58,12 +58,12 @@ def best_cut(
 
 
 def most_blocks(blocks: int, stages: int, fits: Callable[[int, int], bool]) -> list[int]:
-    """Return the most blocks with which each stage fits, -1 where it does not even without one.
+    """Return the maximum number of blocks that fit on each stage; -1 if not even none fits.
 
     Args:
-        blocks: No stage has more.
+        blocks: Upper limit for each stage.
         stages: Number of stages.
-        fits: (stage, blocks) -> whether it fits; fewer blocks never need more.
+        fits: (stage, blocks) -> whether they fit; if they do, so must fewer blocks.
     """
     found = []
     for stage in range(stages):
@@ -80,36 +80,36 @@ def most_blocks(blocks: int, stages: int, fits: Callable[[int, int], bool]) -> l
 
 RECOMPUTES: tuple[Recompute, ...] = ("none", "full")
 STEPS = 6
-"""Steps that are simulated: the pipeline is in its steady state in the middle of them."""
+"""Simulated steps of a schedule with delay: in the middle, the pipeline is in steady state."""
 
 ROUNDING = 1e-7
-"""Relative difference of seconds that means nothing."""
+"""Relative difference of seconds that counts as rounding error."""
 
 
 @final
 @dataclass(frozen=True)
 class Plan:
-    """A candidate, its cut and what is predicted of it."""
+    """A candidate, its cut and its predicted time and memory."""
 
     candidate: Candidate
     depths: tuple[int, ...]
     """Blocks of each stage."""
     times: Times
     memory: tuple[Memory, ...]
-    """Of each stage."""
+    """Memory of a rank of each stage."""
     step_seconds: float
     samples_per_second: float
     bubble: float
-    """Share of the stages' time in which they compute nothing."""
+    """Share of the stages' time in which they are idle."""
 
     @property
     def most_memory(self) -> int:
-        """Bytes of the fullest rank."""
+        """Maximum bytes of a rank."""
         return max(memory.total for memory in self.memory)
 
 
 class Refusal(NamedTuple):
-    """A class of candidates that cannot run, whatever their micro-batch."""
+    """A class of candidates that cannot run with any size of micro-batch."""
 
     width: int
     depth: int
@@ -117,19 +117,19 @@ class Refusal(NamedTuple):
     recompute: Recompute
     reason: str
     need: int | None
-    """Bytes of the fullest stage, where memory is the reason."""
+    """Maximum bytes of a stage if memory is the reason, else None."""
 
 
 @final
 @dataclass(frozen=True)
 class Ranking:
-    """What `plan` found."""
+    """The result of `Planner.rank`."""
 
     plans: tuple[Plan, ...]
-    """The best first."""
+    """Plans, the best first."""
     refusals: tuple[Refusal, ...]
     considered: int
-    """Candidates that can run."""
+    """Number of candidates that can run."""
 
 
 @final
@@ -149,24 +149,25 @@ class Planner:
         """Plan for a profile.
 
         Args:
-            profile: What the parts of the model cost.
-            ranks: Ranks to use, all of them.
+            profile: Costs of the model's parts.
+            ranks: Number of ranks; a plan uses all of them.
             batch_size: Samples of a step over all ranks.
             memory: Bytes of a rank.
-            is_deferred: Whether 2bw makes its updates beside (`pipeline.deferred_update`).
-            whole_only: Why the run's model cannot be cut, if it cannot.
+            is_deferred: Whether 2bw overlaps its updates (`executor.deferred_update`).
+            whole_only: The reason why the run's model cannot be cut; None if it can.
         """
         self._whole_only = whole_only
         self._profile, self._ranks, self._batch_size = profile, ranks, batch_size
         self._memory, self._is_deferred = memory, is_deferred
 
     def rank(self, top: int) -> Ranking:
-        """Return the best candidates, in an order that depends on the profile alone.
+        """Return the `top` best candidates; the result is deterministic.
 
-        Every candidate is cut and bounded; those whose bound is among the best are simulated.
+        Each candidate gets its best cut and a lower bound of its time; candidates are simulated
+        in order of that bound until it exceeds the time of the `top` best.
 
         Raises:
-            UserError: None can run.
+            UserError: No candidate can run.
         """
         bounded: list[tuple[float, Candidate, Costs, tuple[int, ...]]] = []
         refusals: list[Refusal] = []
@@ -186,14 +187,14 @@ class Planner:
         return Ranking(tuple(plans[:top]), tuple(refusals), len(bounded))
 
     def predict(self, candidate: Candidate, depths: tuple[int, ...] | None = None) -> Plan:
-        """Return what is predicted of one candidate.
+        """Return the plan of one candidate.
 
         Args:
             candidate: Its micro-batch must be in the profile.
             depths: Its cut; the best one by default.
 
         Raises:
-            UserError: It does not fit.
+            UserError: The candidate does not fit in memory, or its micro-batch is not measured.
         """
         costs = self._costs(candidate)
         if depths is None:
@@ -205,7 +206,7 @@ class Planner:
         return self._predict(candidate, costs, depths)
 
     def timeline(self, plan: Plan, steps: int) -> Timeline:
-        """Return the timing of a plan's first steps, to be drawn."""
+        """Return the simulated timing of a plan's first `steps` steps."""
         costs = self._costs(plan.candidate)
         return simulate(costs.schedule, plan.times, plan.candidate.micro_batches, steps)
 
@@ -219,7 +220,7 @@ class Planner:
     def _evaluate(
         self, width: int, depth: int, schedule: str, recompute: Recompute
     ) -> tuple[list[tuple[float, Candidate, Costs, tuple[int, ...]]], Refusal | None]:
-        """Return the candidates of a class that can run, or why none can."""
+        """Return the candidates of a class that can run, or the reason why none can."""
         if depth > 1 and self._whole_only is not None:
             return [], Refusal(width, depth, schedule, recompute, self._whole_only, None)
         reasons: list[tuple[int | None, str]] = []
@@ -274,7 +275,7 @@ class Planner:
         return best_cut(blocks, depth, costs.work, most)
 
     def _need(self, costs: Costs) -> tuple[int, str]:
-        """Return the bytes of the fullest stage when memory alone decides the cut."""
+        """Return the maximum bytes of a stage, minimised over the cuts, and a reason."""
         depth = costs.candidate.depth
         depths = best_cut(self._profile.blocks, depth, lambda s, n: costs.memory(s, n).total)
         assert depths is not None
@@ -312,15 +313,15 @@ class Planner:
 
 
 def _order(plan: Plan) -> tuple[float, int, Candidate]:
-    # What differs by rounding is alike, and the one that needs less memory comes first.
+    # Times that differ by rounding are equal; then the plan that needs less memory is first.
     return float(f"{plan.step_seconds:.8e}"), plan.most_memory, plan.candidate
 
 
 def steady_state(costs: Costs, times: Times, micro_batches: int) -> tuple[float, float]:
-    """Return the seconds of a step and its bubble.
+    """Return the seconds of a step in the steady state, and its bubble.
 
-    Steps of many micro-batches are simulated with fewer, since nothing new happens in them: with
-    a flush each further one takes the same time; without, a step and its update shrink alike.
+    Steps of many micro-batches are simulated with fewer, and the time is extrapolated: with a
+    flush, each further micro-batch takes the same time; without, step and update scale alike.
     """
     depth = times.stages
     few = 3 * depth + 1

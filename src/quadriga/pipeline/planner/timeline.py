@@ -1,11 +1,9 @@
-"""The timing of a schedule, from its own actions: when each begins and ends on every stage.
+"""The simulated timing of a schedule's actions, and bounds of it in closed form.
 
-A stage does its actions in their order, each as soon as what it needs is there. What a stage sends
-goes out in order and takes its time on the way, beside the next passes. An update begins when
-every stage has ended the step's backward passes (the gradient's norm is that of all stages) and
-runs beside the passes until a `Wait` asks for it.
-
-How long a pipeline's parts take, what comes of it, and bounds of it in closed form.
+A stage carries out its actions in order, each as soon as its inputs have arrived. Messages leave a
+stage in order, and their transfer overlaps with the next passes. An update begins when every stage
+has ended the step's backward passes (the gradient norm needs all stages) and overlaps with the
+passes until the `Wait` of the step.
 """
 
 from __future__ import annotations
@@ -29,27 +27,27 @@ from quadriga.pipeline.schedules.actions import (
 @final
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """What a pipeline's parts take, in seconds (or in any other unit)."""
+    """The times of a pipeline's parts, in seconds (or any other unit)."""
 
     forward: tuple[float, ...]
     """Forward pass of one micro-batch, per stage."""
     backward: tuple[float, ...]
-    """Backward pass of one micro-batch, per stage, with what it recomputes."""
+    """Backward pass of one micro-batch, per stage, with recomputation."""
     transfer: tuple[float, ...] = ()
-    """One micro-batch's way from a stage to the next, or back: one fewer than stages; none for
-    no time at all."""
+    """Transfer of one micro-batch from each stage but the last to the next, in either direction;
+    empty for 0."""
     beside: tuple[float, ...] = ()
-    """The part of an update that needs no stage to stand still (reductions), per stage."""
+    """The part of an update that may overlap with passes (reductions), per stage; empty for 0."""
     step: tuple[float, ...] = ()
-    """The part of an update that a stage itself is busy with, when it waits, per stage."""
+    """The part of an update during which the stage is busy, at its `Wait`; empty for 0."""
     is_deferred: bool = True
-    """Whether the part beside goes on after `Update` has been told; otherwise the stage waits."""
+    """Whether `beside` overlaps with the passes after `Update`; otherwise the stage waits."""
 
     def __post_init__(self) -> None:
         """Check that the lengths agree.
 
         Raises:
-            ValueError: They do not.
+            ValueError: The lengths do not agree.
         """
         stages = len(self.forward)
         if not stages or len(self.backward) != stages:
@@ -68,12 +66,12 @@ Key = tuple[int, str, Action]
 
 
 def key_of(stage: int, action: Action) -> Key:
-    """Return what tells an action from all others: with its kind, which its equality ignores."""
+    """Return a unique key of an action: with its class, which a NamedTuple's equality ignores."""
     return stage, type(action).__name__, action
 
 
 class Event(NamedTuple):
-    """One action of one stage. An `Update` lasts from its gradient's end to the new weights."""
+    """One action of one stage; an `Update` lasts from the complete gradient to the new weights."""
 
     stage: int
     action: Action
@@ -84,31 +82,31 @@ class Event(NamedTuple):
 @final
 @dataclass(frozen=True)
 class Timeline:
-    """What `simulate` found."""
+    """The result of `simulate`."""
 
     times: Times
     micro_batches: int
     steps: int
     version: tuple[int, ...]
-    """Updates made to the weights that a step is computed with, per step."""
+    """Version of the weights of each step: the number of updates made to them."""
     events: tuple[Event, ...]
-    """In each stage's own order; stage after stage."""
+    """Events stage by stage, in order within a stage."""
     in_flight: tuple[int, ...]
-    """The most micro-batches that a stage held at once."""
+    """Maximum number of micro-batches that each stage held at once."""
     ends: dict[int, float] = field(repr=False)
-    """When a step's update was done on all stages."""
+    """Step -> time at which its update was done on all stages."""
 
     @property
     def seconds(self) -> float:
-        """When the last action ends."""
+        """Time at which the last action ends."""
         return max(event.end for event in self.events)
 
     @property
     def step_seconds(self) -> float:
-        """Seconds of one step in the steady state: between the updates in the middle.
+        """Seconds of one step in the steady state: the time between updates in the middle.
 
-        The last step of a segment has nothing behind it and ends sooner; it counts only where
-        there is no other.
+        The last step ends sooner, since none follows it, and is left out; with fewer than three
+        steps, the mean over all steps.
         """
         if self.steps < 3:
             return self.seconds / self.steps
@@ -117,27 +115,27 @@ class Timeline:
 
     @property
     def bubble(self) -> float:
-        """Share of the stages' time in the steady state that no forward or backward pass takes."""
+        """Share of the stages' time in the steady state without forward or backward passes."""
         times = self.times
         busy = self.micro_batches * (sum(times.forward) + sum(times.backward))
         return 1.0 - busy / (times.stages * self.step_seconds)
 
     def of_stage(self, stage: int) -> list[Event]:
-        """Return one stage's events in order."""
+        """Return the events of one stage in order."""
         return [event for event in self.events if event.stage == stage]
 
 
 def lower_bound(name: str, times: Times, micro_batches: int) -> float:
-    """Return a number of seconds that no step is shorter than in the steady state.
+    """Return a lower bound of the seconds of a step in the steady state.
 
-    With F, B and x for a stage's passes and the transfer to the next one, d stages and m
-    micro-batches: a flush takes at least what micro-batch 0 needs to reach a stage and return, and
-    m passes there; a pipeline that never flushes has at most d - s micro-batches between stage s
-    and the end, so one of them takes at least 1 / (d - s) of its way there and back.
+    With d stages and m micro-batches: a step with a flush takes at least the time in which
+    micro-batch 0 reaches a stage and returns from it, plus m passes of that stage. A pipeline
+    without a flush has at most d - s micro-batches between stage s and the end, so each takes at
+    least 1 / (d - s) of the round trip from stage s to the end.
 
     Args:
         name: The schedule's name.
-        times: What the parts take.
+        times: Times of the parts.
         micro_batches: Micro-batches of a step.
     """
     d = times.stages
@@ -151,7 +149,7 @@ def lower_bound(name: str, times: Times, micro_batches: int) -> float:
         return max(busy, micro_batches * max(round_trips))
     there = [sum(times.forward[:s]) + sum(ways[:s]) for s in range(d)]
     back = [sum(times.backward[:s]) + sum(ways[:s]) for s in range(d)]
-    # When a stage can begin: its own weights are there, and micro-batch 0 is.
+    # A stage can begin when its own weights are updated and micro-batch 0 has arrived.
     begins = [max(updates[0] + way, own) for way, own in zip(there, updates, strict=True)]
     if name == "sequential":
         late = max(begin - way for begin, way in zip(begins, there, strict=True))
@@ -160,15 +158,15 @@ def lower_bound(name: str, times: Times, micro_batches: int) -> float:
 
 
 def slack(timeline: Timeline, step: int) -> tuple[list[float], float]:
-    """Return how much later a step's new weights are needed than its gradients are complete.
+    """Return the time from a step's complete gradients to the first use of its new weights.
 
     Args:
-        timeline: Of a schedule with a delay of one step, of updates that take no time.
-        step: With two more steps behind it.
+        timeline: A timeline of a schedule with a delay of one step, whose updates take no time.
+        step: A step that at least two steps follow.
 
     Returns:
         Per stage, the time between its last backward pass of the step and the first forward pass
-        of step + 2; and the time between the latest such end on any stage and the earliest need.
+        of step + 2; and the time from the latest such end to the earliest such start of any stage.
     """
     last = timeline.micro_batches - 1
     found = {key_of(e.stage, e.action): e for e in timeline.events}
@@ -180,17 +178,17 @@ def slack(timeline: Timeline, step: int) -> tuple[list[float], float]:
 
 
 def simulate(schedule: Schedule, times: Times, micro_batches: int, steps: int) -> Timeline:
-    """Time the steps of one segment, from an empty pipeline to an empty pipeline.
+    """Simulate steps that begin and end with an empty pipeline.
 
     Args:
-        schedule: Whose actions are carried out.
-        times: What they take.
+        schedule: The schedule.
+        times: Times of its actions.
         micro_batches: Micro-batches of a step.
-        steps: Steps of the segment.
+        steps: Number of steps.
 
     Raises:
         UserError: The schedule needs more micro-batches.
-        RuntimeError: The actions wait for one another for ever.
+        RuntimeError: The actions deadlock.
     """
     schedule.check(times.stages, micro_batches)
     run = _Run(schedule, times, micro_batches, steps)
@@ -207,7 +205,7 @@ def simulate(schedule: Schedule, times: Times, micro_batches: int, steps: int) -
 
 
 class _Run:
-    """The state of a simulation: per stage its next action and when it is free."""
+    """The state of a simulation: each stage's next action and the time when it is free."""
 
     def __init__(self, schedule: Schedule, times: Times, micro_batches: int, steps: int) -> None:
         stages = times.stages
@@ -220,16 +218,20 @@ class _Run:
         self.free = [0.0] * stages
         self.events: list[list[Event]] = [[] for _ in range(stages)]
         self.arrived: dict[Key, float] = {}
-        """When a stage has what an action needs from its neighbour."""
+        """Action of a stage -> time at which its input from a neighbour arrives."""
         self.link: dict[tuple[int, int], float] = defaultdict(float)
         self.told: dict[int, dict[int, float]] = defaultdict(dict)
-        """Step -> stage -> when its gradient was complete."""
+        """Step -> stage -> time at which its gradient was complete."""
         self.updated: dict[int, dict[int, float]] = defaultdict(dict)
-        """Step -> stage -> when its new weights were there."""
+        """Step -> stage -> time at which its new weights were complete."""
         self.held, self.most = [0] * stages, [0] * stages
 
     def to_the_end(self) -> None:
-        """Carry out every action."""
+        """Carry out every action.
+
+        Raises:
+            RuntimeError: The actions deadlock.
+        """
         progress = True
         while progress:
             progress = False
@@ -240,7 +242,7 @@ class _Run:
             raise RuntimeError(f"the stages wait for one another at {self.next}")
 
     def _advance(self, stage: int) -> bool:
-        """Carry out the stage's next action, if what it needs is known."""
+        """Carry out the stage's next action if the times of its inputs are known."""
         action = self.next[stage]
         if action is None:
             return False
@@ -304,7 +306,7 @@ class _Run:
         return True
 
     def _reduced(self, stage: int, step: int) -> float | None:
-        """Return when the part of the update beside ends, None while a stage has not told."""
+        """Return the time at which `Times.beside` ends; None until all stages reach `Update`."""
         told = self.told[step]
         if len(told) < self.stages:
             return None

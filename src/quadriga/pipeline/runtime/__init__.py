@@ -1,1 +1,1 @@
-"""Carrying a schedule out: stages, point-to-point exchange, weight versions, executors."""
+"""Execution of a schedule: stages, point-to-point exchange, weight versions, executors."""

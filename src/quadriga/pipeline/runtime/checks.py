@@ -1,4 +1,4 @@
-"""Whether a run can be executed over stages."""
+"""Checks that a run can be executed as a pipeline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def check_pipeline(
     """Check the method, the stages and the schedule; see `ExecutorConfig.check`.
 
     Raises:
-        UserError: Steps cannot be made so; the same on every rank.
+        UserError: The run cannot be pipelined this way; raised on every rank alike.
     """
     _check_method(config, objective)
     assert isinstance(objective, Splittable)
@@ -53,7 +53,7 @@ def check_schedule(pipeline: PipelineConfig, config: StepConfig, stages: int) ->
     """Check the schedule against the stages and the micro-batches.
 
     Raises:
-        UserError: They do not fit.
+        UserError: The schedule cannot run with these stages and micro-batches.
     """
     if pipeline.schedule not in OWN:
         from quadriga.pipeline.runtime.torch_executor import check_torch_schedule

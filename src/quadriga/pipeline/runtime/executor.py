@@ -1,7 +1,4 @@
-"""Pipelined execution: each rank runs its stage of its copy, in the order of a schedule.
-
-The steps between two quiet moments of a pipeline: a schedule's actions, carried out.
-"""
+"""The executor of this package's schedules: each rank runs one stage of one replica."""
 
 from __future__ import annotations
 
@@ -24,17 +21,18 @@ from quadriga.pipeline.schedules.actions import Backward, Forward, Place, Schedu
 
 @final
 class Segment:
-    """Runs until its steps are made, a rank is asked to stop, or a step was not finite.
+    """A run of steps that begins and ends with an empty pipeline.
 
-    In the last two cases no further step is begun; what is in flight is finished, and its steps
-    count. All ranks see the same outcomes at the same place of the schedule, so all of them stop
-    before the same step.
+    It ends when all steps are made, when a rank receives a stop signal, or when a loss or gradient
+    is not finite. In the last two cases no further step begins; the steps in flight are finished
+    and count. All ranks get the same outcomes at the same action of the schedule, so all of them
+    stop before the same step.
     """
 
     def __init__(
         self, executor: PipelineExecutor, batches: Iterator[MicroBatch], steps: range
     ) -> None:
-        """Make `steps`, or fewer, beginning and ending with an empty pipeline."""
+        """Prepare to make `steps`, or fewer, from `batches`."""
         self._executor, self._batches, self._steps = executor, batches, steps
         self._read: dict[int, Batch] = {}
         self._sums: dict[int, MetricSums] = {}
@@ -43,7 +41,7 @@ class Segment:
         self._held: list[Outcome] = []
 
     def outputs(self) -> Iterator[StepOutput]:
-        """Carry the actions out; yield each step when its update is done."""
+        """Carry the actions out; yield each step's output when its update is done."""
         executor = self._executor
         schedule, place = executor.schedule, executor.place
         for action in schedule.actions(place, self._steps.start, self._goes_on):
@@ -65,7 +63,7 @@ class Segment:
                         self._held.append(outcome)
                     else:
                         yield self._report(outcome)
-                        # Not before: who is held up by a log is in the step that it writes down.
+                        # After the yield: the time that logging takes counts for the logged step.
                         executor.phase_timer.begin_step(step + 1)
         executor.runner.finish()
         for outcome in self._held:
@@ -88,7 +86,7 @@ class Segment:
     def _forward(self, step: int, micro: int) -> None:
         executor, runner = self._executor, self._executor.runner
         module = executor.versions.module(executor.schedule.version(step)).only
-        # One batch ahead within the step: its input may arrive during this pass.
+        # Expect one micro-batch ahead within the step: its input may arrive during this pass.
         for wanted in range(micro, min(micro + 2, executor.place.micro_batches)):
             if wanted not in self._read:
                 self._read[wanted] = executor.next_batch(self._batches)
@@ -109,8 +107,9 @@ class Segment:
 class PipelineExecutor(StagedExecutor):
     """One stage on each rank, under a schedule of this package.
 
-    2bw equals the delayed gradient method ``W(t+1) = W(t) - lr * grad f(W(t-1))`` whatever the
-    numbers of stages, copies and micro-batches; the other schedules equal the whole model.
+    For every number of stages, replicas and micro-batches, 2bw equals the delayed gradient method
+    ``W(t+1) = W(t) - lr * grad f(W(t-1))``, and the other schedules equal training without
+    stages.
     """
 
     def __init__(
@@ -121,14 +120,14 @@ class PipelineExecutor(StagedExecutor):
         env: DistEnv,
         **options: Any,
     ) -> None:
-        """Take this rank's stage and connect to its neighbours; every rank calls it.
+        """Build this rank's stage and connect it to its neighbours; collective.
 
         Args:
             objective: As for `StagedExecutor`.
-            config: The run.
-            plan: Its numbers.
-            env: This process among the run's.
-            **options: Those of `StagedExecutor`.
+            config: The run's config.
+            plan: The run's plan.
+            env: This process's rank, device and world size.
+            **options: Options of `StagedExecutor`.
 
         Raises:
             UserError: The stages, ranks and micro-batches do not fit each other.
@@ -142,7 +141,8 @@ class PipelineExecutor(StagedExecutor):
         in_flight = self.schedule.in_flight(self.place)
         self.runner = StageRunner(config, self.groups, env, self.phase_timer, stages, in_flight)
         if config.train.recompute == "full" and stages == in_flight == 1:
-            # The whole model and one micro-batch of it: to drop all of it would gain nothing.
+            # One stage holds the whole model and one micro-batch: recomputing it as one piece
+            # would save no memory, so recompute block by block.
             for module in self.versions.modules:
                 apply_recompute(module, "full")
             self.runner.blocks_recompute = True

@@ -1,11 +1,11 @@
-"""From an objective to a rank's part of it: one stage, or several that do not touch.
+"""The part of an objective that a rank holds, and the process groups of a pipeline.
 
-The process groups of a pipeline: each use has its own, so that none waits behind another.
+A part is one stage or several.
 
-NCCL knows no tags and carries out the operations of a group in order. So activations and
-gradients travel in groups of their own, one for each pair of neighbours and direction; and the
-update, which runs beside the passes, has its own groups for the replicas, the tied parameters and
-the table of sums.
+NCCL has no tags and carries out the operations of a group in order, so each use has a group of its
+own. Activations and gradients have one group for each pair of neighbours and direction; the update,
+which overlaps with the passes, has groups for the replicas, the tied parameters and the metric
+sums.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from quadriga.distributed.environment import DistEnv
 from quadriga.pipeline.topology import Topology
 
 V_SHAPED = ("zbv", "dualpipev")
-"""Schedules in which a copy goes down the ranks and back: the first rank has both ends."""
+"""Schedules that place stages down the ranks and back, so the first rank has both ends."""
 
 
 def rank_of_stage(stage: int, ranks: int, schedule: str) -> int:
-    """Return which of a copy's ranks holds a stage, where each holds several."""
+    """Return which of a replica's `ranks` ranks, from 0, holds a stage if each holds several."""
     if schedule in V_SHAPED and (stage // ranks) % 2:
         return ranks - 1 - stage % ranks
     return stage % ranks
 
 
 def cut(stages: Sequence[Stage], ranks: int, schedule: str) -> list[Part]:
-    """Return the part of each of a copy's ranks."""
+    """Return the part of each rank of a replica, in order."""
     held: list[dict[int, Stage]] = [{} for _ in range(ranks)]
     for number, stage in enumerate(stages):
         held[rank_of_stage(number, ranks, schedule)][number] = stage
@@ -43,16 +43,16 @@ def cut(stages: Sequence[Stage], ranks: int, schedule: str) -> list[Part]:
 
 @final
 class Part(nn.Module):
-    """The stages of one rank; its tensors have the names they have in the whole objective."""
+    """The stages of one rank; tensors keep their names in the whole objective (global names)."""
 
     def __init__(self, stages: dict[int, Stage]) -> None:
-        """Hold stages by number."""
+        """Take the stages by their number in the model."""
         super().__init__()
         self.stages = nn.ModuleDict({str(number): stage for number, stage in stages.items()})
 
     @property
     def only(self) -> Stage:
-        """The stage of a rank that has one."""
+        """The stage of a rank that has exactly one."""
         (stage,) = self.stages.values()
         assert isinstance(stage, Stage)
         return stage
@@ -76,7 +76,12 @@ class Part(nn.Module):
         return found
 
     def materialise(self, seed: int, device: torch.device) -> Part:
-        """Give stages from the meta device memory and values; others are moved only."""
+        """Allocate and initialise the stages if any tensor is on the meta device, else move them.
+
+        Args:
+            seed: The run's seed, which determines the values.
+            device: Device of the result.
+        """
         if not any(tensor.is_meta for tensor in self.state_dict().values()):
             return self.to(device)
         self.to_empty(device=device)
@@ -87,7 +92,7 @@ class Part(nn.Module):
 
 
 def shared_parameters(parts: Sequence[Part]) -> dict[str, tuple[int, ...]]:
-    """Return the trainable parameters that several parts hold, and those parts, ascending."""
+    """Return trainable parameters that several parts hold: name -> those parts, ascending."""
     holders: dict[str, list[int]] = {}
     for number, part in enumerate(parts):
         for name, parameter in part.named_parameters():
@@ -102,33 +107,33 @@ Group = Any
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups that this rank is in; None where there is nobody else."""
+    """The process groups of this rank; None where a group would have one rank only."""
 
     stage: int
     replica: int
     previous: int | None
-    """Rank of the stage before in the same copy."""
+    """Rank of the previous stage of the same replica; None for the first stage."""
     following: int | None
-    """Rank of the stage behind."""
+    """Rank of the next stage of the same replica; None for the last stage."""
     activations_in: Group | None
     activations_out: Group | None
     gradients_in: Group | None
     gradients_out: Group | None
     replicas: Group | None
-    """The ranks that hold copies of this stage."""
+    """The ranks that hold this stage in any replica."""
     tied: dict[tuple[int, ...], Group]
-    """Stages that share parameters -> the ranks of those stages in this copy."""
+    """Stages that share parameters -> the ranks of those stages in this replica."""
     pipeline: Group | None
-    """All ranks of this copy, for torch's schedules."""
+    """All ranks of this replica, for torch's schedules."""
     world: Group | None
     """All ranks, for the sums of an update."""
 
 
 def make_groups(topology: Topology, env: DistEnv, ties: Sequence[tuple[int, ...]] = ()) -> Groups:
-    """Make all groups; every rank calls it, with the same arguments.
+    """Make all groups; collective: every rank passes the same `topology` and `ties`.
 
     Args:
-        topology: Where the stages are.
+        topology: The ranks of each stage and replica.
         env: This rank.
         ties: Sets of stages that share parameters, ascending.
     """

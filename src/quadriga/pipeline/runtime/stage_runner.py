@@ -1,6 +1,6 @@
-"""One stage's forward and backward passes, and what lies between them.
+"""One stage's forward and backward passes, and the exchange of tensors with its neighbours.
 
-Tensors from stage to stage: point-to-point messages in order, received ahead of their use.
+Tensors travel as point-to-point messages in order, and are received ahead of their use.
 """
 
 from __future__ import annotations
@@ -28,27 +28,29 @@ _TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 @final
 class Sender:
-    """Sends tensors to one neighbour without waiting for it."""
+    """Sends tensors to one neighbour, asynchronously."""
 
     def __init__(self, group: Group, peer: int) -> None:
-        """Send to the rank `peer` in a group of its own."""
+        """Send to rank `peer` in `group`, which has no other use."""
         self._group, self._peer = group, peer
         self._under_way: deque[tuple[Any, Tensor]] = deque()
         self._said_type = False
 
     @property
     def under_way(self) -> int:
-        """Number of messages whose tensors are kept."""
+        """Number of messages whose tensors are still held."""
         return len(self._under_way)
 
     def send(self, tensor: Tensor, most: int, says_type: bool = False) -> None:
-        """Start to send; the tensor is kept until it is sent.
+        """Start to send a tensor, and hold it until it is sent.
 
         Args:
-            tensor: What to send; it must not be written to afterwards.
-            most: How many messages, with this one, the receiver may not have asked for yet: older
-                ones are let go. gloo does not say that one has been sent until it is waited for.
-            says_type: Whether the receiver does not know the type: it is told once.
+            tensor: Any shape; its type is one of `_TYPES`. It must not be written to afterwards.
+            most: Maximum number of messages, with this one, that the receiver has not yet
+                expected. Older ones are waited for, since gloo reports a send as completed only
+                when it is waited for, and dropped.
+            says_type: Whether to send the type ahead of the first tensor, for a receiver that
+                expects tensors without a type.
         """
         if says_type and not self._said_type:
             self._said_type = True
@@ -72,10 +74,10 @@ class Sender:
 
 @final
 class Receiver:
-    """Receives tensors from one neighbour, in the order in which they were asked for."""
+    """Receives tensors from one neighbour, in the order of the calls of `expect`."""
 
     def __init__(self, group: Group, peer: int, device: torch.device) -> None:
-        """Receive from the rank `peer` in a group of its own, onto `device`."""
+        """Receive from rank `peer` in `group`, which has no other use, onto `device`."""
         self._group, self._peer, self._device = group, peer, device
         self._dtype: torch.dtype | None = None
         self._expected: deque[tuple[Any, Tensor]] = deque()
@@ -85,7 +87,7 @@ class Receiver:
 
         Args:
             shape: Its shape.
-            dtype: Its type; None where the sender says it.
+            dtype: Its type; None to use the type that the sender sends ahead.
         """
         dtype = dtype or self._type()
         buffer = torch.empty(shape, dtype=dtype, device=self._device)
@@ -93,7 +95,7 @@ class Receiver:
         self._expected.append((work, buffer))
 
     def take(self) -> Tensor:
-        """Wait for the tensor that was asked for first."""
+        """Wait for the oldest expected tensor and return it."""
         work, buffer = self._expected.popleft()
         if work is not None:
             work.wait()
@@ -113,17 +115,17 @@ class _Stashed:
 
     hidden: Tensor | None
     output: Tensor | GradientEdge | None = None
-    """The loss, or the graph of what was sent on, whose values are not kept."""
+    """The loss (scalar), or the graph edge of the output that was sent, whose values are freed."""
     again: tuple[Stage, Batch] | None = None
-    """What the forward pass is computed with once more."""
+    """Arguments for recomputing the forward pass; None where it is not recomputed."""
 
 
 @final
 class StageRunner:
     """Carries out forward and backward passes of this rank's stage.
 
-    Randomness is keyed by (seed, step, micro-batch, replica, layer), so a forward pass that is
-    computed again for its backward pass draws the same dropout without any state.
+    Randomness is keyed by (seed, step, micro-batch, replica, layer), so a recomputed forward pass
+    draws the same dropout masks without any stored state.
     """
 
     def __init__(
@@ -138,19 +140,20 @@ class StageRunner:
         """Connect to the neighbours.
 
         Args:
-            config: The run.
+            config: The run's config.
             groups: This rank's groups.
             env: This rank.
-            phase_timer: Told what the rank is doing.
+            phase_timer: Receives the phase that the rank enters.
             stages: Number of stages.
-            in_flight: The most micro-batches between their forward and their backward pass.
+            in_flight: Maximum number of micro-batches between their forward and backward pass.
         """
         self._config, self._groups, self._env, self._phase_timer = config, groups, env, phase_timer
         self.is_first, self.is_last = groups.stage == 0, groups.stage == stages - 1
-        # Of one micro-batch nothing is kept beside what its backward pass needs in any case.
+        # With one micro-batch in flight, its backward pass follows at once: recomputing would
+        # save no memory.
         self._recomputes = config.train.recompute == "full" and in_flight > 1
         self.blocks_recompute = config.train.recompute == "selective"
-        """Whether backward passes compute blocks anew, and so draw their dropout again."""
+        """Whether backward passes recompute blocks, and so need the randomness of the forward."""
         self._stash: dict[tuple[int, int], _Stashed] = {}
         before, behind, device = groups.previous, groups.following, env.device
         if before is not None:
@@ -166,12 +169,12 @@ class StageRunner:
         return len(self._stash)
 
     def expect(self, module: Stage, batch: Batch) -> None:
-        """Start to receive the input of a micro-batch, in the order of the forward passes."""
+        """Start to receive a micro-batch's input; call it in the order of the forward passes."""
         if not self.is_first:
             self._hidden_in.expect(module.hidden_shape(batch))
 
     def forward(self, module: Stage, batch: Batch, step: int, micro: int) -> LossOutput | None:
-        """Compute a forward pass and send its output on; the last stage returns the loss."""
+        """Compute a forward pass; send its output on, or on the last stage return the loss."""
         hidden = None
         if not self.is_first:
             self._phase_timer.enter("pipeline")
@@ -189,17 +192,22 @@ class StageRunner:
             return output
         if not self._recomputes:
             stashed.output = get_gradient_edge(output)
-        # Outputs whose gradients are back have arrived.
+        # A message is certainly received once its gradient is back, so at most `in_flight`
+        # messages are outstanding.
         self._hidden_out.send(output.detach(), self.in_flight, says_type=True)
         self._gradient_in.expect(tuple(output.shape), output.dtype)
         return None
 
     def _share(self, output: LossOutput) -> Tensor:
-        """Return the loss of a micro-batch as its part of the step's."""
+        """Return the micro-batch's loss, a scalar, divided by the micro-batches per step."""
         return output.only.total / self._config.train.accumulate
 
     def backward(self, step: int, micro: int) -> None:
-        """Compute a backward pass and send the gradient of the input back."""
+        """Compute a backward pass and send the input's gradient to the previous stage.
+
+        Raises:
+            RuntimeError: The stage's output does not depend on its input.
+        """
         stashed = self._stash.pop((step, micro))
         gradient = None
         if not self.is_last:
@@ -217,7 +225,7 @@ class StageRunner:
         if stashed.hidden is not None:
             if stashed.hidden.grad is None:
                 raise RuntimeError("a stage does not use its input")
-            # The stage before asked for it when it sent the input: it waits for nobody.
+            # The previous stage expects it since it sent the input, so the send does not block.
             self._gradient_out.send(stashed.hidden.grad, 1)
 
     def _compute(
@@ -234,7 +242,11 @@ class StageRunner:
         return randomness.micro_batch(self._config.seed, step, micro, self._groups.replica)
 
     def finish(self) -> None:
-        """Wait until all that was sent has left; nothing is in flight afterwards."""
+        """Wait until all messages are sent.
+
+        Raises:
+            RuntimeError: A micro-batch is still in flight.
+        """
         if self._stash:
             raise RuntimeError(f"{len(self._stash)} micro-batches are still in flight")
         if not self.is_first:

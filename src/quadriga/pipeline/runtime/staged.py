@@ -1,4 +1,4 @@
-"""What every pipelined executor has: its stages of the model, their updates, their state."""
+"""The base class of the pipelined executors: a rank's stages, their updates, their state."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from quadriga.pipeline.topology import make_topology
 
 
 class StagedExecutor(Executor):
-    """Holds this rank's part of the model; those below decide in which order it is computed."""
+    """Holds this rank's part of the model; subclasses decide the order of the passes."""
 
     def __init__(
         self,
@@ -45,20 +45,20 @@ class StagedExecutor(Executor):
         on_bad_step: Callable[[BadStep], None] = stop_at,
         skipped_steps: Container[int] = (),
     ) -> None:
-        """Cut an objective and take this rank's part of it; every rank calls it.
+        """Cut an objective and keep this rank's part of it; collective.
 
         Args:
-            objective: Initialised and on the device, or on the meta device: then this part alone
-                gets memory, and its values from ``config.seed``; all of it where it is filled.
-            config: The run.
-            plan: Its numbers.
-            env: This process among the run's.
-            versions: Versions of the weights to hold.
-            fill: Puts weights from elsewhere into the whole objective.
-            phase_timer: Told what this rank is doing.
-            asked_to_stop: Whether a signal asked this rank to stop.
+            objective: Initialised and on the device, or on the meta device: then this rank's part
+                (with `fill`, all of it) is allocated and initialised from ``config.seed``.
+            config: The run's config.
+            plan: The run's plan.
+            env: This process's rank, device and world size.
+            versions: Number of weight versions to hold, 1 or 2.
+            fill: Copies initial weights into the whole objective.
+            phase_timer: Receives the phase that this rank enters.
+            asked_to_stop: Returns whether this rank received a stop signal.
             on_bad_step: Called on every rank when a loss or gradient is not finite; it raises, or
-                returns to have the update left out.
+                returns to skip the update.
             skipped_steps: Steps that make no update.
 
         Raises:
@@ -93,9 +93,9 @@ class StagedExecutor(Executor):
         )
 
     def _prepare_blocks(self) -> None:
-        """Have blocks recompute and compile as the run says, in every version of the weights."""
-        # After the versions are copied: what is set on a block refers to it, and a copy would
-        # still mean the first.
+        """Apply the run's recomputation and compilation to the blocks of every weight version."""
+        # After the versions are copied: a wrapper set on a block refers to that block, and a
+        # copied wrapper would still call the first version's.
         for module in self.versions.modules:
             if self.config.train.recompute == "selective":
                 apply_recompute(module, "selective")
@@ -103,7 +103,7 @@ class StagedExecutor(Executor):
                 compile_blocks(module)
 
     def _parts(self, objective: Objective) -> list[Part]:
-        """Return the stages that each rank of a copy holds, in order of those ranks."""
+        """Return the part of each rank of a replica, in order of those ranks."""
         stages = cast(Splittable, objective).stages(self.topology.depths)
         return cut(stages, self.topology.stages, self.pipeline.schedule)
 
@@ -113,17 +113,17 @@ class StagedExecutor(Executor):
         return next(batches)
 
     def begin_update(self, step: int, sums: Any) -> None:
-        """Have a step's update made."""
+        """Begin a step's update; `sums` are the `MetricSums` of its micro-batches."""
         self.phase_timer.enter("update")
         self.updates.begin(step, sums, self._asked_to_stop())
 
     def finish_update(self, step: int) -> Outcome:
-        """Return what became of a step, when it is known."""
+        """Wait for a step's update and return its outcome."""
         self.phase_timer.enter("reduce")
         return self.updates.wait(step)
 
     def report(self, outcome: Outcome, stop: bool) -> StepOutput:
-        """Return the output of a step, and stop its clock."""
+        """End the timing of a step and return its output."""
         verdict = outcome.verdict
         return StepOutput(
             verdict.step,
@@ -137,7 +137,7 @@ class StagedExecutor(Executor):
         )
 
     def handle_bad_step(self, bad: BadStep) -> None:
-        """Have the policy applied: it raises, or returns when the run goes on."""
+        """Call the policy for bad steps, which raises, or returns if the run continues."""
         with self.phase_timer.during("save"):
             self._on_bad_step(bad)
 
@@ -156,7 +156,7 @@ class StagedExecutor(Executor):
 
     @torch.no_grad()
     def _gathered(self) -> Objective:
-        """Return the whole objective: each part's first copy tells the others its tensors."""
+        """Return the whole objective; the first replica of each part broadcasts its tensors."""
         whole = build_objective(self.config, self.env.device, self.config.seed)
         own, targets = self.versions.newest.state_dict(), whole.state_dict()
         for number, part in enumerate(self._parts(whole)):
@@ -169,9 +169,9 @@ class StagedExecutor(Executor):
         return whole
 
     def state_dict(self) -> dict[str, Any]:
-        """Return this part's live tensors by global name.
+        """Return the live tensors of this rank's part by global name.
 
-        ``objective.NAME``, ``previous.NAME`` (2bw), ``optimizer.PARAMETER.KEY``,
+        Names are ``objective.NAME``, ``previous.NAME`` (2bw), ``optimizer.PARAMETER.KEY``,
         ``ema.PARAMETER``, ``feedback.PARAMETER`` and ``executor.NAME``.
         """
         updates = self.updates
@@ -182,7 +182,7 @@ class StagedExecutor(Executor):
         return state
 
     def match_state(self, names: Collection[str]) -> None:
-        """Make or drop the optimizer's state as `names` have it; see `Executor.match_state`."""
+        """Make or drop optimizer state so that it has `names`; see `Executor.match_state`."""
         self.updates.update.match_state(names)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

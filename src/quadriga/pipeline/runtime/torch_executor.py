@@ -1,8 +1,8 @@
-"""torch's own pipeline schedules over the same stages: for comparison, and for choice.
+"""The executor of torch's pipeline schedules, over the same stages as this package's schedules.
 
 ``torch.distributed.pipelining`` orders the passes; cutting, reduction, clipping, the optimizer and
-the state are those of every pipelined executor here. Each step flushes. torch fixes the shape of
-what travels between stages, so every micro-batch must have the same: ``views.padding=fixed``.
+the state come from `StagedExecutor`. Each step flushes. torch fixes the shape of the tensors sent
+between stages, so all micro-batches must have one shape: ``views.padding=fixed``.
 
 torch_gpipe, torch_1f1b (one stage per rank); interleaved (Narayanan et al., SC 2021); zero_bubble
 and zbv (Qi et al., ICLR 2024); dualpipev (DeepSeek-V3, arXiv:2412.19437; two stages per rank).
@@ -45,11 +45,11 @@ _SINGLE = ("torch_gpipe", "torch_1f1b")
 
 
 def check_torch_schedule(pipeline: PipelineConfig, train: TrainConfig, stages: int) -> None:
-    """Check what torch's schedules ask for.
+    """Check the requirements of torch's schedules.
 
     Raises:
-        UserError: The numbers of stages or micro-batches are not right, or something is computed
-            again: some of these schedules split a backward pass in two.
+        UserError: The number of stages or micro-batches does not suit the schedule, or
+            `train.recompute` is not none: some of these schedules split a backward pass in two.
     """
     name = pipeline.schedule
     if train.recompute != "none":
@@ -84,12 +84,12 @@ def check_torch_schedule(pipeline: PipelineConfig, train: TrainConfig, stages: i
 
 @final
 class _Step(nn.Module):
-    """A stage in the form that torch calls: the micro-batch by its number."""
+    """A stage with the call that torch makes: the micro-batch is passed by number, int64."""
 
     def __init__(self, stage: Stage, executor: TorchScheduleExecutor, is_first: bool) -> None:
         super().__init__()
         self.stage = stage
-        self._executor = [executor]  # not a module of this one
+        self._executor = [executor]  # in a list, so that torch does not treat it as a submodule
         self._is_first = is_first
 
     def forward(self, hidden: Tensor, micro: Tensor) -> Tensor:
@@ -114,14 +114,14 @@ class TorchScheduleExecutor(StagedExecutor):
     def __init__(
         self, objective: Objective, config: RunConfig, plan: RunPlan, env: DistEnv, **options: Any
     ) -> None:
-        """Take this rank's stages; every rank calls it.
+        """Build this rank's stages; collective.
 
         Args:
             objective: As for `StagedExecutor`.
-            config: The run.
-            plan: Its numbers.
-            env: This process among the run's.
-            **options: Those of `StagedExecutor`.
+            config: The run's config.
+            plan: The run's plan.
+            env: This process's rank, device and world size.
+            **options: Options of `StagedExecutor`.
 
         Raises:
             UserError: The stages, ranks and micro-batches do not fit each other.
@@ -154,10 +154,10 @@ class TorchScheduleExecutor(StagedExecutor):
         own = self.versions.tensors(step)
         (gradients,) = self.updates.buffers
         gradients.collect(own)
-        self.phase_timer.enter("pipeline")  # torch does not tell waiting from computing
+        self.phase_timer.enter("pipeline")  # torch does not separate waiting from computing
         numbers = torch.arange(self.plan.accumulate)
         has_first = "0" in self.versions.newest.stages
-        # Only the rank of the last stage may name targets, which its loss does not need.
+        # torch requires targets on the rank of the last stage only; the loss ignores them.
         has_last = str(len(self.topology.depths) - 1) in self.versions.newest.stages
         target = {"target": numbers} if has_last else {}
         with warnings.catch_warnings():
@@ -185,7 +185,7 @@ class TorchScheduleExecutor(StagedExecutor):
         (self._shape,) = shapes
 
     def _ready(self) -> Any:
-        """Return torch's schedule over this rank's stages, made with the first micro-batches."""
+        """Return torch's schedule over this rank's stages; made once, at the first step."""
         if self._schedule is not None:
             return self._schedule
         total, name = len(self.topology.depths), self.pipeline.schedule

@@ -1,10 +1,10 @@
-"""The update of a step, beside the passes of the steps after it.
+"""The update of a step, which may overlap with the passes of the following steps.
 
-When a stage has ended a step's backward passes, all that is left is done here: the sum over the
-replicas, the sum of what tied parameters got in their stages, the norm over all stages, the
-the check, clipping and the optimizer. Under 2bw none of it is needed before the first forward pass
-of the step after next; a thread does it meanwhile, on groups of its own. The numbers do not depend
-on who does it.
+An update follows a step's backward passes: the sum of gradients over the replicas and, for tied
+parameters, over their stages; the norm over all stages; the check, clipping and the optimizer.
+Under 2bw no pass needs the result before the first forward pass of the step after next, so a
+thread makes the update meanwhile, on process groups of its own. The result is the same without the
+thread.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from quadriga.pipeline.runtime.versions import FlatGradients, WeightVersions
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a step, the same on every rank."""
+    """The outcome of a step's update, the same on every rank."""
 
     verdict: Verdict
     metrics: Mapping[str, Tensor]
@@ -56,14 +56,14 @@ class Updates:
         objective: Objective,
         skipped_steps: Container[int],
     ) -> None:
-        """Make the optimizer and what else has state.
+        """Make the optimizer, the gradient buffers and the error-feedback state.
 
         Args:
             versions: This stage's weights.
             everything: All trainable parameters of the objective by name, on any device.
             ties: Parameters that lie in several stages -> those stages, ascending.
-            config: The run.
-            plan: Its numbers.
+            config: The run's config.
+            plan: The run's plan.
             groups: This rank's groups.
             env: This rank.
             objective: The whole objective, on any device; its terms and metrics are reported.
@@ -86,7 +86,8 @@ class Updates:
         is_deferred = versions.count == 2 and self._pipeline.deferred_update
         self._thread = ThreadPoolExecutor(1, "update", self._join) if is_deferred else None
         self._pending: dict[int, Future[Outcome] | Outcome] = {}
-        # One for all updates: the allocator keeps what was freed on a stream for that stream.
+        # One stream for all updates: the allocator reuses memory only on the stream it was freed
+        # on.
         self._side: torch.cuda.Stream | None = None
 
     def _join(self) -> None:
@@ -95,11 +96,17 @@ class Updates:
             self._side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def new_sums(self) -> MetricSums:
-        """Return the sums of a new step."""
+        """Return empty metric sums for a new step."""
         return MetricSums(self._objective, self._env.device)
 
     def begin(self, step: int, sums: MetricSums, asked_to_stop: bool) -> None:
-        """Make a step's update, or have it made; every rank calls it, in the order of steps."""
+        """Make a step's update, or start it on the thread; collective, in the order of steps.
+
+        Args:
+            step: The step.
+            sums: Metric sums of this rank's micro-batches.
+            asked_to_stop: Whether this rank received a stop signal.
+        """
         if self._thread is None:
             self._pending[step] = self._update(step, sums, asked_to_stop)
             return
@@ -117,13 +124,13 @@ class Updates:
                 outcome = self._update(step, sums, asked_to_stop)
                 side.synchronize()
             for tensor in (*outcome.metrics.values(), outcome.verdict.norm):
-                tensor.record_stream(passes)  # read there: not free again before that is done
+                tensor.record_stream(passes)  # read there: keep its memory until that is done
             return outcome
 
         self._pending[step] = self._thread.submit(beside)
 
     def wait(self, step: int) -> Outcome:
-        """Return what became of a step, when it is known."""
+        """Wait for a step's update and return its outcome."""
         pending = self._pending.pop(step)
         return pending.result() if isinstance(pending, Future) else pending
 
@@ -156,7 +163,10 @@ class Updates:
         return Outcome(verdict, reduced.metrics, self.update.lr(progress))
 
     def _square_sum(self, gradients: FlatGradients) -> Tensor:
-        """Return the sum of the squares of this stage's gradients, tied ones counted once."""
+        """Return the squared norm of this stage's gradients, a scalar.
+
+        A tied parameter counts on the first stage that holds it.
+        """
         counted = [gradients.views[name] for name in self._first_holder]
         if not counted:
             return torch.zeros((), device=self._env.device)
@@ -174,11 +184,11 @@ class Updates:
 
     @contextlib.contextmanager
     def _corrected(self, is_late: bool) -> Iterator[None]:
-        """Correct the step that is made inside by how it differs from the one before.
+        """Return a context that applies error feedback to the optimizer step made inside it.
 
         With u(t) the optimizer's whole update: ``W -= u(t) + c * (u(t) - u(t - 1))`` (error
-        feedback for a delay of one step, arXiv:2606.30634). The first update, and those whose
-        gradient is not late, are made as they are.
+        feedback for a delay of one step, arXiv:2606.30634). The first update, and updates whose
+        gradient is not late, are not corrected.
         """
         if not self.feedback:
             yield

@@ -1,10 +1,9 @@
-"""The versions of a stage's weights: one, or the two of PipeDream-2BW.
+"""The versions of a stage's weights, and the flat buffer of its gradients.
 
-Version v lives in copy v mod 2 of the stage, so that a graph of one copy never sees the other; the
-next version is written into the copy that nothing in flight uses, which autograd checks once more:
-it counts the writes to a tensor, and refuses a backward pass through one that was overwritten.
-
-A step's gradients in one piece of memory: summed over the replicas in one operation.
+A stage has one version of its weights, or the two of PipeDream-2BW. Version v is held by copy
+v mod 2 of the stage, so the graph of one copy never refers to the other. The next version is
+written into the copy that nothing in flight uses. Autograd checks this too: it counts the writes to
+a tensor, and refuses a backward pass through a tensor that was overwritten.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from quadriga.pipeline.runtime.partition import Part
 class WeightVersions:
     """One or two copies of a stage, and the parameters that the optimizer steps on.
 
-    The optimizer's parameters have the memory of the newest version. They are in no graph, so
-    their memory may be exchanged.
+    The optimizer's parameters share the memory of the newest version. With two copies they are in
+    no graph, so `advance` may replace their memory.
     """
 
     def __init__(self, stage: Part, count: int) -> None:
-        """Take an initialised part on its device; the second copy starts equal.
+        """Take an initialised part on its device; a second copy starts with equal weights.
 
         Args:
             stage: The stages of this rank.
@@ -42,7 +41,8 @@ class WeightVersions:
         self.parameters: dict[str, nn.Parameter] = (
             self._own[0]
             if count == 1
-            # .data and not detach(), which would share the count of writes with the copy's tensor.
+            # .data instead of detach(): detach() would share autograd's count of writes with the
+            # copy's tensor.
             else {name: nn.Parameter(p.data) for name, p in self._own[0].items()}
         )
         """What the optimizer steps on, by global name."""
@@ -57,7 +57,7 @@ class WeightVersions:
         return (version + self._offset) % self.count
 
     def module(self, version: int) -> Part:
-        """Return the copy that holds a version."""
+        """Return the copy of the stage that holds a version."""
         return self.modules[self._number(version)]
 
     def tensors(self, version: int) -> dict[str, nn.Parameter]:
@@ -65,12 +65,12 @@ class WeightVersions:
         return self._own[self._number(version)]
 
     def begin_at(self, version: int) -> None:
-        """Say which version the newest weights are: the number of steps before a segment."""
+        """Set the version number of the newest weights: the number of steps before a segment."""
         self._offset = (self._newest - version) % self.count
 
     @torch.no_grad()
     def advance(self, version: int) -> None:
-        """Make the next version a copy of `version`, and let the optimizer step on it.
+        """Make the next version a copy of `version`, and point the optimizer's parameters at it.
 
         Args:
             version: The newest one.
@@ -100,13 +100,16 @@ class WeightVersions:
 
 @final
 class FlatGradients:
-    """A buffer whose parts are the gradients of parameters; backward passes add into it."""
+    """A 1-d buffer that holds the gradients of all parameters; backward passes add into it.
+
+    One buffer makes the sum over the replicas a single all-reduce.
+    """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Make room for the gradients of `parameters`, which lie on one device in one type.
+        """Allocate a buffer of the type and on the device of `parameters`.
 
         Raises:
-            TypeError: They are of several types.
+            TypeError: The parameters have several types or devices.
         """
         types = {(p.dtype, p.device) for p in parameters.values()}
         if len(types) > 1:
@@ -118,16 +121,16 @@ class FlatGradients:
         self.views: dict[str, Tensor] = {
             name: part.view(parameters[name].shape) for name, part in zip(sizes, parts, strict=True)
         }
-        """Gradient by name, each a view of `flat`."""
+        """Gradient by name, in its parameter's shape; each is a view of `flat`."""
 
     def collect(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Set the gradients of `parameters` to zero, and let backward passes add into them."""
+        """Zero the buffer and make its views the gradients of `parameters`."""
         self.flat.zero_()
         for name, parameter in parameters.items():
             parameter.grad = self.views[name]
 
     def release(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Let the parameters go: later backward passes add in elsewhere."""
+        """Detach the buffer from `parameters`: later backward passes no longer change it."""
         for name, parameter in parameters.items():
             gradient, view = parameter.grad, self.views[name]
             if gradient is not None and gradient.data_ptr() != view.data_ptr():

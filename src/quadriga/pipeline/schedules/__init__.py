@@ -16,10 +16,10 @@ def make_schedule(name: str, flushed_steps: int = 0) -> Schedule:
 
     Args:
         name: A key of `SCHEDULES`.
-        flushed_steps: Steps that 2bw makes without delay; the others have none in any case.
+        flushed_steps: Steps at the start that 2bw makes without delay; others ignore it.
 
     Raises:
-        UserError: There is none of that name.
+        UserError: No schedule has that name.
     """
     if name == TwoBW.name:
         return TwoBW(flushed_steps)

@@ -1,8 +1,8 @@
-"""What a rank of a pipeline does, one after the other: the words that schedules are written in.
+"""The actions of a pipeline stage, and the interface of the schedules that order them.
 
-A schedule is a pure generator of actions of one stage. It knows stages, steps and micro-batches,
-and neither tensors nor processes: the executor carries its actions out, the planner times them,
-the tests count them.
+A schedule is a pure generator of one stage's actions. It depends on stages, steps and
+micro-batches alone, not on tensors or processes: the executor carries the actions out, the planner
+times them, the tests count them.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from quadriga.errors import UserError
 
 
 class Forward(NamedTuple):
-    """Compute a micro-batch's forward pass, and send its output on."""
+    """Compute a micro-batch's forward pass, and send its output to the next stage."""
 
     step: int
     micro: int
 
 
 class Backward(NamedTuple):
-    """Compute a micro-batch's backward pass, and send the gradient of its input back."""
+    """Compute a micro-batch's backward pass; send its input's gradient to the previous stage."""
 
     step: int
     micro: int
 
 
 class Update(NamedTuple):
-    """The gradient of a step is complete on this stage: its update may begin."""
+    """Begin the update of a step, whose gradient is complete on this stage."""
 
     step: int
 
 
 class Wait(NamedTuple):
-    """The update of a step must be finished: what follows uses its weights, or its outcome."""
+    """Finish the update of a step: the next actions need its weights or its outcome."""
 
     step: int
 
@@ -44,8 +44,8 @@ class Wait(NamedTuple):
 Action = Forward | Backward | Update | Wait
 
 GoesOn = Callable[[int], bool]
-"""Asked before the first forward pass of a step, in order: whether the step is made. After the
-first False the stage finishes what is in flight. All stages get the same answers."""
+"""Step -> whether it is made. Called before the first forward pass of each step, in order; after
+the first False the stage finishes what is in flight. It must return the same on all stages."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Place:
 
     @property
     def warmup(self) -> int:
-        """Forward passes that this stage is ahead of its backward passes under 1F1B."""
+        """Forward passes by which 1F1B leads its backward passes on this stage."""
         return self.stages - 1 - self.stage
 
 
@@ -69,13 +69,13 @@ class Schedule(ABC):
 
     name: ClassVar[str]
     delay: ClassVar[int] = 0
-    """How many steps late the gradients are applied."""
+    """Number of steps by which gradients are applied late."""
 
     def check(self, stages: int, micro_batches: int) -> None:
         """Check that the schedule can run.
 
         Raises:
-            UserError: It needs more micro-batches.
+            UserError: The schedule needs more micro-batches.
         """
         return None
 
@@ -86,20 +86,20 @@ class Schedule(ABC):
         Args:
             place: Which stage of how many.
             first: The first step of the segment; the pipeline is empty before it.
-            goes_on: Whether a step is made.
+            goes_on: Step -> whether it is made.
         """
 
     @abstractmethod
     def in_flight(self, place: Place) -> int:
-        """Return the most micro-batches whose activations a stage holds at once."""
+        """Return the maximum number of micro-batches whose activations a stage holds at once."""
 
     def version(self, step: int) -> int:
-        """Return how many updates have been made to the weights that a step is computed with."""
+        """Return the version of the weights of a step: the number of updates made to them."""
         return step
 
 
 class FlushedSchedule(Schedule):
-    """A schedule whose pipeline is empty between steps: each step ends with its own update."""
+    """A schedule that empties the pipeline after each step, and ends the step with its update."""
 
     @abstractmethod
     def passes(self, place: Place, step: int) -> Iterator[Action]:

@@ -1,4 +1,6 @@
-"""GPipe (Huang et al., NeurIPS 2019): all forward passes of a step, then all backward passes.
+"""The schedules that flush the pipeline after each step: GPipe, 1F1B and plain model parallelism.
+
+GPipe (Huang et al., NeurIPS 2019): all forward passes of a step, then all backward passes.
 
     stage 0   F0 F1 F2 F3             B0    B1    B2    B3 | U
     stage 1      F0 F1 F2 F3    B0    B1    B2    B3       | U
@@ -36,7 +38,7 @@ from quadriga.pipeline.schedules.actions import Action, Backward, FlushedSchedul
 
 @final
 class GPipe(FlushedSchedule):
-    """All forward, all backward, one update, with a flush."""
+    """All forward passes, then all backward passes, with a flush after each step."""
 
     name = "gpipe"
 
@@ -48,13 +50,13 @@ class GPipe(FlushedSchedule):
             yield Backward(step, micro)
 
     def in_flight(self, place: Place) -> int:
-        """Return the number of micro-batches: all are held."""
+        """Return the number of micro-batches: a stage holds all of them."""
         return place.micro_batches
 
 
 @final
 class OneFOneB(FlushedSchedule):
-    """One forward, one backward; the pipeline is empty at the end of each step."""
+    """One forward, one backward, with a flush after each step."""
 
     name = "1f1b"
 
@@ -69,7 +71,7 @@ class OneFOneB(FlushedSchedule):
             yield Backward(step, micro)
 
     def in_flight(self, place: Place) -> int:
-        """Return how far the forward passes run ahead, and the one under way."""
+        """Return the warm-up passes plus the current one, at most the number of micro-batches."""
         return min(place.warmup + 1, place.micro_batches)
 
 

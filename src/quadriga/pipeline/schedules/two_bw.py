@@ -5,14 +5,14 @@
     stage 2         F0 B0 F1 B1 F2 B2 F3 B3 F4 B4 F5 B5 ...           with W(0) both
 
 Step t is computed, forward and backward and on every stage, with W(max(t - 1, 0)):
-W(t + 1) = W(t) - lr * grad f(W(t - 1)). So W(t + 1) is needed for the first time by the first
-forward pass of step t + 2, (m - d + 1) forward and backward passes after the last stage has ended
-step t: that is where the update is waited for, and all that it needs (the sum over the replicas,
-the norm, the tied gradients) may run beside the passes in between. Two versions of the weights are
-enough while m >= d - 1; the rule here is m >= d, as in the paper.
+W(t + 1) = W(t) - lr * grad f(W(t - 1)). The first forward pass of step t + 2 is the first use of
+W(t + 1); it comes (m - d + 1) forward and backward passes after the last stage has ended step t.
+The schedule waits for the update there, so the update (the sum over the replicas, the norm, the
+tied gradients) overlaps with the passes in between. Two versions of the weights are enough while
+m >= d - 1; the rule here is m >= d, as in the paper.
 
-The first `flushed_steps` steps are made without delay, with a flush (1F1B): a warm-up. With k of
-them step t >= k is computed with W(max(t - 1, k)).
+The first `flushed_steps` steps are a warm-up without delay, with a flush after each (1F1B). With k
+such steps, step t >= k is computed with W(max(t - 1, k)).
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from quadriga.pipeline.schedules.flushed import OneFOneB
 
 @final
 class TwoBW(Schedule):
-    """One forward, one backward, through all steps of a segment; gradients are one step late."""
+    """One forward, one backward, without a flush between steps; gradients are one step late."""
 
     name = "2bw"
     delay = 1
 
     def __init__(self, flushed_steps: int = 0) -> None:
-        """Make the first `flushed_steps` steps of the run without delay."""
+        """Make a schedule whose first `flushed_steps` steps of the run have no delay."""
         self.flushed_steps = flushed_steps
 
     def check(self, stages: int, micro_batches: int) -> None:
         """Check that two versions of the weights are enough.
 
         Raises:
-            UserError: There are fewer micro-batches than stages.
+            UserError: The micro-batches are fewer than the stages.
         """
         if micro_batches < stages:
             needs_micro_batches(self.name, stages, micro_batches)
@@ -70,11 +70,11 @@ class TwoBW(Schedule):
             yield from _continuous(place, begun + 1, goes_on)
 
     def in_flight(self, place: Place) -> int:
-        """Return how far the forward passes run ahead, and the one under way."""
+        """Return the warm-up passes plus the current one."""
         return place.warmup + 1
 
     def version(self, step: int) -> int:
-        """Return the version of a step: one update behind, from the end of the warm-up on."""
+        """Return the weights' version of a step: one update behind after the warm-up."""
         if step <= self.flushed_steps:
             return step
         return step - 1
