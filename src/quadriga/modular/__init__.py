@@ -1,1 +1,1 @@
-"""Models whose modules are trained apart and assembled (Ni et al., "Deep Incubation", 2023)."""
+"""Models whose modules are trained independently and then assembled ("Deep Incubation", 2023)."""

@@ -1,4 +1,4 @@
-"""The target model put together from its modules: weights are copied, nothing is aligned."""
+"""Assembly: the target model from its trained modules, whose weights are copied unchanged."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from quadriga.modular.parts.sources import SourceModule, check_facts, source_mod
 
 @final
 class AssemblyConfig(ModularConfig):
-    """The whole target model, started from modules that were trained apart."""
+    """The whole target model, started from modules that were trained independently."""
 
     depths: tuple[int, ...]
     """Blocks of each module; they add up to `model.depth`."""
     modules: Location[tuple[str, ...]]
-    """Where the modules are, in any order: each goes where it belongs by what it says."""
+    """Paths of the modules, in any order: each source records the number of its module."""
 
     def build(self, objective: ObjectiveConfig, model: ModelConfig) -> Objective:
-        """Make the plain target.
+        """Make the plain target model's objective.
 
         Raises:
-            UserError: The depths do not make up the model.
+            UserError: The depths do not add up to the model's.
         """
         check_cut(self.depths, depth_of(model))
         return objective.build(model)
 
     def sources(self) -> tuple[tuple[str, str], ...]:
-        """Return the modules' paths."""
+        """Return the config key and path of each source of modules."""
         return tuple(("modular.modules", path) for path in self.modules)
 
     def check_sources(
@@ -42,10 +42,10 @@ class AssemblyConfig(ModularConfig):
         model: ModelConfig,
         runs: Sequence[Mapping[str, Any] | None],
     ) -> None:
-        """Check modules that are still to be trained.
+        """Check modules that are not yet trained.
 
         Raises:
-            UserError: One will be missing, there twice, or foreign.
+            UserError: A module will be missing, duplicate, or of another target.
         """
         known = [to_come(p, run) for p, run in zip(self.modules, runs, strict=True) if run]
         if len(known) == len(runs):
@@ -61,7 +61,7 @@ class AssemblyConfig(ModularConfig):
         """Copy each module to its place.
 
         Raises:
-            UserError: A module is missing, there twice, or foreign.
+            UserError: A module is missing, duplicate, or of another target.
         """
         places = self._places(objective, model, sources)
         tensors: dict[str, Tensor] = {}
@@ -79,7 +79,7 @@ class AssemblyConfig(ModularConfig):
         """Return the modules of the sources in order.
 
         Raises:
-            UserError: One is missing, there twice, or foreign.
+            UserError: A module is missing, duplicate, or of another target.
         """
         found = [module for source in sources for module in source_modules(source, self.depths)]
         places = self._placed(found)
@@ -93,7 +93,7 @@ class AssemblyConfig(ModularConfig):
         """Return the modules in order.
 
         Raises:
-            UserError: A place is empty or taken twice, or a module is of another cut.
+            UserError: A module is missing, duplicate, or of another cut.
         """
         places: dict[int, SourceModule] = {}
         for module in found:
@@ -122,10 +122,10 @@ class AssemblyConfig(ModularConfig):
 
 
 def _check_parents(modules: Sequence[SourceModule]) -> None:
-    """Check that all modules grew up in the same meta model.
+    """Check that all modules were trained in the same meta model.
 
     Raises:
-        UserError: One has another.
+        UserError: Two modules have different meta models.
     """
     for number, module in enumerate(modules):
         for other in modules[:number]:

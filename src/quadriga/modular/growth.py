@@ -1,4 +1,4 @@
-"""The whole target grown out of the meta model at once: what modular training competes with."""
+"""Growth: the whole target starts from the meta model at once, the baseline of modular training."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from quadriga.modular.parts.start import Growth, start_module
 
 @final
 class GrowthConfig(FromMetaConfig):
-    """The target model, all of it trained, started from a trained meta model."""
+    """The whole target model, trained from the weights of a trained meta model."""
 
     how: Growth = "function_preserving"
-    """function_preserving: the new blocks do nothing at first. stacking: they are copies."""
+    """function_preserving: new blocks start as the identity. stacking: they start as copies."""
 
     def build(self, objective: ObjectiveConfig, model: ModelConfig) -> Objective:
-        """Make the plain target.
+        """Make the plain target model's objective.
 
         Raises:
-            UserError: The depths do not make up the model, or it cannot be cut.
+            UserError: The depths do not add up to the model's, or the model cannot be cut.
         """
         check_cut(self.depths, depth_of(model))
         with torch.device("meta"):
@@ -38,10 +38,10 @@ class GrowthConfig(FromMetaConfig):
         model: ModelConfig,
         sources: Sequence[WeightSource],
     ) -> str:
-        """Start every part of the target from the meta model's stage in its place.
+        """Start every part of the target from the corresponding stage of the meta model.
 
         Raises:
-            UserError: The meta model is another one.
+            UserError: The source is not the meta model of this target.
         """
         assert isinstance(built, Splittable)
         depths = self.meta_cut()

@@ -1,11 +1,11 @@
 """Modules that train inside a frozen meta model (Ni et al., "Deep Incubation", ICCV 2023).
 
-The meta model is a small one of the same width, trained before. In a hybrid one of its stages is
-replaced by the target's module, which is all that trains:
+The meta model is a small model of the same width that was trained before. In a hybrid, the target's
+module replaces one of its stages, and only the module trains:
 
     min over M_i of E[ loss( meta_K o ... o meta_{i+1} o M_i o meta_{i-1} o ... o meta_1 (x), y ) ]
 
-Hybrids of different modules have nothing to tell each other.
+Hybrids of different modules are independent and need no communication.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from quadriga.modular.parts.start import Start, start_module
 
 @final
 class HybridConfig(FromMetaConfig):
-    """Some modules of the target, each among the frozen stages of the meta model."""
+    """Some modules of the target, each trained among the frozen stages of the meta model."""
 
     live: tuple[int, ...]
-    """Which modules train, from 0. Several in one process share the data and the frozen stages
-    below them, and are otherwise trained as if apart."""
+    """Numbers of the modules that train, from 0, ascending. Several modules in one process share
+    the data and the frozen stages below them, and are otherwise trained independently."""
     initialise: Start = "function_preserving"
     """How a module starts. random: as in the published method; inherit: with the meta model's
-    embedding or classifier; function_preserving: as the meta model's stage followed by blocks that
-    do nothing, so that the hybrid is the meta model at step 0."""
+    embedding or classifier; function_preserving: as the meta model's stage followed by identity
+    blocks, so that the hybrid equals the meta model at step 0."""
     imitation: float = Field(0.0, ge=0)
-    """Weight of the mean squared difference between what a module and the meta model's stage
-    return for the same input; 0 for the published method. The last module returns a loss and
-    imitates nothing."""
+    """Weight of the mean squared difference between the outputs of a module and of the meta
+    model's stage for the same input; 0 for the published method. The last module returns a loss,
+    so it has no such term."""
 
     @model_validator(mode="after")
     def _live_modules_exist(self) -> HybridConfig:
@@ -61,10 +61,10 @@ class HybridConfig(FromMetaConfig):
         return self
 
     def build(self, objective: ObjectiveConfig, model: ModelConfig) -> Hybrid:
-        """Make the hybrid on the current default device; only its modules take gradients.
+        """Make the hybrid on the current default device; only its modules require gradients.
 
         Raises:
-            UserError: The depths or the objective do not allow it.
+            UserError: As for `check_cut` and `cut`.
         """
         with torch.device("meta"):
             shapes = cut_target(objective, model, self.depths)
@@ -79,10 +79,10 @@ class HybridConfig(FromMetaConfig):
         model: ModelConfig,
         sources: Sequence[WeightSource],
     ) -> str:
-        """Take the meta model's weights, and start the modules from them.
+        """Load the meta model's weights, and start the modules from them.
 
         Raises:
-            UserError: The meta model is another one.
+            UserError: The source is not the meta model of this target.
         """
         assert isinstance(built, Hybrid)
         depths, classes = self.meta_cut(), classes_of(objective)
@@ -96,11 +96,11 @@ class HybridConfig(FromMetaConfig):
 
 @final
 class Hybrid(Objective):
-    """The modules that train, and the meta model's stages, which never do.
+    """The modules that train, and the frozen stages of the meta model.
 
-    The loss and the metrics are those of the objective with one module in the meta model's place.
-    With several modules the loss is the sum of theirs, and each has its own under its number:
-    ``module_2.accuracy``.
+    The loss and the metrics are those of the objective with one module in place of its stage of
+    the meta model. With several modules, the loss is the sum of their losses, and each module has
+    its metrics under its number: ``module_2.accuracy``.
     """
 
     def __init__(
@@ -113,10 +113,10 @@ class Hybrid(Objective):
         """Take the stages of both models.
 
         Args:
-            config: Which of them train.
-            target: The target's; those that do not train are let go.
-            meta: The meta model's; all are frozen.
-            shapes: The target's on the meta device, for the optimizer's rules.
+            config: The config, with the modules that train.
+            target: Stages of the target; only those that train are kept.
+            meta: Stages of the meta model; all are frozen.
+            shapes: Stages of the target on the meta device, for the optimizer's rules.
         """
         super().__init__()
         self.config, self.tokens_per_sample = config, target.tokens_per_sample
@@ -138,17 +138,17 @@ class Hybrid(Objective):
         return [stage for stage in self.meta.values() if isinstance(stage, Stage)]
 
     def modules_by_index(self) -> dict[int, Stage]:
-        """Return the modules that train."""
+        """Return the modules that train by their number."""
         return {int(i): stage for i, stage in self.live.items() if isinstance(stage, Stage)}
 
     def initialise(self, seed: int) -> None:
-        """Fill every tensor: a module gets what it has in the whole target model."""
+        """Fill every tensor; a module gets its values in the whole target model."""
         for stage in (*self.live.values(), *self.meta.values()):
             assert isinstance(stage, Stage)
             stage.initialise(seed)
 
     def whole_parameters(self) -> Mapping[str, nn.Parameter]:
-        """Return the target's parameters: decay and layers are counted there."""
+        """Return the whole target's parameters (meta device), for the optimizer's rules."""
         return self._whole
 
     def name_in_whole(self, name: str) -> str:
@@ -156,7 +156,7 @@ class Hybrid(Objective):
         return name.removeprefix(LIVE).partition(".")[2]
 
     def forward(self, batch: Batch) -> LossOutput:
-        """Return the loss with each module in the meta model's place."""
+        """Return the loss with each module in place of its stage of the meta model."""
         frozen, modules = self.frozen, self.modules_by_index()
         last = max(modules)
         hidden: Tensor | None = None
@@ -166,7 +166,7 @@ class Hybrid(Objective):
             beyond: Tensor | LossOutput | None = None
             imitates = self._imitates and index in modules and index + 1 < len(frozen)
             if index < last or imitates:
-                with torch.no_grad():  # frozen, and nothing below it trains: nothing is kept
+                with torch.no_grad():  # this stage and all below are frozen: no graph is needed
                     beyond = frozen[index](below, batch)
             if index in modules:
                 found[index] = self._through(
@@ -183,7 +183,15 @@ class Hybrid(Objective):
         batch: Batch,
         imitated: Tensor | LossOutput | None,
     ) -> LossOutput:
-        """Pass one module and the frozen stages above it."""
+        """Return the loss of one module below the frozen stages `above`.
+
+        Args:
+            module: The module.
+            above: The frozen stages after it.
+            hidden: Input of the module; None for the first one.
+            batch: The micro-batch.
+            imitated: Output of the meta model's stage for `hidden`, of the shape of the module's.
+        """
         output: Tensor | LossOutput = module(hidden, batch)
         own = output
         for stage in above:

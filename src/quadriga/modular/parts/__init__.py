@@ -1,1 +1,1 @@
-"""What modular training shares: cuts, the meta model, sources, starts."""
+"""Shared parts of modular training: cuts, the meta model, weight sources, initialisation."""

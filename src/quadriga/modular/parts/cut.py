@@ -1,8 +1,8 @@
-"""What modular training cuts a model into, and what its parts are called.
+"""The cut of a model into modules, and the names of their tensors.
 
 The same objective is built twice: over the whole target model, and over a *meta model* of the same
-width with few blocks. Both are cut into as many stages. A module is a stage of the target, with the
-names that its tensors have in the target.
+width with few blocks. Both are cut into the same number of stages. A module is a stage of the
+target; its tensors keep their names in the target.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def depth_of(model: ModelConfig) -> int:
     """Return the number of blocks of a model.
 
     Raises:
-        UserError: It is of a kind without blocks.
+        UserError: The model's kind has no blocks.
     """
     depth = getattr(model, "depth", None)
     if not isinstance(depth, int):
@@ -38,7 +38,7 @@ def depth_of(model: ModelConfig) -> int:
 
 
 def classes_of(objective: ObjectiveConfig) -> int | None:
-    """Return the number of classes of a method that has any."""
+    """Return the number of classes of a method; None if it has none."""
     classes = getattr(objective, "classes", None)
     return classes if isinstance(classes, int) else None
 
@@ -47,7 +47,7 @@ def check_cut(depths: Sequence[int], depth: int) -> None:
     """Check a list of modules' depths against the target model.
 
     Raises:
-        UserError: There is one module, an empty one, or they do not make up the model.
+        UserError: There are fewer than two modules, one is empty, or the sum is not `depth`.
     """
     if len(depths) < 2:
         raise UserError(
@@ -68,7 +68,7 @@ def check_cut(depths: Sequence[int], depth: int) -> None:
 
 @dataclass(frozen=True)
 class Cut:
-    """The stages of an objective, and what they do not know of it."""
+    """The stages of an objective, and properties of the whole objective."""
 
     stages: tuple[Stage, ...]
     metric_names: tuple[str, ...]
@@ -109,30 +109,30 @@ def cut_target(objective: ObjectiveConfig, model: ModelConfig, depths: Sequence[
     """Return the target model's modules.
 
     Raises:
-        UserError: See `check_cut` and `cut`.
+        UserError: As for `check_cut` and `cut`.
     """
     check_cut(depths, depth_of(model))
     return cut(objective, model, depths)
 
 
 def meta_model(model: ModelConfig, depths: Sequence[int]) -> ModelConfig:
-    """Return the config of the meta model: as many blocks as there are, and nothing random."""
+    """Return the config of the meta model: ``sum(depths)`` blocks, and no dropout."""
     fields = type(model).model_fields
     quiet = {name: 0.0 for name in _NOISE if name in fields}
     return model.override({"depth": sum(depths), **quiet})
 
 
 def cut_meta(objective: ObjectiveConfig, model: ModelConfig, depths: Sequence[int]) -> Cut:
-    """Return the stages of the meta model, none of which is ever random."""
+    """Return the stages of the meta model, whose forward passes are deterministic."""
     quiet = {name: 0.0 for name in _NOISE if name in type(objective).model_fields}
     return cut(objective.override(quiet) if quiet else objective, meta_model(model, depths), depths)
 
 
 def meta_depths_of(depths: Sequence[int], meta_depths: Sequence[int] | None) -> tuple[int, ...]:
-    """Return the cut of the meta model; one block for each module where it is not given.
+    """Return the blocks of each stage of the meta model; 1 each if `meta_depths` is None.
 
     Raises:
-        UserError: There are not as many stages as modules, or one has no block.
+        UserError: Stages and modules differ in number, or a stage has no block.
     """
     if meta_depths is None:
         return (1,) * len(depths)
@@ -150,12 +150,12 @@ def offset(depths: Sequence[int], index: int) -> int:
 
 
 def renumbered(name: str, shift: int) -> str:
-    """Return a tensor's name with its block's number moved by `shift`; others as they are."""
+    """Return a tensor's name with `shift` added to its block's number, if it has one."""
     return _BLOCK.sub(lambda match: f"{match[1]}{int(match[2]) + shift}.", name, count=1)
 
 
 def block_of(name: str) -> int | None:
-    """Return the number of the block that a tensor belongs to."""
+    """Return the number of the block that a tensor belongs to; None if it is outside blocks."""
     found = _BLOCK.search(name)
     return None if found is None else int(found[2])
 
@@ -172,19 +172,19 @@ def blocks_in(stage: nn.Module) -> dict[int, nn.Module]:
 
 @torch.no_grad()
 def copy_into(stage: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy tensors into those of a stage; names and shapes are checked before."""
+    """Copy tensors into those of a stage, by name; the caller has checked names and shapes."""
     own = stage.state_dict()
     for name, tensor in tensors.items():
         copy_whole(own[name], tensor)
 
 
 def misfits(own: Mapping[str, Tensor], source: Mapping[str, Tensor], whose: str) -> str | None:
-    """Return why tensors do not fill a part, in a few words; None if they do, each exactly.
+    """Return a short reason why tensors do not fill a part; None if names and shapes match.
 
     Args:
-        own: The part's.
-        source: Those that are to fill it.
-        whose: What to call the source.
+        own: Tensors of the part, by name.
+        source: Tensors to fill it with, by name.
+        whose: Name of the source in the reason.
     """
     missing = [name for name in own if name not in source]
     if missing:

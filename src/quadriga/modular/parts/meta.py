@@ -1,4 +1,4 @@
-"""The trained meta model, put into its frozen stages."""
+"""The trained meta model: its config, its checks, and the loading of its stages."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def check_meta(
     path: str,
     run: Mapping[str, Any] | None,
 ) -> None:
-    """Check that a meta model that is still to be trained will be that of this target.
+    """Check that a meta model that is not yet trained will suit this target.
 
     Args:
         model: The target model.
         depths: Blocks of each stage of the meta model.
-        classes: Classes of the target, where it has any.
-        path: Where it will be.
-        run: The values of its run's config, where known.
+        classes: Number of classes of the target; None if it has none.
+        path: Future path of the meta model.
+        run: The values of its run's config; None if unknown.
 
     Raises:
-        UserError: It will be another one.
+        UserError: The meta model will not suit this target.
     """
     if run is None:
         return
@@ -55,20 +55,20 @@ def fill_meta(
     classes: int | None,
     source: WeightSource,
 ) -> str:
-    """Copy a meta model's weights into its stages; all of them, or on an error none.
+    """Copy a meta model's weights into its stages; on an error, nothing is copied.
 
     Args:
-        stages: Those of the meta model.
+        stages: Stages of the meta model.
         model: The target model.
         depths: Blocks of each stage.
-        classes: Classes of the target, where it has any.
-        source: What lies at ``modular.meta``.
+        classes: Number of classes of the target; None if it has none.
+        source: The weights at ``modular.meta``.
 
     Returns:
-        A few words on what was taken.
+        A short description of the source.
 
     Raises:
-        UserError: It is not the meta model of this target.
+        UserError: The source is not the meta model of this target.
     """
     who = f"the meta model {source.path}"
     check_facts(facts_of(source), model, classes, who)
@@ -90,7 +90,7 @@ def fill_meta(
 
 
 class FromMetaConfig(ModularConfig, ABC):
-    """A target cut into parts, and the meta model with a stage in the place of each."""
+    """The base config of a target cut into parts and a meta model with one stage for each part."""
 
     depths: tuple[int, ...]
     """Blocks of each part of the target model; they add up to `model.depth`."""
@@ -103,12 +103,12 @@ class FromMetaConfig(ModularConfig, ABC):
         """Return the blocks of each stage of the meta model.
 
         Raises:
-            UserError: There are not as many stages as parts, or one has no block.
+            UserError: Stages and parts differ in number, or a stage has no block.
         """
         return meta_depths_of(self.depths, self.meta_depths)
 
     def sources(self) -> tuple[tuple[str, str], ...]:
-        """Return the meta model's path."""
+        """Return the meta model's config key and path."""
         return (("modular.meta", self.meta),)
 
     def check_sources(
@@ -117,9 +117,9 @@ class FromMetaConfig(ModularConfig, ABC):
         model: ModelConfig,
         runs: Sequence[Mapping[str, Any] | None],
     ) -> None:
-        """Check a meta model that is still to be trained.
+        """Check a meta model that is not yet trained.
 
         Raises:
-            UserError: It will be another one than this target's.
+            UserError: The meta model will not suit this target.
         """
         check_meta(model, self.meta_cut(), classes_of(objective), self.meta, runs[0])

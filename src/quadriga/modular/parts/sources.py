@@ -1,4 +1,4 @@
-"""What a source of weights holds, in the names of this project: a meta model, or modules."""
+"""The contents of a source of weights, a meta model or modules, under this project's names."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from quadriga.modular.parts.cut import meta_depths_of, offset, renumbered
 from quadriga.weights.layouts.model_stages import depths_of, digest, join_stages, own_names
 
 LIVE, META = "live.", "meta."
-"""What the names of a hybrid's tensors start with: ``live.2.NAME`` is ``NAME`` in the target model,
-of module 2; ``meta.0.NAME`` is ``NAME`` in the meta model, of its stage 0."""
+"""Prefixes of a hybrid's tensor names: ``live.2.NAME`` is ``NAME`` of the target model, in its
+module 2; ``meta.0.NAME`` is ``NAME`` of the meta model, in its stage 0."""
 
 _TIMM = "patch_embed.proj.weight"
 _FACTS = (
@@ -39,19 +39,20 @@ _FACTS = (
 
 @dataclass(frozen=True)
 class SourceModule:
-    """One trained module, and what is known of where it grew up."""
+    """One trained module, and its meta model and cut as far as they are known."""
 
     path: Path
     index: int
     depths: tuple[int, ...] | None
-    """The target's cut; None where the file does not say."""
+    """Blocks of each module of the target; None if the file does not record them."""
     tensors: Mapping[str, Tensor]
-    """Under their names in the target model."""
+    """Tensors under their names in the target model."""
     meta: Mapping[int | None, str]
-    """Stage of the meta model -> digest of its tensors, as far as they are there; None: of all. Of
-    a module that is still to be trained, None: where the meta model will be."""
+    """Stage of the meta model -> digest of its tensors, for the stages that the source has; key
+    None -> digest of the whole meta model. For a module that is not yet trained, the only key is
+    None, and its value is the path of the meta model."""
     facts: Mapping[str, Any]
-    """Fields of the model, as far as they are known, and ``classes``."""
+    """Known fields of the model, and ``classes``."""
 
 
 def whole_model(source: WeightSource) -> dict[str, Tensor]:
@@ -65,7 +66,7 @@ def whole_model(source: WeightSource) -> dict[str, Tensor]:
 
 
 def facts_of(source: WeightSource) -> dict[str, Any]:
-    """Return what a source says of its model, and the number of classes."""
+    """Return the model's fields that a source records, and ``classes``."""
     if source.config is not None:
         classes = (source.config.get("objective") or {}).get("classes")
         return {**(source.config.get("model") or {}), "classes": classes}
@@ -73,10 +74,10 @@ def facts_of(source: WeightSource) -> dict[str, Any]:
 
 
 def to_come(path: str, run: Mapping[str, Any]) -> WeightSource:
-    """Return what is known of a source that is still to be trained.
+    """Return a source without tensors, for a run that is not yet trained.
 
     Args:
-        path: Where it will be.
+        path: Future path of the run.
         run: The values of its config.
     """
     return WeightSource(path=Path(path), tensors={}, config=run)
@@ -88,13 +89,13 @@ def check_facts(
     """Check that a part was made for models like the target.
 
     Args:
-        facts: What is known of the part.
+        facts: Known fields of the part's model.
         model: The target model.
-        classes: Its classes, where it has any.
-        who: What to call the part.
+        classes: Its number of classes; None if it has none.
+        who: Name of the part in the error.
 
     Raises:
-        UserError: A fact differs.
+        UserError: A field differs.
     """
     own = {**model.as_dict(), "classes": classes}
     for name in (*_FACTS, "classes"):
@@ -111,10 +112,10 @@ def source_modules(source: WeightSource, depths: Sequence[int]) -> list[SourceMo
 
     Args:
         source: A hybrid's run or checkpoint, or a file in the published layout.
-        depths: The target's cut, which decides what is a module where a file does not say.
+        depths: Blocks of each module of the target; identifies the module if a file does not.
 
     Raises:
-        UserError: It holds none, or does not say which.
+        UserError: The source holds no module, or the module cannot be identified.
     """
     if source.stages:
         return [_from_file(source, depths)]
@@ -187,7 +188,7 @@ def _from_file(source: WeightSource, depths: Sequence[int]) -> SourceModule:
         for stage, tensors in enumerate(source.stages)
         if stage != index
     }
-    if notes.get("meta") is not None:  # of two stages, the files have none in common
+    if notes.get("meta") is not None:  # with two modules, their files share no meta stage
         meta[None] = str(notes["meta"])
     cut = notes.get("depths")
     full = tuple(cut) if cut is not None and sum(cut) == sum(depths) else None
@@ -200,7 +201,11 @@ def _from_file(source: WeightSource, depths: Sequence[int]) -> SourceModule:
 
 
 def _odd_one_out(found: Sequence[int], depths: Sequence[int], name: str) -> int:
-    """Return the stage that has the target's depth while the others have the meta model's."""
+    """Return the only stage with more than one block: the trained module.
+
+    Raises:
+        UserError: No stage, or several, have more than one block.
+    """
     ones = [i for i, depth in enumerate(found) if depth > 1]
     if len(ones) != 1:
         raise UserError(

@@ -1,4 +1,4 @@
-"""How a module of the target model starts, given the stage of the meta model in its place."""
+"""The initialisation of a target module from the corresponding stage of the meta model."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from quadriga.models.parts.transformer import zero_branches
 from quadriga.modular.parts.cut import block_of, blocks_in, copy_into, offset, renumbered
 
 Start = Literal["random", "inherit", "function_preserving"]
-"""What a module takes from the meta model: nothing; what is no block (embedding, norm, classifier);
-or all of it, with further blocks that start as the identity (Chen et al., "Net2Net", 2016)."""
+"""Weights that a module takes from the meta model. random: none; inherit: those outside blocks
+(embedding, norm, classifier); function_preserving: all, and further blocks start as the identity
+(Chen et al., "Net2Net", 2016)."""
 
 Growth = Literal["function_preserving", "stacking"]
-"""How the whole target grows out of the meta model: as above, or with the meta model's blocks
-repeated (Gong et al., "Efficient training of BERT by progressively stacking", 2019)."""
+"""How the whole target grows from the meta model. function_preserving: as for `Start`; stacking:
+the meta model's blocks are repeated (Gong et al., "Efficient training of BERT by progressively
+stacking", 2019)."""
 
 
 def start_module(
@@ -30,16 +32,15 @@ def start_module(
     """Fill an initialised module in place.
 
     Args:
-        start: What it takes.
+        start: Which weights the module takes.
         module: A stage of the target.
-        meta: The stage of the meta model in the same place, with its weights.
-        index: Which one.
-        depths: Blocks of the target's stages.
-        meta_depths: Blocks of the meta model's.
+        meta: The corresponding stage of the meta model, with its weights.
+        index: Number of the stage, from 0.
+        depths: Blocks of each stage of the target.
+        meta_depths: Blocks of each stage of the meta model.
 
     Raises:
-        UserError: The module has fewer blocks than the stage it is to preserve, or blocks that
-            cannot be the identity.
+        UserError: The module has fewer blocks than `meta`, or blocks that cannot be the identity.
     """
     if start == "random":
         return
