@@ -1,1 +1,1 @@
-"""Documented command lines of other systems."""
+"""Command lines that other systems document, on this project's engine."""

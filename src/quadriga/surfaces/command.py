@@ -1,4 +1,4 @@
-"""What the documented commands share: their parser, and errors in the words of their flags."""
+"""Shared parts of the documented commands: the parser, and errors that name their flags."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from quadriga.launch.exit import GRACE_SECONDS, leave
 
 
 def translate_message(sentence: str, flag_of: Mapping[str, str]) -> str:
-    """Return a sentence of the engine in the words of a documented command.
+    """Return a message with config keys and ``quadriga`` options replaced by a command's flags.
 
     Args:
-        sentence: It may name keys of the config and options of ``quadriga``.
-        flag_of: What is typed instead of each.
+        sentence: A message of the engine.
+        flag_of: Config key or option -> flag of the documented command.
     """
     names = "|".join(re.escape(name) for name in flag_of if name != "seed")
     said = re.sub(rf"(?<![\w.-])({names})(?![\w.])", lambda found: flag_of[found[1]], sentence)
@@ -31,10 +31,10 @@ def translate_message(sentence: str, flag_of: Mapping[str, str]) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are told as those of every command."""
+    """A parser that raises `UserError` instead of exiting."""
 
     def __init__(self, program: str, about: str, examples: str) -> None:
-        """Name the program as it is typed; `examples` end its help."""
+        """Make a parser for `program`, the name as typed; `examples` end its help."""
         super().__init__(
             prog=program,
             description=about,
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse found as a `UserError`."""
+        """Raise argparse's message as a `UserError`."""
         said = " ".join(message.split())
         unknown = re.match(r"unrecognized arguments: (?:.*? )??(--[^\s=]+)", said)
         if unknown is not None:
@@ -60,13 +60,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_command(command: Callable[[], int], in_flags: Callable[[str], str]) -> NoReturn:
-    """Run a command and end the process with its exit code, its errors told in one line.
+    """Run a command and exit with its code; errors are printed in one line.
 
     Args:
         command: Returns the exit code.
-        in_flags: From a sentence of the engine to one in the words of the command.
+        in_flags: Translates a message of the engine to the flags of the command.
     """
-    # OpenMP's threads would spin while they wait and starve a neighbour on the same core.
+    # Otherwise OpenMP's waiting threads spin and starve another rank on the same core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = command()
@@ -84,7 +84,7 @@ def run_command(command: Callable[[], int], in_flags: Callable[[str], str]) -> N
 
 
 def report(error: UserError, environ: Mapping[str, str], in_flags: Callable[[str], str]) -> int:
-    """Tell an error, by rank 0 alone where all ranks have it; return the exit code."""
+    """Print an error, on rank 0 alone if all ranks raise it; return the exit code."""
     rank = environ.get("RANK", "0")
     if rank != "0" and error.on_every_rank:
         time.sleep(GRACE_SECONDS)  # the launcher ends the others once one has left

@@ -1,4 +1,4 @@
-"""What the flags of the documented model-assembling command must be: no file is looked at."""
+"""Checks of the flags of the documented model-assembling command, without reading a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPTIMIZERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "adafactor": ("adafactor", {}),
     "lamb": ("lamb", {}),
 }
-"""What ``--opt`` may be -> kind and fields of the optimizer."""
+"""Value of ``--opt`` -> kind and fields of the optimizer."""
 
 _NO_OPTIMIZER = {
     "adamp": "adamw",
@@ -31,7 +31,7 @@ _NO_OPTIMIZER = {
     "novograd": "lamb",
     "nvnovograd": "lamb",
 }
-"""Optimizers of the reference's library that are not offered -> what to use."""
+"""Optimizer of the reference implementation that is not offered -> replacement."""
 
 _DISTILLATION = (
     "a student of a teacher needs a second head (deit_*_distilled), which belongs to no module; "
@@ -53,7 +53,7 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 
 def _check_dead(flags: argparse.Namespace) -> None:
-    """Refuse what never did anything, or cannot work."""
+    """Refuse flags that have no effect in the reference implementation, or cannot work."""
     refused = {
         "--resplit": (flags.resplit, "there are no augmentation splits to leave one out of"),
         "--start-epoch": (flags.start_epoch, "a run goes on where its newest checkpoint is"),

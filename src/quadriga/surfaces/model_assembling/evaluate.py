@@ -39,7 +39,7 @@ def evaluate(flags: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Evaluate the weights that a command line names; return the exit code.
 
     Raises:
-        UserError: There are none, or they are not those of the model.
+        UserError: The weights are missing, or do not fit the model.
     """
     path = weights_of(flags)
     config = evaluation_config(flags, read_launch(environ).world_size, path is None)
@@ -57,10 +57,10 @@ def evaluate(flags: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def weights_of(flags: argparse.Namespace) -> Path | None:
-    """Return where the weights are; None for the modules of ``--incubation_models``.
+    """Return the path of the weights; None for the modules of ``--incubation_models``.
 
     Raises:
-        UserError: None are named, and the output folder holds none.
+        UserError: No flag names weights, and the output folder holds none.
     """
     if flags.finetune:
         return source_of(flags.finetune)
@@ -81,7 +81,7 @@ def evaluation_config(flags: argparse.Namespace, ranks: int, is_assembly: bool) 
     """Return the config of the model, the data and the protocol.
 
     Raises:
-        UserError: The data is missing, or the model does not take its images.
+        UserError: The data is missing, or its images do not fit the model.
     """
     tree = config_tree(flags, ranks)
     tree["modular"] = assembly_of(flags) if is_assembly else None
@@ -124,7 +124,11 @@ def _fill(objective: Objective, path: Path, depths: Sequence[int], console: Cons
 
 
 def _whole(source: WeightSource) -> Mapping[str, Tensor]:
-    """Return the tensors of a whole model, a hybrid's run as one of its depth."""
+    """Return the tensors of a whole model; a hybrid becomes one model of its depth.
+
+    Raises:
+        UserError: A hybrid has no config, or several live modules.
+    """
     if not any(name.startswith(LIVE) for name in source.tensors):
         return source.tensors
     modular: Mapping[str, Any] = (source.config or {}).get("modular") or {}

@@ -32,7 +32,7 @@ that was interrupted, and does nothing where the phase is finished."""
 
 
 class _Parser(Parser):
-    """Takes dashes for underscores in the names of flags."""
+    """A parser that accepts dashes for underscores in the names of flags."""
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

@@ -92,31 +92,31 @@ FLAG_OF = {
     "warm_start.strict": "--override warm_start.strict",
     "--work-dir": "--output_dir",
 }
-"""Keys of the config and options of ``quadriga`` that a sentence may name -> what is typed here."""
+"""Config key or ``quadriga`` option in a message -> flag of this command."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a command line asks for."""
+    """A parsed command line."""
 
     flags: argparse.Namespace
     resolved: Resolved[RunConfig]
     notes: tuple[str, ...]
     files: OutputFiles
-    """What is written into ``--output_dir``."""
+    """The files to write into ``--output_dir``."""
 
 
 def in_flags(sentence: str) -> str:
-    """Return a sentence of the engine in the words of this command."""
+    """Return a message of the engine with the flags of this command."""
     said = translate_message(sentence, FLAG_OF)
     return said.replace("change the model's config", "change --divided_depths or --model")
 
 
 def read_arguments(arguments: Sequence[str], environ: Mapping[str, str]) -> argparse.Namespace:
-    """Read the command line alone.
+    """Read the command line, without the files that it names.
 
     Raises:
-        UserError: A flag is wrong, or another number of processes runs.
+        UserError: A flag is wrong, or contradicts the number of processes.
     """
     flags = read_flags(arguments)
     world_size = read_launch(environ).world_size
@@ -139,12 +139,12 @@ def read_command(flags: argparse.Namespace, environ: Mapping[str, str]) -> Train
     """Read the files that a command line names, and the number of samples.
 
     Raises:
-        UserError: Anything the user can mend; every process finds the same.
+        UserError: The command line or a file is invalid; raised on every rank alike.
     """
     ranks = read_launch(environ).world_size
     tree = config_tree(flags, ranks)
     words = clear_conflicting(read_overrides(flags.override))
-    # With any length: only the data is looked at.
+    # Any length will do: only the data section is used.
     probe = RunConfig.from_dict(with_length(tree, flags, sys.maxsize, ranks))
     of_data = {key: value for key, value in words.items() if key.startswith("data.")}
     dataset = probe.override(of_data, COMMAND_LINE).data.build("train")
@@ -167,7 +167,7 @@ def train(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Train, or evaluate; return the exit code.
 
     Raises:
-        UserError: Anything the user can mend.
+        UserError: The command line, a file or the data is invalid.
     """
     try:
         flags = read_arguments(arguments, environ)
@@ -209,10 +209,11 @@ def train(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 def _prepare(command: Training, work_dir: Path) -> bool:
-    """Make the folder; return whether the run has a checkpoint to go on with.
+    """Make the folder; return whether the run has a checkpoint to resume from.
 
     Raises:
-        UserError: The folder cannot be written, or holds another run, or another system's epochs.
+        UserError: The folder cannot be written, or holds another run, or files of epochs without
+            a run.
     """
     flags = command.flags
     try:
@@ -236,10 +237,10 @@ def _prepare(command: Training, work_dir: Path) -> bool:
 
 
 def _finished(flags: argparse.Namespace) -> str | None:
-    """Return what there is to say where the phase is finished; None where it is not.
+    """Return a message if the phase is finished; None if it is not.
 
     Raises:
-        UserError: What is finished there is something else.
+        UserError: The folder holds another finished run.
     """
     path = flags.output_dir / FINISHED
     if not path.is_file():
@@ -257,12 +258,10 @@ def _finished(flags: argparse.Namespace) -> str | None:
 
 
 def _complete(files: OutputFiles, work_dir: Path) -> None:
-    """Write the files that an interruption, or a full disk, has kept from being written.
-
-    They are those of the newest checkpoint.
+    """Write missing files of the newest checkpoint, after an interruption or a full disk.
 
     Raises:
-        UserError: They cannot be written.
+        UserError: A file cannot be written, or the checkpoint is damaged.
     """
     try:
         write_missing(files, RunDirectory(work_dir).checkpoints)

@@ -1,4 +1,4 @@
-"""The models of the documented model-assembling command: a name -> a vision transformer."""
+"""The vision transformers of the documented model-assembling command, by name."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from quadriga.models.vit import ViTConfig
 
 
 class _Size(NamedTuple):
-    """What the models of one family and size share."""
+    """The fields that the models of one family and size share."""
 
     width: int
     depth: int
     heads: int
     mlp_ratio: float = 4.0
     bias: bool = True
-    """Whether query, key and value have one; those without it also have the larger epsilon."""
+    """Whether query, key and value have a bias; models without it have norm_eps 1e-5, not 1e-6."""
 
 
 _SIZES = {
@@ -29,7 +29,7 @@ _SIZES = {
     "deit_small": _Size(384, 12, 6),
     "deit_base": _Size(768, 12, 12),
 }
-"""The sizes of the reference's own library, which is why vit_small is not the usual ViT-S."""
+"""The sizes in the reference implementation, whose vit_small is not the usual ViT-S."""
 
 MODELS = (
     "vit_small_patch16_224",
@@ -52,10 +52,10 @@ _NAME = re.compile(r"(?P<size>[a-z]+_[a-z]+)_patch(?P<patch>\d+)_(?P<image>\d+)"
 
 
 def find_model(name: str) -> ViTConfig:
-    """Return the model of a name, of the depth that it has there.
+    """Return the model of a name, with the standard depth of that name.
 
     Raises:
-        UserError: There is none, or it is one that this command does not offer.
+        UserError: The name is unknown, or this command does not offer the model.
     """
     if "distilled" in name:
         raise UserError(

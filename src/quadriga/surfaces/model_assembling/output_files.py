@@ -7,8 +7,8 @@ FOLDER/
     run/                        the run, and its sidecars.json: `OutputFiles` as values
 
 A ``.pth`` holds ``model`` and ``model_stages`` (`weights.layouts.model_stages`), ``optimizer`` in
-torch's form, ``lr_scheduler``, ``epoch`` and ``scaler`` as plain values, and under ``quadriga``
-what the run knows of the model. They are for others to read: a run goes on from its own.
+torch's form, ``lr_scheduler``, ``epoch`` and ``scaler`` as plain values, and under ``quadriga`` the
+`notes` on the model. These files are for other programs: a run resumes from its own checkpoints.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _NAME = re.compile(r"checkpoint-(\d+)\.pth")
 
 _BLOCK = re.compile(r"(?<=blocks\.)(\d+)(?=\.)")
 _SHAPED = ("exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg", "acc_delta")
-"""States that have the shape of their parameter."""
+"""Optimizer states with the shape of their parameter."""
 _PARTS = ("cls_token", "pos_embed", "patch_embed", "blocks", "norm", "head")
 _IN_BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 """The order of timm's parameters."""
@@ -60,43 +60,43 @@ _IN_BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 
 @dataclass(frozen=True)
 class OutputFiles:
-    """Which files are written beside a run's checkpoints."""
+    """Which files a run writes in addition to its checkpoints."""
 
     folder: Path
-    """Where the files are; it exists."""
+    """The folder of the files; it exists."""
     phase: str
-    """What the run is for, for the record: PT, MT, FT or E2E."""
+    """Phase of the run, for the record: PT, MT, FT or E2E."""
     depths: tuple[int, ...]
-    """Blocks of each stage of the model that is run; of a hybrid those of its live module and, in
-    the other places, of the meta model."""
+    """Blocks of each stage of the model that the run trains; for a hybrid, those of the target at
+    its live module and of the meta model elsewhere."""
     target_depths: tuple[int, ...] | None
-    """Of a hybrid, the whole target's cut; none where only the module's own is known."""
+    """For a hybrid, blocks of each module of the target; None if only the live one's are known."""
     epoch_steps: int
-    """Optimizer steps of an epoch: there are files of the checkpoints at its multiples."""
+    """Optimizer steps of an epoch; checkpoints at its multiples get files."""
     total_steps: int
     """Optimizer steps of the run, a multiple of `epoch_steps`."""
     keep: int = 2
-    """How many of the newest ``checkpoint-N.pth`` stay."""
+    """How many of the newest ``checkpoint-N.pth`` to keep."""
 
     def epoch_at(self, step: int) -> int | None:
-        """Return which epoch, from 0, ends after `step` steps; None where none does."""
+        """Return the epoch, from 0, that ends after `step` steps; None if none does."""
         return None if step % self.epoch_steps or step < 1 else step // self.epoch_steps - 1
 
     def on_saved(self, checkpoint: Path) -> None:
-        """Write what is due beside a whole checkpoint; see `CheckpointStore`."""
+        """Write the files of a complete checkpoint; see `CheckpointStore`."""
         RunDirectory(checkpoint.parent.parent).write_sidecars(asdict(self))
         write_output_files(self, checkpoint)
 
 
 def write_output_files(files: OutputFiles, checkpoint: Path) -> list[Path]:
-    """Write the files of the epoch that a checkpoint ends; none where it ends none.
+    """Write the files of the epoch that a checkpoint ends; nothing if it ends no epoch.
 
     Args:
         files: Which files.
-        checkpoint: A whole checkpoint in the directory of its run.
+        checkpoint: A complete checkpoint in the directory of its run.
 
     Returns:
-        The files.
+        The written files.
 
     Raises:
         OSError: A file cannot be written.
@@ -118,15 +118,15 @@ def write_output_files(files: OutputFiles, checkpoint: Path) -> list[Path]:
 
 
 def write_missing(files: OutputFiles, checkpoints: Path) -> list[Path]:
-    """Write the files of a run's newest checkpoint, where it ended before they were there.
+    """Write the files of a run's newest checkpoint if any is missing.
 
     Returns:
-        The files.
+        The written files.
 
     Raises:
         OSError: A file cannot be written.
         InvalidCheckpoint: The checkpoint is damaged.
-        UserError: It cannot be read.
+        UserError: The checkpoint cannot be read.
     """
     found = list_checkpoints(checkpoints)
     if not found:
@@ -141,7 +141,7 @@ def write_missing(files: OutputFiles, checkpoints: Path) -> list[Path]:
 
 
 def newest_epoch(folder: Path) -> int | None:
-    """Return the greatest N of the files ``checkpoint-N.pth``, compared as numbers."""
+    """Return the largest N of the files ``checkpoint-N.pth``; None if there are none."""
     return max(_epochs_in(folder), default=None)
 
 
@@ -157,7 +157,7 @@ def _write(content: Mapping[str, Any], path: Path) -> None:
 
 
 def _twin(path: Path, name: Path) -> None:
-    """Give a file a second name; where the file system has none, make a copy."""
+    """Link a file to a second name, or copy it if the file system has no hard links."""
     beside = name.with_name(f".{name.name}.{os.getpid()}.partial")
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -184,7 +184,7 @@ def _prune(files: OutputFiles, newest: int) -> None:
 
 
 def contents(files: OutputFiles, run: RunConfig, checkpoint: Path, step: int) -> dict[str, Any]:
-    """Return what the file of a checkpoint holds."""
+    """Return the content of the ``.pth`` of a checkpoint after `step` steps."""
     model = run.model
     assert isinstance(model, ViTConfig)
     stored = [tensor.name for tensor in stored_tensors(checkpoint)]
@@ -205,11 +205,11 @@ def contents(files: OutputFiles, run: RunConfig, checkpoint: Path, step: int) ->
 
 
 def whole_names(depths: Sequence[int], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of the model that was run, a hybrid's as one model of its depth.
+    """Return the tensors of the run's model; a hybrid becomes one model of its depth.
 
     Args:
         depths: Blocks of each stage of that model.
-        own: The objective's tensors.
+        own: The objective's tensors, by name.
     """
     live = {int(name.split(".")[1]) for name in own if name.startswith(LIVE)}
     if not live:
@@ -229,7 +229,7 @@ def whole_names(depths: Sequence[int], own: Mapping[str, Tensor]) -> dict[str, T
 def notes(
     files: OutputFiles, run: RunConfig, own: Mapping[str, Tensor], step: int
 ) -> dict[str, Any]:
-    """Return what the run knows of the model, as plain values."""
+    """Return phase, step, cut and model fields of the run as plain values."""
     found = {
         "phase": files.phase,
         "step": step,
@@ -249,12 +249,12 @@ def notes(
 
 
 def own_classes(own: Mapping[str, Tensor]) -> int:
-    """Return the number of classes of a model."""
+    """Return the number of classes of a model: the rows of its head's weight."""
     return next(t.shape[0] for name, t in own.items() if name.endswith("head.weight"))
 
 
 def learning_rate(files: OutputFiles, run: RunConfig, step: int) -> float:
-    """Return the learning rate of the last step that was made."""
+    """Return the learning rate of the last of `step` steps."""
     batch = run.train.batch_size
     progress = Progress(step - 1, files.total_steps, batch, files.epoch_steps * batch)
     return scaled_lr(run.optim, batch) * run.schedule.factor(progress)
@@ -263,13 +263,13 @@ def learning_rate(files: OutputFiles, run: RunConfig, step: int) -> float:
 def optimizer_state(
     files: OutputFiles, run: RunConfig, states: Mapping[str, Tensor], rate: float
 ) -> dict[str, Any]:
-    """Return the optimizer's state in torch's form, parameters in the order of timm's models.
+    """Return the optimizer's state in torch's form, with parameters in the order of timm's models.
 
-    As in timm, the first group are the parameters without weight decay.
+    As in timm, the first group holds the parameters without weight decay.
 
     Args:
-        files: Of them the stages of the model that was run.
-        run: The run.
+        files: Provides the blocks of each stage.
+        run: The run's config.
         states: ``optimizer.PARAMETER.KEY`` -> tensor.
         rate: The learning rate.
     """
@@ -284,7 +284,7 @@ def optimizer_state(
             target = foreign_name(name)
             shaped = foreign_shape(name, tensor, model) if key in _SHAPED else tensor
             foreign.setdefault(target, {})[key] = shaped
-            # A vector never decays, and its state has its shape.
+            # Vectors have no weight decay; a vector's state of these keys is a vector too.
             vector = key in _SHAPED and tensor.dim() < 2
             if vector or any(part in name for part in run.optim.no_decay):
                 exempt.add(target)
@@ -320,15 +320,16 @@ def _renumbered(name: str, shift: int) -> str:
 def log_epoch(
     files: OutputFiles, directory: RunDirectory, step: int, metrics: Mapping[str, float]
 ) -> None:
-    """Write the line of an epoch into log.txt, in place of one that is there of it or later.
+    """Write the line of an epoch into log.txt; it replaces lines of this and of later epochs.
 
-    ``train_loss`` is the mean over the epoch's logged steps.
+    ``train_loss`` is the mean over the epoch's logged steps. Without ``held_out.loss``, or if
+    `step` ends no epoch, nothing is written.
 
     Args:
-        files: Of them log.txt.
-        directory: The run.
-        step: Finished steps.
-        metrics: What the evaluation found: ``held_out.loss`` and the like.
+        files: Provides the folder of log.txt and the steps of an epoch.
+        directory: The run's directory.
+        step: Number of finished steps.
+        metrics: Results of the evaluation, such as ``held_out.loss``.
 
     Raises:
         OSError: The file cannot be written.
@@ -348,7 +349,7 @@ def log_epoch(
         "train_loss": sum(losses) / len(losses) if losses else None,
         "test_loss": metrics["held_out.loss"],
         "test_acc1": first,
-        # Where there are five classes or fewer, every answer is among the first five.
+        # With five classes or fewer, every answer is among the first five.
         "test_acc5": 100 * metrics.get("held_out.accuracy_5", 1.0),
         "epoch": epoch,
         "n_parameters": _parameters(files, directory),
@@ -359,7 +360,7 @@ def log_epoch(
 
 
 def _parameters(files: OutputFiles, directory: RunDirectory) -> int:
-    """Return the number of parameters of the model that is run, frozen ones too."""
+    """Return the number of parameters of the run's model, including frozen ones."""
     objective = build_on_meta(directory.read_config().config)
     return sum(
         p.numel() for p in whole_names(files.depths, dict(objective.named_parameters())).values()

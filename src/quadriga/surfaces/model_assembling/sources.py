@@ -15,7 +15,7 @@ from quadriga.weights.layouts.model_stages import depths_of
 
 
 def expanded(patterns: Sequence[str]) -> list[str]:
-    """Return the paths that patterns stand for, where the shell has left them as they are."""
+    """Return paths with glob patterns expanded that the shell has not expanded."""
     found: list[str] = []
     for pattern in patterns:
         is_pattern = glob.has_magic(pattern) and not Path(pattern).exists()
@@ -24,7 +24,7 @@ def expanded(patterns: Sequence[str]) -> list[str]:
 
 
 def source_of(path: str | Path) -> Path:
-    """Return what a path stands for: of an ``--output_dir`` its finished file, else its run."""
+    """Return the finished file of an ``--output_dir``, else its run; other paths unchanged."""
     folder = Path(path)
     if (folder / FINISHED).is_file():
         return folder / FINISHED
@@ -35,12 +35,12 @@ def meta_depths(meta: Path, hybrid: Sequence[int], index: int) -> tuple[int, ...
     """Return the blocks of each stage of a meta model.
 
     Args:
-        meta: What `source_of` returned.
-        hybrid: Those of the hybrid: the meta model's beside module `index`.
-        index: Which module is trained.
+        meta: The path that `source_of` returned.
+        hybrid: Blocks of each stage of the hybrid; all but number `index` are the meta model's.
+        index: Number of the module to train.
 
     Raises:
-        UserError: There is no such meta model, or it is of another cut.
+        UserError: The meta model is missing or damaged, or has another cut.
     """
     stages, blocks = _cut_of(meta)
     rest = sum(hybrid) - hybrid[index]
@@ -58,7 +58,7 @@ def meta_depths(meta: Path, hybrid: Sequence[int], index: int) -> tuple[int, ...
 
 
 def _cut_of(meta: Path) -> tuple[tuple[int, ...] | None, int]:
-    """Return the cut of a whole model, None where it does not say, and its blocks."""
+    """Return the cut of a whole model, None if it is not recorded, and its number of blocks."""
     if not meta.exists():
         raise UserError(
             f"--meta_model: {meta} does not exist; it is what phase PT leaves in its --output_dir"

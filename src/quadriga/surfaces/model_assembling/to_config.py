@@ -1,4 +1,4 @@
-"""From the flags of the model-assembling ``main.py`` to values of a run's config."""
+"""The values of a run's config from the flags of the model-assembling ``main.py``."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from quadriga.surfaces.model_assembling.output_files import OutputFiles
 from quadriga.surfaces.model_assembling.sources import meta_depths, source_of
 
 LR_BATCH = 512
-"""The batch that ``--lr`` is stated for."""
+"""Batch size for which ``--lr`` is given; the rate is scaled linearly."""
 REPEATS = 3
-"""Views of a sample in a step, of repeated augmentation."""
+"""Views of each sample in a step with repeated augmentation."""
 
 
 def batch_of(flags: argparse.Namespace, ranks: int) -> int:
@@ -28,10 +28,10 @@ def batch_of(flags: argparse.Namespace, ranks: int) -> int:
 
 
 def target_depths(flags: argparse.Namespace) -> tuple[int, ...]:
-    """Return the cut of the model that the run is for: of a module, the whole target's.
+    """Return the blocks of each module of the run's model; in phase MT, of the whole target.
 
-    The hybrid's list tells the target's depth at ``--idx`` alone; elsewhere it is taken to be the
-    same, unless ``--target_depths`` says otherwise.
+    In phase MT, ``--divided_depths`` has the target's depth at ``--idx`` only; the other modules
+    get the same depth unless ``--target_depths`` is given.
     """
     if flags.eval or flags.phase != "MT":
         return tuple(flags.divided_depths)
@@ -40,14 +40,14 @@ def target_depths(flags: argparse.Namespace) -> tuple[int, ...]:
 
 
 def config_tree(flags: argparse.Namespace, ranks: int) -> dict[str, Any]:
-    """Return the values of the run's `RunConfig`, but for what counts in epochs.
+    """Return the values of the run's `RunConfig`, except those given in epochs.
 
     Args:
         flags: The command line.
         ranks: Number of processes.
 
     Raises:
-        UserError: A name is unknown, or a file that is named is missing or of another model.
+        UserError: A name is unknown, or a file is missing or of another model.
     """
     named = find_model(flags.model)
     image_px = flags.input_size or named.image_px
@@ -86,18 +86,18 @@ def config_tree(flags: argparse.Namespace, ranks: int) -> dict[str, Any]:
 def with_length(
     tree: dict[str, Any], flags: argparse.Namespace, samples: int, ranks: int
 ) -> dict[str, Any]:
-    """Return the tree with all that counts in epochs, in updates.
+    """Return the tree with the values given in epochs, converted to updates.
 
-    An epoch is as many whole updates as the samples are enough for.
+    An epoch is ``samples // batch`` updates; the remaining samples do not count.
 
     Args:
-        tree: What `config_tree` returned.
+        tree: The result of `config_tree`.
         flags: The command line.
         samples: Samples of the training data.
         ranks: Number of processes.
 
     Raises:
-        UserError: There are too few samples for one update.
+        UserError: The samples are too few for one update.
     """
     batch = batch_of(flags, ranks)
     if samples < batch:
@@ -122,11 +122,11 @@ def with_length(
 
 
 def files_of(flags: argparse.Namespace, samples: int, ranks: int) -> OutputFiles:
-    """Return which files are written into ``--output_dir``.
+    """Return which files the run writes into ``--output_dir``.
 
     Args:
         flags: The command line.
-        samples: Samples of the training data: as many as one update takes, or more.
+        samples: Samples of the training data, enough for one update.
         ranks: Number of processes.
     """
     epoch = samples // batch_of(flags, ranks)
@@ -142,7 +142,7 @@ def files_of(flags: argparse.Namespace, samples: int, ranks: int) -> OutputFiles
 
 
 def data_of(flags: argparse.Namespace) -> dict[str, Any]:
-    """Return where the data is; to evaluate, ``val`` alone is enough."""
+    """Return the values of the data's config; for evaluation, ``val`` alone is enough."""
     root = flags.data_path
     if flags.data_set == "IMNET":
         only = flags.eval and not (root / "train").is_dir() and (root / "val").is_dir()
@@ -159,7 +159,7 @@ def _views(flags: argparse.Namespace, image_px: int) -> dict[str, Any]:
     return {
         "kind": "supervised_views",
         "image_px": image_px,
-        # Small images are shifted, not enlarged, as in the reference.
+        # Small images are padded and shifted, not enlarged, as in the reference implementation.
         "crop": "padded" if image_px <= 32 else "resized",
         "interpolation": flags.train_interpolation,
         "augment": flags.aa or "none",
@@ -202,7 +202,7 @@ def _optimizer(flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def _schedule(flags: argparse.Namespace, batch: int, epoch: int) -> dict[str, Any]:
-    """Return the schedule in updates; rates that are not scaled with the batch become factors."""
+    """Return the schedule in updates; rates not scaled with the batch become factors."""
     peak = flags.lr * batch / LR_BATCH
     shared = {
         "warmup_steps": flags.warmup_epochs * epoch,
@@ -218,7 +218,8 @@ def _schedule(flags: argparse.Namespace, batch: int, epoch: int) -> dict[str, An
             "gamma": flags.decay_rate,
         }
     kind = "warmup_cosine" if flags.sched == "cosine" else "tanh"
-    # The curve spans the whole run, as in the reference: it is not moved by the warm-up.
+    # The curve spans the whole run, as in the reference implementation: the warm-up does not
+    # shift it.
     return {
         "kind": kind,
         **shared,
@@ -250,7 +251,7 @@ def _modular(flags: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def assembly_of(flags: argparse.Namespace) -> dict[str, Any]:
-    """Return how the model is put together from ``--incubation_models``."""
+    """Return the config of the assembly from ``--incubation_models``."""
     return {
         "kind": "assembly",
         "depths": list(flags.divided_depths),
@@ -263,7 +264,7 @@ def _start_of(flags: argparse.Namespace) -> str | None:
 
 
 def notes_of(flags: argparse.Namespace, ranks: int) -> list[str]:
-    """Return what the run does otherwise than a flag says, a line each."""
+    """Return a line for each flag whose effect differs from what it says."""
     lines = []
     peak = flags.lr * batch_of(flags, ranks) / LR_BATCH
     if flags.use_amp:
@@ -281,5 +282,5 @@ def notes_of(flags: argparse.Namespace, ranks: int) -> list[str]:
 
 
 def folder_of(flags: argparse.Namespace) -> Path:
-    """Return where the run lives."""
+    """Return the run's directory."""
     return Path(flags.output_dir) / "run"

@@ -1,4 +1,4 @@
-"""How the documented BERT commands cut the model, and which process they are: pure functions."""
+"""The cut of the model and the ranks in the documented BERT commands: pure functions."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _MODULE = re.compile(r"[\w.]*bert(?P<layers>\d+)(?:\.[\w.]*)?\.depth=(?P<modules
 
 @dataclass(frozen=True)
 class Cut:
-    """How the model is cut, and where its parts are."""
+    """The cut of the model into modules and stages, and the number of replicas."""
 
     layers: int
     modules: int
-    """Runs of layers of about the same number; the criterion is one more."""
+    """Number of runs of layers, of about equal length; the criterion is one more module."""
     stage_of: tuple[int, ...]
     """Stage of each module, and of the criterion."""
     replicas: int
@@ -42,19 +42,19 @@ class Cut:
 
     @property
     def ranks(self) -> int:
-        """Processes of the run."""
+        """Number of processes of the run."""
         return self.stages * self.replicas
 
 
 def read_cut(flags: argparse.Namespace, world_size: int | None) -> Cut:
-    """Work out the stages.
+    """Return the cut that the flags and their conf describe.
 
     Args:
         flags: The command line.
-        world_size: Number of processes, None where only the conf knows.
+        world_size: Number of processes; None to take it from the conf.
 
     Raises:
-        UserError: The flags, the conf and the processes do not fit each other.
+        UserError: The flags, the conf and the number of processes contradict each other.
     """
     layers, modules = _layers_and_modules(flags)
     if flags.config_path is not None:
@@ -76,7 +76,7 @@ def read_cut(flags: argparse.Namespace, world_size: int | None) -> Cut:
 
 
 def _cut_by_conf(path: Path, layers: int, modules: int, world_size: int | None) -> Cut:
-    """Read which stage each module is on; the ranks of a pipeline are checked with the run."""
+    """Read the stage of each module; the config's own checks cover the ranks of a pipeline."""
     conf = read_conf(path)
     stage_of, ranks = conf["module_to_stage_map"], conf["stage_to_rank_map"]
     where = f"module_to_stage_map of {path}"
@@ -110,10 +110,10 @@ def _cut_by_conf(path: Path, layers: int, modules: int, world_size: int | None) 
 
 
 def module_sizes(module: str) -> tuple[int, int]:
-    """Return how many layers and modules a name such as ``models.bert24.depth=8`` stands for.
+    """Return the layers and modules in a name such as ``models.bert24.depth=8``.
 
     Raises:
-        UserError: It has another form, or a module would have no layer.
+        UserError: The name has another form, or a module would have no layer.
     """
     found = _MODULE.fullmatch(module)
     if found is None:
@@ -138,7 +138,7 @@ def _layers_and_modules(flags: argparse.Namespace) -> tuple[int, int]:
 
 
 def schedule_of(flags: argparse.Namespace, cut: Cut) -> str | None:
-    """Return which schedule the stages run under; None for a model in one piece."""
+    """Return the schedule of the stages; None for a single stage."""
     if cut.stages == 1:
         return None
     if flags.gpipe:
@@ -149,12 +149,12 @@ def schedule_of(flags: argparse.Namespace, cut: Cut) -> str | None:
 def process_environ(
     flags: argparse.Namespace, environ: Mapping[str, str], ranks: int
 ) -> dict[str, str]:
-    """Return the variables that a process lacks which no launcher has started.
+    """Return torchrun's variables for a process started by hand; empty under a launcher.
 
     Args:
-        flags: Of them --rank, --local_rank, --num_ranks_in_server and the address.
+        flags: Provide --rank, --local_rank, --num_ranks_in_server and the address.
         environ: The environment variables.
-        ranks: Processes of the run.
+        ranks: Number of processes of the run.
 
     Raises:
         UserError: The launcher and the flags contradict each other.

@@ -103,7 +103,7 @@ def config_tree(flags: argparse.Namespace, processes: int) -> dict[str, Any]:
 
 
 def _vocabulary(flags: argparse.Namespace) -> tuple[Path, bool]:
-    """Return the vocab.txt, and whether what lies beside it says that text is lower-cased."""
+    """Return the vocab.txt, and whether the tokenizer_config.json beside it sets lower case."""
     folders = [flags.checkpoint_path, Path(flags.bert_model)]
     beside = [folder / "vocab.txt" for folder in folders if folder is not None]
     found = [flags.vocab_path] if flags.vocab_path is not None else beside
@@ -124,14 +124,14 @@ def _lowercases(settings: Path) -> bool:
 
 
 def read_pretrained(flags: argparse.Namespace, layers: int) -> dict[str, Tensor]:
-    """Read the encoder and the pooler under this project's names; no head of pre-training.
+    """Read the encoder and the pooler under this project's names, without pre-training heads.
 
     Args:
         flags: The command line.
-        layers: Layers that the model is to have.
+        layers: Required number of layers.
 
     Raises:
-        UserError: The files are missing, cannot be read, or are of another number of layers.
+        UserError: The files are missing, cannot be read, or have another number of layers.
     """
     if flags.checkpoint_path is not None:
         files = choose_files(flags.checkpoint_path, flags.epoch, flags.num_stages)
@@ -174,7 +174,7 @@ def compute(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Fine-tune, evaluate, or both; return the exit code.
 
     Raises:
-        UserError: Anything the user can mend.
+        UserError: The command line, a file or the data is invalid.
     """
     try:
         flags = read_flags(arguments)
@@ -212,7 +212,7 @@ def _work_dir(flags: argparse.Namespace, config: RunConfig) -> Path:
 
 
 def _prepare(flags: argparse.Namespace, work_dir: Path, config: RunConfig) -> bool:
-    """Put the weights to start from together; return whether the run has a checkpoint already."""
+    """Write the initial weights into one file; return whether the run already has a checkpoint."""
     if list_checkpoints(RunDirectory(work_dir).checkpoints):
         return True
     if not flags.random:
@@ -222,7 +222,7 @@ def _prepare(flags: argparse.Namespace, work_dir: Path, config: RunConfig) -> bo
 
 
 def _evaluate(flags: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Evaluate what was fine-tuned before."""
+    """Evaluate the fine-tuned run in ``--output_dir``."""
     words = ("glue", f"glue.batch_size={flags.eval_batch_size}")
     api.evaluate(flags.output_dir, words, "cpu" if flags.no_cuda else "auto")
     if read_launch(environ).rank == 0:
@@ -238,7 +238,7 @@ def _scores(directory: RunDirectory) -> list[str]:
 
 
 def _tell(flags: argparse.Namespace, work_dir: Path, env: DistEnv, console: Console) -> None:
-    """Print the scores, and let go what nobody asked to keep."""
+    """Print the scores; without ``--output_dir``, delete the weights."""
     if not env.is_main:
         return
     directory = RunDirectory(work_dir)

@@ -1,9 +1,9 @@
-"""``python -m launch``: the processes of one server of a run.
+"""``python -m launch``: starts the processes of a run on one server.
 
-The launcher starts this module on every rank of its server; each becomes the script. The servers'
-launchers know nothing of one another: the ranks meet, as long as it may take, by themselves.
+The launcher starts this module on every rank of its server, and each process then executes the
+script. The launchers of several servers do not communicate: the ranks rendezvous themselves.
 
-Nothing here imports torch, so that mistakes are told and the ranks start at once.
+This module does not import torch, so that errors and ranks appear at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from quadriga.surfaces.pipedream_bert.messages import Parser, run_command
 
 @dataclass(frozen=True)
 class Place:
-    """Which of a run's processes this host has, and where all of them meet."""
+    """The processes of a run on this host, and the rendezvous address of all."""
 
     nodes: int = 1
     node_rank: int = 0
@@ -29,13 +29,13 @@ class Place:
     """Processes on each host."""
     address: str = "127.0.0.1"
     port: int | None = None
-    """None: a free one of this server, the only one."""
+    """None: a free port, for a run on one server."""
 
     def check(self) -> None:
         """Check the numbers.
 
         Raises:
-            UserError: One of them is out of range.
+            UserError: A number is out of range.
         """
         for flag, value in (("--nnodes", self.nodes), ("--nproc_per_node", self.processes)):
             if value < 1:
@@ -50,7 +50,7 @@ class Place:
 
 
 PORT = 12345
-"""Where the processes of several servers meet on the server of rank 0, unless told otherwise."""
+"""Default rendezvous port on the server of rank 0 for runs on several servers."""
 
 EXAMPLES = """examples:
   one server with 8 GPUs:
@@ -89,10 +89,10 @@ def parser() -> Parser:
 
 
 def place_of(options: argparse.Namespace, environ: Mapping[str, str]) -> Place:
-    """Return which processes are to be started, and where they meet.
+    """Return the processes to start and their rendezvous address.
 
     Raises:
-        UserError: A number is out of range, or several servers have no address to meet at.
+        UserError: A number is out of range, or several servers have no address.
     """
     told = argparse.ArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
     told.add_argument("--master_addr")
@@ -155,13 +155,13 @@ def main() -> None:
 def become_script(
     nodes: str, node_rank: str, address: str, port: str, script: str, *rest: str
 ) -> None:
-    """Go on as ``python -u SCRIPT --rank=R --local_rank=I ...``, one rank of all servers'.
+    """Replace this process by ``python -u SCRIPT --rank=R --local_rank=I ...``.
 
     Args:
-        nodes: Servers of the run.
-        node_rank: Which of them this is.
-        address: Where the ranks meet.
-        port: The port there; 0 for what torchrun, alone with its ranks, has found.
+        nodes: Number of servers of the run.
+        node_rank: Number of this server, from 0.
+        address: Rendezvous address of the ranks.
+        port: Its port; 0 to keep torchrun's own address and port, for one server.
         script: The script.
         rest: Its arguments.
     """
@@ -171,7 +171,8 @@ def become_script(
     environ.update(RANK=str(rank), WORLD_SIZE=str(int(nodes) * here))
     if port != "0":
         environ.update(MASTER_ADDR=address, MASTER_PORT=port)
-        environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # torchrun's, which is elsewhere
+        # torchrun's own store is on another address.
+        environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
     words = [sys.executable, "-u", script, f"--rank={rank}", f"--local_rank={local_rank}", *rest]
     os.execve(sys.executable, words, environ)
 

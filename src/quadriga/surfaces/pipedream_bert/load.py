@@ -18,30 +18,30 @@ from quadriga.weights.layouts.pipedream import FOREIGN_WORDS, TIED, own_names
 
 
 class Start(NamedTuple):
-    """Where a run starts: at step 0 with neither."""
+    """The start of a run: step 0 with random weights if both are None."""
 
     resume_from: Path | None
-    """A run whose checkpoint is gone on with."""
+    """Directory of a run to resume from."""
     warm_start: str | None
-    """Weights alone."""
+    """Path of initial weights."""
 
 
 def merged_file(work_dir: Path) -> Path:
-    """Return where the weights of stages lie, put together for the run that starts from them."""
+    """Return the file for the merged weights of all stages, beside the run's directory."""
     return work_dir.parent / f"{work_dir.name}.start.safetensors"
 
 
 def find_start(folder: Path | None, work_dir: Path, config: RunConfig, console: Console) -> Start:
-    """Decide what ``--load`` means for a run that has no checkpoint yet; on rank 0.
+    """Return the start that ``--load`` gives a run without a checkpoint; called on rank 0.
 
-    A folder that holds the same run is gone on with. Of any other run, or of the files of stages,
-    the weights are taken, with which training begins at its first update.
+    If the folder holds the same run, training resumes from it. If it holds another run, or stage
+    files, training begins at step 0 with their weights.
 
     Args:
         folder: A ``--checkpoint_dir``, a run's folder, or None.
-        work_dir: Where the run will live.
-        config: The run.
-        console: Told which of the two it is.
+        work_dir: Directory of the run.
+        config: The run's config.
+        console: Receives a line on the choice.
 
     Raises:
         UserError: The folder holds nothing to start from.

@@ -1,4 +1,4 @@
-"""What the documented PipeDream BERT commands share: errors in their words."""
+"""Errors of the documented PipeDream BERT commands, with their flags."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ FLAG_OF = {
     "warm_start.path": "--load",
     "--work-dir": "--checkpoint_dir",
 }
-"""Keys of the config and options of ``quadriga`` that a sentence may name -> what is typed here."""
+"""Config key or ``quadriga`` option in a message -> flag of these commands."""
 
 
 def in_flags(sentence: str) -> str:
-    """Return a sentence of the engine in the words of these commands."""
+    """Return a message of the engine with the flags of these commands."""
     return translate_message(sentence, FLAG_OF)
 
 
 def run_command(command: Callable[[], int]) -> NoReturn:
-    """Run a command and end the process with its exit code, its errors told in one line."""
+    """Run a command and exit with its code; errors are printed in one line."""
     documented.run_command(command, in_flags)

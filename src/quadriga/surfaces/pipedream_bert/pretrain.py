@@ -40,21 +40,21 @@ from quadriga.surfaces.pipedream_bert.to_config import (
 
 @dataclass(frozen=True)
 class Pretraining:
-    """What a command line asks for."""
+    """A parsed command line."""
 
     flags: argparse.Namespace
     cut: Cut
     resolved: Resolved[RunConfig]
     notes: tuple[str, ...]
     stage_files: StageFiles | None
-    """What is written into ``--checkpoint_dir``; None without one."""
+    """The files to write into ``--checkpoint_dir``; None without one."""
 
 
 def read_command(arguments: Sequence[str], environ: Mapping[str, str]) -> Pretraining:
     """Read the command line, the files that it names, and the number of samples.
 
     Raises:
-        UserError: Anything the user can mend; every process finds the same.
+        UserError: The command line or a file is invalid; raised on every rank alike.
     """
     flags = read_flags(arguments)
     launch = read_launch(environ)
@@ -92,7 +92,7 @@ def pretrain(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Train; return the exit code.
 
     Raises:
-        UserError: Anything the user can mend.
+        UserError: The command line, a file or the data is invalid.
     """
     try:
         command = read_command(arguments, environ)
@@ -119,7 +119,7 @@ def pretrain(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
         on_saved = None if files is None else files.on_saved
         run(resolved, request, env, console, preemption, on_saved=on_saved)
         if env.is_main:
-            if RunDirectory(work_dir).config.is_file():  # not: --load of a finished run
+            if RunDirectory(work_dir).config.is_file():  # missing after --load of a finished run
                 console.say(f"report: {write_report(work_dir)}")
             if flags.checkpoint_dir is None and flags.log_dir is None:
                 shutil.rmtree(RunDirectory(work_dir).checkpoints, ignore_errors=True)
@@ -129,7 +129,7 @@ def pretrain(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 def _work_dir(flags: argparse.Namespace, config: RunConfig) -> Path:
-    """Return where the run lives; without a folder of the user's, one that is not there yet."""
+    """Return the run's directory; without --log_dir or --checkpoint_dir, a new one in runs/."""
     if flags.log_dir is not None:
         return Path(flags.log_dir)
     if flags.checkpoint_dir is not None:
@@ -141,7 +141,7 @@ def _work_dir(flags: argparse.Namespace, config: RunConfig) -> Path:
 
 
 def _prepare(command: Pretraining, work_dir: Path, console: Console) -> Start:
-    """Write what lies beside the stages' files, and find where the run starts."""
+    """Write the vocabulary and missing stage files; return where the run starts."""
     flags, config = command.flags, command.resolved.config
     folder = flags.checkpoint_dir
     if folder is not None:
@@ -159,15 +159,15 @@ def _prepare(command: Pretraining, work_dir: Path, console: Console) -> Start:
 
 
 def _warm_start_of(work_dir: Path) -> str | None:
-    """Return what the run in a work directory has once started from."""
+    """Return the path of the initial weights of the run in a work directory."""
     return RunDirectory(work_dir).read_config().config.warm_start.path
 
 
 def _remember_vocabulary(folder: Path, vocabulary: Path, lowercase: bool) -> None:
-    """Write the vocabulary where fine-tuning finds it, as Hugging Face's folders have it.
+    """Write the vocabulary beside the stage files, named as in Hugging Face's folders.
 
     Raises:
-        UserError: There is another vocabulary already, or it cannot be written.
+        UserError: The folder has another vocabulary, or cannot be written.
     """
     beside = folder / "vocab.txt"
     content = vocabulary.read_text(encoding="utf-8")

@@ -1,9 +1,9 @@
 """One file per pipeline stage and epoch: ``checkpoint.<stage>.pth.tar.epoch.<epoch>``.
 
-The layout of the reference system: ``{"epoch": finished epochs, "arch": "bert", "state_dict":
-{"module0": tensors, "module1": ...}}`` with the modules of the stage, the last of the last stage
-being the loss, which has no tensors. Ours has ``stages`` beside them. They hold weights; what a run
-needs to go on is in its own checkpoints, from which they are written.
+The layout is PipeDream's: ``{"epoch": finished epochs, "arch": "bert", "state_dict": {"module0":
+tensors, "module1": ...}}`` with the modules of the stage; the last module of the last stage is the
+loss, which has no tensors. This project adds the key ``stages``, the number of stages. The files
+hold weights only, and are written from the run's own checkpoints, from which it resumes.
 """
 
 from __future__ import annotations
@@ -33,36 +33,36 @@ _BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
 
 @dataclass(frozen=True)
 class StageFiles:
-    """Which files are written beside a run's checkpoints."""
+    """Which files a run writes in addition to its checkpoints."""
 
     folder: Path
-    """Where the files are; it exists."""
+    """The folder of the files; it exists."""
     epoch_steps: int
-    """Optimizer steps of an epoch: there are files of the checkpoints at its multiples."""
+    """Optimizer steps of an epoch; checkpoints at its multiples get files."""
     total_steps: int
-    """Optimizer steps of the run: there are files of its end as well."""
+    """Optimizer steps of the run; its last checkpoint gets files too."""
     modules: tuple[tuple[int, ...], ...]
-    """By stage, the blocks of each of its modules."""
+    """For each stage, the number of blocks of each of its modules."""
 
     def epoch_at(self, step: int) -> int | None:
-        """Return which epoch, from 0, ends after `step` steps; None where none does."""
+        """Return the epoch, from 0, that ends after `step` steps; None if none does."""
         if step % self.epoch_steps and step != self.total_steps:
             return None
         return -(-step // self.epoch_steps) - 1
 
     def on_saved(self, checkpoint: Path) -> None:
-        """Write what is due beside a whole checkpoint; see `CheckpointStore`."""
+        """Write the files of a complete checkpoint; see `CheckpointStore`."""
         RunDirectory(checkpoint.parent.parent).write_sidecars(asdict(self))
         write_stage_files(self, checkpoint)
 
 
 def stage_file(folder: Path, stage: int, epoch: int) -> Path:
-    """Return where a stage's weights after an epoch, counted from 0, are."""
+    """Return the path of a stage's weights after an epoch; both are counted from 0."""
     return folder / f"checkpoint.{stage}.pth.tar.epoch.{epoch}"
 
 
 def epochs_in(folder: Path) -> dict[int, list[int]]:
-    """Return the stages, from the lowest, of which a folder has files, by epoch."""
+    """Return epoch -> stages whose files a folder has, ascending."""
     found: dict[int, list[int]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         match = _NAME.fullmatch(path.name)
@@ -72,17 +72,17 @@ def epochs_in(folder: Path) -> dict[int, list[int]]:
 
 
 def write_stage(folder: Path, stage: int, stages: int, epoch: int, modules: Modules) -> Path:
-    """Write one stage's file; it appears whole or not at all.
+    """Write one stage's file atomically, and return its path.
 
     Args:
-        folder: Exists.
-        stage: Which stage, from 0.
-        stages: How many there are.
+        folder: An existing folder.
+        stage: Number of the stage, from 0.
+        stages: Number of stages.
         epoch: The epoch that has just ended, from 0.
         modules: The tensors of each of the stage's modules, under Hugging Face's names.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     path = stage_file(folder, stage, epoch)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -106,12 +106,12 @@ def choose_files(folder: Path, epoch: int, stages: int) -> list[Path]:
     """Return the files of an epoch, one per stage.
 
     Args:
-        folder: Where they are.
-        epoch: Which epoch, from 0; -1 for the newest.
-        stages: How many stages there must be; -1 for as many as there are.
+        folder: The folder of the files.
+        epoch: The epoch, from 0; -1 for the newest.
+        stages: Required number of stages; -1 to infer it from the files.
 
     Raises:
-        UserError: One is missing.
+        UserError: A file is missing.
     """
     found = epochs_in(folder)
     if not found:
@@ -145,7 +145,7 @@ def read_stages(files: Sequence[Path]) -> dict[str, Tensor]:
     """Read the files of all stages, in order, to the CPU, under Hugging Face's names.
 
     Raises:
-        UserError: One cannot be read, or they do not make up a whole BERT.
+        UserError: A file cannot be read, or the files do not make up a whole BERT.
     """
     modules: list[Mapping[str, Tensor]] = []
     for path in files:
@@ -168,7 +168,7 @@ def _load(path: Path) -> Mapping[str, Any]:
             f"{path} is damaged, or holds Python objects beside tensors, which are not loaded "
             "because they can run code; save it again with state_dict alone"
         ) from error
-    # A damaged file fails wherever its bytes lead torch's reader: there is no list of errors.
+    # On a damaged file, torch's reader may raise any exception.
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{path} is not a whole torch file: {reason}") from error
@@ -191,16 +191,16 @@ def _modules_of(content: Mapping[str, Any], path: Path) -> list[Mapping[str, Ten
 
 
 def write_stage_files(files: StageFiles, checkpoint: Path) -> list[Path]:
-    """Write the files of the epoch that a checkpoint ends; none where it ends none.
+    """Write the files of the epoch that a checkpoint ends; nothing if it ends no epoch.
 
-    One stage after the other is read, so that the model need not fit into memory.
+    Stages are read one at a time, so that the whole model need not fit into memory.
 
     Args:
         files: Which files.
-        checkpoint: A whole checkpoint of a BERT with its heads.
+        checkpoint: A complete checkpoint of a BERT with its heads.
 
     Returns:
-        The files.
+        The written files.
 
     Raises:
         OSError: A file cannot be read or written.
@@ -222,10 +222,10 @@ def write_stage_files(files: StageFiles, checkpoint: Path) -> list[Path]:
 
 
 def write_missing(files: StageFiles, checkpoints: Path) -> list[Path]:
-    """Write the files of the whole checkpoints whose run was killed before they were there.
+    """Write the missing files of all complete checkpoints, after an interruption.
 
     Returns:
-        The files.
+        The written files.
 
     Raises:
         OSError: A file cannot be read or written.
@@ -245,7 +245,7 @@ def write_missing(files: StageFiles, checkpoints: Path) -> list[Path]:
 def _names_by_stage(
     names: list[str], modules: tuple[tuple[int, ...], ...]
 ) -> Iterator[list[list[str]]]:
-    """Yield the tensors of each module of each stage; the loss, last of all, has none."""
+    """Yield for each stage the tensor names of each module; the loss, the last one, has none."""
     first, last = 0, sum(len(of_stage) for of_stage in modules) - 1
     position = 0
     for stage, of_stage in enumerate(modules, start=1):
@@ -267,7 +267,7 @@ def _belongs(name: str, blocks: range, is_first: bool, is_last: bool) -> bool:
 
 
 def _module(names: list[str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return one module under Hugging Face's names; the last has the table that it shares."""
+    """Return a module's tensors under Hugging Face's names; the head repeats the tied table."""
     ordered = sorted(names, key=lambda name: [int(n) for n in re.findall(r"\d+", name)])
     own = foreign_names({name: tensors[name] for name in ordered})
     if WORDS in names and "head.bias" in names:

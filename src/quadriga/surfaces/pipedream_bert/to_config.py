@@ -1,4 +1,4 @@
-"""From the flags of ``main_with_runtime.py`` to values of a run's config: pure functions."""
+"""The values of a run's config from the flags of ``main_with_runtime.py``: pure functions."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from quadriga.surfaces.pipedream_bert.cut import Cut, schedule_of
 
 
 def micro_batches(flags: argparse.Namespace, cut: Cut) -> int:
-    """Return U, the micro-batches of one pipeline between two updates."""
+    """Return U, the micro-batches per update of one pipeline."""
     micro: int = cut.stages * flags.gradient_accumulation_steps
     return micro
 
 
 def config_tree(flags: argparse.Namespace, cut: Cut) -> dict[str, Any]:
-    """Return the values of the run's `RunConfig`, but for the length of an epoch."""
+    """Return the values of the run's `RunConfig`, except those that need an epoch's length."""
     updates = micro_batches(flags, cut)
     schedule = schedule_of(flags, cut)
     executor: dict[str, Any] = {"kind": "data_parallel"}
@@ -64,11 +64,11 @@ def with_length(
 ) -> dict[str, Any]:
     """Return the tree with its length, warm-up and checkpoints in updates.
 
-    An epoch is as many whole updates as the samples are enough for; the learning rate counts
-    updates too, whatever the number of stages.
+    An epoch is ``samples // batch`` updates. The learning rate depends on the updates too, not on
+    the number of stages.
 
     Args:
-        tree: What `config_tree` returned.
+        tree: The result of `config_tree`.
         flags: The command line.
         cut: The stages.
         samples: Samples of the corpus.
@@ -115,7 +115,7 @@ def _under(folder: Path | None, path: Path) -> Path:
 
 
 def _data(flags: argparse.Namespace) -> dict[str, Any]:
-    """Return the corpus: a file, or a folder of files and perhaps the vocabulary."""
+    """Return the data's config: a corpus in a file or a folder of files, and the vocabulary."""
     text, vocabulary = (_under(flags.data_dir, p) for p in (flags.train_path, flags.vocab_path))
     if not text.exists():
         raise UserError(f"--train_path: {text} does not exist")
@@ -143,7 +143,7 @@ def _views(flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def notes(flags: argparse.Namespace, cut: Cut) -> list[str]:
-    """Return what the run does otherwise than a flag or a file says, a line each.
+    """Return a line for each flag or file whose effect differs from what it says.
 
     Raises:
         UserError: --use_apex is given with several stages.
