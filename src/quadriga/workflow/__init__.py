@@ -1,1 +1,1 @@
-"""Several runs: their graph, directory, launcher, ledger."""
+"""Workflows of several runs: their graph, directory, launcher, runner and ledger."""

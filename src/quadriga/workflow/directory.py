@@ -2,12 +2,12 @@
 
 WORK_DIR/
     workflow/workflow.json    the graph: nodes, edges, steps, operations, the reference
-    workflow/NODE.json        the config that a node's run is started with
-    NODE/                     the run of a node, a work directory as any other; and console.txt
-    ledger.json               what everything has cost
+    workflow/NODE.json        the config with which a node's run starts
+    NODE/                     the work directory of a node's run, and its console.txt
+    ledger.json               the costs of all runs
     report/index.html         the report
 
-Whatever state there is, is in the nodes' own directories: nothing here goes out of date.
+All state is in the nodes' own directories, so no other file here can be out of date.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from quadriga.workflow.ledger import as_json
 @final
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """What is known of a run before it starts."""
+    """The size and the predicted cost of a run that has not started."""
 
     total_steps: int
     batch_size: int
@@ -41,25 +41,25 @@ class Planned:
     parameters: int
     trainable_parameters: int
     flops_per_sample: float | None
-    """Model FLOPs of a sample's forward and backward pass; None where they cannot be counted."""
+    """Model FLOPs of a sample's forward and backward pass; None if they cannot be counted."""
     memory_gib: float | None
-    """Estimate of what a rank holds: weights, gradients, moments and activations."""
+    """Estimated GiB per rank of weights, gradients, moments and activations; None if unknown."""
 
     @property
     def flops(self) -> float | None:
-        """Model FLOPs of the whole run."""
+        """Model FLOPs of the whole run; None if they cannot be counted."""
         each = self.flops_per_sample
         return None if each is None else each * self.batch_size * self.total_steps
 
     def as_json(self) -> dict[str, Any]:
-        """Return it with its FLOPs."""
+        """Return all fields and `flops` as plain values."""
         return {**asdict(self), "flops": self.flops}
 
 
 @final
 @dataclass(frozen=True)
 class Graph:
-    """What workflow.json says."""
+    """The content of workflow.json."""
 
     name: str
     result: str
@@ -86,7 +86,7 @@ class WorkflowDirectory:
         return self.path / "workflow" / "workflow.json"
 
     def config_of(self, node: str) -> Path:
-        """Return the file that a node's run is started with."""
+        """Return the config file with which a node's run starts."""
         return self.path / "workflow" / f"{node}.json"
 
     def run_of(self, node: str) -> Path:
@@ -94,10 +94,10 @@ class WorkflowDirectory:
         return self.path / node
 
     def lock(self) -> IO[str]:
-        """Keep every other `quadriga run` out until the file is closed.
+        """Lock the directory against other `quadriga run` processes until the file is closed.
 
         Raises:
-            UserError: Another one works here, or the directory cannot be written.
+            UserError: Another process holds the lock, or the directory cannot be written.
         """
         try:
             self.graph.parent.mkdir(parents=True, exist_ok=True)
@@ -115,10 +115,10 @@ class WorkflowDirectory:
         return stream
 
     def check_owner(self, name: str) -> None:
-        """Check that the directory is free or holds this workflow; change nothing.
+        """Check that the directory is empty or holds this workflow, without changing it.
 
         Raises:
-            UserError: It holds something else.
+            UserError: The directory holds something else.
         """
         if self.graph.is_file():
             there = self.read_graph().name
@@ -137,7 +137,7 @@ class WorkflowDirectory:
         """Read workflow.json.
 
         Raises:
-            UserError: There is none, or it is damaged.
+            UserError: The file is missing, unreadable or damaged.
         """
         try:
             content = json.loads(self.graph.read_text(encoding="utf-8"))
@@ -163,7 +163,7 @@ class WorkflowDirectory:
         """Write workflow.json.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: The file cannot be written.
         """
         content = {
             "name": graph.name,
@@ -177,7 +177,11 @@ class WorkflowDirectory:
         write_text(self.graph, json.dumps(content, indent=2) + "\n")
 
     def read_config(self, node: str) -> RunConfig | None:
-        """Return the config that a node was last started with; None when it never was."""
+        """Return the config with which a node was last started; None if it never was.
+
+        Raises:
+            UserError: The file is unreadable or damaged.
+        """
         try:
             text = self.config_of(node).read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -190,14 +194,14 @@ class WorkflowDirectory:
             raise UserError(f"{self.config_of(node)} is damaged: {error}") from error
 
     def has_begun(self, node: str) -> bool:
-        """Return whether a node has a checkpoint: only then its config is bound."""
+        """Return whether a node has a checkpoint; its config may change until then."""
         return bool(list_checkpoints(RunDirectory(self.run_of(node)).checkpoints))
 
     def difference(self, node: str, config: RunConfig) -> str | None:
-        """Return what a node that has begun computes otherwise than `config` asks for, if anything.
+        """Return how a begun node's config differs from `config`; None if it does not.
 
         Args:
-            node: Its name.
+            node: The node's name.
             config: The node, with its references to other nodes.
         """
         before = self.read_config(node) if self.has_begun(node) else None
@@ -218,11 +222,11 @@ class WorkflowDirectory:
         return f"{path} is {there.get(path)!r} there and {here.get(path)!r} here{tail}"
 
     def set_aside_if_void(self, node: str, config: RunConfig) -> None:
-        """Move away what a process has left that made no checkpoint, for another config than this.
+        """Move the directory of a node without checkpoints away if it has another config.
 
         Args:
-            node: Its name.
-            config: The node as it is to be started, without references.
+            node: The node's name.
+            config: The config with which the node will start, without references.
         """
         folder = self.run_of(node)
         if not (folder / "config.json").is_file():
@@ -245,11 +249,11 @@ class WorkflowDirectory:
         }
 
     def is_finished(self, node: str, config: RunConfig, total_steps: int) -> bool:
-        """Return whether nothing of a node is left to do."""
+        """Return whether a node's run is complete; see `engine.status.is_finished`."""
         return is_finished(self.run_of(node), config, total_steps)
 
     def ledger(self, graph: Graph, states: Mapping[str, RunState]) -> dict[str, Any]:
-        """Return what everything has cost so far; `states` are those of `self.states`."""
+        """Return the ledger of the costs so far; `states` comes from `self.states`."""
         return as_json(
             graph.name,
             graph.result,
@@ -260,10 +264,10 @@ class WorkflowDirectory:
         )
 
     def write_ledger(self, graph: Graph, states: Mapping[str, RunState]) -> dict[str, Any]:
-        """Write ledger.json and return what it holds.
+        """Write ledger.json and return its content.
 
         Raises:
-            UserError: It cannot be written.
+            UserError: The file cannot be written.
         """
         ledger = self.ledger(graph, states)
         path = self.path / "ledger.json"
@@ -279,6 +283,6 @@ def _planned(content: Mapping[str, Any]) -> Planned:
 
 
 def _ends_in(value: Any, names: Sequence[str]) -> bool:
-    """Return whether a stored value is the folders of these nodes, wherever they were."""
+    """Return whether a stored value holds the folders of these nodes, in any parent folder."""
     paths = value if isinstance(value, list) else [value]
     return [Path(str(path)).name for path in paths] == list(names)

@@ -1,4 +1,4 @@
-"""Several runs with "starts from the checkpoint of" edges: as values, and what follows."""
+"""The graph of a workflow: runs, and edges to the runs from whose checkpoints they start."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.errors import UserError, did_you_mean
 
 REFERENCE = "@"
-"""A text value of a node's config that begins so names another node: it stands for the work
-directory of that node's run. The edges of the graph are these, and nothing else."""
+"""Prefix of a string in a node's config that names another node, and stands for the work directory
+of that node's run. These references are the edges of the graph; there are no others."""
 
 
 @dataclass(frozen=True)
@@ -22,28 +22,27 @@ class Node:
     """One run of a workflow."""
 
     name: str
-    """Also the folder of its run below the workflow's."""
+    """Name of the node, and of its run's folder in the workflow's directory."""
     config: RunConfig
     """The run; ``warm_start.path``, ``modular.meta`` or ``modular.modules`` may be ``@node``."""
 
 
 @dataclass(frozen=True)
 class Workflow:
-    """A graph of runs. A recipe that returns one is run by ``quadriga run``."""
+    """A graph of runs. ``quadriga run`` runs a recipe that returns one."""
 
     name: str
     """Name of the recipe; also the default work directory, ``runs/NAME``."""
     nodes: tuple[Node, ...]
-    """In any order; no node may wait for itself."""
+    """Nodes in any order, without cycles."""
     result: str
-    """The node whose model is what the workflow is for."""
+    """The node whose model is the result of the workflow."""
     reference: RunConfig | None = None
-    """What would have been trained without the workflow: its cost is counted, and set beside the
-    workflow's, but it is not run."""
+    """The run that the workflow replaces. It is not run; its cost is counted for comparison."""
 
 
 RESERVED = ("workflow", "report", "reference", "logs")
-"""Names that no node may have: they are those of other folders, or stand for the reference."""
+"""Names that no node may have: names of other folders, and of the reference."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -52,7 +51,7 @@ Needs = Mapping[str, Sequence[str]]
 
 
 def references(config: RunConfig) -> dict[str, list[str]]:
-    """Return the leaves that name other nodes: dotted path -> names of nodes."""
+    """Return the config's references to other nodes: dotted path -> names of nodes."""
     found = {}
     for path, value in leaves_of(config.as_dict(), ""):
         names = [text[len(REFERENCE) :] for text in _texts(value) if text.startswith(REFERENCE)]
@@ -80,7 +79,7 @@ def needs_of(workflow: Workflow) -> dict[str, tuple[str, ...]]:
 
 
 def bind(config: RunConfig, place: Callable[[str], str]) -> RunConfig:
-    """Return the config with every reference replaced by what `place` says of its node."""
+    """Return the config with each reference replaced by ``place(node)``."""
 
     def bound(value: Any) -> Any:
         if isinstance(value, dict):
@@ -98,8 +97,8 @@ def check_graph(workflow: Workflow) -> None:
     """Check names and edges.
 
     Raises:
-        UserError: A name is bad or there twice, a reference names no node, or nodes wait for
-            each other in a circle.
+        UserError: A name is invalid or duplicate, a reference names no node, or the graph has a
+            cycle.
     """
     names = [node.name for node in workflow.nodes]
     for name in names:
@@ -132,10 +131,10 @@ def check_graph(workflow: Workflow) -> None:
 
 
 def order_of(needs: Needs) -> list[str]:
-    """Return the nodes so that each comes after all that it needs; else in the given order.
+    """Return the nodes in topological order; otherwise the given order is kept.
 
     Raises:
-        UserError: Nodes wait for each other in a circle.
+        UserError: The graph has a cycle.
     """
     order: list[str] = []
     left = list(needs)
@@ -153,7 +152,7 @@ def order_of(needs: Needs) -> list[str]:
 
 
 def _circle(left: Sequence[str], needs: Needs) -> list[str]:
-    """Return a circle among nodes of which each needs another of them: first and last equal."""
+    """Return a cycle among nodes each of which needs another of them; first and last are equal."""
     path = [left[0]]
     while True:
         following = next(name for name in needs[path[-1]] if name in left)
@@ -163,7 +162,7 @@ def _circle(left: Sequence[str], needs: Needs) -> list[str]:
 
 
 def with_all_needed(needs: Needs, name: str) -> set[str]:
-    """Return a node and everything that it needs, directly or not."""
+    """Return a node and all nodes that it needs, directly or indirectly."""
     found, left = {name}, [name]
     while left:
         more = [other for other in needs[left.pop()] if other not in found]
@@ -173,7 +172,7 @@ def with_all_needed(needs: Needs, name: str) -> set[str]:
 
 
 def levels_of(needs: Needs) -> dict[str, int]:
-    """Return each node's column in a picture: the length of the longest chain that it needs."""
+    """Return each node's level: the length of the longest chain of nodes that it needs."""
     levels: dict[str, int] = {}
     for name in order_of(needs):
         levels[name] = max((levels[other] + 1 for other in needs[name]), default=0)
@@ -184,7 +183,7 @@ def matching(pattern: str, names: Iterable[str], what: str) -> list[str]:
     """Return the names that a name or a glob such as ``module_*`` matches.
 
     Raises:
-        UserError: There is none; `what` says what the pattern is part of.
+        UserError: No name matches; `what` describes the pattern's origin in the message.
     """
     known = list(names)
     found = [name for name in known if fnmatchcase(name, pattern)]

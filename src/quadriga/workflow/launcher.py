@@ -1,7 +1,7 @@
-"""How one node of a workflow is started: as a process of this machine.
+"""Launchers of a workflow's nodes: the interface, and one that starts processes on this machine.
 
-`NodeLauncher` is all that a workflow knows of it. One that submits jobs to a cluster's scheduler
-implements the same three methods of `Running`: ask for the job's state, cancel it, kill it.
+A workflow uses `NodeLauncher` only. A launcher for a cluster's scheduler would submit jobs, and
+implement the three methods of `Running`: query the job's state, cancel it, kill it.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from typing import final
 from quadriga.launch.attempts import WITH_PARENT
 
 CONSOLE = "console.txt"
-"""What a node's process says, in its work directory."""
+"""File of the output of a node's process, in its work directory."""
 
 
 @final
 @dataclass(frozen=True)
 class Task:
-    """A node that is to be started."""
+    """A node to start."""
 
     name: str
     config: Path
-    """Its config.json."""
+    """The node's config.json."""
     folder: Path
-    """Its work directory."""
+    """The node's work directory."""
     ranks: int
-    """Processes that it starts, one device each."""
+    """Number of processes that the node starts, one device each."""
     device: str
     """``train.device`` of its config."""
 
@@ -53,43 +53,43 @@ class Running(ABC):
 
     @abstractmethod
     def tell(self, number: int) -> None:
-        """Send a signal: SIGTERM has the run save and end."""
+        """Send a signal; on SIGTERM the run saves and ends."""
 
     @abstractmethod
     def kill(self) -> None:
-        """End it at once and wait for it."""
+        """Kill the node's processes and wait for their end."""
 
 
 class NodeLauncher(ABC):
-    """Starts nodes, as many at once as it has room for."""
+    """Starts nodes, up to a limit of nodes at once."""
 
     @abstractmethod
     def has_room(self, task: Task, running: int) -> bool:
-        """Return whether a node can be started beside so many that run."""
+        """Return whether a node can start while `running` others run."""
 
     @abstractmethod
     def start(self, task: Task) -> Running:
-        """Start a node; what it says goes to ``console.txt`` of its work directory.
+        """Start a node; its output goes to ``console.txt`` in its work directory.
 
         Raises:
-            OSError: It cannot be started.
+            OSError: The process cannot be started.
         """
 
 
 @final
 class LocalLauncher(NodeLauncher):
-    """Starts nodes as processes of this machine, and shares its devices and cores among them."""
+    """Starts nodes as processes of this machine, and divides devices and cores among them."""
 
     def __init__(
         self, slots: int, devices: Sequence[str], cores: int, environ: Mapping[str, str]
     ) -> None:
-        """Take what is there.
+        """Make a launcher for the given resources.
 
         Args:
-            slots: Nodes at once.
-            devices: The GPUs, as CUDA_VISIBLE_DEVICES names them; none on the CPU.
+            slots: Maximum number of nodes at once.
+            devices: The GPUs, as CUDA_VISIBLE_DEVICES names them; empty on the CPU.
             cores: CPU cores of this process.
-            environ: The environment of the processes.
+            environ: The environment variables of the processes.
         """
         self._slots, self._cores, self._environ = slots, cores, dict(environ)
         self._users = dict.fromkeys(devices, 0)
@@ -99,7 +99,7 @@ class LocalLauncher(NodeLauncher):
         return running < self._slots
 
     def start(self, task: Task) -> Running:
-        """Start a process on the devices that the fewest others use."""
+        """Start a process on the devices with the fewest users."""
         devices = self._devices_for(task)
         environ = self._environ | {WITH_PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
         threads = max(1, self._cores // (self._slots * task.ranks))
@@ -115,7 +115,7 @@ class LocalLauncher(NodeLauncher):
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C of a terminal reaches this process alone, which decides what it means.
+                # A terminal's Ctrl-C reaches this process only, which then signals the nodes.
                 start_new_session=True,
             )
         for device in devices:
@@ -123,7 +123,7 @@ class LocalLauncher(NodeLauncher):
         return _Process(process, self, devices)
 
     def _devices_for(self, task: Task) -> list[str]:
-        # cuda:1 names one of all devices, cpu none: nothing to share out.
+        # cuda:1 names a device and cpu needs none, so there is nothing to assign.
         if task.device not in ("auto", "cuda"):
             return []
         return sorted(self._users, key=lambda d: (self._users[d], list(self._users).index(d)))[
@@ -131,7 +131,7 @@ class LocalLauncher(NodeLauncher):
         ]
 
     def give_back(self, devices: Sequence[str]) -> None:
-        """Take back the devices of a process that has ended."""
+        """Release the devices of a process that has ended."""
         for device in devices:
             self._users[device] -= 1
 
@@ -165,8 +165,8 @@ def visible_devices(count: int, environ: Mapping[str, str]) -> list[str]:
     """Return the names of the GPUs that this process may use.
 
     Args:
-        count: How many there are.
-        environ: The environment variables; CUDA_VISIBLE_DEVICES names a choice of them.
+        count: Number of GPUs.
+        environ: The environment variables; CUDA_VISIBLE_DEVICES may select some of the GPUs.
     """
     chosen = environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
@@ -175,12 +175,12 @@ def visible_devices(count: int, environ: Mapping[str, str]) -> list[str]:
 
 
 def default_slots(devices: int, ranks: int) -> int:
-    """Return how many nodes run at once: one for each group of `ranks` GPUs; 1 on the CPU."""
+    """Return the number of nodes at once: one per group of `ranks` GPUs; 1 on the CPU."""
     return max(1, devices // ranks)
 
 
 def last_error(console: Path) -> str | None:
-    """Return the last ``error: ...`` of a console.txt, else its last line, if it has any."""
+    """Return the last ``error: ...`` of a console.txt, else its last line; None if it has none."""
     try:
         lines = console.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,11 +1,11 @@
-"""What runs have cost: operations, device time, wall time and memory, as pure functions.
+"""The costs of runs: operations, device time, wall time and memory, as pure functions.
 
-Three sums are kept apart, since a workflow moves cost between them: floating-point operations;
-device time, summed over all devices (what is paid for); and the critical path, the longest chain of
-runs that wait for each other (what is waited for, with a device for every run that could have one).
+Three sums are separate, since a workflow trades one for another: floating-point operations; device
+time, summed over all devices (the price); and the critical path, the longest chain of dependent
+runs (the wall time with a device for every run that is ready).
 
-Steps that a killed run made again count once, the time of their first making is reported as
-lost. Time to start (imports, the model, reading a checkpoint) is reported beside.
+Steps that a killed run repeated count once; the time of their first execution is reported as lost.
+Start-up time (imports, the model, reading a checkpoint) is reported separately.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from quadriga.workflow.graph import Needs, order_of, with_all_needed
 @final
 @dataclass(frozen=True, kw_only=True)
 class TotalCost:
-    """What a node and all that it started from have cost together."""
+    """The cost of a node and all nodes that it needs."""
 
     nodes: tuple[str, ...]
-    """Which nodes are in it."""
+    """The nodes, in topological order."""
     flops: float | None
     device_seconds: float
     critical_path: tuple[str, ...]
     """The nodes of the longest chain, in order."""
     critical_seconds: float
-    """The sum of their wall times."""
+    """Sum of the wall times of `critical_path`."""
     start_up_seconds: float
     lost_device_seconds: float
     memory_gib: float | None
-    """The most that a rank of any of them has held."""
+    """Maximum memory of a rank of any of the nodes."""
 
 
 def total_cost(needs: Needs, costs: Mapping[str, RunCost], name: str) -> TotalCost:
-    """Add up what a node and everything that it needs have cost.
+    """Return the total cost of a node and all nodes that it needs.
 
     Args:
         needs: The graph.
-        costs: Node -> what its run has cost.
-        name: The node whose model is wanted.
+        costs: Node -> cost of its run.
+        name: The node.
     """
     wanted = with_all_needed(needs, name)
     nodes = tuple(node for node in order_of(needs) if node in wanted)
@@ -66,7 +66,7 @@ def total_cost(needs: Needs, costs: Mapping[str, RunCost], name: str) -> TotalCo
 def longest_path(
     needs: Needs, seconds: Mapping[str, float], name: str
 ) -> tuple[tuple[str, ...], float]:
-    """Return the chain of nodes that ends in `name` and takes longest, and how long."""
+    """Return the slowest chain of nodes that ends in `name`, and its seconds."""
     best: dict[str, tuple[tuple[str, ...], float]] = {}
     wanted = with_all_needed(needs, name)
     for node in (n for n in order_of(needs) if n in wanted):
@@ -83,19 +83,19 @@ def as_json(
     planned: Mapping[str, float | None],
     reference: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Return ledger.json.
+    """Return the content of ledger.json.
 
     Args:
-        name: The workflow.
-        result: The node whose model it is for.
+        name: Name of the workflow.
+        result: The node whose model is the result.
         needs: The graph.
-        costs: Node -> what it has cost.
-        planned: Node -> FLOPs of all its steps.
-        reference: What is known of the run that the workflow replaces; it was not made.
+        costs: Node -> cost of its run.
+        planned: Node -> FLOPs of all its steps; None if unknown.
+        reference: `Planned.as_json` of the run that the workflow replaces, which is not run.
     """
     own = with_all_needed(needs, result)
     used = {other for node in needs for other in needs[node]}
-    # What nobody starts from and the result does not need: baselines, each with what it needs.
+    # Baselines: nodes that no other node needs, and that the result does not need.
     ends = [node for node in needs if node not in own and node not in used]
     total = [planned[node] for node in own]
     return {

@@ -1,4 +1,4 @@
-"""What each run of a workflow will be: checked, counted and measured before any process starts."""
+"""The preview of a workflow: its runs are checked and their costs counted before any starts."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ class Planner:
     """Checks configs that share their data: each data set is opened once."""
 
     def __init__(self, check: Check, rehearses: bool = False) -> None:
-        """Make one.
+        """Make a planner.
 
         Args:
             check: A further check of a config, which raises `UserError`.
-            rehearses: Whether data that is not at hand is counted as the recipe says.
+            rehearses: Whether to use the recipe's `train.dataset_size` for missing data.
         """
         self._check, self._rehearses = check, rehearses
         self._opened: dict[str, Dataset] = {}
         self._costs: dict[str, Cost | None] = {}
 
     def check(self, config: RunConfig) -> tuple[RunConfig, RunPlan]:
-        """Check a run as ``quadriga train`` does, as far as it needs no other run.
+        """Check a run as ``quadriga train`` does, as far as that needs no other run.
 
         Args:
-            config: The run; references to other nodes in it are left alone.
+            config: The run's config; references to other nodes are not followed.
 
         Returns:
-            The run to measure, and its numbers.
+            The config to measure, and its plan.
 
         Raises:
-            UserError: It cannot start.
+            UserError: The run cannot start.
         """
         self._check(config)
         check_initial_weights(config, later=REFERENCE)
@@ -58,11 +58,11 @@ class Planner:
         return config, self._numbers(config)
 
     def measure(self, config: RunConfig, plan: RunPlan) -> Planned:
-        """Count what a run is, on the meta device.
+        """Count a run's parameters, FLOPs and memory on the meta device.
 
         Args:
-            config: The run.
-            plan: Its numbers.
+            config: The run's config.
+            plan: The run's plan.
         """
         ranks = config.train.ranks
         micro = math.ceil(plan.batch_size / (plan.world_size * plan.accumulate))
@@ -79,7 +79,7 @@ class Planner:
         )
 
     def _numbers(self, config: RunConfig) -> RunPlan:
-        """Return a run's numbers, with the data that its recipe was written for if it must be."""
+        """Return a run's plan; in a rehearsal without data, from `train.dataset_size`."""
         key, ranks, stated = config.data.as_json(), config.train.ranks, config.train.dataset_size
         if self._rehearses and stated is not None and key not in self._opened:
             try:
@@ -91,9 +91,9 @@ class Planner:
         return plan
 
     def _cost(self, config: RunConfig, micro: int) -> Cost | None:
-        """Return what a rank's micro-batch costs; None where the meta device cannot run the model.
+        """Return the cost of a rank's micro-batch; None if the meta device cannot run the model.
 
-        Nodes that differ in their data, seeds and lengths alone cost the same.
+        The result is cached: nodes that differ only in data, seed and length cost the same.
         """
         tree = config.as_dict()
         parts = [tree[name] for name in ("model", "objective", "modular", "views")]
@@ -110,7 +110,7 @@ class Planner:
         """Plan several runs.
 
         Raises:
-            UserError: Some cannot start: all of them and their reasons, in one line.
+            UserError: Some runs cannot start; the message lists all of them with their reasons.
         """
         checked: dict[str, tuple[RunConfig, RunPlan]] = {}
         problems: dict[str, list[str]] = {}
@@ -128,10 +128,10 @@ class Planner:
 
 
 def _check_parts(config: RunConfig, others: Mapping[str, RunConfig]) -> None:
-    """Check that the parts a run is put together from will be there and fit.
+    """Check that a modular run's sources will exist and fit.
 
     Raises:
-        UserError: They will not.
+        UserError: A source will be missing or not fit.
     """
     if config.modular is None:
         return
@@ -145,7 +145,7 @@ def _check_parts(config: RunConfig, others: Mapping[str, RunConfig]) -> None:
 def _memory_gib(config: RunConfig, cost: Cost) -> float | None:
     train = config.train
     if config.executor.is_cut or train.recompute != "none":
-        return None  # quadriga plan and --dry-run know these
+        return None  # quadriga plan and --dry-run compute these cases
     shards = shard_ranks(train, train.ranks, train.ranks)
     ema = config.ema.decay is not None
     return memory_estimate(cost, shards=shards, has_ema=ema).total / 2**30

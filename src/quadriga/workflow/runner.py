@@ -1,4 +1,4 @@
-"""Making the runs of a workflow: each once all that it needs is finished, side by side."""
+"""The runner of a workflow: starts each node when all that it needs is finished, in parallel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from quadriga.workflow.graph import Needs
 from quadriga.workflow.launcher import CONSOLE, NodeLauncher, Running, Task, last_error
 
 SAVE_SECONDS = 600.0
-"""How long the nodes may take to save and end after they were told to."""
+"""Seconds that the nodes may take to save and end after a signal."""
 
 Progress = Literal["waits", "runs", "finished", "failed", "stopped"]
 _TOLD = (*SIGNALS, signal.SIGINT)
@@ -25,19 +25,19 @@ _TOLD = (*SIGNALS, signal.SIGINT)
 @final
 @dataclass
 class Outcome:
-    """Where every node is."""
+    """The progress of every node, and the exit codes and errors."""
 
     progress: dict[str, Progress] = field(default_factory=dict)
     codes: dict[str, int] = field(default_factory=dict)
-    """Exit codes other than 0, in the order in which they came."""
+    """Node -> exit code, for nodes that failed or stopped, in the order of their ends."""
     errors: dict[str, str] = field(default_factory=dict)
-    """What each failed node has said."""
+    """Node -> error message, for failed nodes."""
     asked_by: int | None = None
-    """The signal that asked the workflow to stop."""
+    """The signal that stopped the workflow; None if none came."""
 
     @property
     def exit_code(self) -> int:
-        """0; or what a stopped run ends with; or the code of the first node that failed."""
+        """The code of a stopped run if a signal came; else the first node's in `codes`; else 0."""
         if self.asked_by is not None:
             return INTERRUPTED if self.asked_by == signal.SIGINT else EXIT_PREEMPTED
         return next(iter(self.codes.values()), 0)
@@ -45,7 +45,7 @@ class Outcome:
 
 @final
 class WorkflowRunner:
-    """Starts nodes when they can be, and waits for all of them."""
+    """Starts nodes when they are ready, and waits for all of them."""
 
     def __init__(
         self,
@@ -59,17 +59,17 @@ class WorkflowRunner:
         max_restarts: int = 0,
         poll_seconds: float = 0.2,
     ) -> None:
-        """Start nothing yet.
+        """Make a runner; `run` starts the nodes.
 
         Args:
             needs: The graph.
-            tasks: The nodes that are to be made; others count only if they are finished.
-            finished: Nodes of which nothing is left to do.
+            tasks: The nodes to run; other nodes are never started.
+            finished: Nodes that are complete.
             launcher: Starts a node.
-            prepare: Called before a node is started, when all that it needs is finished.
-            is_finished: Whether nothing of a node is left to do, from its files.
-            max_restarts: How often a node is started again after it was killed.
-            poll_seconds: Time between two looks.
+            prepare: Called before a node starts, when all that it needs is finished.
+            is_finished: Returns whether a node is complete, from its files.
+            max_restarts: Maximum number of restarts of a node that was killed.
+            poll_seconds: Seconds between two polls.
         """
         self._needs, self._tasks, self._launcher = needs, tasks, launcher
         self._prepare, self._is_finished = prepare, is_finished
@@ -82,13 +82,14 @@ class WorkflowRunner:
             self.outcome.progress[name] = "finished" if name in finished else "waits"
 
     def run(self, watch: Callable[[Outcome], None]) -> Outcome:
-        """Make all nodes that can be made.
+        """Run all nodes that can run, and return the outcome.
 
-        SIGTERM and SIGUSR1 are handed on: the nodes save and end. Ctrl-C has them do the same; once
-        more, and they are killed, which loses the steps since their last checkpoints.
+        SIGTERM and SIGUSR1 are forwarded, on which the nodes save and end. Ctrl-C is forwarded as
+        SIGTERM; a second Ctrl-C kills the nodes, which loses the steps since their last
+        checkpoints.
 
         Args:
-            watch: Called again and again, and after each change.
+            watch: Called with the outcome at every poll, and at the end.
         """
         try:
             with handling(_TOLD, self._handle):
@@ -103,13 +104,13 @@ class WorkflowRunner:
         return self.outcome
 
     def blocked_by(self, name: str) -> list[str]:
-        """Return what a waiting node waits for: the nodes that have failed, if any have."""
+        """Return the unfinished nodes that a node needs; if any has failed, the failed ones."""
         progress = self.outcome.progress
         left = [other for other in self._needs[name] if progress[other] != "finished"]
         return [n for n in left if progress[n] == "failed"] or left
 
     def _start(self) -> bool:
-        """Start what can be started; return whether anything was."""
+        """Start the nodes that are ready; return whether any was started."""
         started = False
         for name, task in self._tasks.items():
             if self.outcome.asked_by is not None:
@@ -122,12 +123,12 @@ class WorkflowRunner:
                 self._running[name] = self._launcher.start(task)
                 self.outcome.progress[name] = "runs"
                 started = True
-                if self.outcome.asked_by is not None:  # it came while the process was started
+                if self.outcome.asked_by is not None:  # the signal came during the start
                     self._tell(name, self.outcome.asked_by)
         return started
 
     def _collect(self) -> None:
-        """Take in the nodes that have ended."""
+        """Record the outcome of nodes that have ended."""
         for name in list(self._running):
             code = self._running[name].poll()
             if code is not None:
@@ -157,7 +158,7 @@ class WorkflowRunner:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.outcome.asked_by is not None:
             if number == signal.SIGINT:
-                raise KeyboardInterrupt  # the second one: `make` kills what is left
+                raise KeyboardInterrupt  # the second Ctrl-C: `run` kills the remaining nodes
             return
         self.outcome.asked_by = number
         for name in self._running:
