@@ -1,1 +1,1 @@
-"""The proof that a run that was killed and resumed equals one that was not."""
+"""The proof that a killed and resumed run equals an uninterrupted one."""

@@ -1,4 +1,4 @@
-"""The runs of `quadriga verify-resume`: child processes that are started, killed and resumed."""
+"""The child processes of `quadriga verify-resume`, which it starts, kills and resumes."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from quadriga.errors import EXIT_PREEMPTED, UserError
 from quadriga.verify_resume.compare import Kill
 
 STALL_SECONDS = 1800.0
-"""A child that logs nothing for so long is ended, and the verification with it."""
+"""Seconds without a logged step after which a child, and the verification, is ended."""
 
 _POLL_SECONDS = 0.003
 
 
 class ChildFailed(Exception):
-    """A run ended by itself with an error; the message has its last lines."""
+    """A run failed or stalled; the message has its last lines."""
 
 
 class Process(Protocol):
-    """A process that can be asked whether it has ended, such as `subprocess.Popen`."""
+    """A process with a `poll` method, such as `subprocess.Popen`."""
 
     def poll(self) -> int | None:
         """Return the exit code, or None while it runs."""
@@ -39,18 +39,18 @@ class Process(Protocol):
 
 @final
 class Progress:
-    """How far a run is, from the metrics that it logs."""
+    """The progress of a run, read from its logged metrics."""
 
     def __init__(self, work_dir: Path) -> None:
-        """Look at what is there; the run is started after this.
+        """Record the current state of a run's folder; call it before the run starts.
 
         Args:
             work_dir: The run's folder, which need not exist.
         """
         self._path = work_dir / "metrics.jsonl"
         self._size, self._moved = -1, time.monotonic()
-        # A child that resumes writes the file anew before its first step: until then, what is
-        # there is of the child before.
+        # A child that resumes rewrites the file before its first step; until then, the file is
+        # that of the previous child.
         self._before = self._identity()
         saved = list_checkpoints(work_dir / "checkpoints")
         self._start = int(saved[0].name.removeprefix("step_")) if saved else 0
@@ -63,17 +63,17 @@ class Progress:
             return None
 
     def wait(self, process: Process, step: int) -> bool:
-        """Wait until a run has logged `step`, and a step of its own.
+        """Wait until a run has logged `step`, and at least one step since it started.
 
         Args:
             process: The run, or its launcher.
-            step: Counted from 1.
+            step: The step, counted from 1.
 
         Returns:
-            False if it has ended before.
+            False if the run has ended before.
 
         Raises:
-            ChildFailed: It has logged nothing for too long.
+            ChildFailed: The run has logged nothing for `STALL_SECONDS`.
         """
         while process.poll() is None:
             if self.reached(step):
@@ -82,10 +82,10 @@ class Progress:
         return False
 
     def reached(self, step: int) -> bool:
-        """Return whether the child has logged `step`, and a step of its own.
+        """Return whether the child has logged `step`, and at least one step since it started.
 
         Raises:
-            ChildFailed: It has logged nothing for too long.
+            ChildFailed: The child has logged nothing for `STALL_SECONDS`.
         """
         if time.monotonic() - self._moved > STALL_SECONDS:
             raise ChildFailed(f"{self._path} has not grown for {STALL_SECONDS:.0f} s")
@@ -101,7 +101,7 @@ class Progress:
 
 
 def family_of(pid: int) -> list[psutil.Process]:
-    """Return all processes below a process that lives."""
+    """Return all descendants of a process; empty if it has ended."""
     try:
         return list(psutil.Process(pid).children(recursive=True))
     except psutil.Error:
@@ -111,23 +111,23 @@ def family_of(pid: int) -> list[psutil.Process]:
 def interrupt(
     process: subprocess.Popen[bytes], family: Sequence[psutil.Process], kill: Kill
 ) -> str:
-    """Send the signal; return its name and whom it met."""
+    """Interrupt a run; return the signal's name and target."""
     if kill.how == "term":
         process.send_signal(signal.SIGTERM)
         return "SIGTERM"
     ranks = ranks_of(family)
     if kill.how == "rank" and ranks:
         rank = sorted(ranks)[int(kill.draw * len(ranks))]
-        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+        with contextlib.suppress(psutil.Error):  # the rank may have ended meanwhile
             ranks[rank].kill()
         return f"SIGKILL of rank {rank}"
     process.kill()
-    end(family)  # what a scheduler does with the rest of a job whose first process is gone
+    end(family)  # as a scheduler kills the rest of a job whose first process is gone
     return "SIGKILL of the launcher" if ranks else "SIGKILL"
 
 
 def ranks_of(family: Sequence[psutil.Process]) -> dict[int, psutil.Process]:
-    """Return the first process of each rank: the data workers have its variables as well."""
+    """Return the oldest process of each rank, since data workers inherit the rank's variables."""
     found: dict[int, psutil.Process] = {}
     for process in family:
         with contextlib.suppress(psutil.Error):
@@ -140,7 +140,7 @@ def ranks_of(family: Sequence[psutil.Process]) -> dict[int, psutil.Process]:
 
 
 def end(family: Sequence[psutil.Process]) -> None:
-    """Kill processes, and wait until they are gone."""
+    """Kill processes, and wait up to 10 s for their end."""
     for member in family:
         with contextlib.suppress(psutil.Error):
             member.kill()
@@ -172,25 +172,25 @@ OWN = (
 
 @dataclass(frozen=True)
 class Layout:
-    """How the state of a run is held, and by how many ranks."""
+    """The kind of parallelism of a run, and its number of ranks."""
 
     parallel: str
     ranks: int
     stages: int = 1
-    """Stages of a pipeline; the ranks hold ``ranks / stages`` copies."""
+    """Stages of a pipeline, of which there are ``ranks / stages`` replicas."""
 
     def __str__(self) -> str:
-        """Return it as it is given: ``ddp:2``, or ``pp:4x2`` for two copies of four stages."""
+        """Return the layout as text: ``ddp:2``, or ``pp:4x2`` for two replicas of four stages."""
         if self.parallel == "pp" and self.ranks > self.stages:
             return f"pp:{self.stages}x{self.ranks // self.stages}"
         return f"{self.parallel}:{self.ranks}"
 
 
 def read_layout(text: str) -> Layout:
-    """Read a layout.
+    """Parse a layout.
 
     Raises:
-        UserError: It does not look like ``ddp:2`` or ``pp:4x2``.
+        UserError: The text does not have the form ``ddp:2`` or ``pp:4x2``.
     """
     parallel, _, ranks = text.strip().partition(":")
     if parallel == "pp" and (found := re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", ranks)):
@@ -206,7 +206,7 @@ def read_layout(text: str) -> Layout:
 
 
 def own_overrides(steps: int, layout: Layout) -> list[str]:
-    """Return the overrides that make a recipe a run of `steps` steps that can be compared."""
+    """Return the overrides that turn a recipe into a comparable run of `steps` steps."""
     return [
         f"train.steps={steps}",
         "train.epochs=none",
@@ -243,7 +243,7 @@ class Runner:
         launcher: Sequence[str],
         say: Callable[[str], None],
     ) -> None:
-        """Start nothing yet.
+        """Make a runner; nothing starts yet.
 
         Args:
             recipe: A recipe's name, or a run's config.json.
@@ -251,7 +251,7 @@ class Runner:
             steps: Steps of every run.
             launcher: Words before ``python -m quadriga``, with ``{ranks}`` for the number of
                 ranks; empty for the command's own launcher.
-            say: Told what is being done.
+            say: Receives a line about each action.
         """
         self._recipe, self._words, self._steps = recipe, list(words), steps
         self._launcher, self._say = list(launcher), say
@@ -271,19 +271,19 @@ class Runner:
         """Run without an interruption.
 
         Raises:
-            ChildFailed: It did not come to its end.
+            ChildFailed: The run failed or stalled.
         """
         self._say(f"{layout}: {self._steps} steps without an interruption")
         self._finish(layout, work_dir, resume=False)
 
     def interrupted(self, layout: Layout, work_dir: Path, kills: Sequence[Kill]) -> list[str]:
-        """Run with interruptions, resume after each, and come to the end.
+        """Run with interruptions, resume after each, and finish.
 
         Returns:
-            What happened at each interruption.
+            A line about each interruption.
 
         Raises:
-            ChildFailed: A child ended by itself with an error, or not as it should.
+            ChildFailed: A child failed or stalled, or ended with an unexpected exit code.
         """
         told = []
         for count, kill in enumerate(kills):
@@ -293,19 +293,19 @@ class Runner:
         return told
 
     def resumed(self, layout: Layout, work_dir: Path) -> None:
-        """Go on with what another layout began.
+        """Resume on `layout` a run that another layout began, and finish.
 
         Raises:
-            ChildFailed: It did not come to its end.
+            ChildFailed: The run failed or stalled.
         """
         self._say(f"{layout}: goes on to step {self._steps}")
         self._finish(layout, work_dir, resume=True)
 
     def interrupt(self, layout: Layout, work_dir: Path, kill: Kill, resume: bool) -> str:
-        """Run until `kill` is due, and interrupt; return what happened.
+        """Run until `kill` is due, and interrupt; return a line about the interruption.
 
         Raises:
-            ChildFailed: The child ended by itself with an error, or not as it should.
+            ChildFailed: The child failed or stalled, or ended with an unexpected exit code.
         """
         progress = Progress(work_dir)
         process = self._start(layout, work_dir, resume)
@@ -317,7 +317,7 @@ class Runner:
             family = family_of(process.pid)
             told = f"{interrupt(process, family, kill)} after step {progress.step}"
             code = _wait(process)
-            if kill.how == "term" and not self._launcher:  # other launchers have codes of their own
+            if kill.how == "term" and not self._launcher:  # other launchers use other exit codes
                 self._require(code, (0, EXIT_PREEMPTED), work_dir)
         finally:
             end([*family, *family_of(process.pid)])
@@ -345,7 +345,7 @@ class Runner:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for the verification, which ends its children
+                start_new_session=True,  # Ctrl-C reaches the verification, which ends its children
             )
 
     def _require(self, code: int, good: Sequence[int], work_dir: Path) -> None:
@@ -357,7 +357,7 @@ class Runner:
 
 
 def _output(work_dir: Path) -> Path:
-    """Return the file of what a run's children print: beside its folder, which is theirs."""
+    """Return the file for the output of a run's processes, beside the run's folder."""
     return work_dir.with_name(f"{work_dir.name}.output.txt")
 
 

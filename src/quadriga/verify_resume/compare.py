@@ -1,4 +1,4 @@
-"""Whether two runs are the same run: what `quadriga verify-resume` plans and compares."""
+"""The interruptions that `quadriga verify-resume` plans, and its comparison of two runs."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from quadriga.engine.run_plan import RunPlan
 from quadriga.randomness import Stream, fold
 
 How = Literal["rank", "launcher", "term"]
-"""SIGKILL of one rank; SIGKILL of the launcher (and then, as a scheduler does, of what it leaves
-behind); SIGTERM to the launcher, on which the run saves and stops."""
+"""rank: SIGKILL of one rank; launcher: SIGKILL of the launcher and then, as a scheduler does, of
+its remaining children; term: SIGTERM to the launcher, on which the run saves and stops."""
 
 HOWS: tuple[How, ...] = ("rank", "term", "launcher")
 
 _CLOCK = ("_seconds", "_share", "_per_second", "_gib", "mfu")
-"""Ends of the names of metrics that depend on the clock and the machine."""
+"""Suffixes of the names of metrics that depend on the clock and the machine."""
 
 EQUAL = "equal"
 
@@ -38,22 +38,22 @@ class Kill:
     """One interruption."""
 
     step: int
-    """It comes once so many steps are logged."""
+    """Number of logged steps after which it comes."""
     how: How
     draw: float
-    """In [0, 1): which of the ranks."""
+    """A number in [0, 1) that selects the rank."""
 
 
 def plan_kills(seed: int, steps: int, kills: int) -> list[Kill]:
-    """Draw the interruptions of a run: at different steps as long as there are enough of them.
+    """Draw the interruptions of a run, at different steps as long as there are enough steps.
 
     Args:
-        seed: Of the draws; the same seed gives the same plan.
-        steps: Steps of the run, at least 3: none is interrupted after its last two.
-        kills: How many; each way comes once before any comes again.
+        seed: Seed of the draws; the same seed gives the same plan.
+        steps: Steps of the run, at least 3; no interruption comes after the last two.
+        kills: Number of interruptions; each kind comes once before any repeats.
 
     Returns:
-        In the order of their steps.
+        The interruptions in the order of their steps.
     """
     stream = Stream(fold(seed, "verify resume"))
     free: list[int] = []
@@ -73,25 +73,25 @@ def plan_kills(seed: int, steps: int, kills: int) -> list[Kill]:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a finished run left, as far as it does not depend on the clock."""
+    """The results of a finished run that do not depend on the clock."""
 
     tensors: Mapping[str, str]
-    """Name -> SHA-256 of type, shape and bits, of every tensor of the last checkpoint."""
+    """Name -> SHA-256 of dtype, shape and bits, of every tensor of the last checkpoint."""
     metrics: Sequence[Mapping[str, Any]]
     samples: Sequence[SampleRead]
 
     def parameters(self) -> dict[str, str]:
-        """Return the sums of parameters, buffers and their moving average."""
+        """Return the digests of parameters, buffers and their EMA."""
         return {n: s for n, s in self.tensors.items() if n.startswith(("objective.", "ema."))}
 
     def optimizer(self) -> dict[str, str]:
-        """Return the sums of all the rest: the optimizer's and the executor's state."""
+        """Return the digests of all other tensors: the optimizer's and the executor's state."""
         own = self.parameters()
         return {name: digest for name, digest in self.tensors.items() if name not in own}
 
 
 def read_run(work_dir: Path, step: int) -> RunRecord:
-    """Read a run that has finished its `step` steps."""
+    """Read the record of a run that has finished all its `step` steps."""
     tensors = read_tensors(work_dir / "checkpoints" / f"step_{step:08d}")
     lines = (work_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return RunRecord(
@@ -102,7 +102,7 @@ def read_run(work_dir: Path, step: int) -> RunRecord:
 
 
 def read_tensors(checkpoint: Path) -> dict[str, Tensor]:
-    """Return every tensor of a checkpoint, whole, on the CPU, whichever layout wrote it."""
+    """Return every tensor of a checkpoint on the CPU, unsharded for every layout."""
     reader = HuggingFaceStorageReader(str(checkpoint))
     state: dict[str, Tensor] = {}
     for name, entry in reader.read_metadata().state_dict_metadata.items():
@@ -116,14 +116,14 @@ def read_tensors(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """Return the SHA-256 of a tensor's type, shape and bits."""
+    """Return the SHA-256 of the dtype, shape and bits of a CPU tensor."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
     digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def without_clock(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a line of metrics.jsonl without what depends on the clock and the machine."""
+    """Return a line of metrics.jsonl without values that depend on the clock and the machine."""
     return {name: value for name, value in record.items() if not name.endswith(_CLOCK)}
 
 
@@ -134,7 +134,7 @@ def fingerprint(part: Any) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two runs have in common: ``equal``, or the first difference."""
+    """The comparison of two runs: for each part ``equal``, or the first difference."""
 
     parameters: str
     optimizer: str
@@ -164,7 +164,7 @@ def _metrics_difference(
     first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]
 ) -> str:
     for one, other in zip(first, second, strict=False):
-        # As text: a number that is not one equals itself there.
+        # Compared as text, since NaN equals itself as text.
         for name in sorted(set(one) | set(other)):
             if json.dumps(one.get(name)) != json.dumps(other.get(name)):
                 return f"DIFFERENT: {name} at step {one.get('step')}"
@@ -174,7 +174,7 @@ def _metrics_difference(
 
 
 def samples_difference(first: Sequence[SampleRead], second: Sequence[SampleRead]) -> str:
-    """Return ``equal``, or where two streams of samples differ first."""
+    """Return ``equal``, or the first difference of two streams of samples."""
     for one, other in zip(first, second, strict=False):
         if one != other:
             return f"DIFFERENT: step {one.step}, sample {one.position} of the batch"
@@ -184,7 +184,7 @@ def samples_difference(first: Sequence[SampleRead], second: Sequence[SampleRead]
 
 
 def planned_samples(config: RunConfig, plan: RunPlan, steps: int) -> list[tuple[int, int, int]]:
-    """Return (step, position, key) of every sample that a run is to read; its key is its own."""
+    """Return (step, position, randomness key) of every sample that a run will read."""
     stream = make_stream(config, plan)
     return [
         (step + 1, position, key)
@@ -197,13 +197,15 @@ def planned_samples(config: RunConfig, plan: RunPlan, steps: int) -> list[tuple[
 def greatest_difference(
     first: Mapping[str, Tensor], second: Mapping[str, Tensor]
 ) -> tuple[float, str]:
-    """Return the greatest difference of a tensor, relative to its greatest number, and its name.
+    """Return the largest difference between two tensors of one name, and that name.
 
-    Where the true gradient of a tensor is zero (the bias of the keys in attention), an optimizer
-    that divides by the gradient's size makes whole steps of its rounding: such a one leads here.
+    The difference is the maximum over the elements, relative to the tensor's largest absolute
+    value; (0.0, "") if all are equal. The largest is often of a tensor whose true gradient is zero
+    (the bias of the keys in attention): there, an optimizer that divides by the gradient's size
+    turns rounding errors into full steps.
 
     Raises:
-        KeyError: The names differ.
+        KeyError: `second` lacks a name of `first`.
     """
     greatest = (0.0, "")
     for name, tensor in first.items():
