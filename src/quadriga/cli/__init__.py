@@ -1,1 +1,4 @@
-"""The rim: argv and environ to a run. Strings become objects here and in config kinds only."""
+"""The command line: turns argv and the environment into runs.
+
+Only this package and the kinds of configs turn strings into objects.
+"""

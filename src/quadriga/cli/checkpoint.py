@@ -103,19 +103,19 @@ DAMAGED = 1
 """Exit code of ``verify`` when a checkpoint is damaged."""
 
 _WIDE = 10_000
-"""Columns of a table that goes into a file: nothing is cut off."""
+"""Width in columns of a table outside a terminal, large enough that nothing is cut off."""
 
 
 def inspect_checkpoint(path: Path, pattern: str | None, as_json: bool) -> None:
-    """Print what a checkpoint holds, from its manifest and the headers of its shards.
+    """Print the contents of a checkpoint, from its manifest and the headers of its shards.
 
     Args:
         path: A checkpoint, or a run.
-        pattern: Which tensors are listed one by one; None for none.
-        as_json: Whether one JSON object is printed instead of tables.
+        pattern: Pattern of the tensors to list one by one; None to list none.
+        as_json: Whether to print one JSON object instead of tables.
 
     Raises:
-        UserError: There is no readable checkpoint, or no tensor is called so.
+        UserError: No checkpoint is readable, or no tensor matches.
     """
     folder, manifest, tensors = _readable(path)
     listed = [] if pattern is None else _matching(tensors, pattern)
@@ -145,7 +145,7 @@ def inspect_checkpoint(path: Path, pattern: str | None, as_json: bool) -> None:
 
 
 def _readable(path: Path) -> tuple[Path, Manifest, list[StoredTensor]]:
-    """Return the checkpoint, or a run's newest with a readable manifest and headers."""
+    """Return the checkpoint, or a run's newest one with a readable manifest and headers."""
     from quadriga.engine.checkpoint.read import checkpoints_of, stored_tensors
     from quadriga.engine.checkpoint.store import InvalidCheckpoint, read_manifest
 
@@ -180,7 +180,7 @@ def _facts(folder: Path, manifest: Manifest, tensors: Sequence[StoredTensor]) ->
 
 
 def _parts(tensors: Sequence[StoredTensor]) -> dict[str, dict[str, Any]]:
-    """Return the sums of each part, in alphabetical order."""
+    """Return the tensors, elements, bytes and dtypes of each part, as counts."""
     parts: dict[str, dict[str, Any]] = {}
     for tensor in tensors:
         empty = {"tensors": 0, "elements": 0, "bytes": 0, "dtypes": {}}
@@ -193,10 +193,10 @@ def _parts(tensors: Sequence[StoredTensor]) -> dict[str, dict[str, Any]]:
 
 
 def _matching(tensors: Sequence[StoredTensor], pattern: str) -> list[StoredTensor]:
-    """Return the tensors whose whole name a pattern matches, or that have the word in it.
+    """Return the tensors whose name matches a glob pattern, or contains a plain word.
 
     Raises:
-        UserError: There is none.
+        UserError: No tensor matches.
     """
     wild = any(sign in pattern for sign in "*?[")
     whole = pattern if wild else f"*{pattern}*"
@@ -217,7 +217,7 @@ def _dtype(tensor: StoredTensor) -> str:
 
 
 def _row(dtypes: dict[str, int]) -> str:
-    """Return the types in a row, with their numbers where there are several."""
+    """Return the dtypes as text, with their counts if there are several."""
     if len(dtypes) == 1:
         return next(iter(dtypes))
     return ", ".join(f"{number} {name}" for name, number in dtypes.items())
@@ -238,7 +238,13 @@ def _print_facts(facts: dict[str, Any]) -> None:
 def _print_table(
     head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()
 ) -> None:
-    """Print a table: as wide as the terminal, or as wide as it needs where there is none."""
+    """Print a table at the terminal's width, or outside a terminal as wide as it needs.
+
+    Args:
+        head: Titles of the columns.
+        rows: Cells of each row.
+        numbers: Positions of the columns that are right-aligned.
+    """
     table = Table(box=None, pad_edge=False, show_edge=False)
     for position, name in enumerate(head):
         table.add_column(name, justify="right" if position in numbers else "left", overflow="fold")
@@ -249,13 +255,13 @@ def _print_table(
 
 
 def verify_checkpoints(paths: Sequence[Path]) -> int:
-    """Check every file of some checkpoints against its checksum and say what is wrong.
+    """Check every file of some checkpoints against its checksum and print the result.
 
     Args:
-        paths: Checkpoints, or runs, of which every checkpoint is checked, oldest first.
+        paths: Checkpoints, or runs; of a run, every checkpoint is checked, oldest first.
 
     Returns:
-        0, or 1 when one is damaged.
+        0, or 1 if a checkpoint is damaged.
 
     Raises:
         UserError: A path is no checkpoint and no run.
@@ -269,7 +275,7 @@ def verify_checkpoints(paths: Sequence[Path]) -> int:
     damaged = 0
     with Console() as console:
         for position, folder in enumerate(folders):
-            if sys.stdout.isatty():  # elsewhere the line of each checkpoint is the progress
+            if sys.stdout.isatty():  # elsewhere, the line of each checkpoint shows the progress
                 console.advance("verifying", position, len(folders), folder.name)
             try:
                 manifest = store.verify(folder)
@@ -292,19 +298,19 @@ def export_checkpoint(
     config: Path | None,
     force: bool,
 ) -> None:
-    """Export the model of a checkpoint and say how far its outputs are from the model's.
+    """Export the model of a checkpoint and print how far its outputs differ from the model's.
 
     Args:
         path: A run or a checkpoint.
-        output: Where to.
+        output: The file or folder to write.
         to: The format.
         weights: raw or ema.
         part: encoder or all.
-        config: The run's config.json, where it is not in the run.
-        force: Whether an export that is there is replaced.
+        config: The run's config.json, if it is not in the run's folder.
+        force: Whether to replace an existing export.
 
     Raises:
-        UserError: A word is none of the valid ones; or as `quadriga.export.export.export`.
+        UserError: `to`, `weights` or `part` is invalid; or as `quadriga.export.export.export`.
     """
     from quadriga.engine.checkpoint.read import Weights
     from quadriga.engine.logs.console import Console

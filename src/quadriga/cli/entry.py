@@ -1,4 +1,4 @@
-"""The entry point of the command: what must happen before torch is imported, and the errors."""
+"""The entry point of the command: set-up before torch is imported, and the report of errors."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ VALUE_OPTIONS = (
 
 
 def split_resume(arguments: Sequence[str]) -> list[str]:
-    """Turn ``--resume PATH`` into ``--resume-from PATH``; a bare ``--resume`` stays.
+    """Turn ``--resume PATH`` into ``--resume-from PATH``; keep a bare ``--resume``.
 
-    What follows ``--resume`` is its value only when it can be a path: not an option, not an
-    override with an equals sign, and not the first word after the command (the recipe).
+    The next word is the value of ``--resume`` unless it is an option, an override with an equals
+    sign, or the first word after the command (the recipe).
     """
     result: list[str] = []
     words_before = 0
@@ -88,11 +88,11 @@ def run(arguments: list[str]) -> int:
         arguments: The command line without the program's name.
 
     Returns:
-        The exit code: 0, 2 for what the user can mend, 75 when a signal stopped the run after it
-        saved, 130 when interrupted.
+        The exit code: 0; 2 for a `UserError`; 75 if a signal stopped the run after it saved; 130
+        if interrupted.
     """
-    # OpenMP's threads would spin while they wait and starve a neighbour on the same core; the
-    # runtime reads this once, when torch is imported.
+    # Otherwise OpenMP's waiting threads spin and starve another rank on the same core. The runtime
+    # reads this once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names need not be valid text
@@ -101,7 +101,7 @@ def run(arguments: list[str]) -> int:
 
     from quadriga.cli.main import app
 
-    # typer carries its own copy of click in some versions: take its exceptions from there.
+    # Some versions of typer contain their own copy of click: take the exceptions from typer.
     ancestors = typer.BadParameter.__mro__
     usage_error: type[Exception] = next(c for c in ancestors if c.__name__ == "ClickException")
 
@@ -125,8 +125,8 @@ def run(arguments: list[str]) -> int:
     except RuntimeError as error:
         if not is_lost_rank(error):
             raise
-        # No error of this rank's: whichever comes first, the launcher's signal or the end of the
-        # connection, a job tells one "error: ..." line, that of the rank that has it.
+        # Another rank failed, not this one. Without the word "error", the job prints one
+        # "error: ..." line, whether the launcher's signal or the lost connection comes first.
         where = f"[rank {os.environ.get('RANK', '0')}] "
         print(f"{where}stopped: {_LOST}: {_first_line(error)}", file=sys.stderr, flush=True)
         return 1
@@ -134,7 +134,7 @@ def run(arguments: list[str]) -> int:
         code = INTERRUPTED
     if code == INTERRUPTED:  # some versions of typer turn the interrupt into a code themselves
         hint = "; run the same command with --resume to continue" if arguments[0] == "train" else ""
-        # Once: by the launcher of this package, or by the first rank of another's.
+        # Printed once: by this package's launcher, or by rank 0 under another launcher.
         if "RANK" not in os.environ or (os.environ["RANK"] == "0" and RESTARTS not in os.environ):
             print(f"interrupted{hint}", file=sys.stderr, flush=True)
     return code if isinstance(code, int) else 0
@@ -153,7 +153,7 @@ def _first_line(error: BaseException) -> str:
 def _report(error: UserError) -> int:
     rank = os.environ.get("RANK", "0")
     if rank != "0" and error.on_every_rank:
-        # torchrun ends the other ranks once one has left, and rank 0 is still to speak for all.
+        # torchrun ends the other ranks when one exits, and rank 0 must print the error first.
         time.sleep(GRACE_SECONDS)
     if rank == "0" or not error.on_every_rank:
         where = "" if rank == "0" else f"[rank {rank}] "

@@ -20,7 +20,7 @@ OPTIONAL = {
     "onnxruntime": "exports to ONNX (pip install 'quadriga[onnx]')",
     "pyarrow": "text in parquet files (pip install 'quadriga[parquet]')",
 }
-"""Packages a run can do without, and what they are for."""
+"""Optional package -> its use."""
 
 
 def recipes() -> None:
@@ -36,7 +36,7 @@ def recipes() -> None:
 
 
 def doctor() -> None:
-    """Print the environment as plain lines, then what is missing."""
+    """Print the environment, one value a line, then the missing packages and devices."""
     environment = describe_environment(SINGLE)
     environment.pop("command")
     environment.pop("started")

@@ -145,7 +145,7 @@ def verify_resume(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """Prove that killed runs, resumed, are the run that nobody stopped."""
+    """Prove that killed and resumed runs equal an uninterrupted run."""
     from quadriga.cli import verify_resume as command
 
     return command.verify(

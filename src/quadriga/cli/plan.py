@@ -1,4 +1,4 @@
-"""``quadriga plan``, and the command line that trains a plan."""
+"""``quadriga plan``, which also prints the command line that trains the best plan."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from quadriga.pipeline.planner.search import Plan, Planner, Ranking, Refusal
 from quadriga.pipeline.topology import write_conf
 
 CUT = ("kind", "schedule", "stages", "depths", "stages_per_rank", "conf")
-"""What of ``executor`` a plan decides."""
+"""Fields of ``executor`` that a plan sets."""
 DECIDED = (*(f"executor.{n}" for n in CUT), "train.accumulate", "train.recompute", "train.ranks")
 """Overrides that the plan replaces."""
 
@@ -54,14 +54,14 @@ def command(
     conf: Path,
     per_node: int,
 ) -> str:
-    """Return the command line that trains a plan: torchrun's where it takes several hosts.
+    """Return the command line that trains a plan, with torchrun for several hosts.
 
     Args:
-        recipe: What is trained.
-        overrides: The user's words.
-        ranks: Processes in all.
+        recipe: The recipe.
+        overrides: The user's overrides.
+        ranks: Total number of processes.
         best: The plan.
-        conf: Where its ``conf.json`` is.
+        conf: Path of its ``conf.json``.
         per_node: Ranks of one host.
     """
     candidate = best.candidate
@@ -79,7 +79,7 @@ def command(
         words = [*start, "-m", "quadriga", *train]
     else:
         words = ["quadriga", *train, "--ranks", str(ranks)]
-    # What the recipe itself says of it must not come between.
+    # Values of these keys in the recipe itself must not conflict with the plan.
     if is_whole:
         own = resolve(recipe, None, kept).config.executor
         words += ["executor.kind=data_parallel"] if own.is_cut else []
@@ -119,10 +119,10 @@ class PlanRequest:
 
 
 def read_memory(text: str) -> int:
-    """Read a number of bytes such as ``16GiB`` or ``16 GB``.
+    """Return the bytes of a text such as ``16GiB`` or ``16 GB``.
 
     Raises:
-        UserError: It is none.
+        UserError: The text is not a number and a unit, or is less than 1 byte.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
     if found is None or found[2] not in UNITS:
@@ -137,10 +137,10 @@ def read_memory(text: str) -> int:
 
 
 def plan(request: PlanRequest) -> None:
-    """Make and print a plan; write what was asked for.
+    """Make and print a plan, and write the requested files.
 
     Raises:
-        UserError: Anything the user can mend.
+        UserError: The request is invalid, or no plan is possible.
     """
     config = resolve(
         request.recipe, None, request.overrides, {"train.device": request.device}
@@ -189,7 +189,7 @@ def plan(request: PlanRequest) -> None:
 
 
 def _whole_only(config: RunConfig) -> str | None:
-    """Return why a run's model cannot be cut, if it cannot."""
+    """Return the reason why a run's model cannot be cut; None if it can."""
     try:
         PipelineConfig().check(config, build_on_meta(config), 1)
     except UserError as error:
@@ -278,7 +278,7 @@ def _print(
 
 
 def refused(refusals: Iterable[Refusal]) -> list[str]:
-    """Return the classes that cannot run, those with the same reason on one line."""
+    """Return one line per reason, with the classes of candidates that cannot run."""
     rows = [
         ((r.schedule,), (f"{r.width} x {r.depth}",), (r.recompute,), r.reason) for r in refusals
     ]
@@ -306,7 +306,7 @@ def _print_memory(console: Console, best: Plan) -> None:
 
 
 def runs(depths: tuple[int, ...]) -> str:
-    """Return a cut with equal neighbours drawn together: ``5 3*6 1``."""
+    """Return a cut as text with equal neighbours combined: ``5 3*6 1`` is six stages of 3."""
     parts: list[tuple[int, int]] = []
     for blocks in depths:
         if parts and parts[-1][1] == blocks:

@@ -18,14 +18,14 @@ NOT_REPRODUCED = 1
 
 
 def replay(file: Path, device: str) -> int:
-    """Make one recorded step again and print what each part of it computes.
+    """Repeat one recorded step and print a table row for each micro-batch.
 
     Args:
         file: A replay file of a run.
         device: Where to compute.
 
     Returns:
-        0 when the step is bad again, 1 when it is not.
+        0 if a loss or gradient is not finite again, else 1.
 
     Raises:
         UserError: The file or its data cannot be read.
@@ -41,7 +41,7 @@ def replay(file: Path, device: str) -> int:
     for part in made.parts():
         found_bad |= not math.isfinite(part.loss)
         table.add_row(*_row(part))
-    # A file has no width; 80 columns would cut the names.
+    # Output to a file has no width of its own; rich's default of 80 columns would cut the names.
     Console(width=None if sys.stdout.isatty() else _WIDTH).print(table)
     gradients = made.bad_gradients()
     if gradients:

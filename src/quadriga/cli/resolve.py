@@ -1,4 +1,4 @@
-"""From the words of the command line to one resolved `RunConfig`."""
+"""The resolved `RunConfig` of a command line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def find_recipes() -> dict[str, Recipe]:
 
 
 def find_workflows() -> dict[str, Recipe]:
-    """Return the recipes of several runs: those that return a workflow."""
+    """Return every workflow by name: the recipes that return several runs."""
     return _functions_returning("Workflow")
 
 
@@ -55,7 +55,7 @@ def find_recipe(name: str) -> Recipe:
     """Return the recipe called `name`.
 
     Raises:
-        UserError: There is none of that name, or it is one of several runs.
+        UserError: No recipe has that name, or it is a workflow.
     """
     recipes = find_recipes()
     if name not in recipes:
@@ -69,7 +69,7 @@ def find_workflow(name: str) -> Recipe:
     """Return the workflow called `name`.
 
     Raises:
-        UserError: There is none of that name, or it is a recipe of one run.
+        UserError: No workflow has that name, or it is a recipe of one run.
     """
     workflows = find_workflows()
     if name not in workflows:
@@ -80,17 +80,17 @@ def find_workflow(name: str) -> Recipe:
 
 
 def recipe_arguments(recipe: Recipe, values: dict[str, str]) -> tuple[dict[str, Any], set[str]]:
-    """Pick the values that are arguments of the recipe itself, read as their types.
+    """Return the overrides that are arguments of the recipe, converted to their types.
 
     Args:
         recipe: The recipe function.
         values: Overrides; keys without a dot may name an argument.
 
     Returns:
-        The keyword arguments, and the keys that were used.
+        The keyword arguments, and the keys that they use.
 
     Raises:
-        UserError: A value cannot be read as the argument's type.
+        UserError: A value cannot be converted to the argument's type.
     """
     hints = typing.get_type_hints(recipe)
     picked: dict[str, Any] = {}
@@ -119,7 +119,7 @@ def _as_type(name: str, text: str, kind: Any) -> Any:
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested groups into dotted keys; ``x.kind`` stays a key of its own."""
+    """Turn nested groups into dotted keys; ``x.kind`` becomes a key like any other."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         path = f"{prefix}{name}"
@@ -139,7 +139,7 @@ def resolve(
         recipe: A recipe's name, or the path of a config.json that a run wrote.
         file: A JSON or TOML file of values, nested or dotted.
         words: ``key=value`` overrides; keys that are arguments of the recipe go to it.
-        options: Values of the options that are short for a key, None where not given.
+        options: Key -> value of an option that is short for the key; None if it is not given.
 
     Raises:
         UserError: An unknown recipe, key or value, an unreadable file, or an option and an
@@ -168,7 +168,11 @@ def resolve(
 
 
 def call(recipe: Recipe, arguments: dict[str, Any]) -> Any:
-    """Call a recipe; a value that a config refuses becomes the one-line error."""
+    """Call a recipe.
+
+    Raises:
+        UserError: A config refuses a value.
+    """
     try:
         return recipe(**arguments)
     except ValidationError as error:
@@ -181,7 +185,7 @@ def read_values(file: Path) -> dict[str, Any]:
     """Read a JSON or TOML file of config values as dotted keys.
 
     Raises:
-        UserError: The file cannot be read or is neither.
+        UserError: The file cannot be read, or is neither JSON nor TOML.
     """
     text = _read_text(file)
     try:

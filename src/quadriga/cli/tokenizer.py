@@ -1,4 +1,4 @@
-"""``quadriga tokenizer``: train and show."""
+"""``quadriga tokenizer``: train a vocabulary, and show how it cuts a text."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def train_tokenizer(
     """Learn a vocabulary and write it.
 
     Raises:
-        UserError: There is no text, it cannot be read, or the output is there or cannot be written.
+        UserError: Text is missing or unreadable, or the output exists or cannot be written.
     """
     from quadriga.data.text.files import find_text
     from quadriga.data.text.tokenise import sentences_of, sources
@@ -100,7 +100,7 @@ def show_pieces(vocabulary: Path, text: str, lowercase: bool) -> None:
     """Print each piece of `text` with its id.
 
     Raises:
-        UserError: `vocabulary` is none.
+        UserError: `vocabulary` is not a vocabulary.
     """
     from quadriga.data.text.wordpiece import read_vocabulary
 

@@ -32,7 +32,7 @@ class TrainRequest:
     """The command line of ``quadriga train``."""
 
     arguments: tuple[str, ...]
-    """The whole command line after ``quadriga``, for the ranks that are to be started."""
+    """The whole command line after ``quadriga``, for the ranks to start."""
     recipe: str
     overrides: tuple[str, ...]
     work_dir: Path | None
@@ -44,19 +44,19 @@ class TrainRequest:
     dry_run: bool
     ranks: int | None
     max_restarts: int = 0
-    """How often the ranks that this command starts are started again."""
+    """Maximum number of restarts of the ranks that this command starts."""
     profile: str | None = None
     amp: bool = False
 
 
 def train(request: TrainRequest) -> int:
-    """Print, rehearse or run what was asked for.
+    """Print the config, make a dry run, or train, as requested.
 
     Returns:
         The exit code: 0, or that of a rank that failed.
 
     Raises:
-        UserError: Anything the user can mend.
+        UserError: The request is invalid, or the run cannot start or continue.
     """
     try:
         resolved = resolve(
@@ -94,12 +94,12 @@ def train(request: TrainRequest) -> int:
             check_initial_weights(resolved.config)
         return run_ranks(ranks, request.arguments, request.max_restarts)
     with (
-        # Around the process group, so that a signal while it is left does not kill.
+        # Outside the process group, so that a signal during its shutdown does not kill the rank.
         Preemption() as preemption,
         process_group(resolved.config.train.device) as env,
         Console(env.is_main) as console,
     ):
-        # The largest: a host's torchrun counts the failures of its own ranks only.
+        # The maximum over ranks, since each host's torchrun counts its own restarts only.
         again = max(all_gather_values(restarts(os.environ), env)) > 0
         start = start_of(request, work_dir, again)
         run(resolved, start, env, console, preemption)
@@ -109,10 +109,15 @@ def train(request: TrainRequest) -> int:
 
 
 def start_of(request: TrainRequest, work_dir: Path, again: bool) -> Request:
-    """Return where the session starts; `again`: a launcher restarts ranks, so they resume.
+    """Return the start of a session.
 
-    A checkpoint that the user named is where the first attempt started. Later ones go on with
-    what the work directory holds, if it holds anything yet.
+    The first attempt starts from the checkpoint that the user names. Later attempts resume from
+    the work directory if it has a checkpoint.
+
+    Args:
+        request: The command line.
+        work_dir: The run's directory.
+        again: Whether a launcher has restarted the ranks.
     """
     named = request.resume_from
     if again and list_checkpoints(RunDirectory(work_dir).checkpoints):
@@ -121,7 +126,7 @@ def start_of(request: TrainRequest, work_dir: Path, again: bool) -> Request:
 
 
 def config_lines(resolved: Resolved[RunConfig]) -> list[str]:
-    """Return one line for each value: its path, the value, where it came from."""
+    """Return one line for each value: its path, the value, and its source."""
     leaves = list(resolved.config.leaves())
     shown = [f"{path} = {_text(value)}" for path, value in leaves]
     width = min(60, max(map(len, shown)))

@@ -1,4 +1,4 @@
-"""``quadriga verify-resume``: the proof, on this machine and with this recipe."""
+"""``quadriga verify-resume``: proves for a recipe on this machine that resumed runs are equal."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class VerifyRequest:
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table."""
+    """One row of the table."""
 
     case: str
     layout: str
@@ -80,7 +80,7 @@ class Case:
 
 
 def bit_equal_case(case: str, layout: str, interruptions: str, found: Comparison) -> Case:
-    """Return the line of two runs that must be equal bit by bit."""
+    """Return the row for two runs that must be equal bit by bit."""
     values = asdict(found)
     passed = all(value == EQUAL for value in values.values())
     return Case(case, layout, interruptions, **values, passed=passed)
@@ -90,10 +90,10 @@ def verify(request: VerifyRequest) -> int:
     """Run, kill, resume, compare and print.
 
     Returns:
-        The exit code: 0 when everything that must be equal is, else 1.
+        The exit code: 0 if all parts that must be equal are equal, else 1.
 
     Raises:
-        UserError: Anything the user can mend.
+        UserError: The request is invalid, or a run failed.
     """
     layouts = _layouts(request)
     _check(request, layouts)
@@ -125,7 +125,7 @@ def _layouts(request: VerifyRequest) -> list[Layout]:
 
 
 def _launcher(request: VerifyRequest) -> list[str]:
-    """Return the launcher's words."""
+    """Return the words of the launcher's command line."""
     try:
         words = shlex.split(request.launcher)
     except ValueError as error:
@@ -136,10 +136,14 @@ def _launcher(request: VerifyRequest) -> list[str]:
 
 
 def _check(request: VerifyRequest, layouts: Sequence[Layout]) -> None:
-    """Find what is wrong before any process is started."""
+    """Check the request before any process starts.
+
+    Raises:
+        UserError: The request is invalid.
+    """
     if request.steps < _FEWEST_STEPS:
         raise UserError(f"--steps must be at least {_FEWEST_STEPS}, but is {request.steps}")
-    most = request.steps - 2  # each after another step, none after the last two
+    most = request.steps - 2  # at different steps, and none after the last two
     if request.kills > most:
         raise UserError(f"--kills must be at most --steps - 2 ({most}), but is {request.kills}")
     _launcher(request)
@@ -153,7 +157,7 @@ def _check(request: VerifyRequest, layouts: Sequence[Layout]) -> None:
 
 @final
 class _Verification:
-    """All runs of one request, and what they are compared with."""
+    """All runs of one request, and their comparisons."""
 
     def __init__(self, request: VerifyRequest, layouts: Sequence[Layout], folder: Path) -> None:
         self._request, self._layouts, self._folder = request, layouts, folder
@@ -178,7 +182,7 @@ class _Verification:
         return self._folder / f"{name}_{layout}".replace(":", "_")
 
     def _straight_case(self, layout: Layout) -> Case:
-        """Run straight; what was read must be what the seed and the step numbers say."""
+        """Run without interruption; the samples must be those that seed and steps determine."""
         request, place = self._request, self._place("straight", layout)
         self._runner.straight(layout, place)
         record = self._straight[layout] = read_run(place, request.steps)
@@ -206,7 +210,7 @@ class _Verification:
         return bit_equal_case("killed, resumed", str(layout), "\n".join(told), found)
 
     def _layouts_case(self, first: Layout, second: Layout) -> Case:
-        """Compare two straight runs: the same samples, and numbers that differ by rounding."""
+        """Compare two uninterrupted runs: equal samples, and values that differ by rounding."""
         return self._across(
             "two layouts",
             f"{first} / {second}",
@@ -216,7 +220,7 @@ class _Verification:
         )
 
     def _change_case(self, first: Layout, second: Layout) -> Case:
-        """Stop on one layout, go on with another."""
+        """Stop a run on one layout and resume it on another."""
         place = self._folder / f"changed_{first}_{second}".replace(":", "_")
         kill = Kill(self._request.steps // 2, "term", 0.0)
         told = self._runner.interrupt(first, place, kill, resume=False)
@@ -266,7 +270,7 @@ def _difference(one: Tensors, other: Tensors, names: Iterable[str]) -> str:
 def conclude(
     request: VerifyRequest, cases: Sequence[Case], fingerprints: Mapping[str, Mapping[str, str]]
 ) -> int:
-    """Print what was found; return the exit code."""
+    """Print the results; return the exit code."""
     passed = all(case.passed for case in cases)
     if request.json:
         result = {
@@ -285,7 +289,7 @@ def conclude(
     for case in cases:
         cells = [*asdict(case).values()][:-1]
         table.add_row(*map(str, cells), style=None if case.passed else "red")
-    # A file has no width; 80 columns would break every word.
+    # Output to a file has no width of its own; rich's default of 80 columns would break words.
     Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH).print(table)
     bad = sum(not case.passed for case in cases)
     found = f"{bad} of {len(cases)} cases are DIFFERENT"

@@ -1,4 +1,4 @@
-"""``quadriga glue``: a pre-trained BERT on the tasks of GLUE, several seeds each, one table."""
+"""``quadriga glue``: fine-tunes a BERT on the tasks of GLUE with several seeds, for one table."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class _Run:
         return f"{self.task.name} seed {self.seed}"
 
     def metrics(self) -> dict[str, float]:
-        """Return what it found; nothing before it is finished."""
+        """Return the metrics of the finished run; empty before."""
         from quadriga.cli.glue.results import metrics_of
 
         return metrics_of(self.folder, self.steps)
@@ -103,15 +103,15 @@ class _Run:
 
 
 def run_glue(request: GlueRequest) -> int:
-    """Fine-tune every task with every seed, and print and write what came out.
+    """Fine-tune every task with every seed, and print and write the results.
 
-    Finished runs are not made again, and a run that was stopped goes on.
+    Finished runs are skipped, and an interrupted run resumes.
 
     Returns:
         The exit code: 0, or that of a run that failed.
 
     Raises:
-        UserError: Anything the user can mend; of all tasks before the first is begun.
+        UserError: The request is invalid; raised for all tasks before the first starts.
     """
     from quadriga.distributed.environment import read_launch
 
@@ -157,7 +157,7 @@ def _make(
             if code != 0:
                 return code
             metrics = run.metrics()
-            gc.collect()  # what the run was made of has cycles, and the next is as large
+            gc.collect()  # a run's objects form reference cycles, and the next run is as large
         if not metrics:
             raise UserError(
                 f"{run} has no result: evaluation.protocols must have glue; leave it as it is"
@@ -180,10 +180,10 @@ def _source(request: GlueRequest) -> Source:
 
 
 def _tasks(request: GlueRequest) -> list[GlueTask]:
-    """Return the tasks asked for, each once; by default all that are there.
+    """Return the requested tasks without duplicates; by default all tasks in the data folder.
 
     Raises:
-        UserError: One does not exist, or there is none.
+        UserError: A task does not exist, or the folder has none.
     """
     from quadriga.data.text.glue.tasks import task_called, tasks_in
 
@@ -204,10 +204,10 @@ def _tasks(request: GlueRequest) -> list[GlueTask]:
 
 
 def _values(request: GlueRequest, source: Source) -> dict[str, str]:
-    """Return the overrides that all runs share; the user's own come on top.
+    """Return the overrides that all runs share; those of the user take precedence.
 
     Raises:
-        UserError: The user sets what the command sets.
+        UserError: The user sets a key of `OWN`.
     """
     from quadriga.config.provenance import read_overrides
 
@@ -226,7 +226,11 @@ def _values(request: GlueRequest, source: Source) -> dict[str, str]:
 
 
 def _check(runs: Sequence[_Run], seeds: int) -> None:
-    """Check that no folder is another run's, and one run of each task; count the steps of all."""
+    """Check all folders and one run of each task; set the number of steps of every run.
+
+    Raises:
+        UserError: A folder holds another run, or a run cannot start.
+    """
     from quadriga.engine.initial_weights import check_warm_start
     from quadriga.engine.logs.directory import RunDirectory
     from quadriga.engine.preflight import check_start

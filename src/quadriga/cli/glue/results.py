@@ -1,4 +1,4 @@
-"""What the runs of ``quadriga glue`` found: collected, as JSON, as Markdown and as a table."""
+"""The results of ``quadriga glue``: collected, as JSON, as Markdown and as a table."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SCORE = "score"
 _TITLES = {"mcc": "Matthews", "f1": "F1", "pearson": "Pearson", "spearman": "Spearman"}
 
 Found = Mapping[str, Mapping[int, Mapping[str, float]]]
-"""Task -> seed -> name of a number -> value."""
+"""Task -> seed -> name of a metric -> value."""
 
 
 def metrics_of(run: Path, step: int) -> dict[str, float]:
-    """Return the GLUE metrics of a run after `step` steps; none where it has not been evaluated."""
+    """Return the GLUE metrics of a run after `step` steps; empty if it is not evaluated."""
     results = read_results(RunDirectory(run).report / RESULTS)
     if results["step"] != step or results.get("overrides"):
         return {}
@@ -33,13 +33,13 @@ def metrics_of(run: Path, step: int) -> dict[str, float]:
 
 
 def summary(source: str, seeds: Sequence[int], tasks: Sequence[GlueTask], found: Found) -> Any:
-    """Return what was found as plain JSON values.
+    """Return the results as plain JSON values.
 
     Args:
-        source: What was fine-tuned.
-        seeds: The seeds asked for.
-        tasks: The tasks asked for.
-        found: What there is so far.
+        source: Name of the model that was fine-tuned.
+        seeds: The requested seeds.
+        tasks: The requested tasks.
+        found: The metrics so far.
     """
     described = {}
     for task in tasks:
@@ -67,14 +67,14 @@ def _spread(values: Mapping[int, float]) -> dict[str, Any]:
     several = list(values.values())
     return {
         "mean": statistics.fmean(several),
-        # Of a sample, so with one degree of freedom less; of one value there is none.
+        # Sample standard deviation (n - 1), which one value does not have.
         "deviation": statistics.stdev(several) if len(several) > 1 else None,
         "by_seed": {str(seed): value for seed, value in values.items()},
     }
 
 
 def rows_of(summed: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Return the table: task, seeds done, score, then its metrics; every number times 100."""
+    """Return the table's rows: task, finished seeds, score, metrics; all values times 100."""
     rows: list[tuple[str, ...]] = []
     for task, metrics in summed["tasks"].items():
         if not metrics:
@@ -89,7 +89,7 @@ def rows_of(summed: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def average_line(summed: Mapping[str, Any]) -> str:
-    """Return the sentence on the average."""
+    """Return the sentence on the average score."""
     average = summed["average"]
     if average["score"] is None:
         return "no task has a result yet"
@@ -124,7 +124,7 @@ def write_results(folder: Path, summed: Mapping[str, Any]) -> None:
     """Write ``glue.json`` and ``glue.md``.
 
     Raises:
-        UserError: They cannot be written.
+        UserError: A file cannot be written.
     """
     try:
         write_text(folder / "glue.json", json.dumps(summed, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""What ``quadriga glue`` fine-tunes: a run, a checkpoint, a published model, or nothing."""
+"""The source of ``quadriga glue``: a run, a checkpoint, a published model, or random weights."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from quadriga.errors import UserError
 from quadriga.models.bert import BertConfig
 
 SCRATCH = "scratch"
-"""The word for no weights and the recipes' own model."""
+"""The word for random weights in the recipes' own model."""
 
 _CONFIGS = ("config.json", "bert_config.json")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A pre-trained model, as far as fine-tuning has to know it."""
+    """The properties of a pre-trained model that fine-tuning needs."""
 
     name: str
-    """What tables call it."""
+    """Name of the model in tables."""
     weights: Path | None = None
-    """What ``warm_start.path`` is set to; None for random weights."""
+    """Value of ``warm_start.path``; None for random weights."""
     model: BertConfig | None = None
-    """Its sizes; None for those of the recipes."""
+    """The model's config; None for that of the recipes."""
     vocabulary: Path | None = None
     lowercase: bool | None = None
 
     def values(self) -> dict[str, str]:
-        """Return the overrides that make a recipe fine-tune it."""
+        """Return the overrides with which a recipe fine-tunes this model."""
         values: dict[str, str] = {}
         if self.model is not None:
             leaves = self.model.leaves("model")
@@ -50,14 +50,14 @@ class Source:
 
 
 def find_source(word: str) -> Source:
-    """Find out what a word of the command line stands for.
+    """Return the source that a word of the command line names.
 
     Args:
         word: The path of a run, of a checkpoint in one, of a published model's folder or of the
             file of weights in it; or ``scratch``.
 
     Raises:
-        UserError: It is none of them, or no BERT.
+        UserError: The word names none of these, or the model is no BERT.
     """
     if word == SCRATCH:
         return Source(SCRATCH)
@@ -112,7 +112,7 @@ def _published(weights: Path, folder: Path, config: Path) -> Source:
         weights=weights.resolve(),
         model=BertConfig.from_bert_config(config),
         vocabulary=vocabulary.resolve(),
-        # What the tokenizers' own library takes where the file does not say it.
+        # The tokenizers' own library has this default.
         lowercase=bool(described.get("do_lower_case", True)),
     )
 

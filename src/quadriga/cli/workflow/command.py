@@ -40,17 +40,17 @@ class RunRequest:
 
 
 def run_workflow(request: RunRequest, launcher: NodeLauncher | None = None) -> int:
-    """Make the runs of a workflow, or go on with them, and write what came out.
+    """Run or resume the runs of a workflow, and write ledger and reports.
 
     Args:
-        request: What was asked for.
-        launcher: Starts the nodes; processes of this machine by default.
+        request: The command line.
+        launcher: Starts the nodes; as processes of this machine by default.
 
     Returns:
-        The exit code: 0; that of the first node that failed; 75 or 130 when asked to stop.
+        The exit code: 0; that of the first node that failed; 75 or 130 if a signal stopped it.
 
     Raises:
-        UserError: Anything the user can mend, of all nodes before the first is started.
+        UserError: The request is invalid; raised for all nodes before the first starts.
     """
     from quadriga.cli.workflow.resolve import resolve_workflow
     from quadriga.distributed.environment import read_launch
@@ -67,14 +67,14 @@ def run_workflow(request: RunRequest, launcher: NodeLauncher | None = None) -> i
 def make(
     resolved: ResolvedWorkflow, request: RunRequest, launcher: NodeLauncher | None = None
 ) -> int:
-    """Make the runs of a resolved workflow; see `run`."""
+    """Make the runs of a resolved workflow; see `run_workflow`."""
     from quadriga.cli.workflow.resolve import REFERENCE_NAME
     from quadriga.workflow.directory import Graph, WorkflowDirectory
     from quadriga.workflow.graph import order_of
     from quadriga.workflow.preview import Planner
 
     workflow = resolved.workflow
-    # Absolute: what a node starts from must not depend on where this command was called.
+    # Absolute, so that the paths in the nodes' configs do not depend on the current directory.
     path = Path(os.path.abspath(request.work_dir or Path("runs") / workflow.name))
     directory = WorkflowDirectory(path)
     directory.check_owner(workflow.name)
@@ -102,10 +102,10 @@ def _check(config: RunConfig) -> None:
 
 
 def _check_unchanged(directory: WorkflowDirectory, resolved: ResolvedWorkflow) -> None:
-    """Check that no node that has begun would now compute something else.
+    """Check that the configs of nodes that have begun are unchanged.
 
     Raises:
-        UserError: Some would: all of them, and where.
+        UserError: Some configs differ; the message lists all of them.
     """
     from quadriga.workflow.graph import order_of
 
@@ -129,10 +129,10 @@ def _chosen(
     directory: WorkflowDirectory,
     configs: Mapping[str, RunConfig],
 ) -> list[str]:
-    """Return the nodes that are to be made, in an order in which they can be.
+    """Return the nodes to make, in topological order.
 
     Raises:
-        UserError: A name matches nothing, or what a node starts from would not be there.
+        UserError: A name matches no node, or a node that another one needs would be missing.
     """
     from quadriga.workflow.graph import matching, order_of
 
@@ -162,14 +162,14 @@ def _write(directory: WorkflowDirectory, graph: Graph) -> None:
 
 
 def _rehearse(graph: Graph, configs: Mapping[str, RunConfig]) -> None:
-    """Print what each node would be, and what all of them would cost."""
+    """Print the size and the cost of each node."""
     from quadriga.cli.workflow.show import UNKNOWN, show, table_of
     from quadriga.workflow.graph import levels_of, order_of
 
     levels = levels_of(graph.needs)
 
     def row(name: str, planned: Planned) -> tuple[str, ...]:
-        """Return the cells of one run."""
+        """Return the table cells of one run."""
         memory, work = planned.memory_gib, planned.flops
         return (
             name,
@@ -192,7 +192,7 @@ def _rehearse(graph: Graph, configs: Mapping[str, RunConfig]) -> None:
 
 @final
 class _Run:
-    """A workflow whose directory is claimed."""
+    """The execution of a workflow whose directory is locked."""
 
     def __init__(
         self,
@@ -259,7 +259,7 @@ class _Run:
         return self._directory.is_finished(name, config, planned.total_steps)
 
     def _prepare(self, name: str) -> None:
-        """Write the config that a node is started with: its references become directories."""
+        """Write a node's config, with directories in place of its references."""
         from quadriga.config.provenance import Resolved
         from quadriga.workflow.graph import bind, references
 
@@ -269,7 +269,7 @@ class _Run:
             config = bind(node.config, lambda other: str(directory.run_of(other)))
             directory.set_aside_if_void(name, config)
         else:
-            # It has taken what it starts from; the names it knows them by stay those of then.
+            # The node has already read its sources, so their recorded paths stay unchanged.
             there = dict(before.leaves())
             edges = {path: there[path] for path in references(node.config)}
             config = node.config.override(edges)
@@ -282,7 +282,7 @@ class _Run:
             ) from error
 
     def _sum_up(self, outcome: Outcome, runner: WorkflowRunner) -> None:
-        """Write the ledger and the reports, and say what there is."""
+        """Write the ledger and the reports, and print the state of the nodes."""
         from quadriga.cli.workflow.show import ledger_table, show, state_table
         from quadriga.report.run import write_report
         from quadriga.report.workflow import write_workflow_report
@@ -291,7 +291,7 @@ class _Run:
         for name in graph.nodes:
             page = directory.run_of(name) / "report" / "index.html"
             if outcome.progress[name] == "finished" and not page.exists():
-                write_report(directory.run_of(name))  # a kill came between the two
+                write_report(directory.run_of(name))  # the run was killed before its report
         states = directory.states(graph)
         ledger = directory.write_ledger(graph, states)
         report = write_workflow_report(directory)

@@ -1,4 +1,4 @@
-"""From the words of ``quadriga run`` to a workflow whose nodes are resolved configs."""
+"""The workflow of a ``quadriga run`` command line, with resolved configs as nodes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quadriga.errors import UserError
 from quadriga.workflow.graph import Node, Workflow, check_graph, matching, needs_of
 
 REFERENCE_NAME = "reference"
-"""What the run that the workflow replaces is called on the command line."""
+"""Name on the command line of the run that the workflow replaces."""
 
 
 @final
@@ -23,7 +23,7 @@ class ResolvedWorkflow:
     """A workflow with the source of every value."""
 
     workflow: Workflow
-    """Its nodes have the overrides."""
+    """The workflow with overrides applied to its nodes."""
     nodes: dict[str, Resolved[RunConfig]]
     needs: dict[str, tuple[str, ...]]
 
@@ -34,13 +34,13 @@ def resolve_workflow(
     """Resolve a workflow: the recipe, then the command line.
 
     Args:
-        recipe: Its name.
+        recipe: Name of the workflow.
         words: ``key=value`` for all nodes and the reference, or for the recipe's own arguments;
-            ``NODE:key=value`` for some nodes, which come after in order.
-        options: Values of options that are short for a key, None where not given.
+            ``NODE:key=value`` for some nodes, applied afterwards in order.
+        options: Key -> value of an option that is short for the key; None if it is not given.
 
     Raises:
-        UserError: An unknown workflow, node, key or value, or a graph that cannot be made.
+        UserError: A workflow, node, key or value is unknown, or the graph is invalid.
     """
     function = find_workflow(recipe)
     everywhere = read_overrides([word for word in words if ":" not in word.partition("=")[0]])
@@ -70,10 +70,10 @@ def resolve_workflow(
 
 
 def as_it_is(workflow: Workflow) -> ResolvedWorkflow:
-    """Resolve a workflow that was made elsewhere, without overrides.
+    """Resolve a `Workflow` object without overrides.
 
     Raises:
-        UserError: A graph that cannot be made.
+        UserError: The graph is invalid.
     """
     check_graph(workflow)
     nodes = {
@@ -90,7 +90,7 @@ def as_it_is(workflow: Workflow) -> ResolvedWorkflow:
 
 
 def _values_of_some(words: Sequence[str], names: Sequence[str]) -> dict[str, list[dict[str, str]]]:
-    """Return the overrides of each node that ``NODE:key=value`` words are for, word by word."""
+    """Return node -> its overrides from ``NODE:key=value`` words, in order."""
     found: dict[str, list[dict[str, str]]] = {}
     for word in words:
         head, equals, value = word.partition("=")

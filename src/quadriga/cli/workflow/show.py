@@ -1,4 +1,4 @@
-"""What ``quadriga run`` and ``quadriga status`` show: rows of text, or one line per node, live."""
+"""The output of ``quadriga run`` and ``quadriga status``: tables, and live progress."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _RIGHT = ("steps", "time", "left")
 
 
 def waits_for(graph: Graph, states: Mapping[str, RunState], name: str) -> list[str]:
-    """Return the nodes that a node waits for: the failed ones, if there are any."""
+    """Return the unfinished nodes that a node needs; if any has failed, the failed ones."""
     left = [other for other in graph.needs[name] if states[other].state != "finished"]
     return [other for other in left if states[other].state == "failed"] or left
 
 
 def state_text(graph: Graph, states: Mapping[str, RunState], name: str) -> str:
-    """Return a node's state in words."""
+    """Return a node's state as text."""
     state = states[name]
     if state.state == "failed":
         return f"failed: {state.error}"
@@ -48,7 +48,7 @@ def state_text(graph: Graph, states: Mapping[str, RunState], name: str) -> str:
 
 
 def rows_of(graph: Graph, states: Mapping[str, RunState]) -> list[tuple[str, ...]]:
-    """Return one row per node, after all that it needs and indented by it."""
+    """Return one row per node, in topological order and indented by level."""
     levels = levels_of(graph.needs)
     return [
         (
@@ -61,7 +61,7 @@ def rows_of(graph: Graph, states: Mapping[str, RunState]) -> list[tuple[str, ...
 
 
 def figures(state: RunState) -> tuple[str, str, str, str]:
-    """Return the steps, the number, the time and what is left of a run."""
+    """Return a run's steps, metric, elapsed time and remaining time as text."""
     total = UNKNOWN if state.total_steps is None else str(state.total_steps)
     found = UNKNOWN
     if state.metric is not None and state.value is not None:
@@ -86,7 +86,7 @@ def table_of(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Seque
 
 
 def state_table(graph: Graph, states: Mapping[str, RunState]) -> Table:
-    """Return the table of the nodes; the star is at the one whose model is wanted."""
+    """Return the table of the nodes, with a star at the result."""
     return table_of(_COLUMNS, rows_of(graph, states), _RIGHT)
 
 
@@ -97,7 +97,7 @@ def run_table(name: str, state: RunState) -> Table:
 
 
 def ledger_table(ledger: Mapping[str, Any]) -> Table:
-    """Return what the result, the other ends and the reference cost, each sum by itself."""
+    """Return the table of the costs of the result, of the other final nodes and the reference."""
     costs = [("result", ledger["result"])]
     costs += [("beside it", {"node": name, **known}) for name, known in ledger["others"].items()]
     rows: list[tuple[str, ...]] = [
@@ -124,7 +124,7 @@ def _or_unknown(value: float | None, text: Any) -> str:
 
 
 def show(table: Table) -> None:
-    """Print a table; off a terminal at a fixed width."""
+    """Print a table; outside a terminal at a fixed width."""
     console = RichConsole(highlight=False, markup=False)
     if not console.is_terminal:
         console = RichConsole(highlight=False, markup=False, width=_WIDTH)
@@ -138,10 +138,10 @@ def node_json(state: RunState) -> dict[str, Any]:
 
 
 def status(work_dir: Path, as_json: bool) -> None:
-    """Print how far a workflow or a run is.
+    """Print the progress of a workflow or a run.
 
     Raises:
-        UserError: There is neither.
+        UserError: The directory holds neither.
     """
     directory = WorkflowDirectory(work_dir)
     if directory.graph.is_file():
@@ -182,17 +182,17 @@ def _workflow(directory: WorkflowDirectory, as_json: bool) -> None:
 
 
 LOOK_SECONDS = 1.0
-"""Time between two looks at the nodes' files, on a terminal."""
+"""Seconds between two updates of the table on a terminal."""
 LINE_SECONDS = 30.0
-"""Time between two lines of a node, elsewhere."""
+"""Seconds between two lines about a node outside a terminal."""
 
 
 @final
 class Live:
-    """Follows the nodes of a workflow."""
+    """The live display of a workflow's nodes."""
 
     def __init__(self, directory: WorkflowDirectory, graph: Graph) -> None:
-        """Show nothing yet."""
+        """Make a display; it starts when its context is entered."""
         self._directory, self._graph = directory, graph
         self._console = RichConsole(highlight=False, markup=False)
         self._live: RichLive | None = None
@@ -201,7 +201,7 @@ class Live:
         self._told: dict[str, float] = {}
 
     def __enter__(self) -> Self:
-        """Begin: on a terminal with the table."""
+        """Start the display; on a terminal, show the table."""
         if self._console.is_terminal:
             self._live = RichLive(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
@@ -213,20 +213,20 @@ class Live:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End: the table goes, the lines stay."""
+        """End the display: remove the table, keep the lines."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     def say(self, text: str) -> None:
-        """Print a line; above the table where there is one."""
+        """Print a line; on a terminal, above the table."""
         if self._console.is_terminal:
             self._console.print(text, soft_wrap=True)
         else:
             print(text, flush=True)
 
     def watch(self, outcome: Outcome) -> None:
-        """Tell what has changed, and now and then how far the nodes are."""
+        """Print changes, and from time to time the progress of the nodes."""
         for name, progress in outcome.progress.items():
             before = self._known.get(name, "waits")
             if progress != before:
