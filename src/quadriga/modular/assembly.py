@@ -21,7 +21,7 @@ class AssemblyConfig(ModularConfig):
     depths: tuple[int, ...]
     """Blocks of each module; they add up to `model.depth`."""
     modules: Location[tuple[str, ...]]
-    """Paths of the modules, in any order: each source records the number of its module."""
+    """Paths of the modules, in any order: the sources determine the modules' numbers."""
 
     def build(self, objective: ObjectiveConfig, model: ModelConfig) -> Objective:
         """Make the plain target model's objective.

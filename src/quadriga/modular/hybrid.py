@@ -190,7 +190,8 @@ class Hybrid(Objective):
             above: The frozen stages after it.
             hidden: Input of the module; None for the first one.
             batch: The micro-batch.
-            imitated: Output of the meta model's stage for `hidden`, of the shape of the module's.
+            imitated: Output of the meta model's stage for `hidden`, used for imitation only; a
+                tensor has the shape of the module's output.
         """
         output: Tensor | LossOutput = module(hidden, batch)
         own = output

@@ -24,7 +24,7 @@ StageCost = Callable[[int, int], float]
 def best_cut(
     blocks: int, stages: int, cost: StageCost, most: Sequence[int] | None = None
 ) -> tuple[int, ...] | None:
-    """Return the cut that minimises the maximum cost of a stage; of several, an even one.
+    """Return the cut with the lowest maximum cost of a stage; of several, the most even one.
 
     All blocks are equal, so a contiguous cut is a number of blocks per stage. The algorithm is
     greedy: each next block goes to the stage whose cost with it is lowest. It is optimal: costs do

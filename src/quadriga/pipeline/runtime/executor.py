@@ -63,7 +63,8 @@ class Segment:
                         self._held.append(outcome)
                     else:
                         yield self._report(outcome)
-                        # After the yield: the time that logging takes counts for the logged step.
+                        # After the yield, so that the hang report of a rank that is stuck in
+                        # logging names the logged step.
                         executor.phase_timer.begin_step(step + 1)
         executor.runner.finish()
         for outcome in self._held:

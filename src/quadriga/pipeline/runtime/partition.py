@@ -107,7 +107,7 @@ Group = Any
 
 @dataclass(frozen=True)
 class Groups:
-    """The process groups of this rank; None where a group would have one rank only."""
+    """The process groups of this rank; None if a group would have one rank only."""
 
     stage: int
     replica: int

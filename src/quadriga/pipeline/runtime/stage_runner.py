@@ -117,7 +117,7 @@ class _Stashed:
     output: Tensor | GradientEdge | None = None
     """The loss (scalar), or the graph edge of the output that was sent, whose values are freed."""
     again: tuple[Stage, Batch] | None = None
-    """Arguments for recomputing the forward pass; None where it is not recomputed."""
+    """Arguments for recomputing the forward pass; None if it is not recomputed."""
 
 
 @final

@@ -157,7 +157,7 @@ class TorchScheduleExecutor(StagedExecutor):
         self.phase_timer.enter("pipeline")  # torch does not separate waiting from computing
         numbers = torch.arange(self.plan.accumulate)
         has_first = "0" in self.versions.newest.stages
-        # torch requires targets on the rank of the last stage only; the loss ignores them.
+        # torch accepts targets on the rank of the last stage only; the loss ignores them.
         has_last = str(len(self.topology.depths) - 1) in self.versions.newest.stages
         target = {"target": numbers} if has_last else {}
         with warnings.catch_warnings():

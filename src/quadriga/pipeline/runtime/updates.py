@@ -86,8 +86,7 @@ class Updates:
         is_deferred = versions.count == 2 and self._pipeline.deferred_update
         self._thread = ThreadPoolExecutor(1, "update", self._join) if is_deferred else None
         self._pending: dict[int, Future[Outcome] | Outcome] = {}
-        # One stream for all updates: the allocator reuses memory only on the stream it was freed
-        # on.
+        # One stream for all updates: the allocator reuses a stream's freed memory only there.
         self._side: torch.cuda.Stream | None = None
 
     def _join(self) -> None:
