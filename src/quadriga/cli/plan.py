@@ -306,7 +306,7 @@ def _print_memory(console: Console, best: Plan) -> None:
 
 
 def runs(depths: tuple[int, ...]) -> str:
-    """Return a cut as text with equal neighbours combined: ``5 3*6 1`` is six stages of 3."""
+    """Return a cut as text with equal neighbours combined: ``5 3*6 1`` has three stages of 6."""
     parts: list[tuple[int, int]] = []
     for blocks in depths:
         if parts and parts[-1][1] == blocks:
