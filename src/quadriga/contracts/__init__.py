@@ -1,11 +1,11 @@
-"""The contracts between the rooms: what a method, a dataset, an executor and an evaluator are.
+"""The interfaces between packages: method, dataset, transform, executor, evaluator and logger.
 
-Four kinds of pre-training stand on these: self-supervised, generalist, modular and pipelined
-(docs/contracts.md walks a batch of each through them). Two rules keep them apart. *Time and
-tensors apart*: the loop knows steps and never losses; an objective knows losses and never steps
-beyond `Progress`. *Sum and count*: an objective returns the sum of its losses over targets and
-the number of targets; the division happens once, in the executor, over all micro-batches and
-ranks, so that accumulation and uneven batches are exact.
+All four kinds of pre-training implement them: self-supervised, generalist, modular and pipelined
+(docs/contracts.md follows a batch of each through them). Two rules separate the packages. *Time
+and tensors*: the loop handles steps and never losses; an objective handles losses and sees steps
+only through `Progress`. *Sum and count*: an objective returns the sum of its losses over targets
+and the number of targets; the executor divides once, over all micro-batches and ranks, so that
+gradient accumulation and uneven batches are exact.
 """
 
 from quadriga.contracts.configs import (

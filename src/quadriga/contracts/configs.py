@@ -1,4 +1,4 @@
-"""The configs that come in kinds: one abstract base per room (`Choice`)."""
+"""Abstract bases (`Choice`) of the configs that have several kinds, one base per package."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ModelConfig(Choice, ABC):
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """Make the module on the current default device; its values come from `initialise`."""
+        """Make the module on the current default device; `initialise` sets its values."""
 
 
 class ObjectiveConfig(Choice, ABC):
@@ -35,7 +35,7 @@ class ObjectiveConfig(Choice, ABC):
 
     @abstractmethod
     def build(self, model: ModelConfig) -> Objective:
-        """Make the objective on the current default device; `initialise` gives it values.
+        """Make the objective on the current default device; `initialise` sets its values.
 
         Raises:
             UserError: `model` is not of a kind that this method trains.
@@ -46,28 +46,28 @@ class ObjectiveConfig(Choice, ABC):
 
         Args:
             model: The architecture.
-            dataset: The training data; None where it is not at hand.
+            dataset: The training data; None where it is not available.
             views: How its records become samples.
 
         Raises:
-            UserError: It cannot.
+            UserError: The method cannot train this model on these samples.
         """
         return None
 
     def by_task(self, model: ModelConfig) -> Mapping[str, tuple[ObjectiveConfig, ModelConfig]]:
-        """Return the method and the model of each task of a mixture; empty outside one.
+        """Return task -> (method, model) of a mixture; empty for any other method.
 
         Args:
-            model: That of the run, for tasks without one of their own.
+            model: The run's model, for tasks without one of their own.
         """
         return {}
 
 
 class ModularConfig(Choice, ABC):
-    """How an objective is put together from parts. Its kinds are the files of `quadriga.modular`.
+    """How an objective is assembled from parts. Its kinds are the files of `quadriga.modular`.
 
-    A fresh start reads `sources` and hands them to `fill`; a resumed run has everything in its
-    checkpoint and reads none.
+    A fresh start reads `sources` and passes them to `fill`; a resumed run reads its checkpoint
+    only.
     """
 
     room: ClassVar[str] = "quadriga.modular"
@@ -81,12 +81,12 @@ class ModularConfig(Choice, ABC):
             model: The whole target model.
 
         Raises:
-            UserError: The parts do not make up the model.
+            UserError: The parts do not add up to the model.
         """
 
     @abstractmethod
     def sources(self) -> tuple[tuple[str, str], ...]:
-        """Return (config path, path) of the runs, checkpoints or files that the parts are in."""
+        """Return (config path, path) of each run, checkpoint or file that holds a part."""
 
     def check_sources(
         self,
@@ -94,7 +94,7 @@ class ModularConfig(Choice, ABC):
         model: ModelConfig,
         runs: Sequence[Mapping[str, Any] | None],
     ) -> None:
-        """Check what can be known of the sources while they are still to be trained.
+        """Check the sources by their configs alone, before they are trained.
 
         Args:
             objective: The method.
@@ -102,7 +102,7 @@ class ModularConfig(Choice, ABC):
             runs: For each of `sources` the values of the run's config; None where it is unknown.
 
         Raises:
-            UserError: What these runs will make does not fit.
+            UserError: The weights that these runs will produce do not fit the model.
         """
 
     @abstractmethod
@@ -113,24 +113,24 @@ class ModularConfig(Choice, ABC):
         model: ModelConfig,
         sources: Sequence[WeightSource],
     ) -> str:
-        """Put the sources' weights into an initialised objective that `build` made.
+        """Copy the sources' weights into an initialised objective that `build` made.
 
         Args:
-            built: Filled whole or, on an error, not to be used.
+            built: The objective, changed in place; unusable after an error.
             objective: The method.
             model: The whole target model.
-            sources: What lies at `sources`, in that order.
+            sources: The weights at `self.sources()`, in that order.
 
         Returns:
-            One line on what came from where.
+            One line that names the source of each part.
 
         Raises:
-            UserError: A part is missing, foreign, of another shape, or there twice.
+            UserError: A part is missing, unknown, duplicated or of another shape.
         """
 
 
 class DatasetConfig(Choice, ABC):
-    """Where records come from. Its kinds stand in the table `quadriga.data.DATASETS`."""
+    """A source of records. Its kinds are listed in `quadriga.data.DATASETS`."""
 
     room: ClassVar[str] = "quadriga.data"
     table: ClassVar[str] = "DATASETS"
@@ -140,20 +140,20 @@ class DatasetConfig(Choice, ABC):
         """Open one split.
 
         Raises:
-            UserError: It is missing or empty.
+            UserError: The split is missing or empty.
         """
 
     def by_task(self) -> Mapping[str, DatasetConfig]:
-        """Return the data of each task of a mixture; empty outside one."""
+        """Return task -> data of a mixture; empty for any other data."""
         return {}
 
     def task_blocks(self) -> TaskBlocks | None:
-        """Return how a mixture's steps are made up of its tasks; None outside one."""
+        """Return how a mixture divides its steps into task blocks; None for any other data."""
         return None
 
 
 class ViewsConfig(Choice, ABC):
-    """How records become samples. Its kinds stand in the table `quadriga.data.VIEWS`."""
+    """How records become samples. Its kinds are listed in `quadriga.data.VIEWS`."""
 
     room: ClassVar[str] = "quadriga.data"
     table: ClassVar[str] = "VIEWS"
@@ -168,20 +168,20 @@ class ViewsConfig(Choice, ABC):
         Args:
             dataset: The whole split.
             split: Which part of the data it is.
-            plan: The numbers of the steps that train on it; None where nothing is trained.
+            plan: The plan of the steps that train on it; None where nothing is trained.
 
         Raises:
-            UserError: They cannot.
+            UserError: A record cannot become a sample.
         """
         return None
 
     def by_task(self) -> Mapping[str, ViewsConfig]:
-        """Return the views of each task of a mixture; empty outside one."""
+        """Return task -> views of a mixture; empty for any other views."""
         return {}
 
 
 class EvaluatorConfig(Choice, ABC):
-    """A protocol of evaluation. Its kinds are the files of `quadriga.evaluation`."""
+    """An evaluation protocol. Its kinds are the files of `quadriga.evaluation`."""
 
     room: ClassVar[str] = "quadriga.evaluation"
 
@@ -200,9 +200,9 @@ class OptimizerConfig(Choice, ABC):
     lr_batch: int = Field(256, ge=1)
     """The batch size that `lr` is stated for."""
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
-    """How the learning rate follows the actual batch size."""
+    """How the learning rate scales with the actual batch size."""
     weight_decay: float = Field(ge=0)
-    """Weight decay of the parameters that decay."""
+    """Weight decay of the parameters that `no_decay` does not exempt."""
     no_decay: tuple[str, ...] = (
         "norm",
         "bias",
@@ -211,11 +211,12 @@ class OptimizerConfig(Choice, ABC):
         "mask_token",
         "register_token",
     )
-    """Parameters whose name contains one of these do not decay; nor do scalars and vectors."""
+    """Parameters whose name contains one of these have no weight decay, nor have scalars and
+    vectors."""
     layer_decay: float = Field(1.0, gt=0, le=1)
-    """The learning rate shrinks by this factor with each layer from the head to the input."""
+    """Factor of the learning rate per layer, from the head to the input."""
     lr_scales: dict[str, Annotated[float, Field(ge=0)]] = Field({})
-    """Part of a name -> factor of the learning rate; where several match, their product."""
+    """Part of a parameter's name -> factor of its learning rate; several matches multiply."""
     clip_norm: float | None = Field(None, gt=0)
     """Global gradient norm to clip to; none for no clipping."""
 
@@ -223,9 +224,9 @@ class OptimizerConfig(Choice, ABC):
     def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """Make the optimizer.
 
-        ``group["lr_scale"]`` multiplies the step's learning rate, which the executor writes to
-        ``group["lr"]``. The state of a parameter is tensors only, and made by its first
-        step: `Executor.match_state` makes it ahead of one, to be read into.
+        The executor multiplies the step's learning rate by ``group["lr_scale"]`` and writes the
+        result to ``group["lr"]``. A parameter's state holds tensors only and is created by its
+        first step, or by `Executor.match_state` before a checkpoint is read into it.
 
         Raises:
             UserError: A rule names a part or a layer that no parameter belongs to.
@@ -255,4 +256,4 @@ class ScheduleConfig(Choice, ABC):
 
     @abstractmethod
     def factor(self, progress: Progress) -> float:
-        """Return the multiplier of the peak learning rate at a step: a pure function."""
+        """Return the multiplier of the peak learning rate at a step; a pure function."""

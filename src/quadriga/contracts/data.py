@@ -1,4 +1,4 @@
-"""What a dataset and a transform are."""
+"""Interfaces of datasets and transforms."""
 
 from __future__ import annotations
 
@@ -16,45 +16,45 @@ from quadriga.contracts.objective import Batch
 Split = Literal["train", "test"]
 
 Sample = dict[str, "npt.NDArray[Any]"]
-"""Arrays of one sample, as a transform makes them; stacked they become a `Batch`."""
+"""Name -> array of one sample, as a transform returns it; `stack` makes a `Batch` of several."""
 
 
 @dataclass(frozen=True)
 class TaskBlocks:
-    """How a step of a mixture is made up: of task blocks, each one micro-batch of one task."""
+    """How a mixture divides a step into task blocks; each is one micro-batch of one task."""
 
     number: int
-    """Task blocks of a step, over all ranks."""
+    """Task blocks per step, over all ranks."""
     sizes: Mapping[str, int]
-    """Task -> samples of a block; in the order of the names."""
+    """Task -> samples per block, sorted by name."""
     shares: Mapping[str, float]
-    """Task -> probability that a block is of it, in the same order; they add up to 1."""
+    """Task -> probability that a block belongs to it, sorted by name; they add up to 1."""
 
     @property
     def samples(self) -> int:
-        """Mean number of samples of a step, to the nearest whole number."""
+        """Mean number of samples per step, rounded."""
         return round(self.number * sum(self.shares[t] * size for t, size in self.sizes.items()))
 
 
 class UnreadableSample(Exception):
-    """A sample's data is damaged; the message names the sample and says why."""
+    """A sample's data is damaged; the message names the sample and the cause."""
 
 
 class Dataset(ABC):
-    """Records by index, read from disk or made."""
+    """Records by index, read from disk or generated."""
 
     classes: tuple[str, ...] = ()
     """Class names in the order of the labels; empty without labels."""
     identity: str = ""
-    """What decides the samples beside the config and their number, such as a vocabulary's digest:
-    a run is resumed only where it is the same."""
+    """Determines the samples beyond the config and their number, such as a vocabulary's digest;
+    a run resumes only if it is unchanged."""
     vocabulary_size: int | None = None
-    """Number of different tokens of a text; None for what is no text."""
+    """Number of distinct tokens of text data; None for other data."""
     tasks: tuple[str, ...] = ()
-    """Names of the tasks of a mixture, in order; empty outside one."""
+    """Sorted names of the tasks of a mixture; empty for other data."""
 
     def of_task(self, task: str) -> Dataset:
-        """Return the data set of one of `tasks`; outside a mixture this one."""
+        """Return the data set of one of `tasks`; a data set without tasks returns itself."""
         return self
 
     @abstractmethod
@@ -71,23 +71,23 @@ class Dataset(ABC):
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """Return what a person would call record `index`: a path, a member of an archive."""
+        """Return a readable name of record `index`, such as a path or an archive member."""
 
     def labels(self) -> npt.NDArray[np.int64] | None:
-        """Return the class of each record, known without decoding any.
+        """Return the class of each record without decoding any.
 
         Returns:
-            int64 (records,), positions in `classes`; -1 for a record without one. None where the
-            records have no classes, or they are not known before they are read.
+            int64 (records,), positions in `classes`; -1 for a record without a class. None where
+            the records have no classes, or the classes are unknown before the records are read.
         """
         return None
 
 
 class Transform(ABC):
-    """From a record to a sample in a worker process, and the batched rest on the device."""
+    """Makes a sample of a record in a worker process, and transforms batches on the device."""
 
     def of_task(self, task: str) -> Transform:
-        """Return the transform of one task of a mixture; outside a mixture this one."""
+        """Return the transform of one task of a mixture; other transforms return themselves."""
         return self
 
     @abstractmethod
@@ -95,8 +95,8 @@ class Transform(ABC):
         """Decode and crop one record on the CPU.
 
         Args:
-            record: What `Dataset.read` returned.
-            key: The sample's random key: all randomness of the sample comes from it.
+            record: The value that `Dataset.read` returned.
+            key: The sample's random key, the only source of its randomness.
 
         Raises:
             UnreadableSample: The record cannot be decoded.
@@ -104,7 +104,7 @@ class Transform(ABC):
 
     @abstractmethod
     def batch(self, batch: Batch) -> Batch:
-        """Do the batched part (normalise, flip) on the device the batch is on."""
+        """Apply the batched operations (normalise, flip) on the batch's device."""
 
     @abstractmethod
     def example(self, size: int, device: torch.device) -> Batch:

@@ -1,4 +1,4 @@
-"""What an evaluator is, what it is given and what it returns."""
+"""Interface of evaluators: their input, their result."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from quadriga.distributed.environment import DistEnv
 
 @dataclass
 class EvaluationContext:
-    """What an evaluator works on. Everything is frozen; nothing of the training is touched."""
+    """The input of an evaluator. Evaluators change neither the objective nor training state."""
 
     objective: Objective
     fresh: Callable[[], Objective]
-    """Make the same objective randomly initialised: the baseline of every number."""
+    """Makes the same objective randomly initialised, the baseline of every metric."""
     data: Callable[[Split], Dataset]
-    """Give the part of a split that is evaluated on. It is opened when it is first asked for, and
-    the same object at every later evaluation of the run."""
+    """Returns the evaluated part of a split. The first call opens it; later evaluations of the
+    run get the same object."""
     transform: Transform
-    """The evaluation transform: deterministic, nothing random."""
+    """The deterministic evaluation transform."""
     env: DistEnv
     seed: int
     output: Path
     """An existing folder for pictures."""
     workers: int = 0
+    """Worker processes that read samples; 0 reads in the calling process."""
     report_progress: Callable[[str, int, int], None] = field(default=lambda what, done, total: None)
-    """Told (what, done, total) now and then, for a progress bar."""
+    """Called with (what, done, total) from time to time, for a progress bar."""
     warn: Callable[[str], None] = field(default=lambda text: None)
-    """Told one line per sample that cannot be read."""
+    """Called with one line per sample that cannot be read."""
     cache: dict[str, Any] = field(default_factory=dict)
-    """What the protocols of one call share: features are extracted once for all of them."""
+    """Shared by the protocols of one evaluation, so that features are extracted once."""
 
 
 @dataclass(frozen=True)
@@ -48,23 +49,23 @@ class EvaluationResult:
     pictures: Mapping[str, str] = field(default_factory=dict)
     """File name in the output folder -> caption."""
     details: Mapping[str, Any] = field(default_factory=dict)
-    """Plain values that explain the metrics: how many samples, which learning rate won."""
+    """Plain values that explain the metrics, such as the number of samples or the best learning
+    rate."""
 
 
 class Evaluator(ABC):
-    """One protocol: a frozen model to named metrics."""
+    """One protocol, which computes named metrics of a frozen model."""
 
     def check(self, context: EvaluationContext) -> None:
         """Check that the protocol can evaluate this objective on this data; called before training.
 
-        What `run` will ask of `EvaluationContext.data` is opened here, so that it is not found
-        missing when the training is over.
+        The check opens the splits that `run` reads, so that missing data fails before training.
 
         Raises:
-            UserError: It cannot.
+            UserError: The protocol cannot evaluate this objective or data.
         """
         return None
 
     @abstractmethod
     def run(self, context: EvaluationContext) -> EvaluationResult:
-        """Evaluate; every rank calls it, every rank gets the same result."""
+        """Evaluate; every rank calls it and gets the same result."""

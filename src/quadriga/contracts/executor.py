@@ -1,4 +1,4 @@
-"""What makes optimizer steps, and how a run chooses it."""
+"""Interface of executors, which run the optimizer steps, and of their configs."""
 
 from __future__ import annotations
 
@@ -25,51 +25,52 @@ from quadriga.distributed.mesh import Ranks
 
 
 class StepOutput(NamedTuple):
-    """What an executor reports of one optimizer step, the same on every rank."""
+    """The result of one optimizer step, the same on every rank except for `seconds`."""
 
     step: int
     metrics: Mapping[str, Tensor]
-    """Name -> scalar, already divided; ``loss`` is one of them."""
+    """Name -> scalar, sums already divided by counts; includes ``loss``."""
     grad_norm: Tensor
-    """Scalar: the global gradient norm before clipping."""
+    """Scalar, the global gradient norm before clipping."""
     lr: float
     samples: int
     """Samples of this step over all ranks."""
     seconds: Mapping[str, float]
-    """This rank's wall time by phase (`engine.meters.phase_timer`), and ``step`` in all."""
+    """This rank's wall time in seconds by phase (`engine.meters.phase_timer`); ``step`` is the
+    whole step."""
     skipped: bool = False
-    """Whether the update was left out: its gradient was not finite, or the run was told to."""
+    """Whether the update was skipped, because the gradient was not finite or the config says so."""
     stop: bool = False
-    """Whether a rank was asked to stop (a signal): the run saves and ends after this step."""
+    """Whether a rank received a stop signal; the run saves and ends after this step."""
 
 
 class Executor(ABC):
-    """How one optimizer step is executed: data-parallel or pipelined."""
+    """Runs optimizer steps, data-parallel or pipelined."""
 
     ranks: Ranks | None = None
-    """The ranks over which `frozen` may give a sharded objective; None where it is whole."""
+    """The ranks over which the objective of `frozen` may be sharded; None where it is whole."""
 
     @abstractmethod
     def run(self, batches: Iterator[MicroBatch], steps: range) -> Iterator[StepOutput]:
-        """Make the optimizer steps in `steps`, one output each.
+        """Run the optimizer steps in `steps` and yield one output for each.
 
         Args:
             batches: This rank's micro-batches on its device, in order; exactly as many are taken
                 as `steps` needs.
-            steps: Consecutive step numbers. At their end, and after an output with `stop`, which
-                is the last one, the executor is quiet: nothing is in flight, and `state_dict` is
-                the state after the last step.
+            steps: Consecutive step numbers. After the last one, and after an output with `stop`,
+                which is the last output, no work is in flight and `state_dict` returns the state
+                after the last step.
         """
 
     def close(self) -> None:
-        """End what runs beside the steps; the executor is not used afterwards."""
+        """End background work; the executor is not used afterwards."""
         return None
 
     @abstractmethod
     def frozen(self, weights: str = "raw") -> AbstractContextManager[Objective]:
-        """Return a context that gives the objective, to be evaluated; every rank enters it.
+        """Return a context that yields the objective for evaluation; every rank enters it.
 
-        Its parameters may be sharded: every rank then calls its methods equally often.
+        Where its parameters are sharded, every rank calls its methods equally often.
 
         Args:
             weights: "raw" for the weights of the last step, "ema" for their moving average.
@@ -77,63 +78,62 @@ class Executor(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Return the state under global, layout-free names."""
+        """Return the state under global names that do not depend on the layout of the ranks."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the state that `state_dict` returned, on any layout.
+        """Load a state that `state_dict` returned, on any layout of ranks.
 
         Raises:
             ValueError: The names are not those of this model and optimizer.
         """
 
     def match_state(self, names: Collection[str]) -> None:
-        """Have `state_dict` return, of the state that comes with the first steps, what a
-        checkpoint has; every rank calls it.
+        """Create the optimizer state that a checkpoint holds, so that it can be read in place.
 
-        Until then an optimizer has no state: a checkpoint of step 0 holds none, nor one does of a
-        parameter without a gradient. What was made is to be read into.
+        Every rank calls it. An optimizer creates the state of a parameter at its first step: a
+        checkpoint of step 0 holds none, and no checkpoint holds any of a parameter without a
+        gradient. Afterwards `state_dict` has the state that `names` lists.
 
         Args:
-            names: Those of the checkpoint's tensors.
+            names: Names of the checkpoint's tensors.
         """
         return None
 
 
 class Share(NamedTuple):
-    """Which of a step's samples a rank reads."""
+    """The share of a step's samples that a rank reads."""
 
     rank: int = 0
-    """Which of the readers it is."""
+    """Position among the readers."""
     of: int = 1
-    """Number of readers: ranks that read the same samples count once."""
+    """Number of readers; ranks that read the same samples count once."""
     is_leader: bool = True
-    """Whether it speaks for the ranks that read the same samples."""
+    """Whether this rank is the data leader of the ranks that read the same samples."""
 
 
 class ExecutorConfig(Choice, ABC):
-    """How a run's steps are executed. Its kinds lie in several rooms."""
+    """How a run's steps are executed. Its kinds are in several packages."""
 
     listed: ClassVar[Mapping[str, str]] = {
         "data_parallel": "quadriga.engine.step.data_parallel_config:DataParallelConfig",
         "pipeline": "quadriga.pipeline.config:PipelineConfig",
     }
     readers: ClassVar[tuple[str, str]] = ("rank", "ranks")
-    """What reads a share of the samples, in words: one, and several."""
+    """Singular and plural noun for a reader of samples, for messages."""
     is_cut: ClassVar[bool] = False
-    """Whether the model is cut, so that no rank computes all of it."""
+    """Whether the model is cut into stages, so that no rank computes all of it."""
 
     def decisive(self) -> dict[str, Any]:
-        """Return the fields that decide what a run computes, beyond rounding.
+        """Return the fields that determine what a run computes, up to rounding.
 
-        Two halves of one run agree in them; where and in which order something is computed is none
-        of them.
+        A resumed run must agree in them. They exclude where and in which order it computes.
         """
         return {}
 
     @abstractmethod
     def check(self, config: StepConfig, objective: Objective, world_size: int) -> None:
-        """Check that steps can be made on so many ranks.
+        """Check that `world_size` ranks can run the steps.
 
         Args:
             config: The run.
@@ -141,20 +141,20 @@ class ExecutorConfig(Choice, ABC):
             world_size: Number of ranks.
 
         Raises:
-            UserError: They cannot; the same on every rank.
+            UserError: They cannot; raised on every rank with the same message.
         """
 
     @abstractmethod
     def share(self, rank: int, world_size: int) -> Share:
-        """Return which samples a rank reads.
+        """Return the share of the samples that a rank reads.
 
         Raises:
-            UserError: So many ranks cannot be divided.
+            UserError: `world_size` ranks cannot be divided as the config says.
         """
 
     @abstractmethod
     def describe(self, config: StepConfig, objective: Objective, env: DistEnv) -> str | None:
-        """Return the line that says what each rank holds; None where there is nothing to say."""
+        """Return one line on what each rank holds; None where every rank holds everything."""
 
     @abstractmethod
     def memory_rows(
@@ -165,12 +165,12 @@ class ExecutorConfig(Choice, ABC):
         world_size: int,
         local_world_size: int,
     ) -> list[tuple[str, str]]:
-        """Return what a rank holds, worked out without its memory: (what, value) rows.
+        """Return the memory of a rank, computed without allocating it, as (what, value) rows.
 
         Args:
             config: The run.
             objective: Its objective, on the meta device.
-            cost: What a micro-batch costs a rank that computes the whole model
+            cost: The cost of a micro-batch on a rank that computes the whole model
                 (`quadriga.engine.meters.cost.Cost`).
             world_size: Number of ranks.
             local_world_size: Ranks of one host.
@@ -183,14 +183,15 @@ class ExecutorConfig(Choice, ABC):
         """Make the executor; every rank calls it.
 
         Args:
-            objective: The whole objective, on the meta device: each rank gives memory to its part.
+            objective: The whole objective, on the meta device; each rank allocates its part.
             config: The run.
-            plan: The numbers of its steps.
+            plan: The plan of its steps.
             env: This process among the run's.
-            **options: What a session gives to every executor: see `DataParallelExecutor`.
+            **options: The options that a session passes to every executor; see
+                `DataParallelExecutor`.
 
         Raises:
-            UserError: The ranks or the parameters are not what the config says.
+            UserError: The ranks or the parameters do not match the config.
         """
 
 
@@ -199,12 +200,12 @@ def _data_parallel() -> ExecutorConfig:
 
 
 class StepConfig(Config):
-    """What decides a run's optimizer steps beside the samples: all that an executor reads."""
+    """The part of a run's config that an executor reads; the samples are configured elsewhere."""
 
     name: str
     """Name of the recipe; also the default work directory, ``runs/NAME``."""
     seed: int = Field(0, ge=0)
-    """Every random draw of the run is folded from this."""
+    """Seed of every random draw of the run."""
     model: ModelConfig
     """The architecture."""
     objective: ObjectiveConfig
@@ -214,10 +215,10 @@ class StepConfig(Config):
     schedule: ScheduleConfig
     """The learning rate over time."""
     train: TrainConfig
-    """How long, with which batch and where."""
+    """Length, batch, device and precision of the training."""
     executor: ExecutorConfig = Field(default_factory=_data_parallel)
     """How steps are executed: on copies or shards of the model, or on stages of it."""
     modular: ModularConfig | None = None
-    """How the objective is put together from parts that were trained apart; none for a whole."""
+    """How the objective is assembled from independently trained parts; none for a whole model."""
     ema: EmaConfig = EmaConfig()
     """A moving average of the weights."""

@@ -1,4 +1,4 @@
-"""What a logger is: a place beside metrics.jsonl that a run's metrics go to."""
+"""Interface of loggers, which receive a run's metrics in addition to metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quadriga.config.base import Choice
 
 @dataclass(frozen=True)
 class LoggerContext:
-    """What a logger is opened with."""
+    """The arguments that a logger is opened with."""
 
     folder: Path
     """The run directory, which exists."""
@@ -22,29 +22,29 @@ class LoggerContext:
     config: Mapping[str, Any]
     """The resolved config as plain values."""
     start: int
-    """Steps that are already made: what is logged after them is logged again."""
+    """Finished optimizer steps; records of later steps replace those of an earlier attempt."""
 
 
 class Logger(ABC):
-    """Takes the records of the logged steps, on rank 0."""
+    """Receives the records of the logged steps, on rank 0."""
 
     place: str = ""
-    """Where the user finds what was logged, when that is not a file of the run directory."""
+    """Where the user finds the log, if it is not a file of the run directory."""
     remote: ClassVar[bool] = False
-    """Whether a call may wait for a network: it is then made on a thread of its own."""
+    """Whether a call may wait for a network; calls then run on a separate thread."""
 
     @abstractmethod
     def log(self, record: Mapping[str, float], step: int) -> None:
-        """Take the metrics of a step.
+        """Log the metrics of a step.
 
         Args:
-            record: Name to number, all finite; other steps may have other names.
+            record: Name -> finite number; other steps may have other names.
             step: Finished optimizer steps.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Write what is still held back; nothing is logged afterwards."""
+        """Write buffered records; nothing is logged afterwards."""
 
 
 class LoggerConfig(Choice, ABC):
@@ -52,14 +52,14 @@ class LoggerConfig(Choice, ABC):
 
     room: ClassVar[str] = "quadriga.loggers"
     package: ClassVar[str | None] = None
-    """The module it needs beside those that every installation has."""
+    """The module that the logger needs beyond quadriga's own dependencies."""
     extra: ClassVar[str | None] = None
-    """The extra that brings the package: ``pip install 'quadriga[EXTRA]'``."""
+    """The extra that installs the package: ``pip install 'quadriga[EXTRA]'``."""
 
     @abstractmethod
     def open(self, context: LoggerContext) -> Logger:
-        """Start, or go on with what an earlier part of the run logged.
+        """Start a log, or continue the log of an earlier part of the run.
 
         Raises:
-            Exception: It cannot start, for whatever reason.
+            Exception: The logger cannot start, for whatever reason.
         """

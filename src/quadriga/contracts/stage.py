@@ -1,4 +1,4 @@
-"""What a slice of a model is, and what can be cut into slices."""
+"""Interfaces of stages (slices of a model) and of objectives that can be cut into stages."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from quadriga.errors import UserError
 
 
 def check_depths(depths: Sequence[int], depth: int) -> None:
-    """Check that stages of so many blocks make up the model.
+    """Check that stages of `depths` blocks add up to a model of `depth` blocks.
 
     Raises:
-        UserError: They do not.
+        UserError: They do not, or a depth is negative.
     """
     if not depths or min(depths) < 0 or sum(depths) != depth:
         raise UserError(
@@ -28,8 +28,8 @@ def check_depths(depths: Sequence[int], depth: int) -> None:
 class Stage(nn.Module, ABC):
     """A contiguous slice of a model: the unit of pipeline placement and of modular training.
 
-    Its parameters have the names that they have in the whole objective. A parameter that two stages
-    share (tied embeddings) has the same name in both.
+    Its parameters keep their names in the whole objective. A parameter that two stages share (tied
+    embeddings) has the same name in both.
     """
 
     index: int
@@ -40,16 +40,16 @@ class Stage(nn.Module, ABC):
         """Map the previous stage's output to the next one's input.
 
         Args:
-            hidden: What the stage before returned; None for the first.
-            batch: The whole micro-batch; every stage reads it by itself.
+            hidden: Output of the previous stage; None for the first stage.
+            batch: The whole micro-batch; every stage has its own copy.
 
         Returns:
-            The next stage's `hidden`, or from the last stage the loss.
+            The next stage's `hidden`, or the loss from the last stage.
         """
 
     @abstractmethod
     def hidden_shape(self, batch: Batch) -> tuple[int, ...]:
-        """Return the shape of what goes from stage to stage, without waiting for the device."""
+        """Return the shape of `hidden`, without waiting for the device."""
 
     @abstractmethod
     def initialise(self, seed: int) -> None:
@@ -58,16 +58,16 @@ class Stage(nn.Module, ABC):
 
 @runtime_checkable
 class Splittable(Protocol):
-    """An objective that can be cut into stages; run in turn they compute its `forward`."""
+    """An objective that can be cut into stages; applied in order they compute its `forward`."""
 
     depth: int
-    """Number of blocks, the units of a cut."""
+    """Number of blocks; cuts are between blocks."""
 
     def stages(self, depths: Sequence[int]) -> list[Stage]:
-        """Cut into ``len(depths)`` stages of so many blocks each, keeping the global names.
+        """Cut into ``len(depths)`` stages that keep the global parameter names.
 
-        The stages hold the objective's own modules, which may be on the meta device: what embeds
-        the input belongs to the first, what computes the loss to the last.
+        The stages hold the objective's own modules, which may be on the meta device. The input
+        embedding belongs to the first stage, the loss to the last.
 
         Args:
             depths: Blocks of each stage, 0 allowed; they add up to `depth`.

@@ -1,4 +1,4 @@
-"""What an optimizer step follows from beside the model: its groups of a config, and its numbers."""
+"""Configs of training and the moving average, and the plan of a run's steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quadriga.contracts.objective import Progress
 
 
 class TrainConfig(Config):
-    """How long, with which batch and where."""
+    """Length, batch, device, precision and parallelism of the training."""
 
     epochs: float | None = Field(None, gt=0)
     """Length of the run in epochs; either this or `steps`."""
@@ -21,33 +21,33 @@ class TrainConfig(Config):
     batch_size: int = Field(ge=1)
     """Samples of one optimizer step, over all ranks and micro-batches."""
     repeats: int = Field(1, ge=1)
-    """Views of each sample within one step (repeated augmentation): a step has so many times fewer
-    different samples. Epochs go on counting views."""
+    """Views of each sample within one step (repeated augmentation). The number of distinct samples
+    per step is divided by it; epochs count views."""
     accumulate: int = Field(1, ge=1)
     """Micro-batches per optimizer step on each rank; more of them need less memory."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """auto, cpu, cuda or cuda:N."""
     ranks: int = Field(1, ge=1)
-    """Processes to start on this machine, when no launcher has started them."""
+    """Processes to start on this machine, if no launcher has started them."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of the matrix products (`--amp` is bfloat16). Weights, gradients and optimizer state
-    are float32 always; float16 scales the loss."""
+    """Dtype of the matrix products (`--amp` is bfloat16). Weights, gradients and optimizer state
+    are always float32; float16 uses loss scaling."""
     compile: bool = False
     """Whether blocks are compiled (torch.compile)."""
     recompute: Literal["none", "selective", "full"] = "none"
-    """Activation checkpointing of the blocks: what the backward pass computes anew. selective:
-    all but matrix products and attention; full: everything. It saves memory and costs time."""
+    """Activation checkpointing of the blocks: what the backward pass recomputes. selective: all
+    but matrix products and attention; full: everything. It saves memory and costs time."""
     parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
     """How several ranks hold the state: all of it on each rank; a shard on each; or shards
     within groups of `shard_ranks` and copies between the groups."""
     shard_ranks: int | None = Field(None, ge=2)
     """Ranks that share one copy of the state under hsdp; none for the ranks of one host."""
     reshard_after_forward: bool = True
-    """Whether a block's gathered weights are let go after its forward pass (ZeRO-3), or kept
-    until the step's last backward pass (ZeRO-2: fewer gathers, more memory)."""
+    """Whether a block's gathered weights are freed after its forward pass (ZeRO-3) or kept until
+    the step's last backward pass (ZeRO-2: fewer gathers, more memory)."""
     dataset_size: int | None = Field(None, ge=1)
-    """Samples per epoch that the recipe was written for: the dry run counts with it when the
-    data is not at hand. Training always counts the real samples."""
+    """Samples per epoch that the recipe was written for. The dry run uses it if the data is not
+    available; training always counts the real samples."""
 
     @model_validator(mode="after")
     def _one_length_and_room_for_repeats(self) -> TrainConfig:
@@ -70,8 +70,8 @@ class EmaConfig(Config):
     """``average = decay * average + (1 - decay) * weights`` after each optimizer step; none for
     no average."""
     warmup: bool = False
-    """Whether the decay is at most (1 + t) / (10 + t) at step t, so that the average forgets the
-    start sooner."""
+    """Whether the decay is at most (1 + t) / (10 + t) at step t, which shortens the influence of
+    the first weights."""
 
     @model_validator(mode="after")
     def _warmup_of_something(self) -> EmaConfig:
@@ -82,7 +82,7 @@ class EmaConfig(Config):
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The numbers of a run's steps, which follow from its config, its data and its ranks."""
+    """Number and size of a run's steps, derived from its config, its data and its ranks."""
 
     total_steps: int
     batch_size: int
@@ -90,7 +90,7 @@ class StepPlan:
     accumulate: int
     """Micro-batches of one reader in a step."""
     world_size: int
-    """Readers of the samples: the ranks, or the copies of a model that lies on several."""
+    """Number of readers of samples: the ranks, or the replicas of a model cut into stages."""
     dataset_size: int
     lr: float
     """Peak learning rate at the actual batch size."""

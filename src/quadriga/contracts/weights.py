@@ -1,4 +1,4 @@
-"""Weights of another run or file, as they are handed to what starts from them."""
+"""Weights of another run or file that a new run starts from."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class WeightSource:
-    """What lies at a path."""
+    """The weights of a run, a checkpoint or a file."""
 
     path: Path
-    """What the user named."""
+    """The path that the user gave."""
     tensors: Mapping[str, Tensor]
-    """Name -> tensor on the CPU. Those of a run or a checkpoint have the objective's names."""
+    """Name -> tensor on the CPU. For a run or a checkpoint the names are the objective's."""
     config: Mapping[str, Any] | None
     """The values of the run's config, as in its config.json; None for a file."""
     stages: tuple[Mapping[str, Tensor], ...] = ()
-    """Of a file in the published modular layout (``model_stages``), the tensors of each stage under
-    timm's names, blocks numbered from 0 in each stage; `tensors` is empty then, if the file holds
-    nothing else."""
+    """For a file in the published modular layout (``model_stages``): the tensors of each stage
+    under timm's names, with blocks numbered from 0 in each stage. `tensors` then holds only the
+    file's other tensors, if any."""
     notes: Mapping[str, Any] | None = None
-    """Plain values that a file carries beside its tensors."""
+    """Plain values that a file holds in addition to its tensors."""
