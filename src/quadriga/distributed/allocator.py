@@ -1,4 +1,4 @@
-"""What becomes of the memory that a step on the CPU frees."""
+"""Tuning of glibc's allocator for steps on the CPU, and detection of failed allocations."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import re
 import torch
 
 LARGEST_KEPT = 2**28
-"""Bytes of the largest block that a process keeps; larger ones go back to the system."""
+"""Largest freed block in bytes that a process keeps; larger blocks return to the system."""
 LARGEST_KEPT_SHARDED = 2**20
-"""The same where parameters are sharded. Weights that a block gathers are freed between tensors
-that stay; a heap that keeps such holes doubles the peak: ``benchmarks/sharded_memory.py``."""
+"""The same where parameters are sharded. Gathered weights are freed between tensors that stay, and
+a heap that keeps such holes doubles the peak memory: ``benchmarks/sharded_memory.py``."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""Numbers of mallopt(3)."""
+"""Parameter numbers of mallopt(3)."""
 
 
 def keep_freed_memory(largest: int = LARGEST_KEPT) -> bool:
-    """Let this process keep the blocks that it frees, where the C library is glibc.
+    """Make this process keep freed blocks for reuse, where the C library is glibc.
 
-    By default glibc hands large blocks back to the system, and the activations of the next step
-    are faulted in and zeroed anew, page by page: ``benchmarks/freed_memory.py``. What the user has
-    said in the environment (``MALLOC_*_THRESHOLD_``, ``GLIBC_TUNABLES``) stays.
+    By default glibc returns large blocks to the system, and the kernel faults in and zeroes the
+    next step's activations page by page: ``benchmarks/freed_memory.py``. Settings in the
+    environment (``MALLOC_*_THRESHOLD_``, ``GLIBC_TUNABLES``) take precedence.
 
     Args:
-        largest: Bytes of the largest block that is kept.
+        largest: Largest block to keep, in bytes.
 
     Returns:
-        Whether the process keeps them from now on.
+        Whether the setting was changed.
     """
     said = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys()
     if said or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
@@ -38,7 +38,7 @@ def keep_freed_memory(largest: int = LARGEST_KEPT) -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    # Setting the second alone would pin the first to its default of 128 KiB, which is worse.
+    # Setting only the trim threshold would pin the mmap threshold to 128 KiB, which is worse.
     kept = mallopt(_M_MMAP_THRESHOLD, largest)
     return bool(kept and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 

@@ -1,4 +1,4 @@
-"""Collectives that do nothing in a world of one, and the parts and wholes of sharded tensors."""
+"""Collectives that do nothing at world size 1, and access to shards and full tensors."""
 
 from __future__ import annotations
 
@@ -18,14 +18,20 @@ Value = TypeVar("Value")
 
 
 def all_reduce_sum(tensor: Tensor, env: DistEnv, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Sum `tensor` over all ranks in place, on a group of all of them, and return it."""
+    """Sum `tensor` over all ranks in place and return it.
+
+    Args:
+        tensor: Any shape and dtype that the backend supports.
+        env: This process among the run's.
+        group: A group of all ranks; the default group if None.
+    """
     if env.world_size > 1:
         dist.all_reduce(tensor, group=group)
     return tensor
 
 
 def broadcast_value(value: Value, env: DistEnv) -> Value:
-    """Return rank 0's `value` on every rank; it must be picklable and trusted (our own)."""
+    """Return rank 0's `value` on every rank; it is pickled, so it must come from this program."""
     if env.world_size == 1:
         return value
     box = [value]
@@ -37,7 +43,7 @@ def from_main(function: Callable[[], Value], env: DistEnv) -> Value:
     """Call `function` on rank 0 and return its value on every rank.
 
     Raises:
-        UserError: Rank 0 raised it; raised on every rank, so that none waits for another.
+        UserError: Rank 0 raised it; raised on every rank, so that no rank waits in a collective.
     """
     outcome: tuple[Value | None, str | None] = (None, None)
     if env.is_main:
@@ -57,7 +63,7 @@ def on_all(function: Callable[[], Value], env: DistEnv) -> Value:
     """Call `function` on every rank and return each rank's own value.
 
     Raises:
-        UserError: A rank raised it; raised on every rank, so that none waits for another.
+        UserError: A rank raised it; raised on every rank, so that no rank waits in a collective.
     """
     value, message = None, None
     try:
@@ -82,31 +88,31 @@ def all_gather_values(value: Value, env: DistEnv) -> list[Value]:
 
 
 def barrier(env: DistEnv) -> None:
-    """Wait until every rank is here."""
+    """Wait until every rank has called this function."""
     if env.world_size > 1:
         dist.barrier()
 
 
 def slice_of(total: int, rank: int, world_size: int) -> range:
-    """Return rank's contiguous share of ``range(total)``; shares differ by at most one."""
+    """Return the contiguous share of ``range(total)`` of `rank`; sizes differ by at most one."""
     return range(total * rank // world_size, total * (rank + 1) // world_size)
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """Return the part of a tensor that this rank holds: all of it, unless it is sharded."""
+    """Return this rank's shard of a DTensor, or the tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def is_sharded(tensors: Iterable[Tensor]) -> bool:
-    """Return whether this rank holds a part of one of the tensors only."""
+    """Return whether any of the tensors is a DTensor."""
     return any(isinstance(tensor, DTensor) for tensor in tensors)
 
 
 def first_element(tensor: Tensor) -> int:
-    """Return the row-major number in the whole of the first element that this rank holds.
+    """Return the row-major offset in the full tensor of this rank's first element.
 
     Raises:
-        ValueError: The rank does not hold consecutive rows.
+        ValueError: The tensor is sharded along another dimension than 0.
     """
     if not isinstance(tensor, DTensor):
         return 0
@@ -121,12 +127,12 @@ def first_element(tensor: Tensor) -> int:
 
 @torch.no_grad()
 def copy_whole(target: Tensor, values: Tensor) -> None:
-    """Copy all of a tensor into `target`, of which this rank may hold a shard.
+    """Copy a full tensor into `target`, which may be sharded.
 
     Args:
-        target: Whole or cut into rows.
-        values: Of the same shape, on any device; gathered where it is sharded itself, for which
-            every rank calls it.
+        target: Full, or sharded along dimension 0.
+        values: Same shape as `target`, on any device. A sharded one is gathered, so every rank
+            must call this function.
     """
     own, values = local_part(target), whole(values)
     first = first_element(target)
@@ -134,5 +140,5 @@ def copy_whole(target: Tensor, values: Tensor) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return all of a tensor; every rank calls it, in the same order, if it is sharded."""
+    """Return the full tensor; for a sharded one, a collective that every rank calls."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,4 +1,4 @@
-"""Which process this is, from the launcher's variables."""
+"""Rank, world size and device of this process, from the launcher's environment variables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quadriga.errors import UserError
 
 @dataclass(frozen=True)
 class Launch:
-    """What the launcher said: the pure reading of the environment variables."""
+    """The launcher's environment variables, parsed."""
 
     rank: int = 0
     world_size: int = 1
@@ -25,7 +25,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class DistEnv:
-    """This process among the run's processes; world size 1 takes the same path as any other."""
+    """This process among the run's processes. World size 1 uses the same code as any other."""
 
     rank: int
     world_size: int
@@ -35,7 +35,7 @@ class DistEnv:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which writes files and talks to the user."""
+        """Whether this is rank 0, which writes files and prints messages."""
         return self.rank == 0
 
 
@@ -50,10 +50,10 @@ def read_launch(environ: Mapping[str, str]) -> Launch:
         environ: The environment variables.
 
     Returns:
-        The launch; one process when no launcher is recognised.
+        The launch; a single process if no launcher is recognised.
 
     Raises:
-        UserError: A launcher's variables are incomplete or not numbers.
+        UserError: A launcher's variables are incomplete, not numbers, or the rank is too large.
     """
     missing = [name for name in ("RANK", "WORLD_SIZE") if name not in environ]
     if len(missing) == 1:
@@ -83,7 +83,7 @@ def read_launch(environ: Mapping[str, str]) -> Launch:
 
 
 def _tasks_of_node(environ: Mapping[str, str]) -> str:
-    """Return how many tasks run on this node, from a list such as ``4(x2),2``; "1" without one."""
+    """Return this node's number of tasks from a list such as ``4(x2),2``; "1" if there is none."""
     text = environ.get("SLURM_STEP_TASKS_PER_NODE", environ.get("SLURM_TASKS_PER_NODE", ""))
     nodes = []
     for part in text.split(","):
@@ -98,7 +98,7 @@ def pick_device(name: str, local_rank: int) -> torch.device:
 
     Args:
         name: "auto", "cpu", "cuda" or "cuda:N".
-        local_rank: Which of the host's devices "cuda" means.
+        local_rank: Index of the host's device that "cuda" means.
 
     Raises:
         UserError: The device does not exist on this machine.
@@ -117,9 +117,9 @@ def pick_device(name: str, local_rank: int) -> torch.device:
 
 
 def set_threads(local_world_size: int) -> None:
-    """Share the host's cores between its ranks, unless OMP_NUM_THREADS says otherwise.
+    """Divide the host's cores among its ranks, unless the user has set OMP_NUM_THREADS.
 
-    A 1 beside several ranks says nothing: torchrun sets it where nobody has.
+    With several ranks a value of 1 is ignored, because torchrun sets it by default.
     """
     said = os.environ.get("OMP_NUM_THREADS")
     if said is None or (said == "1" and local_world_size > 1):

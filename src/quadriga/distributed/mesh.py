@@ -11,18 +11,18 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from quadriga.distributed.environment import SINGLE, DistEnv
 
 AXES = ("data", "shard", "stage", "expert")
-"""data: copies of the model; shard: parts of its parameters; stage: parts of its depth; expert:
-parts of its experts. The samples of a step are dealt over all of them but the stages."""
+"""data: replicas of the model; shard: shards of its parameters; stage: pipeline stages; expert:
+groups of its experts. A step's samples are distributed over all axes except ``stage``."""
 
 
 @final
 @dataclass(frozen=True)
 class Ranks:
-    """This process, and the mesh that it forms with the others."""
+    """This process, and the device mesh of all processes."""
 
     env: DistEnv
     mesh: DeviceMesh | None = None
-    """Its dimensions are `AXES`; None where there are copies only, which need no groups."""
+    """Its dimensions are `AXES`. None where every rank holds a replica, which needs no groups."""
 
     def size(self, axis: str) -> int:
         """Return the number of ranks along one of `AXES`."""
@@ -32,7 +32,7 @@ class Ranks:
 
     @property
     def samples(self) -> SampleGroup:
-        """The ranks that a step's samples are dealt over."""
+        """The ranks that a step's samples are distributed over."""
         if self.env.world_size == 1:
             return ALONE
         if self.mesh is None or self.size("stage") == 1:
@@ -41,10 +41,10 @@ class Ranks:
         return SampleGroup(flat.get_local_rank(), flat.size(), flat.get_group())
 
     def sharded(self) -> DeviceMesh:
-        """Return the mesh of (data, shard) for FSDP2, or of (shard) where there is one copy.
+        """Return the mesh (data, shard) for FSDP2, or (shard) where there is one replica.
 
         Raises:
-            ValueError: There are copies only.
+            ValueError: There is no mesh, because every rank holds a replica.
         """
         if self.mesh is None:
             raise ValueError("ranks that hold copies have no mesh")
@@ -54,22 +54,23 @@ class Ranks:
 @final
 @dataclass(frozen=True)
 class SampleGroup:
-    """The ranks that share a step's samples, in the order in which the samples are dealt."""
+    """The ranks that share a step's samples, in the order of the samples' distribution."""
 
     rank: int
     size: int
     group: dist.ProcessGroup | None
-    """None for a rank alone."""
+    """None for a group of one rank."""
 
 
 ALONE = SampleGroup(0, 1, None)
-"""A rank that has all samples of a step."""
+"""The group of a single rank, which has all samples of a step."""
 
 
 def make_ranks(env: DistEnv, *, shard: int = 1, stage: int = 1, expert: int = 1) -> Ranks:
-    """Lay the ranks out on a mesh; every rank calls it. What is left over is the data axis.
+    """Arrange the ranks on a mesh with axes `AXES`; every rank calls it.
 
-    Neighbouring ranks differ in the last axis first.
+    The data axis has world size / (shard * stage * expert) ranks. The last axis varies fastest
+    over consecutive ranks.
 
     Args:
         env: This process.

@@ -1,4 +1,4 @@
-"""The process group's life from start to a clean exit."""
+"""Start and clean shutdown of the process group."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from quadriga.errors import UserError
 def process_group(
     device: str = "auto", environ: Mapping[str, str] | None = None, timeout_minutes: float = 30.0
 ) -> Iterator[DistEnv]:
-    """Join the process group that the launcher set up, and leave it cleanly.
+    """Join the launcher's process group, and destroy it at the end.
 
     Args:
         device: As for `pick_device`.
@@ -29,10 +29,10 @@ def process_group(
         timeout_minutes: How long a collective may take before it fails.
 
     Yields:
-        The environment. A single process has no group.
+        This process among the run's. A single process has no group.
 
     Raises:
-        UserError: The launcher's variables or the device are not right.
+        UserError: The launcher's variables or the device are invalid.
     """
     launch = read_launch(os.environ if environ is None else environ)
     if launch.world_size > 1 and ":" in device:
@@ -60,25 +60,25 @@ def process_group(
         if getattr(error, "on_every_rank", False):
             _meet(launch.world_size)
         else:
-            # NCCL's communicators are destroyed by all ranks together. One that leaves alone
-            # would wait for the others, which wait for it in a collective, and tell nobody why.
+            # Destroying NCCL communicators is collective. A rank that fails alone would wait for
+            # the others, which wait for it in a collective, and its error would never be printed.
             destroys = place.type != "cuda"
         _let_go(error)
         raise
     finally:
-        # What holds the group may be a reference cycle. Where it outlives the group, it ends
-        # gloo's threads while they wait for the interpreter that waits for them: the process
-        # hangs, or aborts at its end. So it is collected before the group goes.
+        # A reference cycle may hold the group. If the cycle is collected after the group is
+        # destroyed, gloo's threads and the interpreter wait for each other, and the process hangs
+        # or aborts at exit. So cycles are collected first.
         gc.collect()
         if destroys:
             dist.destroy_process_group()
 
 
 def _join(launch: Launch, place: torch.device, timeout: timedelta) -> None:
-    """Meet the other ranks.
+    """Initialise the default process group.
 
     Raises:
-        UserError: A variable is missing.
+        UserError: MASTER_ADDR or MASTER_PORT is not set, or the store cannot be shared.
     """
     absent = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if absent:
@@ -112,7 +112,7 @@ def _store_of_attempt(launch: Launch, timeout: timedelta) -> dist.Store | None: 
     if not lent or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
         return None
     if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
-        # Each host's torchrun counts its own restarts only: the count is no common name.
+        # Each host's torchrun counts only its own restarts, so the count is no common prefix.
         unset = UserError(
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE must be 1 in torchrun's environment when it is to "
             "restart ranks of several hosts, but is not set; export it on every host, or leave "
@@ -129,17 +129,17 @@ def _store_of_attempt(launch: Launch, timeout: timedelta) -> dist.Store | None: 
 
 
 def _meet(world_size: int) -> None:
-    """Wait for the other ranks, which end as this one does.
+    """Wait for the other ranks, which end with the same error.
 
-    A launcher ends the others once one has left, and rank 0 may still have files to close and
-    the error to tell.
+    A launcher kills the other ranks once one has exited, and rank 0 may still have to close files
+    and print the error.
     """
-    with contextlib.suppress(RuntimeError):  # one has ended otherwise: that is told by itself
+    with contextlib.suppress(RuntimeError):  # another rank failed and prints its own error
         dist.all_gather_object([None] * world_size, None)
 
 
 def _let_go(error: BaseException | None) -> None:
-    """Clear the finished frames of an error: they refer to all that the run was made of."""
+    """Clear the finished frames of an error, which keep the run's objects alive."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""The places of a step's samples on the ranks, and the ways between them."""
+"""Positions of a step's samples on the ranks, and the differentiable gather and sum over them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from quadriga.distributed.mesh import ALONE, SampleGroup
 
 @final
 class Slots:
-    """Where this rank's rows stand among the rows of a step.
+    """Positions of this rank's rows among the rows of a step.
 
-    A slot is one sample's place in the step. Each rank knows which slots every other rank has, so
-    a gather moves the rows and nothing else. Shares may be uneven or empty.
+    A slot is one sample's position in the step. Each rank has the slots of all ranks, so a gather
+    communicates nothing but the rows. Shares may be uneven or empty.
     """
 
     def __init__(self, group: SampleGroup, shares: Sequence[Sequence[int]]) -> None:
-        """Take the slots of each rank of `group`, each in the order of that rank's rows.
+        """Store the slots of each rank of `group`.
 
         Args:
             group: The ranks.
-            shares: For each rank its slots; all together are 0, 1, ... without a gap.
+            shares: For each rank the slots of its rows, in order; together they are a permutation
+                of 0, 1, ..., rows of the step - 1.
         """
         self.group = group
         self.counts = tuple(len(share) for share in shares)
@@ -35,7 +36,7 @@ class Slots:
         self.own = torch.tensor(list(shares[group.rank]), dtype=torch.int64)
         """int64 (rows,): the slots of this rank's rows, on the CPU."""
         flat = torch.tensor([slot for share in shares for slot in share], dtype=torch.int64)
-        # Row s of the step is number order[s] of the rows of all ranks, one after the other.
+        # Row s of the step is row order[s] of the concatenation over the ranks.
         self._order = torch.empty_like(flat).scatter_(0, flat, torch.arange(self.total))
         self._inverse = flat
         self._is_ordered = bool((self._inverse == torch.arange(self.total)).all())
@@ -43,11 +44,11 @@ class Slots:
     def gather(self, rows: Tensor) -> Tensor:
         """Return the rows of all ranks in slot order; each rank of the group calls it.
 
-        The gradient of this rank's rows is the sum over all ranks of the gradients of its rows in
-        what they gathered: the transpose of the gather.
+        The backward pass is the transpose: the gradient of this rank's rows is the sum over all
+        ranks of their gradients with respect to these rows.
 
         Args:
-            rows: (rows of this rank, *any); any type that the backend can carry.
+            rows: (rows of this rank, *any), of any dtype that the backend supports.
 
         Returns:
             (rows of the step, *any).
@@ -57,11 +58,11 @@ class Slots:
         return rows if self._is_ordered else rows[self._order.to(rows.device)]
 
     def sum(self, values: Tensor) -> Tensor:
-        """Return the sum of `values` over the ranks; and so is the gradient."""
+        """Return the sum of `values` over the ranks; the gradient is summed likewise."""
         return sum_over(values, self.group)
 
     def gather_ranks(self, rows: Tensor) -> Tensor:
-        """Return the rows of all ranks, one rank after the other, without a graph."""
+        """Return the rows of all ranks, concatenated in rank order, without a graph."""
         if self.group.size == 1:
             return rows
         most = max(self.counts)
@@ -78,7 +79,7 @@ class Slots:
 
 
 def sum_over(values: Tensor, group: SampleGroup) -> Tensor:
-    """Return the sum of `values` over the ranks of a group, as its gradient is summed."""
+    """Return the sum of `values` over the ranks of a group; the gradient is summed likewise."""
     if group.size == 1:
         return values
     summed: Tensor = _Sum.apply(values, group)  # type: ignore[no-untyped-call]
@@ -101,7 +102,10 @@ class _Gather(torch.autograd.Function):
 
 
 class _Sum(torch.autograd.Function):
-    """All-reduce whose backward pass is an all-reduce; torch's in-place one gives 1 / ranks."""
+    """All-reduce whose backward pass is an all-reduce.
+
+    Differentiating through torch's in-place all-reduce gives 1 / ranks of this gradient.
+    """
 
     @staticmethod
     def forward(context: Any, values: Tensor, group: SampleGroup) -> Tensor:
