@@ -1,13 +1,13 @@
-"""Restarts by torchrun: which attempt this is, and what an earlier one ended with.
+"""Restarts by torchrun: the number of this attempt and the exit code of an earlier one.
 
-torchrun starts its workers again after any failure, also after one that will only repeat itself.
-It has no exit code that says so. But every worker is told a file to write its error to, below a
-folder of this torchrun on this host; beside the attempts' folders a rank leaves its exit code, and
-the ranks of the next attempts end with it at once, before torch is imported.
+torchrun restarts its workers after any failure, even one that will only repeat itself, and has no
+exit code that prevents it. torchrun also gives every worker the path of an error file, below a
+folder of this torchrun on this host. A rank writes its exit code beside the attempts' folders, and
+the ranks of later attempts exit with it at once, before they import torch.
 
-Processes that end with the one that has started them, also when that one is killed.
+The module also makes a process end with its parent, even if the parent is killed.
 
-Nothing here imports torch: it is the first thing that a process does.
+Nothing here imports torch, because this code runs before everything else.
 """
 
 from __future__ import annotations
@@ -25,29 +25,32 @@ from pathlib import Path
 from quadriga.errors import EXIT_PREEMPTED, EXIT_USER_ERROR
 
 FINAL = (EXIT_USER_ERROR, EXIT_PREEMPTED)
-"""Exit codes after which another attempt is of no use."""
+"""Exit codes after which another attempt is useless."""
 
 RESTARTS = "QUADRIGA_RESTARTS"
-"""Variable in which ``quadriga train --max-restarts`` tells its ranks how often it restarted."""
+"""Variable in which ``quadriga train --max-restarts`` passes the number of restarts to ranks."""
 
 
 def restarts(environ: Mapping[str, str]) -> int:
-    """Return how often the launcher has started this run's ranks again."""
+    """Return how often the launcher has restarted this run's ranks."""
     counts = (environ.get(name, "0") for name in (RESTARTS, "TORCHELASTIC_RESTART_COUNT"))
     return max(int(count) if count.isdecimal() else 0 for count in counts)
 
 
 def _verdict(environ: Mapping[str, str]) -> Path | None:
-    """Return the file that outlives an attempt: .../RUN/attempt_0/RANK/error.json is told."""
+    """Return the path in torchrun's folder for the exit code, which outlives an attempt.
+
+    TORCHELASTIC_ERROR_FILE is .../RUN/attempt_0/RANK/error.json. None without torchrun.
+    """
     told = Path(environ.get("TORCHELASTIC_ERROR_FILE", ""))
     return told.parents[2] / "quadriga_exit_code" if len(told.parents) > 3 else None
 
 
 def remember(code: int, environ: Mapping[str, str]) -> None:
-    """Leave a final exit code for the next attempts; without torchrun, do nothing."""
+    """Write a final exit code for later attempts; without torchrun, do nothing."""
     path = _verdict(environ)
     if path is not None and code in FINAL:
-        with contextlib.suppress(OSError):  # then the next attempt tells its error once more
+        with contextlib.suppress(OSError):  # then the next attempt repeats the error
             path.write_text(str(code), encoding="ascii")
 
 
@@ -64,28 +67,28 @@ def remembered(environ: Mapping[str, str]) -> int | None:
 
 
 WITH_PARENT = "QUADRIGA_WITH_PARENT"
-"""Variable that asks a process, and those that it starts, to end with its parent: the number of
-the process that has set it."""
+"""Variable that makes a process and its children end with their parents. Its value is the process
+id of the process that set it."""
 
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 1.0
 
 
 def end_with_parent(environ: Mapping[str, str]) -> None:
-    """Where the environment asks for it, be killed as soon as the parent process is gone.
+    """Kill this process when its parent ends, if the environment sets `WITH_PARENT`.
 
-    The kernel sees to it on Linux; elsewhere a thread looks every second. What a run has saved is
-    whole at any moment, so that nothing is lost but the steps since.
+    On Linux the kernel sends SIGKILL; elsewhere a thread polls every second. Checkpoints are
+    complete at any moment, so only the steps since the last one are lost.
     """
     asked_by = environ.get(WITH_PARENT)
     if asked_by is None:
         return
     parent = os.getppid()
-    if "RANK" not in environ and asked_by != str(parent):  # it was gone before this began
+    if "RANK" not in environ and asked_by != str(parent):  # the parent ended before this call
         os.kill(os.getpid(), signal.SIGKILL)
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it went before the kernel knew
+        if os.getppid() != parent:  # the parent ended before prctl took effect
             os.kill(os.getpid(), signal.SIGKILL)
         return
     threading.Thread(target=_watch, args=(parent,), name="parent", daemon=True).start()

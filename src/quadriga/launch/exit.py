@@ -1,4 +1,4 @@
-"""How a process of a run ends: with which code, and how soon."""
+"""Exit of a run's process with an exit code."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import sys
 from typing import NoReturn
 
 GRACE_SECONDS = 2.0
-"""How long the other ranks wait for rank 0 to tell the error that all of them have."""
+"""How long the other ranks wait for rank 0 to print an error that all ranks have."""
 
 
 def leave(code: int) -> NoReturn:
-    """End the process: at once where a rank has left its group behind.
+    """Exit with `code`; after an error, immediately if the process group still exists.
 
-    What ends the group's threads would wait for the other ranks.
+    A normal interpreter exit would stop the group's threads, which wait for the other ranks.
     """
     distributed = sys.modules.get("torch.distributed")
     if code != 0 and distributed is not None and distributed.is_initialized():
