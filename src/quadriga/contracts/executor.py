@@ -39,7 +39,8 @@ class StepOutput(NamedTuple):
     """This rank's wall time in seconds by phase (`engine.meters.phase_timer`); ``step`` is the
     whole step."""
     skipped: bool = False
-    """Whether the update was skipped, because the gradient was not finite or the config says so."""
+    """Whether the update was skipped, because the loss or gradient was not finite, or because a
+    rollback excludes the step."""
     stop: bool = False
     """Whether a rank received a stop signal; the run saves and ends after this step."""
 

@@ -1,4 +1,4 @@
-"""From a config to an initialised objective, to one on the meta device, and to a loader."""
+"""Build a run's objective, with memory or on the meta device, and its loader."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from quadriga.engine.run_plan import RunPlan
 from quadriga.engine.tasks import errors_of, examples
 
 Fill = Callable[[Objective], None]
-"""Puts weights from elsewhere into an objective with initial values; every rank calls it."""
+"""Loads weights from other sources into an initialised objective; every rank calls it."""
 
 EXACT = LoaderConfig(workers=0, prefetch=1, max_unreadable_fraction=0.0)
-"""Reads in the calling process and forgives nothing."""
+"""Reads in the calling process and tolerates no unreadable sample."""
 
 
 def build_on_meta(config: RunConfig) -> Objective:
-    """Make the objective without memory: names, shapes and dtypes only.
+    """Make the objective on the meta device, with names, shapes and dtypes but no memory.
 
     Raises:
         UserError: The method does not train this kind of model.
@@ -44,7 +44,7 @@ def build_on(config: RunConfig, device: torch.device) -> Objective:
 
 
 def build_objective(config: RunConfig, device: torch.device, seed: int) -> Objective:
-    """Make the objective on `device`, every value of it keyed by `seed`.
+    """Make the objective on `device` and initialise all its values from `seed`.
 
     Raises:
         UserError: The method does not train this kind of model.
@@ -55,11 +55,11 @@ def build_objective(config: RunConfig, device: torch.device, seed: int) -> Objec
 
 
 def give_memory(objective: Objective, device: torch.device, seed: int) -> None:
-    """Give an objective on the meta device memory and initial values, each rank its own shards.
+    """Allocate and initialise an objective that is on the meta device; each rank its own shards.
 
     Args:
         objective: Changed in place; its parameters may be sharded.
-        device: Where it is to lie.
+        device: Where to allocate it.
         seed: The seed of its values.
     """
     objective.to_empty(device=device)
@@ -70,8 +70,8 @@ def give_memory(objective: Objective, device: torch.device, seed: int) -> None:
 def check_shapes(config: RunConfig) -> None:
     """Run two samples of each task through the objective on the meta device.
 
-    It takes no memory, no data and no time. Two, since batch normalisation may see a single
-    position of each.
+    It needs no memory and no data. Two samples, because batch normalisation over one position per
+    sample needs more than one value.
 
     Raises:
         UserError: The views and the model do not fit each other.
@@ -87,7 +87,10 @@ def check_shapes(config: RunConfig) -> None:
 
 
 def make_stream(config: RunConfig, plan: RunPlan) -> SampleStream:
-    """Return which samples each step of a run has; in a mixture the plan knows its data."""
+    """Return the stream that assigns samples to the run's steps.
+
+    For a mixture the plan must come from `RunPlan.of_data`.
+    """
     if plan.draws is not None:
         return TaskStream(config.seed, plan.task_sizes, plan.draws, plan.world_size)
     return PlainStream(
@@ -109,16 +112,16 @@ def build_loader(
     warn: Warn | None = None,
     on_read: OnRead | None = None,
 ) -> Loader:
-    """Make the loader of a run's training micro-batches; it starts when it is first used.
+    """Make the loader of a run's training micro-batches; its workers start at the first use.
 
     Args:
         config: The run.
         dataset: Its training data.
-        plan: Its numbers.
+        plan: The plan of its steps.
         env: The rank that reads its share of the samples.
         settings: How it reads.
-        warn: Told of unreadable samples; see `Loader`.
-        on_read: Told each micro-batch; see `Loader`.
+        warn: Called for unreadable samples; see `Loader`.
+        on_read: Called for each micro-batch; see `Loader`.
     """
     return Loader(
         dataset,

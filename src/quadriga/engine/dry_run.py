@@ -1,4 +1,4 @@
-"""What a run would be, without its memory or its data: sizes, work and arithmetic."""
+"""Sizes, operations and time of a run, computed without its memory or its data."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ from quadriga.loggers import check_loggers
 Row = tuple[str, str]
 
 YARDSTICK = "NVIDIA A100"
-"""The device that the time of a run is told for, where this machine has none that is known."""
+"""The device that the time estimate assumes if this machine's device is unknown."""
 UTILISATION = 0.4
-"""Share of the peak that a run of transformers reaches when nothing holds it up."""
+"""Assumed fraction of the peak FLOP/s that transformers reach when data is not a bottleneck."""
 SHORT = 60.0
-"""Runs of fewer seconds are spent on starting: no estimate."""
+"""Shorter runs, in seconds, get no time estimate, because start-up dominates them."""
 
 
 def dry_run(config: RunConfig, world_size: int, local_world_size: int | None = None) -> list[Row]:
-    """Build everything on the meta device and work out the run's numbers.
+    """Build everything on the meta device and compute the run's sizes, operations and length.
 
     Args:
         config: The run.
-        world_size: Ranks to count with.
-        local_world_size: Ranks of one host; by default all of them, 8 at most.
+        world_size: Number of ranks to assume.
+        local_world_size: Ranks per host; by default all of them, at most 8.
 
     Returns:
         (what, value) rows to print.
 
     Raises:
-        UserError: The run could not start. What it starts from is not looked for: it may be yet to
-            come.
+        UserError: The run could not start. Sources of initial weights are not checked, because
+            they may not exist yet.
     """
     check_loggers(config.log.loggers)
     dataset, size, origin = _dataset(config)
@@ -86,7 +86,7 @@ def dry_run(config: RunConfig, world_size: int, local_world_size: int | None = N
 
 
 def _mean(costs: Sequence[tuple[Cost, float]]) -> Cost:
-    """Return the cost of the blocks that the tasks have in the long run, a thousand of them."""
+    """Return the expected cost of 1000 task blocks; of a plain run the cost of its micro-batch."""
     if len(costs) == 1:
         return costs[0][0]
     fields = ("samples", "forward_flops", "training_flops", "model_flops")
@@ -99,10 +99,10 @@ def _largest(costs: Sequence[tuple[Cost, float]]) -> Cost:
 
 
 def _as_executed(config: RunConfig, plain: Cost, micro: int) -> Cost:
-    """Return the cost with what is kept under the run's recomputation and precision.
+    """Return the cost with the activation memory under the run's recomputation and precision.
 
-    Weights of another type than float32 need fake tensors, since the meta device has no
-    autocast; they stand for the CPU's, whose list of operations differs little from a GPU's.
+    Other dtypes than float32 need fake tensors, because the meta device has no autocast. They
+    follow the CPU's autocast, whose list of operations differs little from a GPU's.
     """
     train = config.train
     if train.recompute == "none" and train.precision == "float32":
@@ -120,7 +120,7 @@ def _as_executed(config: RunConfig, plain: Cost, micro: int) -> Cost:
 
 
 def _dataset(config: RunConfig) -> tuple[Dataset | None, int, str]:
-    """Return the training data where it is at hand, its size, and where the size is from."""
+    """Return the training data (None if unavailable), its size, and the origin of the size."""
     for part in task_configs(config).values():
         part.objective.check(part.model, None, part.views)
     try:
@@ -144,7 +144,7 @@ def _work(cost: Cost, plan: RunPlan) -> list[Row]:
 
 
 def _time(config: RunConfig, cost: Cost, plan: RunPlan, world_size: int) -> list[Row]:
-    """Return how long the run would take, on this machine's device if it is known, or an A100."""
+    """Return the row of the estimated time, on this machine's device if known, else an A100."""
     dtype, name, tf32 = getattr(torch, config.train.precision), YARDSTICK, False
     if config.train.device != "cpu" and torch.cuda.is_available():
         own = torch.cuda.get_device_name()

@@ -1,4 +1,4 @@
-"""Run a run's evaluation protocols and write down what they found."""
+"""Run evaluation protocols and store their results."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from quadriga.formatting import measured
 
 
 def evaluation_data(config: RunConfig, train: Dataset | None = None) -> Callable[[Split], Dataset]:
-    """Return what opens the part of a split that is evaluated on, each split once.
+    """Return a function that opens the evaluated part of a split, each split once.
 
     Args:
         config: The run.
-        train: Its whole training data, where that is open already.
+        train: Its whole training data, if already open.
     """
     counts = {"train": config.evaluation.train_samples, "test": config.evaluation.test_samples}
 
@@ -56,7 +56,12 @@ def evaluation_data(config: RunConfig, train: Dataset | None = None) -> Callable
 
 
 def choose_protocols(config: RunConfig, names: Sequence[str], values: dict[str, str]) -> RunConfig:
-    """Return the config with the named protocols, and the overrides applied.
+    """Return the config with the named protocols and the overrides.
+
+    Args:
+        config: The run.
+        names: Kinds of protocols to run; together with those in `values` they replace the run's.
+        values: Overrides, such as ``knn.k``, ``weights`` or a full config path.
 
     Raises:
         UserError: An unknown protocol or key.
@@ -89,14 +94,14 @@ def load_objective(
 ) -> tuple[Objective, int, Ranks | None]:
     """Read the objective of a run's newest valid checkpoint; every rank calls it.
 
-    Its weights are those that ``evaluation.weights`` names. A run that shards its state is read
-    in shards over all ranks, whatever number trained it.
+    ``evaluation.weights`` selects raw or averaged weights. The objective of a run with sharded
+    state is sharded over all ranks, whatever number of ranks trained it.
 
     Returns:
-        The objective, the step it is at, and the ranks that it is sharded over, if it is.
+        The objective, its step, and the ranks that it is sharded over (None if it is not).
 
     Raises:
-        UserError: The run has no whole checkpoint, or no moving average.
+        UserError: The run has no complete checkpoint, or no moving average.
     """
     directory = RunDirectory(run_dir)
     found = from_main(lambda: newest_valid(directory.checkpoints, console.warn), env)
@@ -118,17 +123,16 @@ def make_context(
     console: Console,
     ranks: Ranks | None = None,
 ) -> EvaluationContext:
-    """Return what protocols work on.
+    """Return the input of the protocols.
 
     Args:
         config: The run.
-        objective: What is evaluated.
+        objective: The objective to evaluate.
         data: `evaluation_data` of the run.
-        folder: Where results and pictures go.
+        folder: Folder for results and pictures.
         env: This process among the run's.
-        console: Where progress and warnings go.
-        ranks: The ranks over which the objective is sharded as the run says; without them each
-            rank holds all of it.
+        console: Prints progress and warnings.
+        ranks: The ranks that the objective is sharded over; None if each rank holds all of it.
 
     Raises:
         UserError: The run is a mixture of tasks.
@@ -161,16 +165,15 @@ def evaluate(
     console: Console,
     overrides: Mapping[str, str] | None = None,
 ) -> list[EvaluationResult]:
-    """Run `protocols` and write down what they find; every rank calls it.
+    """Run `protocols` and store their results; every rank calls it.
 
     Args:
-        protocols: What to run.
-        context: What they work on; its output folder gets the pictures and ``evaluation.json``.
-        step: The step the objective is at, for the record.
-        console: Where the metrics are said.
-        overrides: What differs from the run's own config: results of another combination of
-            overrides are not kept beside these. None where a run evaluates itself: the time is then
-            its own, and noted with its others.
+        protocols: The protocols to run.
+        context: Their input; pictures and ``evaluation.json`` go to its output folder.
+        step: The objective's step, for the record.
+        console: Prints the metrics.
+        overrides: Differences from the run's own config; results with other overrides are
+            replaced. None if a run evaluates itself; its times.jsonl then records the time.
 
     Returns:
         One result per protocol, in order; the same on every rank.
@@ -203,7 +206,7 @@ def evaluate(
 
 
 def _build(config: RunConfig, env: DistEnv, ranks: Ranks | None, seed: int) -> Objective:
-    """Return the objective with initial values; with `ranks` they hold it as the run says."""
+    """Return the initialised objective, sharded over `ranks` if they are given."""
     if ranks is None:
         return build_objective(config, env.device, seed)
     objective = build_on_meta(config)
@@ -212,7 +215,7 @@ def _build(config: RunConfig, env: DistEnv, ranks: Ranks | None, seed: int) -> O
 
 
 def describe(result: EvaluationResult) -> str:
-    """Return one line: the protocol and its metrics, each beside the random encoder's."""
+    """Return one line with the protocol's metrics, each with the random encoder's value."""
     metrics = dict(result.metrics)
     parts = []
     for name, value in metrics.items():

@@ -1,13 +1,13 @@
-"""The folders of checkpoints: their manifests, which of them are whole, and how one appears.
+"""Checkpoint folders: manifests, verification, atomic publication and removal.
 
 FOLDER/
     step_00001000/              a checkpoint
     .step_00002000.partial/     one that is being written
     .step_00000500.removed/     one that is being removed
-    step_00001000.replaced/     the old one, while a new one of the same step takes its place
-    superseded/                 what a run that went back to an earlier step has left
+    step_00001000.replaced/     the old one, while a new one of the same step replaces it
+    superseded/                 later checkpoints of a run that resumed from an earlier step
 
-A kill at any moment leaves each step either whole under a name that is read, or not at all.
+After a kill at any moment, each step is either complete under a name that is read, or absent.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _READABLE = (1, FORMAT)
 _NAME = re.compile(r"step_(\d{8,})(\.replaced)?")
 _REPLACED = ".replaced"
 _PIECE = 4 << 20
-"""Bytes that are read at once: few calls, and a buffer that fits in the caches."""
+"""Bytes per read: large enough for few calls, small enough for the CPU's caches."""
 
 
 class InvalidCheckpoint(Exception):
-    """A checkpoint that must not be loaded; the message says why."""
+    """A checkpoint that must not be loaded; the message names the cause."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a whole checkpoint says of itself."""
+    """The content of a checkpoint's manifest.json."""
 
     format: int
     step: int
@@ -52,16 +52,16 @@ class Manifest:
     files: dict[str, dict[str, Any]]
     """File name -> {"bytes": int, "sha256": hexadecimal digest}."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """What else the run wants to know; plain JSON."""
+    """Further values of the run; plain JSON."""
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Return where the checkpoint of `step` belongs."""
+    """Return the path of the checkpoint of `step`."""
     return folder / f"step_{step:08d}"
 
 
 def partial_path(folder: Path, step: int) -> Path:
-    """Return where the checkpoint of `step` is written."""
+    """Return the path at which the checkpoint of `step` is written before it is published."""
     return folder / f".step_{step:08d}.partial"
 
 
@@ -69,7 +69,7 @@ def step_of(path: Path) -> int:
     """Return the step of a checkpoint's folder, from its name.
 
     Raises:
-        ValueError: It is no name of a checkpoint.
+        ValueError: It is not the name of a checkpoint.
     """
     match = _NAME.fullmatch(path.name)
     if match is None:
@@ -78,10 +78,10 @@ def step_of(path: Path) -> int:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write a checkpoint's manifest, with the checksum of its own contents.
+    """Write a checkpoint's manifest with the checksum of its own content.
 
     Raises:
-        OSError: It could not be written.
+        OSError: It cannot be written.
     """
     content = asdict(manifest)
     write_text(
@@ -93,7 +93,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read a checkpoint's manifest.
 
     Raises:
-        InvalidCheckpoint: There is none, or it is damaged or of an unknown format.
+        InvalidCheckpoint: The manifest is missing, damaged or of an unknown format.
     """
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -120,10 +120,10 @@ def verify(folder: Path, threads: int | None = None) -> Manifest:
 
     Args:
         folder: The checkpoint.
-        threads: How many files are read at a time; by default one for each core, 8 at most.
+        threads: How many files are read at a time; by default one per core, at most 8.
 
     Raises:
-        InvalidCheckpoint: A file is missing, cut short, changed, or not of this checkpoint.
+        InvalidCheckpoint: A file is missing, truncated, changed or not listed in the manifest.
     """
     manifest = read_manifest(folder)
     try:
@@ -155,7 +155,7 @@ def _verify_files(folder: Path, manifest: Manifest, threads: int) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's contents; hashlib lets other threads run meanwhile."""
+    """Return the SHA-256 of a file as hexadecimal text; hashing releases the GIL."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_PIECE))
     with path.open("rb", buffering=0) as stream:
         while size := stream.readinto(buffer):
@@ -174,19 +174,19 @@ def list_checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found: dict[int, Path] = {}
-    for path in sorted(folder.iterdir()):  # a replaced one counts where nothing replaces it
+    for path in sorted(folder.iterdir()):  # .replaced counts only if its replacement is missing
         if _NAME.fullmatch(path.name) and path.is_dir():
             found.setdefault(step_of(path), path)
     return [found[step] for step in sorted(found, reverse=True)]
 
 
 def newest_valid(folder: Path, say: Callable[[str], None], up_to: int | None = None) -> Path | None:
-    """Return the newest checkpoint that verifies, and say which ones were passed over and why.
+    """Return the newest checkpoint that verifies; None if there is none.
 
     Args:
         folder: The folder of the checkpoints.
-        say: Told which checkpoints are passed over.
-        up_to: Checkpoints of later steps do not count.
+        say: Called with one line for each checkpoint that fails verification.
+        up_to: Last step to consider; all if None.
     """
     for path in list_checkpoints(folder):
         if up_to is not None and step_of(path) > up_to:
@@ -201,9 +201,9 @@ def newest_valid(folder: Path, say: Callable[[str], None], up_to: int | None = N
 
 
 def set_aside_after(folder: Path, step: int) -> None:
-    """Move the checkpoints after `step` into ``superseded``: the run goes on from before them.
+    """Move the checkpoints after `step` into ``superseded``, because the run resumes from `step`.
 
-    Left in place they would be the newest at the next resumption, with a gap in the metrics.
+    Otherwise the next resumption would load one of them, and the metrics would have a gap.
     """
     for path in list_checkpoints(folder):
         if step_of(path) > step:
@@ -216,10 +216,10 @@ def set_aside_after(folder: Path, step: int) -> None:
 
 
 def publish(partial: Path, final: Path) -> None:
-    """Give a finished checkpoint its name; one of the same step stays until the new one is there.
+    """Rename a finished checkpoint; an old one of the same step stays until the new one is there.
 
     Raises:
-        OSError: It could not be renamed; the old one is still there.
+        OSError: It cannot be renamed; the old one is still there.
     """
     replaced = final.with_name(final.name + _REPLACED)
     if not final.exists():
@@ -240,9 +240,9 @@ def publish(partial: Path, final: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint: it is renamed first, so that no half of one is ever listed.
+    """Remove a checkpoint. It is renamed first, so that a partly removed one is never listed.
 
-    What cannot be removed is left and tried again by `clear_leftovers`.
+    `clear_leftovers` retries what cannot be removed.
     """
     removed = path.with_name(f".{path.name}.removed")
     with contextlib.suppress(OSError):
@@ -251,13 +251,13 @@ def remove(path: Path) -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what killed saves and removals have left.
+    """Remove the remains of killed saves and removals.
 
-    What cannot be removed, since another process reads it on a network file system, is left: it
-    is in nobody's way.
+    Folders that cannot be removed, because another process reads them on a network file system,
+    stay; readers ignore them.
 
     Raises:
-        OSError: An old checkpoint could not be given its name back.
+        OSError: A replaced checkpoint whose replacement is missing cannot be renamed back.
     """
     if not folder.is_dir():
         return

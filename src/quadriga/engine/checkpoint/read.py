@@ -1,9 +1,6 @@
-"""Tensors out of a checkpoint, into those of a model, on any layout.
+"""Reading of checkpoints: into a model's tensors on any layout of ranks, or in one process.
 
-Each rank reads what it needs by itself: nothing here waits for another rank but the last word on
-whether all went well.
-
-What a checkpoint holds, read by one process: its headers, and the tensors of its model.
+Each rank reads its own tensors; the only collective is the final error check.
 """
 
 from __future__ import annotations
@@ -43,7 +40,7 @@ def read_names(path: Path, env: DistEnv) -> list[str]:
     """Return the names of a checkpoint's tensors; every rank calls it.
 
     Raises:
-        UserError: A file cannot be read.
+        UserError: A file cannot be read; raised on every rank.
     """
     return on_all(lambda: list(_stored(path)), env)
 
@@ -53,15 +50,15 @@ def read_state(path: Path, state: dict[str, Any], env: DistEnv, complete: bool) 
 
     Args:
         path: A verified checkpoint.
-        state: Tensors by name; DTensors take this rank's shard.
+        state: Name -> tensor; a DTensor gets this rank's shard.
         env: The ranks.
-        complete: Whether the checkpoint must hold nothing else.
+        complete: Whether it is an error if the checkpoint holds other tensors.
 
     Raises:
         UserError: The tensors are not those of the checkpoint, or a file cannot be read.
     """
     known = None
-    if complete:  # stages hold different tensors: all of them together are the run's
+    if complete:  # ranks of different stages hold different tensors: take the union
         known = set[str]().union(*all_gather_values(list(state), env))
     on_all(lambda: _read(path, state, known), env)
 
@@ -69,16 +66,17 @@ def read_state(path: Path, state: dict[str, Any], env: DistEnv, complete: bool) 
 def read_objective(
     path: Path, objective: nn.Module, env: DistEnv, weights: Literal["raw", "ema"] = "raw"
 ) -> int:
-    """Read the objective alone, without the optimizer; every rank calls it.
+    """Read the objective without the optimizer; every rank calls it.
 
     Args:
         path: A verified checkpoint.
-        objective: Takes the weights, in place.
+        objective: Changed in place.
         env: The ranks.
-        weights: Those of the last step, or the moving average of what is trained.
+        weights: "raw" for the weights of the last step, "ema" for the moving average of the
+            trainable parameters.
 
     Returns:
-        The number of steps that were made.
+        The number of finished steps.
 
     Raises:
         UserError: The tensors are not those of this model, or there is no moving average.
@@ -100,14 +98,14 @@ def _read(path: Path, state: dict[str, Any], known: set[str] | None) -> None:
 
 
 def _stored(path: Path) -> dict[str, Any]:
-    """Return what the headers say of each tensor."""
+    """Return name -> metadata of each tensor, from the files' headers."""
     with _readable(path):
         return HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
 
 
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Say of an error inside that the checkpoint cannot be read."""
+    """Return a context that turns read errors into a `UserError` naming the checkpoint."""
     try:
         yield
     except (OSError, SafetensorError, CheckpointException) as error:
@@ -120,7 +118,7 @@ def _readable(path: Path) -> Iterator[None]:
 def _check(
     path: Path, state: dict[str, Any], stored: dict[str, Any], known: set[str] | None
 ) -> None:
-    """Check names and shapes; `known`: all that the checkpoint may hold, None for anything."""
+    """Check names and shapes; `known` is all that the checkpoint may hold, None for anything."""
     for name in sorted(state.keys() - stored if known is None else stored.keys() ^ known):
         where = "the run does not have it" if name in stored else "the checkpoint lacks it"
         raise UserError(f"checkpoint {path} is of another model: tensor {name}: {where}")
@@ -135,14 +133,14 @@ def _check(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out torch's warning that each rank loads by itself, which is what was asked for."""
+    """Suppress torch's warning that each rank loads on its own, which is intended."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
 
 
 def root_cause(error: BaseException) -> str:
-    """Return what went wrong on the first rank that failed, where torch has gathered it."""
+    """Return the error of the first rank that failed, if torch has gathered the ranks' errors."""
     failures = getattr(error, "failures", None)
     if failures:
         inner = next(iter(failures.values()))
@@ -151,7 +149,7 @@ def root_cause(error: BaseException) -> str:
 
 
 Weights = Literal["raw", "ema"]
-"""The weights of a step, or their exponential moving average."""
+"""raw: the weights of the step; ema: their exponential moving average."""
 
 OBJECTIVE = "objective."
 EMA = "ema."
@@ -161,7 +159,7 @@ _NAME = re.compile(r"step_\d+")
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-    """One tensor of a checkpoint, whole, however many shards it lies in."""
+    """One full tensor of a checkpoint, whatever number of shards stores it."""
 
     name: str
     shape: tuple[int, ...]
@@ -169,7 +167,7 @@ class StoredTensor:
 
     @property
     def part(self) -> str:
-        """What the tensor belongs to: objective, optimizer, ema or executor."""
+        """First part of the name: objective, optimizer, ema or executor."""
         return self.name.partition(".")[0]
 
     @property
@@ -191,7 +189,7 @@ def stored_tensors(folder: Path) -> list[StoredTensor]:
     """
     try:
         stored = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    # A damaged header fails wherever its bytes lead the reader: there is no list of errors.
+    # A damaged header can raise any exception, depending on its bytes.
     except Exception as error:
         raise InvalidCheckpoint(f"its headers cannot be read ({error})") from error
     return [
@@ -202,25 +200,25 @@ def stored_tensors(folder: Path) -> list[StoredTensor]:
 
 
 def trainable_elements(tensors: Sequence[StoredTensor]) -> int:
-    """Return how many values of the objective the optimizer has state for."""
+    """Return the number of values of the objective that have optimizer state."""
     states = {tensor.name for tensor in tensors if tensor.name.startswith(OPTIMIZER)}
     trained = {name.removeprefix(OPTIMIZER).rpartition(".")[0] for name in states}
     return sum(t.elements for t in tensors if t.name.removeprefix(OBJECTIVE) in trained)
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Return whether a path is a checkpoint's folder, be it whole or not."""
+    """Return whether a path is a checkpoint's folder, complete or not."""
     return path.is_dir() and bool((path / MANIFEST).is_file() or _NAME.fullmatch(path.name))
 
 
 def checkpoints_of(path: Path) -> list[Path]:
-    """Return the checkpoints that a path stands for, newest first.
+    """Return the checkpoints at a path, newest first.
 
     Args:
-        path: A checkpoint, a run, or the folder ``checkpoints`` of one.
+        path: A checkpoint, a run, or the folder ``checkpoints`` of a run.
 
     Raises:
-        UserError: There is none.
+        UserError: The path does not exist or holds no checkpoint.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist; name a run or a checkpoint of one")
@@ -236,14 +234,14 @@ def checkpoints_of(path: Path) -> list[Path]:
 
 
 def whole_checkpoint(path: Path, warn: Callable[[str], None]) -> Path:
-    """Return the checkpoint that a path stands for, its files verified: of a run the newest.
+    """Return the checkpoint at a path, or the newest valid one of a run, with its files verified.
 
     Args:
         path: As for `checkpoints_of`.
-        warn: Told which checkpoints of a run are passed over and why.
+        warn: Called with one line for each checkpoint of a run that fails verification.
 
     Raises:
-        UserError: There is none, or none is whole.
+        UserError: There is no checkpoint, or none is complete.
     """
     found = checkpoints_of(path)
     if is_checkpoint(path):
@@ -263,16 +261,16 @@ def _folder_of(path: Path) -> Path:
 
 
 def read_model(folder: Path, weights: Weights, option: str) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint's objective to the CPU, whole, in this process alone.
+    """Read the full tensors of a checkpoint's objective to the CPU, without collectives.
 
     Args:
         folder: A verified checkpoint.
-        weights: With "ema" the trainable parameters are their moving averages; the rest, which
-            has none, is that of the step.
-        option: How the user sets `weights`, for the error sentence.
+        weights: With "ema" the trainable parameters are their moving averages; all other tensors
+            have none and are those of the step.
+        option: The option that sets `weights`, for the error message.
 
     Returns:
-        The tensors by their names in the objective, in the types they were saved in.
+        Name in the objective -> tensor, in the dtype it was saved in.
 
     Raises:
         UserError: There is no moving average, or a file cannot be read.
@@ -295,10 +293,10 @@ def read_model(folder: Path, weights: Weights, option: str) -> dict[str, Tensor]
 
 
 def read_stored(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    """Read some tensors of a checkpoint to the CPU, whole, in this process alone.
+    """Read some full tensors of a checkpoint to the CPU, without collectives.
 
     Args:
-        folder: A whole checkpoint.
+        folder: A complete checkpoint.
         names: As in `StoredTensor.name`.
 
     Raises:

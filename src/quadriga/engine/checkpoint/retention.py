@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest, every so many steps, and the best."""
+"""Retention of checkpoints: the newest, those at regular steps, and the best."""
 
 from __future__ import annotations
 
@@ -14,49 +14,49 @@ from quadriga.engine.run_config import CheckpointConfig
 from quadriga.files import write_text
 
 BEST = "best.json"
-"""File beside the checkpoints: the number, the best step and its value, and the others' values."""
+"""File beside the checkpoints with the metric, the best step, and the value of each step."""
 
 
 def to_remove(steps: Sequence[int], keep: int, every: int | None, best: int | None) -> list[int]:
-    """Return the steps whose checkpoints go.
+    """Return the steps whose checkpoints are to be removed.
 
     Args:
         steps: Steps that have a checkpoint, in any order.
-        keep: How many of the newest stay; at least 1.
-        every: Multiples of this stay.
-        best: This step stays.
+        keep: How many of the newest to keep; at least 1.
+        every: Multiples of this are kept.
+        best: This step is kept.
     """
     older = sorted(set(steps))[:-keep]
     return [step for step in older if step != best and (every is None or step % every)]
 
 
 def best_step(values: Mapping[int, float], best_is: Literal["highest", "lowest"]) -> int | None:
-    """Return the step of the best value, the earlier of equals; None without values."""
+    """Return the step of the best value, the earliest of equal ones; None without values."""
     sign = -1.0 if best_is == "highest" else 1.0
     return min(values, key=lambda step: (sign * values[step], step), default=None)
 
 
 @final
 class Retention:
-    """Removes the checkpoints of one folder that are not to stay; used by one process."""
+    """Removes the checkpoints of a folder that the config does not keep; used by one process."""
 
     def __init__(self, folder: Path, config: CheckpointConfig, warn: Callable[[str], None]) -> None:
-        """Take up the values that an earlier process has written down."""
+        """Read the values of an earlier process from `BEST`."""
         self._folder, self._config, self._warn = folder, config, warn
         self._values = self._read()
-        self._lock = threading.Lock()  # a report may come while the writing thread prunes
+        self._lock = threading.Lock()  # `report` may run while the writing thread prunes
         self.reported = bool(self._values)
         """Whether any checkpoint has a value of ``keep_best``."""
         self.explained = False
-        """Whether the user was told that nothing of that name is measured."""
+        """Whether a warning said that no metric has that name."""
 
     def report(self, step: int, metrics: Mapping[str, float], saving: int | None) -> None:
-        """Note what is known of the state after `step`.
+        """Store the value of ``keep_best`` after `step`, if the metrics contain it.
 
         Args:
             step: Finished steps.
-            metrics: Names and values; only ``keep_best`` is looked at.
-            saving: A step whose checkpoint is being written.
+            metrics: Name -> value.
+            saving: The step whose checkpoint is being written, if any.
         """
         name = self._config.keep_best
         if name is None:
@@ -81,7 +81,7 @@ class Retention:
                     )
 
     def _explain(self, name: str, metrics: Mapping[str, float]) -> None:
-        """Tell a name that does not exist: the others of its protocol, or of a step, are there."""
+        """Warn once if the metrics have others of the same protocol, but not `name`."""
         source = name.rpartition(".")[0]
         known = sorted(other for other in metrics if other.rpartition(".")[0] == source)
         if known and not self.explained:
@@ -92,13 +92,16 @@ class Retention:
             )
 
     def prune(self, newest: int) -> None:
-        """Remove what is not to stay, `newest` being the step that was saved last.
+        """Remove the checkpoints that the config does not keep.
 
-        Checkpoints of later steps are those of a history that is made anew: they are let be, and
-        do not push out what is made now.
+        Checkpoints after `newest` belong to an abandoned branch of the run: they are not removed
+        and do not count towards ``keep``.
+
+        Args:
+            newest: The step that was saved last.
 
         Raises:
-            OSError: The best one could not be noted; nothing is removed then.
+            OSError: `BEST` cannot be written; nothing is removed then.
         """
         config = self._config
         with self._lock:
@@ -113,7 +116,7 @@ class Retention:
             remove(checkpoint_path(self._folder, step))
 
     def forget_after(self, step: int) -> None:
-        """Drop the values of later steps: a run that goes on from `step` makes them anew."""
+        """Drop the values of steps after `step`, from which the run resumes."""
         with self._lock:
             self._values = {s: value for s, value in self._values.items() if s <= step}
 
@@ -132,11 +135,11 @@ class Retention:
                 "value": values[best],
                 "values": {str(step): value for step, value in values.items()},
             }
-            self._folder.mkdir(parents=True, exist_ok=True)  # the first save may not have made it
+            self._folder.mkdir(parents=True, exist_ok=True)  # may run before the first save
             write_text(self._folder / BEST, json.dumps(content, indent=2) + "\n")
 
     def _read(self) -> dict[int, float]:
-        """Return the values of best.json; none if it is of another number, or damaged."""
+        """Return the values in best.json; none if it is for another metric or damaged."""
         if self._config.keep_best is None:
             return {}
         try:

@@ -1,12 +1,12 @@
-"""Checkpoints: complete or absent, verified when read, the newest valid one wins.
+"""Checkpoints: complete or absent, verified when read; a run resumes from the newest valid one.
 
-A checkpoint is a folder ``step_00001000`` of safetensors shards, each rank's part of the state,
-and a ``manifest.json`` with the size and SHA-256 of each. It is written under another name,
-flushed to disk, its manifest last, and then renamed. Tensors have global names and no layout, so
-any number of ranks reads what any other number wrote.
+A checkpoint is a folder ``step_00001000`` with safetensors shards, each rank's part of the state,
+and a ``manifest.json`` with the size and SHA-256 of each. It is written under a temporary name and
+flushed to disk, the manifest last, and then renamed. Tensors have global names that do not depend
+on the layout, so any number of ranks can read a checkpoint.
 
-Training waits for a copy to host memory. The rest is done by a thread, whose collectives run on a
-group of their own, so that they never mix with those of training.
+Training waits only for the copy to host memory. A thread does the rest; its collectives run on a
+separate process group, so that they never interleave with those of training.
 """
 
 from __future__ import annotations
@@ -57,19 +57,21 @@ __all__ = [
 
 
 OnSaved = Callable[[Path], None]
-"""Told of a whole checkpoint, on rank 0 and in the thread that wrote it; an error is a warning."""
+"""Called with each complete checkpoint on rank 0, in the thread that wrote it. An exception becomes
+a warning."""
 OnReported = Callable[[int, Mapping[str, float]], None]
-"""Told the step and what was found of the state after it, on rank 0; an error is a warning."""
+"""Called with a step and the metrics of the state after it, on rank 0. An `OSError` becomes a
+warning."""
 
 
 @dataclass
 class _Save:
-    """One save on its way to the disk."""
+    """A save in progress."""
 
     step: int
     extra: dict[str, Any]
     problem: str | None = None
-    """What went wrong, if anything; the same on every rank in the end."""
+    """The error, if any; the same on every rank once the save has ended."""
     thread: threading.Thread | None = None
 
 
@@ -88,17 +90,16 @@ class CheckpointStore:
         on_saved: OnSaved | None = None,
         on_reported: OnReported | None = None,
     ) -> None:
-        """Keep checkpoints in `folder`, which need not exist yet; every rank calls it.
+        """Store checkpoints in `folder`, which need not exist yet; every rank calls it.
 
         Args:
             folder: Where the checkpoints are.
             env: The ranks that share the state.
             config: When to write in the background, what to keep, what a failure means.
-            config_hash: Says in the manifest which run this is.
-            warn: Told, on rank 0 and in the thread that trains, what went wrong without
-                stopping the run.
-            on_saved: Writes what lies beside a checkpoint for others.
-            on_reported: Writes down what is known of a saved state.
+            config_hash: Identifies the run in the manifest.
+            warn: Called on rank 0, in the training thread, with errors that do not stop the run.
+            on_saved: Writes the sidecar files of a checkpoint.
+            on_reported: Stores the metrics of a saved state.
         """
         self._folder, self._env, self._config = folder, env, config
         self._warn: Callable[[str], None] = warn if env.is_main else lambda text: None
@@ -108,33 +109,33 @@ class CheckpointStore:
         self._on_reported = on_reported if env.is_main else None
         self._saving: _Save | None = None
         self._unsaved: UserError | None = None
-        self._notes: list[str] = []  # said by the thread that trains
+        self._notes: list[str] = []  # warnings that the training thread prints
         self._stalled = 0.0
 
     def save(self, step: int, executor: Executor, extra: dict[str, Any] | None = None) -> Path:
         """Save the executor's state after `step` steps; every rank calls it.
 
         With ``checkpoint.asynchronous`` it returns when the state is copied; the checkpoint is
-        there once `wait` has returned.
+        complete once `wait` has returned.
 
         Args:
             step: Finished steps.
-            executor: Its `state_dict` holds tensors by global name; DTensors stand for a shard.
+            executor: Its `state_dict` is name -> tensor; a DTensor holds this rank's shard.
             extra: Plain JSON for the manifest, the same on every rank.
 
         Returns:
-            Where the checkpoint is or will be.
+            The checkpoint's path.
 
         Raises:
-            UserError: This save, or the one before, could not be written (the same on every
-                rank); the checkpoints that were there still are.
+            UserError: This save, or the one before, could not be written; raised on every rank.
+                Older checkpoints are unchanged.
         """
         began = time.perf_counter()
         try:
             self._settle()
             save = _Save(step, extra or {}, self._writer.stage(executor.state_dict()))
             if self._config.asynchronous:
-                # No daemon: the end of the interpreter waits for it.
+                # Not a daemon, so that the interpreter waits for it at exit.
                 save.thread = threading.Thread(
                     target=self._write, args=(save,), name="checkpoint", daemon=False
                 )
@@ -149,14 +150,14 @@ class CheckpointStore:
         return checkpoint_path(self._folder, step)
 
     def wait(self, final: bool = False) -> None:
-        """Wait until what was saved last is on the disk; every rank calls it.
+        """Wait until the last save is on disk; every rank calls it.
 
         Args:
-            final: Whether the run ends here: that its last checkpoint could not be written is
-                then an error, whatever ``checkpoint.on_failure`` says.
+            final: Whether the run ends here. A failure to write its last checkpoint is then an
+                error, whatever ``checkpoint.on_failure`` is.
 
         Raises:
-            UserError: It could not be written; the same on every rank.
+            UserError: It could not be written; raised on every rank.
         """
         began = time.perf_counter()
         try:
@@ -175,16 +176,16 @@ class CheckpointStore:
             raise unsaved
 
     def take_stall(self) -> float:
-        """Return the seconds that training waited for checkpoints since this was last asked."""
+        """Return the seconds that training waited for checkpoints since the last call."""
         stalled, self._stalled = self._stalled, 0.0
         return stalled
 
     def report(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Tell what is known of the state after `step`: ``checkpoint.keep_best`` may be in it.
+        """Store metrics of the state after `step`; ``checkpoint.keep_best`` may be among them.
 
         Args:
             step: Finished steps.
-            metrics: Values by name; rank 0's count.
+            metrics: Name -> value; only rank 0's are used.
         """
         if self._retention is not None and self._config.keep_best is not None:
             saving = self._saving.step if self._saving is not None else None
@@ -199,7 +200,7 @@ class CheckpointStore:
         """Read a verified checkpoint into the executor; every rank calls it.
 
         Returns:
-            The number of steps that were made.
+            The number of finished steps.
 
         Raises:
             UserError: The tensors are not those of this run's model and optimizer.
@@ -217,11 +218,11 @@ class CheckpointStore:
     def load_objective(
         self, path: Path, objective: nn.Module, weights: Literal["raw", "ema"] = "raw"
     ) -> int:
-        """Read the objective alone, without the optimizer; see `read_objective`."""
+        """Read the objective without the optimizer; see `read_objective`."""
         return read_objective(path, objective, self._env, weights)
 
     def close(self) -> None:
-        """Finish the save under way and let the group go; every rank calls it."""
+        """Finish the save in progress and destroy the process group; every rank calls it."""
         self._join()
         if self._saving is not None and self._saving.problem is not None:
             self._warn(str(self._unwritten(self._saving)))
@@ -229,7 +230,7 @@ class CheckpointStore:
         self._writer.close()
 
     def __enter__(self) -> Self:
-        """Use as a context manager: it is closed at the end."""
+        """Return itself; `__exit__` closes it."""
         return self
 
     def __exit__(
@@ -238,7 +239,7 @@ class CheckpointStore:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close; what could not be written is an error unless there is one already."""
+        """Close; raises if the last save failed, unless another error is being raised."""
         try:
             if error is None:
                 self.wait(final=True)
@@ -246,7 +247,7 @@ class CheckpointStore:
             self.close()
 
     def _settle(self, final: bool = False) -> None:
-        """Wait for the save under way, and say or raise what became of it."""
+        """Wait for the save in progress, and warn or raise if it failed."""
         self._join()
         save, self._saving = self._saving, None
         notes, self._notes = self._notes, []
@@ -279,16 +280,16 @@ class CheckpointStore:
         return error
 
     def _write(self, save: _Save) -> None:
-        """Do what training need not wait for."""
+        """Write the staged state, then the sidecar files, and prune old checkpoints."""
         save.problem = self._writer.write(save.step, save.extra, save.problem)
         if save.problem is None and self._on_saved is not None:
             folder = checkpoint_path(self._folder, save.step)
             try:
                 self._on_saved(folder)
-            except Exception as error:  # the checkpoint is there: it can be written from it later
+            except Exception as error:  # the checkpoint exists: they can be written from it later
                 self._notes.append(f"the files beside {folder.name} were not written: {error}")
         if save.problem is None and self._retention is not None:
             try:
                 self._retention.prune(save.step)
-            except Exception as error:  # the checkpoint is there; the others stay a little longer
+            except Exception as error:  # the checkpoint exists; the next save prunes again
                 self._notes.append(f"old checkpoints were not removed: {error}")

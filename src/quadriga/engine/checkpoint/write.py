@@ -1,16 +1,14 @@
-"""How the ranks write one checkpoint together.
+"""Collective writing of one checkpoint by all ranks.
 
-Its collectives run on a gloo group of its own: they may run in a thread while training uses the
-group of all. Every stage ends in one, in which each rank says what went wrong; no rank goes on
-alone, and none stays away.
+The collectives run on a separate gloo group, because they may run in a thread while training uses
+the default group. Every phase ends with a gather of the ranks' errors, so that all ranks continue
+or stop together.
 
-What a rank writes of a checkpoint, copied to host memory in the form of its files.
-
-Every rank says which chunks of which tensors it holds; each chunk is given to one of the ranks
-that hold it, so that all write about as much. A rank's chunks are laid out as safetensors files of
-about `FILE_BYTES`; a buffer holds the data of one file, in the order of the file. Copying into it
-is all that training waits for. The headers name each chunk's place in the whole tensor in the way
-of torch.distributed.checkpoint, whose reader puts the tensors together on any layout.
+The ranks gather which chunks of which tensors each holds. Each chunk is assigned to one of its
+holders so that all ranks write about equally much. A rank's chunks form safetensors files of about
+`FILE_BYTES`, and a host buffer holds the data of each file in the file's order. Training waits only
+for the copy into the buffers. The headers give each chunk's offset in the full tensor in the format
+of torch.distributed.checkpoint, whose reader assembles the tensors on any layout.
 """
 
 from __future__ import annotations
@@ -42,10 +40,10 @@ from quadriga.engine.checkpoint.folder import (
 )
 
 FILE_BYTES = 256 << 20
-"""Size that a file is filled to. Several files are hashed at a time; a power of two is what
-pinned memory is rounded to."""
+"""Target size of a file. Several files are hashed at a time; a power of two, because torch rounds
+pinned allocations up to one."""
 PIECE_BYTES = 8 << 20
-"""Bytes that are hashed and written at once."""
+"""Bytes per hash update and write."""
 _TYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -58,17 +56,18 @@ _TYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""Names of the types in the safetensors format."""
+"""dtype -> its name in the safetensors format."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A box of a tensor."""
+    """A rectangular block of a tensor."""
 
     name: str
     whole: tuple[int, ...]
-    """Shape of the whole tensor."""
+    """Shape of the full tensor."""
     offset: tuple[int, ...]
+    """Index of the first element in the full tensor."""
     shape: tuple[int, ...]
     dtype: torch.dtype
 
@@ -79,13 +78,13 @@ class Chunk:
 
 
 def inventory(state: Mapping[str, Any]) -> dict[Chunk, Tensor]:
-    """Return the chunks that this rank holds, and their tensors; empty shards are left out.
+    """Return the chunks that this rank holds with their tensors, without empty shards.
 
     Args:
-        state: Tensors by global name; DTensors stand for this rank's shard of them.
+        state: Global name -> tensor; a DTensor holds this rank's shard.
 
     Raises:
-        TypeError: A value is no tensor, or of a type that safetensors does not know.
+        TypeError: A value is not a tensor, or has a dtype that safetensors does not support.
     """
     found: dict[Chunk, Tensor] = {}
     for name in sorted(state):
@@ -109,16 +108,16 @@ def inventory(state: Mapping[str, Any]) -> dict[Chunk, Tensor]:
 
 
 def assign(inventories: Sequence[Sequence[Chunk]]) -> list[list[Chunk]]:
-    """Give each chunk to one of the ranks that hold it, the largest first, to the least loaded.
+    """Assign each chunk to the least loaded of the ranks that hold it, the largest chunk first.
 
     Args:
         inventories: The chunks that each rank holds.
 
     Returns:
-        The chunks that each rank writes, in order of name.
+        The chunks that each rank writes, sorted by name.
 
     Raises:
-        ValueError: A tensor's chunks do not make up the tensor.
+        ValueError: A tensor's chunks do not cover the tensor exactly once.
     """
     holders: dict[Chunk, list[int]] = {}
     for rank, chunks in enumerate(inventories):
@@ -145,23 +144,23 @@ def assign(inventories: Sequence[Sequence[Chunk]]) -> list[list[Chunk]]:
 
 @final
 class StagedFile:
-    """One safetensors file: its header, and the buffer of its data."""
+    """One safetensors file: its header, and a uint8 buffer of its data."""
 
     def __init__(self, name: str, chunks: Sequence[Chunk], pinned: bool) -> None:
-        """Lay the chunks out and make the buffer.
+        """Lay out the chunks and allocate the buffer.
 
         Raises:
             RuntimeError: There is no memory for the buffer.
         """
         self.name = name
-        # Wide types first: then each tensor's data is aligned to its type.
+        # Wide dtypes first, so that each tensor's data is aligned to its dtype.
         self._chunks = sorted(chunks, key=lambda chunk: -chunk.dtype.itemsize)
         size = sum(chunk.bytes for chunk in chunks)
         self.data = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
         self.header = _header(self._chunks)
 
     def copy(self, tensors: Mapping[Chunk, Tensor]) -> None:
-        """Copy the tensors' data into the buffer; copies from a GPU may be still under way."""
+        """Copy the tensors' data into the buffer; copies from a GPU are asynchronous."""
         place = 0
         for chunk in self._chunks:
             end = place + chunk.bytes
@@ -171,12 +170,12 @@ class StagedFile:
             place = end
 
     def write(self, folder: Path) -> dict[str, Any]:
-        """Write and flush the file; return what the manifest says of it.
+        """Write and flush the file; return its entry in the manifest.
 
-        The checksum is that of the buffer: what the disk makes of it shows when it is verified.
+        The checksum is that of the buffer; verification detects what the disk changed.
 
         Raises:
-            OSError: It could not be written.
+            OSError: It cannot be written.
         """
         digest, size = hashlib.sha256(), 0
         with (folder / self.name).open("xb") as stream:
@@ -196,9 +195,9 @@ class StagedFile:
 
 
 def _header(chunks: Sequence[Chunk]) -> bytes:
-    """Return the head of a safetensors file: its length (8 bytes), then JSON."""
+    """Return the header of a safetensors file: its length (8 bytes), then JSON."""
     places = {chunk.name: {"saved_offsets": list(chunk.offset)} for chunk in chunks}
-    # DCP_SHARDING_INFO is where torch.distributed.checkpoint's reader looks.
+    # torch.distributed.checkpoint's reader looks for offsets in DCP_SHARDING_INFO.
     entries: dict[str, Any] = {
         "__metadata__": {"format": "pt", "DCP_SHARDING_INFO": json.dumps(places)}
     }
@@ -218,10 +217,10 @@ def _header(chunks: Sequence[Chunk]) -> bytes:
 
 @final
 class Staging:
-    """All that a rank writes of each checkpoint, in buffers that are used again."""
+    """The files that a rank writes for each checkpoint, in buffers that are reused."""
 
     def __init__(self, rank: int, chunks: Sequence[Chunk], pinned: bool) -> None:
-        """Make the buffers for `chunks`; pinned ones are fast to copy to from a GPU.
+        """Allocate the buffers for `chunks`; copies from a GPU to pinned ones are fast.
 
         Raises:
             RuntimeError: There is no memory for them.
@@ -240,7 +239,7 @@ class Staging:
         ]
 
     def copy(self, tensors: Mapping[Chunk, Tensor]) -> None:
-        """Copy the data of this rank's chunks, and return when it is all there."""
+        """Copy the data of this rank's chunks, and wait for the copies."""
         for file in self.files:
             file.copy(tensors)
         for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
@@ -250,7 +249,7 @@ class Staging:
         """Write the files; return their entries in the manifest.
 
         Raises:
-            OSError: One could not be written.
+            OSError: A file cannot be written.
         """
         return {file.name: file.write(folder) for file in self.files}
 
@@ -264,25 +263,28 @@ class _RankLost(Exception):
 
 @final
 class CheckpointWriter:
-    """Copies and writes this rank's part of the checkpoints; rank 0 seals and names them."""
+    """Copies and writes this rank's part of the checkpoints; rank 0 adds the manifest and renames.
+
+    Every rank calls every public method.
+    """
 
     def __init__(self, folder: Path, env: DistEnv, config_hash: str) -> None:
-        """Write to `folder`; every rank calls it."""
+        """Create the process group for checkpoints in `folder`."""
         self._folder, self._env, self._hash = folder, env, config_hash
         self._group = dist.new_group(backend="gloo") if env.world_size > 1 else None
-        self._chunks: list[Chunk] | None = None  # what the assignment was made for
+        self._chunks: list[Chunk] | None = None  # the chunks that the assignment is for
         self._mine: list[Chunk] = []
         self._staging: Staging | None = None
         self.rank_lost = False
-        """Whether a rank went away during a save: the others need not know of the same problem."""
+        """Whether a collective of a save failed; the ranks may then report different errors."""
 
     def stage(self, state: Mapping[str, Any]) -> str | None:
-        """Copy this rank's part of the state; every rank calls it.
+        """Copy this rank's part of the state to host memory; every rank calls it.
 
-        Who writes what is agreed on when the state has changed its form, so once in a run.
+        The ranks assign chunks anew only when the names or shapes of the state have changed.
 
         Returns:
-            What went wrong on this rank, if anything; `write` tells the others.
+            This rank's error, if any; `write` shares it with the other ranks.
         """
         held = inventory(state)
         chunks = list(held)
@@ -305,15 +307,15 @@ class CheckpointWriter:
         return None
 
     def write(self, step: int, extra: dict[str, Any], problem: str | None) -> str | None:
-        """Write what is staged, flush, seal and rename; every rank calls it.
+        """Write and flush the staged files, add the manifest and rename; every rank calls it.
 
         Args:
             step: Finished steps.
             extra: Plain JSON for the manifest.
-            problem: What `stage` returned.
+            problem: The value that `stage` returned.
 
         Returns:
-            What went wrong, the same on every rank; then nothing is left of this checkpoint.
+            The error, if any, the same on every rank; the partial checkpoint is then removed.
         """
         partial = partial_path(self._folder, step)
         try:
@@ -323,16 +325,17 @@ class CheckpointWriter:
         except _RankLost:
             self.rank_lost = True
             problem = "another rank is lost"
-        except Exception as error:  # a bug: told where training is
+        except Exception as error:  # a bug: reported in the training thread
             problem = f"{type(error).__name__}: {error}"
         if self.rank_lost:
-            # Not every rank is a neighbour of the lost one. Who waits for this rank is to notice
-            # as well: it may be what this rank waits for in its training.
+            # Only ranks connected to the lost one notice the loss. Destroying the group makes the
+            # ranks that wait for this one fail too; otherwise this one might wait for them in
+            # training.
             self._let_group_go()
         return problem
 
     def close(self) -> None:
-        """Let the buffers and the group go; nothing may be under way."""
+        """Free the buffers and destroy the group; no save may be in progress."""
         self._staging, self._chunks = None, None
         self._let_group_go()
 
@@ -389,7 +392,7 @@ class CheckpointWriter:
 
 
 def _attempt(function: Callable[[], Value]) -> tuple[Value | None, str | None]:
-    """Return the function's value, or what went wrong: no rank may stay away from a collective."""
+    """Return (value, None) or (None, error), because every rank must reach the next collective."""
     try:
         return function(), None
     except OSError as error:
