@@ -61,7 +61,7 @@ def choose_protocols(config: RunConfig, names: Sequence[str], values: dict[str, 
     Args:
         config: The run.
         names: Kinds of protocols to run; together with those in `values` they replace the run's.
-        values: Overrides, such as ``knn.k``, ``weights`` or a full config path.
+        values: Overrides, such as ``knn.neighbours``, ``weights`` or a full config path.
 
     Raises:
         UserError: An unknown protocol or key.
@@ -94,14 +94,14 @@ def load_objective(
 ) -> tuple[Objective, int, Ranks | None]:
     """Read the objective of a run's newest valid checkpoint; every rank calls it.
 
-    ``evaluation.weights`` selects raw or averaged weights. The objective of a run with sharded
-    state is sharded over all ranks, whatever number of ranks trained it.
+    Its weights are those that ``evaluation.weights`` names. A run that shards its state is read
+    in shards over all ranks, whatever number trained it.
 
     Returns:
-        The objective, its step, and the ranks that it is sharded over (None if it is not).
+        The objective, the step it is at, and the ranks that it is sharded over, if it is.
 
     Raises:
-        UserError: The run has no complete checkpoint, or no moving average.
+        UserError: The run has no whole checkpoint, or no moving average.
     """
     directory = RunDirectory(run_dir)
     found = from_main(lambda: newest_valid(directory.checkpoints, console.warn), env)
@@ -132,7 +132,8 @@ def make_context(
         folder: Folder for results and pictures.
         env: This process among the run's.
         console: Prints progress and warnings.
-        ranks: The ranks that the objective is sharded over; None if each rank holds all of it.
+        ranks: The ranks over which the objective is sharded as the run says; without them each
+            rank holds all of it.
 
     Raises:
         UserError: The run is a mixture of tasks.
@@ -206,7 +207,7 @@ def evaluate(
 
 
 def _build(config: RunConfig, env: DistEnv, ranks: Ranks | None, seed: int) -> Objective:
-    """Return the initialised objective, sharded over `ranks` if they are given."""
+    """Return the objective with initial values; with `ranks` they hold it as the run says."""
     if ranks is None:
         return build_objective(config, env.device, seed)
     objective = build_on_meta(config)

@@ -1,8 +1,7 @@
-"""Where a run's first weights come from, beside its random ones.
+"""Initial weights of a run from other sources than random initialisation.
 
-The sources (a run, a checkpoint, a file) are checked before the start and filled in once, at step 0
-and not on resumption, after every tensor has got its random value and before the executor takes
-the objective.
+The sources (a run, a checkpoint, a file) are checked before the start. They are loaded once, at
+step 0 and not on resumption, after random initialisation and before training.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ from quadriga.weights import Remedies, WeightReport, load_tensors
 from quadriga.weights.files import check_suffix, read_tensors, read_weights
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
-"""What the weights are called in the folder of a published model."""
+"""Names of the weights' file in the folder of a published model."""
 
 
 def weights_of(path: Path) -> Path:
-    """Return the file of weights in the folder of a published model, else the path itself."""
+    """Return the file of weights in the folder of a published model; any other path unchanged."""
     if not (path / "checkpoints").is_dir():
         for name in _FILES:
             if (path / name).is_file():
@@ -47,14 +46,14 @@ def weights_of(path: Path) -> Path:
 
 
 def check_source(path: Path | str, option: str) -> None:
-    """Check what can be checked at once: nothing is hashed, and no tensor is read.
+    """Check a source quickly, without hashing a file or reading a tensor.
 
     Args:
         path: A run, a checkpoint, a file, or the folder of a published model.
-        option: What the user set, for the error sentence.
+        option: The option that names the path, for the error message.
 
     Raises:
-        UserError: It is missing, no file of weights, or holds no checkpoint.
+        UserError: It is missing, not a file of weights, or holds no checkpoint.
     """
     found = weights_of(Path(path))
     try:
@@ -76,21 +75,21 @@ def read_source(
     warn: Callable[[str], None] = lambda text: None,
     weights: Weights = "raw",
 ) -> WeightSource:
-    """Read a run, a checkpoint or a file to the CPU, in this process alone.
+    """Read a run, a checkpoint or a file to the CPU, without collectives.
 
     Args:
-        path: A run (its newest whole checkpoint is taken), a checkpoint, a file of weights, or
-            the folder of a published model.
-        option: What the user set, such as ``modular.meta``, for the error sentence.
-        warn: Told which checkpoints of a run are passed over and why.
-        weights: What of a checkpoint is taken.
+        path: A run (its newest valid checkpoint is read), a checkpoint, a file of weights, or the
+            folder of a published model.
+        option: The option that names the path, such as ``modular.meta``, for the error message.
+        warn: Called with one line for each checkpoint of a run that fails verification.
+        weights: Raw or averaged weights of a checkpoint.
 
     Returns:
-        Of a file in the modular layout `stages`, and in `tensors` the same under timm's names of
-        the whole. Of other files the tensors under the file's names.
+        For a file in the modular layout: `stages`, and in `tensors` the same under timm's names of
+        the whole model. For other files the tensors under the file's names.
 
     Raises:
-        UserError: It is missing, damaged, or holds no weights; the sentence begins with `option`.
+        UserError: It is missing, damaged, or holds no weights; the message begins with `option`.
     """
     check_source(path, option)
     found = weights_of(Path(path))
@@ -115,7 +114,7 @@ def read_source(
 
 
 def _config_beside(checkpoint: Path) -> Mapping[str, Any] | None:
-    """Return the values in the config.json of the run that a checkpoint lies in, if it does."""
+    """Return the values in the config.json of the checkpoint's run; None if there is none."""
     path = checkpoint.parent.parent / "config.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -134,7 +133,7 @@ _SWITCHES = Remedies(
 
 @dataclass(frozen=True)
 class _Source:
-    """What a path stands for, the same on every rank."""
+    """The file or checkpoint that a path resolves to, the same on every rank."""
 
     path: Path
     """A file of weights, or a verified checkpoint."""
@@ -143,11 +142,11 @@ class _Source:
 
 
 def check_warm_start(config: WarmStartConfig) -> None:
-    """Check what can be checked at once: nothing is hashed, and no tensor is read.
+    """Check ``warm_start`` quickly, without hashing a file or reading a tensor.
 
     Raises:
-        UserError: ``warm_start.path`` is missing, no file of weights, or holds no checkpoint with
-            a manifest; or a moving average is asked for where there is none.
+        UserError: ``warm_start.path`` is missing, not a file of weights, or holds no checkpoint
+            with a manifest; or ``warm_start.weights`` is ema and there is no moving average.
     """
     if config.path is None:
         return
@@ -200,22 +199,23 @@ def warm_start(
     env: DistEnv,
     warn: Callable[[str], None],
 ) -> WeightReport | None:
-    """Fill an objective from ``warm_start.path``; every rank calls it and fills its own copy.
+    """Load ``warm_start.path`` into an objective; every rank calls it and fills its own copy.
 
-    Rank 0 decides which checkpoint is taken, so that all ranks take the same one even while
-    another run is writing there.
+    Rank 0 selects the checkpoint, so that all ranks read the same one even while another run
+    writes new ones.
 
     Args:
         config: What to start from.
         objective: The whole objective with its initial values, on any device.
         env: The ranks.
-        warn: Told which checkpoints of a run are passed over and why.
+        warn: Called with one line for each checkpoint of a run that fails verification.
 
     Returns:
-        What became of each tensor, the same on every rank; None without a path.
+        Which tensors were loaded, resampled or skipped, the same on every rank; None without a
+        path.
 
     Raises:
-        UserError: The weights cannot be read or do not fit; on every rank.
+        UserError: The weights cannot be read or do not fit; raised on every rank.
     """
     if config.path is None:
         return None
@@ -242,14 +242,14 @@ def warm_start(
 
 
 def _resolve(path: Path, config: WarmStartConfig, warn: Callable[[str], None]) -> _Source:
-    """Return what a path stands for, verified, with the digest of its content."""
+    """Return the verified file or checkpoint at a path, with the digest of its content."""
     check_warm_start(config)
     if not path.is_dir():
         return _Source(path, True, f"SHA-256 {_digest(path)}")
     folder = whole_checkpoint(path, warn)
     step = read_manifest(folder).step
     ema = ", moving average" if config.weights == "ema" else ""
-    # The manifest has the digests of all shards: its own stands for the checkpoint.
+    # The manifest contains the digests of all shards, so its digest identifies the checkpoint.
     return _Source(folder, False, f"step {step}{ema}, SHA-256 {_digest(folder / MANIFEST)}")
 
 
@@ -262,14 +262,15 @@ def _digest(path: Path) -> str:
 
 
 def check_initial_weights(config: RunConfig, later: str | None = None) -> None:
-    """Check what can be checked at once, without reading a tensor.
+    """Check all sources of initial weights quickly, without reading a tensor.
 
     Args:
         config: The run.
-        later: How paths begin that stand for what is not there yet, and is left alone.
+        later: Prefix of paths that will exist later and are not checked.
 
     Raises:
-        UserError: A path is missing or holds no weights, or two keys fill the same tensors.
+        UserError: A path is missing or holds no weights, or both ``warm_start`` and ``modular``
+            are set.
     """
     if later is None or not (config.warm_start.path or "").startswith(later):
         check_warm_start(config.warm_start)
@@ -288,19 +289,19 @@ def check_initial_weights(config: RunConfig, later: str | None = None) -> None:
 def fill_from_sources(
     config: RunConfig, objective: Objective, env: DistEnv, warn: Callable[[str], None]
 ) -> list[str]:
-    """Fill an initialised objective from what the config names; every rank calls it.
+    """Load the config's sources of weights into an initialised objective; every rank calls it.
 
     Args:
         config: The run.
         objective: The whole objective, on any device.
         env: The ranks.
-        warn: Told which checkpoints of a run are passed over and why.
+        warn: Called with one line for each checkpoint of a run that fails verification.
 
     Returns:
-        What to say of it, the same on every rank.
+        Lines to print, the same on every rank.
 
     Raises:
-        UserError: The weights cannot be read or do not fit; on every rank.
+        UserError: The weights cannot be read or do not fit; raised on every rank.
     """
     report = warm_start(config.warm_start, objective, env, warn)
     told = [] if report is None else [f"warm start: {report}"]

@@ -1,17 +1,13 @@
-"""A run that stands still ends itself, and names the rank that holds up the others.
+"""Hang detection: a run without progress ends itself and names the rank that blocks it.
 
-Every rank has a thread that watches what the rank is doing (`PhaseTimer`). One rank that stands
-still stands in all others' way: they wait for it in a collective, so all of them notice. Each
-writes down where it stands, with the Python stacks of its threads, in ``WORK_DIR/hang``; the
-lowest rank that has written reads what the others wrote, tells in one line who is least far or
-does not answer at all, and everyone ends with exit code 70. No collective is involved: one of
-those may be what hangs.
+On every rank a thread watches the rank's phase and step (`PhaseTimer`). If one rank hangs, the
+others wait for it in a collective, so all of them detect the hang. Each writes its step, its phase
+and the Python stacks of its threads to ``WORK_DIR/hang``. The lowest rank with a report reads all
+reports and prints one line that names the rank that is least far or has no report; then all ranks
+exit with code 70. No collective is involved, because a collective may be what hangs.
 
-A thread that cannot run writes nothing: a process that was stopped, or whose interpreter lock is
-held. Against the latter `faulthandler` has a timer outside the interpreter, which prints the stacks
-to standard error.
-
-Where each rank stands when a run stands still: the files, and what follows from them.
+A process that is stopped, or whose GIL is held, writes no report. For a held GIL `faulthandler`
+has a timer outside the interpreter, which prints the stacks to standard error.
 """
 
 from __future__ import annotations
@@ -40,7 +36,7 @@ from quadriga.errors import EXIT_HANG
 from quadriga.files import write_text
 
 ORDER = get_args(Phase)
-"""The phases in the order in which a step goes through them."""
+"""The phases in the order of a step."""
 
 _WAITING = ("pipeline", "reduce")
 """Phases in which a rank of a pipeline waits for other ranks."""
@@ -50,19 +46,19 @@ _SHOWN = 4
 
 @dataclass(frozen=True)
 class Report:
-    """Where a rank stands."""
+    """The position of a rank in a hang."""
 
     rank: int
     host: str
     pid: int
     step: int
-    """The step that is being made, from 0."""
+    """The current step, from 0."""
     phase: str
     seconds: float
-    """How long it has stood there."""
+    """Seconds without progress."""
 
     def header(self) -> str:
-        """Return the first lines of the report's file, one for each field."""
+        """Return the first lines of the report's file, one per field."""
         return "\n".join(f"{field.name}: {getattr(self, field.name)}" for field in fields(self))
 
 
@@ -72,7 +68,7 @@ def report_path(folder: Path, rank: int) -> Path:
 
 
 def read_report(folder: Path, rank: int) -> Report | None:
-    """Read a rank's report; None when there is none, or no whole one."""
+    """Read a rank's report; None if it is missing or incomplete."""
     try:
         lines = report_path(folder, rank).read_text(encoding="utf-8").splitlines()
         values = dict(line.split(": ", 1) for line in lines[: len(fields(Report))])
@@ -91,17 +87,17 @@ def read_report(folder: Path, rank: int) -> Report | None:
 def verdict(
     reports: Sequence[Report], world_size: int, folder: Path, members: Sequence[str] = ()
 ) -> str:
-    """Return the line that names who holds up the others.
+    """Return the line that names the ranks that block the others.
 
-    Ranks without a report hold them up, for every rank that can run writes one; else those that
-    are least far. The ranks of a pipeline wait for each other at different places: there it is
-    those that do not wait, as long as there are any.
+    These are the ranks without a report, because every rank that can run writes one; otherwise
+    the ranks that are least far. Ranks of a pipeline wait for each other in different phases:
+    there only ranks that do not wait are considered, if there are any.
 
     Args:
-        reports: One for each rank that answered; at least one.
+        reports: One for each rank that has written one; at least one.
         world_size: Number of ranks.
-        folder: Where the reports are, for the user.
-        members: Host and process of each rank, in rank order; empty when they are not known.
+        folder: Where the reports are, for the message.
+        members: Host and process of each rank, in rank order; empty if unknown.
     """
     where = f"stacks are in {folder}"
     answered = {report.rank for report in reports}
@@ -145,7 +141,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _waiting(reports: Sequence[Report]) -> str:
-    """Return ``7 ranks wait in backward``, for each phase in which some wait."""
+    """Return text such as ``7 ranks wait in backward``, for each phase with waiting ranks."""
     counts = Counter(report.phase for report in reports)
     parts = [
         f"{count} {'rank waits' if count == 1 else 'ranks wait'} in {phase}"
@@ -155,13 +151,13 @@ def _waiting(reports: Sequence[Report]) -> str:
 
 
 FACTORS: dict[Phase, float] = {"start": 10.0, "save": 10.0, "evaluate": 100.0}
-"""Multiples of ``health.hang_seconds`` that a phase beside the steps may take: building a model
+"""Phase outside of steps -> multiple of ``health.hang_seconds`` that it may take: building a model
 and reading its checkpoint, writing one, evaluating. With the default of 5 minutes: 50 minutes, 50
-minutes and 8 hours. A probe on a large data set takes hours and says nothing meanwhile."""
+minutes and 8 hours. A probe on a large data set takes hours without reporting progress."""
 
 FIRST_STEP = 3.0
-"""Multiple of ``health.hang_seconds`` for a step before any has ended: it compiles, and its data
-workers start."""
+"""Multiple of ``health.hang_seconds`` for the first step, which compiles and starts the data
+workers."""
 
 _WINDOW = 50
 _SHORTEST_POLL, _LONGEST_POLL = 0.05, 5.0
@@ -170,37 +166,37 @@ _SHORTEST_GRACE, _LONGEST_GRACE = 2.0, 60.0
 
 @final
 class StepClock:
-    """What the watcher knows of the pace: how long steps took, and since when it stands still."""
+    """The durations of recent steps, and the time without progress, as the watcher sees them."""
 
     def __init__(self, phase_timer: PhaseTimer) -> None:
-        """Start with what `phase_timer` shows now."""
+        """Start with the current state of `phase_timer`."""
         self._phase_timer = phase_timer
-        self._step: int | None = None  # until the first one begins
+        self._step: int | None = None  # None until the first step begins
         self._began = phase_timer.step_since
         self._beside = phase_timer.since
         self._seconds: deque[float] = deque(maxlen=_WINDOW)
 
     def look(self, now: float) -> None:
-        """Take in what the rank is doing at `now` (`time.monotonic`)."""
+        """Record the rank's phase and step at `now` (`time.monotonic`)."""
         phase_timer = self._phase_timer
         if phase_timer.phase in FACTORS:
             self._beside = now
         step, began = phase_timer.step, phase_timer.step_since
         if self._step is not None and step > self._step:
-            # Several may have passed since the last look; their mean will do. A save or an
-            # evaluation among them makes one large number, which a median bears.
+            # Several steps may have passed since the last call; their mean is good enough. A save
+            # or an evaluation among them makes an outlier, to which the median is robust.
             self._seconds.append((began - self._began) / (step - self._step))
         if began != self._began:
             self._step, self._began = step, began
 
     def standing(self, now: float) -> float:
-        """Return the seconds that the phase beside the steps, or the step, has lasted."""
+        """Return how many seconds the current step, or the phase outside of steps, has lasted."""
         if self._phase_timer.phase in FACTORS:
             return now - self._phase_timer.since
         return now - max(self._phase_timer.step_since, self._beside)
 
     def limit(self, config: HealthConfig) -> float:
-        """Return the seconds after which the rank counts as standing still."""
+        """Return the seconds without progress that count as a hang."""
         if config.hang_factor is None:
             return float("inf")
         beside = FACTORS.get(self._phase_timer.phase)
@@ -213,7 +209,7 @@ class StepClock:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a rank stands; when it changes, the rank has moved."""
+    """The position of a rank; a change means that the rank makes progress."""
 
     step: int
     phase: Phase
@@ -222,7 +218,7 @@ class _Place:
 
 @final
 class HangDetector:
-    """Context in which a rank that stands still for too long ends the run with a name."""
+    """Context in which a hang ends the run with a line that names the blocking rank."""
 
     def __init__(
         self,
@@ -232,26 +228,26 @@ class HangDetector:
         folder: Path,
         members: Sequence[str] = (),
     ) -> None:
-        """Watch nothing yet.
+        """Store the settings; `__enter__` starts the watching thread.
 
         Args:
-            phase_timer: What this rank is doing; the training thread writes it.
-            config: The limits; without a `hang_factor` nothing is ever watched.
+            phase_timer: This rank's phase and step; the training thread writes it.
+            config: The limits; without a `hang_factor` nothing is watched.
             env: This rank.
             folder: ``WORK_DIR/hang``, which all ranks share.
-            members: `host_and_pid` of every rank, to say where one is that does not answer.
+            members: `host_and_pid` of every rank, to locate ranks without a report.
         """
         self._phase_timer, self._config, self._env = phase_timer, config, env
         self._folder, self._members = folder, members
         seconds = config.hang_seconds
         self._poll = min(_LONGEST_POLL, max(_SHORTEST_POLL, seconds / 20))
-        # Long enough for the slower ranks to notice, and for a shared disk to show their files.
+        # Long enough for slower ranks to detect the hang, and for a shared disk to show reports.
         self._grace = min(_LONGEST_GRACE, max(_SHORTEST_GRACE, seconds / 4))
         self._over, self._suspects = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        """Start to watch; what an earlier hang left of this rank is kept under another name."""
+        """Start watching; a report of this rank from an earlier hang is renamed."""
         if self._config.hang_factor is None:
             return self
         own = report_path(self._folder, self._env.rank)
@@ -267,17 +263,17 @@ class HangDetector:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop to watch.
+        """Stop watching.
 
-        A rank that has ended because of a hang breaks the others' connections. Where this one
-        stood still as well, that error is no news: the watcher has the last word.
+        A rank that exits because of a hang breaks the other ranks' connections. If this rank hung
+        as well, its connection error is a consequence, so the watcher ends the process instead.
         """
         if self._thread is None:
             return
         if isinstance(error, Exception) and self._suspects.is_set():
             self._thread.join(3 * self._grace)
         if isinstance(error, RuntimeError) and self._reports():
-            # Of another rank, which has spoken and gone before this one noticed anything.
+            # Another rank has reported the hang and exited before this one detected it.
             self._end_with_the_others(error)
         self._over.set()
         if self._thread is not threading.current_thread():
@@ -292,7 +288,7 @@ class HangDetector:
             limit = clock.limit(self._config)
             _arm(limit)
             standing = clock.standing(now)
-            # Paces differ a little: where another rank has said so, this one answers sooner.
+            # Ranks reach the limit at different times: report earlier if another rank has.
             if standing > limit or (standing > limit / 2 and self._reports()):
                 self._suspects.set()
                 self._conclude(clock.standing(now))
@@ -302,7 +298,7 @@ class HangDetector:
         return _Place(self._phase_timer.step, self._phase_timer.phase, self._phase_timer.since)
 
     def _conclude(self, seconds: float) -> None:
-        """Write a report, wait for the others', and end the run; or return if the rank moves."""
+        """Write a report, wait for the other reports and exit; return if the rank progresses."""
         place, path = self._place(), report_path(self._folder, self._env.rank)
         report = Report(
             rank=self._env.rank,
@@ -315,7 +311,7 @@ class HangDetector:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_text(path, f"{report.header()}\n{stacks()}")
-        except OSError as error:  # a full disk, or the very disk that hangs: end all the same
+        except OSError as error:  # a full disk, or the disk that hangs: exit all the same
             print(f"warning: {path} cannot be written: {error.strerror}", file=sys.stderr)
         deadline = time.monotonic() + self._grace
         while time.monotonic() < deadline:
@@ -333,11 +329,11 @@ class HangDetector:
             )
             print(f"error: {line}", file=sys.stderr, flush=True)
         else:
-            time.sleep(2 * self._poll)  # the one that speaks goes first
+            time.sleep(2 * self._poll)  # let the rank that prints the line exit first
         os._exit(EXIT_HANG)
 
     def _end_with_the_others(self, error: RuntimeError) -> None:
-        """End as a rank that was found in a hang; the broken connection's error goes to a file."""
+        """Exit with the code of a hang; write the connection error to a file."""
         path = report_path(self._folder, self._env.rank).with_suffix(".error.txt")
         with contextlib.suppress(OSError):
             write_text(path, "".join(traceback.format_exception(error)))
@@ -349,7 +345,7 @@ class HangDetector:
 
 
 def host_and_pid() -> str:
-    """Return the host and the process of this rank, for `HangDetector`'s `members`."""
+    """Return this process's host and process id, for `HangDetector`'s `members`."""
     return f"{socket.gethostname()}, {os.getpid()}"
 
 
@@ -364,7 +360,7 @@ def stacks() -> str:
 
 
 def _arm(limit: float) -> None:
-    """Have the stacks printed if no Python code of this process runs for so many seconds."""
+    """Make faulthandler print all stacks if this is not called again within `limit` seconds."""
     stream = sys.__stderr__
     if stream is None or limit == float("inf"):
         return

@@ -1,12 +1,11 @@
-"""A signal asks the run to stop: finish the step, save, and leave with an exit code of its own.
+"""Stop signals: finish the step, save, and exit with a dedicated exit code.
 
-SIGTERM is what schedulers send some seconds before SIGKILL; SIGUSR1 is what they can be told to
-send minutes before (``#SBATCH --signal=USR1@120``). Both only set a flag. The ranks agree on it
-with the sums of a step, so all of them stop after the same one.
+Schedulers send SIGTERM some seconds before SIGKILL, and on request SIGUSR1 minutes before
+(``#SBATCH --signal=USR1@120``). Both signals only set a flag. The flag is reduced over the ranks
+with the sums of a step, so all ranks stop after the same step.
 
-While the run evaluates, its state is usually saved already (`Preemption.leave_at_once`): then there
-is no step to wait for, and the run ends where it stands. What an evaluation would have found is
-made up for after ``--resume``. A save that is being written is always finished first.
+During an evaluation the state is usually saved already (`Preemption.leave_at_once`): then the run
+ends at once, and ``--resume`` repeats the evaluation. A save in progress is always finished.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from types import FrameType, TracebackType
 from typing import Self, final
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""Signals that ask a run to save and stop."""
+"""Signals that make a run save and stop."""
 
 ECHO_SECONDS = 5.0
-"""A SIGTERM that follows another within this time is its echo: a scheduler signals the launcher
-and the ranks, and the launcher hands on what it got."""
+"""A SIGTERM within this time after another is a duplicate: a scheduler signals the launcher and the
+ranks, and the launcher forwards its signal to the ranks."""
 
 _KILLED = 128
 
@@ -34,7 +33,7 @@ _KILLED = 128
 def handling(
     numbers: Iterable[signal.Signals], handle: Callable[[int, FrameType | None], None]
 ) -> Iterator[None]:
-    """Return a context in which signals are handled; the handlers before it come back after.
+    """Return a context in which `handle` handles the signals; it restores the handlers at its end.
 
     Outside the main thread it changes nothing.
     """
@@ -46,18 +45,18 @@ def handling(
         yield
     finally:
         for number, handler in before.items():
-            # None: a handler that was not installed from Python, and cannot be from here.
+            # None: the handler was not installed from Python, so it cannot be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class Preempted(BaseException):
-    """The run has saved and ends because it was asked to; no error, so no `Exception`."""
+    """The run has saved and ends because of a signal; not an error, hence not an `Exception`."""
 
     on_every_rank = False
-    """Whether every rank ends so, after the same step."""
+    """Whether every rank raises it, after the same step."""
 
     def __init__(self, step: int, signal_name: str) -> None:
-        """Say after which step (the number of finished ones), and who asked."""
+        """Store the number of finished steps and the signal's name."""
         super().__init__(
             f"stopped by {signal_name} after step {step}, which is saved; "
             "the same command with --resume continues"
@@ -68,21 +67,21 @@ class Preempted(BaseException):
 
 @final
 class Preemption:
-    """Context in which SIGTERM and SIGUSR1 set a flag; the handlers before it come back after."""
+    """Context in which SIGTERM and SIGUSR1 set a flag; it restores the handlers at its end."""
 
     def __init__(self) -> None:
-        """Install nothing yet."""
+        """Clear the flag; `__enter__` installs the handlers."""
         self.asked = False
-        """Whether this process was asked to stop."""
+        """Whether this process has received a stop signal."""
         self.signal_name = "a signal to another rank"
-        """What asked this process, for the user."""
+        """Name of the signal, for the message."""
         self._handlers = contextlib.ExitStack()
         self._terminated_at: float | None = None
         self._saved_step: int | None = None
         self._leaving = False
 
     def __enter__(self) -> Self:
-        """Install the handlers, in the main thread; elsewhere nothing is ever asked."""
+        """Install the handlers; outside the main thread the flag is never set."""
         self._handlers.enter_context(handling(SIGNALS, self._handle))
         return self
 
@@ -92,27 +91,27 @@ class Preemption:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Bring back the handlers that were there."""
+        """Restore the previous handlers."""
         self._handlers.close()
 
     def preempted(self, step: int, on_every_rank: bool = True) -> Preempted:
         """Return the exception that ends the run after `step` finished and saved steps."""
-        self._leaving = True  # a launcher that ends the other ranks now has nothing to add
+        self._leaving = True  # ignore the launcher's signals to the remaining ranks
         stopped = Preempted(step, self.signal_name)
         stopped.on_every_rank = on_every_rank
         return stopped
 
     @contextlib.contextmanager
     def leave_at_once(self, saved_step: int | None) -> Iterator[None]:
-        """Return a context in which being asked ends the run at once.
+        """Return a context in which a stop signal ends the run at once.
 
         Args:
-            saved_step: The finished steps that the newest checkpoint holds; None when the last
-                step is not saved: then the flag is set as ever and the context changes nothing.
+            saved_step: Number of finished steps in the newest checkpoint. None if the last step is
+                not saved: the signal then only sets the flag.
 
         Raises:
-            Preempted: The process was asked, before or inside; on this rank alone, whose leaving
-                ends the others.
+            Preempted: A signal arrived before or inside the context. Raised on this rank alone;
+                the launcher ends the others.
         """
         self._saved_step = saved_step
         try:

@@ -1,4 +1,4 @@
-"""What a run does about a bad step: record it, leave its update out, or go back."""
+"""Handling of bad steps: record the step, skip its update, or roll back to a checkpoint."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class Recovery:
         console: Console,
         objective: Objective | None,
     ) -> None:
-        """Read which steps the run leaves out; every rank calls it.
+        """Read the run's skipped steps; every rank calls it.
 
-        Without an objective, where no rank has the whole model, bad steps get no replay file.
+        Without an objective (no rank has the whole model), bad steps get no replay file.
 
         Raises:
             UserError: ``left_out.json`` is damaged.
         """
         self._resolved, self._directory, self._plan = resolved, directory, plan
         self._env, self._console, self._objective = env, console, objective
-        # Read once: a rank whose network file system is behind would leave out other steps.
+        # Read on rank 0 only: with a stale network file system, ranks would skip different steps.
         self.skipped_steps = from_main(lambda: SkippedSteps(directory.path / "left_out.json"), env)
         health = resolved.config.health
         self.health = Health(health, self.skipped_steps, self._record, self._tell)
@@ -51,19 +51,20 @@ class Recovery:
     def go_back(self, bad: BadStep, store: CheckpointStore, executor: Executor) -> int:
         """Load the newest checkpoint before a bad step; every rank calls it.
 
-        The first time the steps since then are made again: a fault of the hardware does not come
-        back. A step that is bad again is a matter of the data or the weights: the updates from
-        the checkpoint to it are left out.
+        The first time, the steps since the checkpoint are repeated, because a hardware fault does
+        not recur. If the same step is bad again, the cause is the data or the weights: the
+        updates from the checkpoint to this step are then skipped.
 
         Returns:
-            The step it is at.
+            The number of finished steps in the checkpoint.
 
         Raises:
-            UserError: There is no checkpoint.
+            UserError: There is no checkpoint, or too many steps have caused a rollback.
         """
         store.wait()
         directory, skipped_steps = self._directory, self.skipped_steps
-        # Up to the bad step: one that was passed over at the start may be readable by now.
+        # Not after the bad step: a later checkpoint that failed verification at the start may be
+        # readable now.
         found = from_main(
             lambda: newest_valid(directory.checkpoints, self._console.warn, bad.step), self._env
         )

@@ -1,8 +1,8 @@
-"""A bad step, alone: its weights in a file, and what each part of it computes.
+"""Replay of a single bad step from a file, in one process.
 
-``WORK_DIR/replay/step_00000123.safetensors`` holds the objective's tensors before the step, whole,
-and in its header the config and the step's numbers. Samples, masks and dropout follow from those,
-so nothing else is needed but the data.
+``WORK_DIR/replay/step_00000123.safetensors`` holds the objective's full tensors before the step,
+and in its header the config and the step's numbers. These determine samples, masks and dropout, so
+a replay needs nothing else but the data.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from quadriga.files import fsync_file
 _FORGIVING = EXACT.override({"max_unreadable_fraction": 1.0})
 
 KEPT = 3
-"""Replay files of a run that stay: each is as large as the model."""
+"""How many replay files of a run are kept; each is as large as the model."""
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a replay file says of its step."""
+    """The step's numbers in a replay file."""
 
     bad: BadStep
     world_size: int
     dataset_size: int
     index: list[int]
-    """Indices of the step's samples, over all ranks in order."""
+    """Indices of the step's samples, over all ranks in rank order."""
 
 
 def write_replay(
@@ -59,11 +59,11 @@ def write_replay(
 ) -> str:
     """Write the replay file of a step; every rank calls it, before the step's update.
 
-    No rank returns before the file is there: the run may end next, and a launcher ends the others
-    once one has left.
+    No rank returns before the file is written, because the run may end next, and a launcher kills
+    the other ranks once one has exited.
 
     Returns:
-        Where it is; a clause that says why it could not be written, if so.
+        The file's path, or a clause that says why it could not be written.
     """
     tensors = {}
     for name, tensor in objective.state_dict().items():
@@ -88,7 +88,7 @@ def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> st
         save_file(tensors, beside, metadata=header)
         fsync_file(beside)
         os.replace(beside, path)
-        # By their age and not their steps: a run may have gone on from an earlier step.
+        # Sorted by age and not by step: a run may have resumed from an earlier step.
         files = path.parent.glob("step_*.safetensors")
         for old in sorted(files, key=lambda file: file.stat().st_mtime_ns)[:-KEPT]:
             old.unlink()
@@ -102,7 +102,7 @@ def read_replay(path: Path) -> tuple[Resolved[RunConfig], Recorded, dict[str, Te
     """Read a replay file.
 
     Raises:
-        UserError: It is none, or damaged.
+        UserError: The file is missing, damaged or not a replay file.
     """
     if path.is_dir():
         raise UserError(f"{path} must be a file, but is a folder; name one of the files in it")
@@ -124,7 +124,7 @@ def read_replay(path: Path) -> tuple[Resolved[RunConfig], Recorded, dict[str, Te
 
 @dataclass(frozen=True)
 class Part:
-    """What one micro-batch of one rank computed."""
+    """The result of one micro-batch of one rank."""
 
     rank: int
     micro: int
@@ -132,20 +132,20 @@ class Part:
     loss: float
     """Mean over the targets."""
     first: str | None
-    """The first module whose output was not finite."""
+    """Name of the first module with a non-finite output, if any."""
     samples: list[int]
-    """Samples whose loss alone is not finite; looked for in bad parts only."""
+    """Indices of samples whose own loss is not finite; empty if `loss` is finite."""
 
 
 @final
 class Replay:
-    """Makes one step again, without its update, on this process alone."""
+    """Repeats one step without its update, in this process alone."""
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        """Read the file and build what it needs.
+        """Read the file, open the data and build the objective.
 
         Raises:
-            UserError: The file is no replay, or the data is not that of the run.
+            UserError: The file is not a replay file, or the data set has another size.
         """
         resolved, self.recorded, tensors = read_replay(path)
         self.config, self._device = resolved.config, device
@@ -161,7 +161,7 @@ class Replay:
         self.objective.load_state_dict(tensors)
 
     def parts(self) -> Iterator[Part]:
-        """Compute every micro-batch of every rank, forward and backward; gradients add up."""
+        """Compute every micro-batch of every rank, forward and backward; sum the gradients."""
         bad = self.recorded.bad
         self.objective.train()
         self.objective.before_step(self._plan.progress(bad.updates))
@@ -205,7 +205,7 @@ class Replay:
 
 
 class _FirstNonFinite:
-    """Finds the first module, in the order of the forward pass, that puts out a bad number."""
+    """Context that finds the first module of the forward pass with a non-finite output."""
 
     def __init__(self, module: nn.Module) -> None:
         self.first: str | None = None

@@ -1,4 +1,4 @@
-"""What the user sees: a live bar on a terminal, plain lines elsewhere, log.txt always."""
+"""Output for the user: a progress bar on a terminal, plain lines elsewhere, log.txt always."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from rich.progress import (
 
 
 class Console:
-    """Says things on rank 0 and is silent on the others, but for warnings."""
+    """Prints messages on rank 0, and warnings on every rank."""
 
     def __init__(self, active: bool = True) -> None:
-        """Start; `active` is whether this rank talks at all."""
+        """Start; `active` is whether this rank prints messages."""
         self._active = active
         self._log: IO[str] | None = None
         self._rich = RichConsole(highlight=False, soft_wrap=True)
@@ -36,7 +36,7 @@ class Console:
         self._said: dict[str, int] = {}
 
     def __enter__(self) -> Self:
-        """Use as a context manager: `close` at the end."""
+        """Return itself; `__exit__` closes it."""
         return self
 
     def __exit__(
@@ -45,11 +45,11 @@ class Console:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close on the way out."""
+        """Call `close`."""
         self.close()
 
     def open_log(self, path: Path) -> None:
-        """Write everything said from now on to `path` as well."""
+        """Append all further output to `path` as well."""
         if self._active:
             self._log = path.open("a", encoding="utf-8", errors="backslashreplace")
 
@@ -63,24 +63,24 @@ class Console:
                 self._print(text)
 
     def _print(self, text: str) -> None:
-        """Print to standard output, as long as anybody reads it: `quadriga train ... | head`."""
+        """Print to standard output until its reader ends, as in `quadriga train ... | head`."""
         try:
             print(text, flush=True)
         except BrokenPipeError:
-            # A month of training does not end for it. What is still buffered, and all that is
-            # printed from now on, goes nowhere; log.txt has it.
+            # A long training must not end because of this. Buffered and further output is
+            # discarded; log.txt has it.
             with open(os.devnull, "w", encoding="utf-8") as nowhere:
                 os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
     def line(self, text: str) -> None:
-        """Print a line of progress: to the log, and to the screen where no bar shows it."""
+        """Print a line of progress to the log, and to the screen unless a bar shows it."""
         if self._live:
             self._write(text)
         else:
             self.say(text)
 
     def warn(self, text: str) -> None:
-        """Print a warning to standard error, on every rank: each warns of what it alone saw."""
+        """Print a warning to standard error, on every rank, because ranks see different causes."""
         self._write(f"warning: {text}")
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
@@ -91,24 +91,24 @@ class Console:
             self._log.write(f"{text}\n")
             self._log.flush()
         except OSError as error:
-            # The log repeats what the screen shows: a run does not end for it.
+            # The log only repeats the screen, so its failure does not end the run.
             self._close_log()
             self.warn(f"log.txt ends here, it cannot be written: {error.strerror}")
 
     def _close_log(self) -> None:
         log, self._log = self._log, None
         if log is not None:
-            with contextlib.suppress(OSError):  # what a full disk did not take is told already
+            with contextlib.suppress(OSError):  # a full disk was already reported by `_write`
                 log.close()
 
     def advance(self, what: str, done: int, total: int, status: str = "") -> None:
-        """Move the bar called `what`; off a terminal, say each quarter of a long work.
+        """Move the bar named `what`; without a terminal print a line per quarter of the work.
 
         Args:
-            what: Name of the work: "train", "features of the test set".
-            done: How much of it is done.
-            total: How much there is.
-            status: Shown beside the bar.
+            what: Name of the work: "train", "features of the test set". "train" prints no lines.
+            done: Finished units.
+            total: All units.
+            status: Text beside the bar.
         """
         if self._live:
             progress = self._bars()
@@ -140,7 +140,7 @@ class Console:
         return self._progress
 
     def close(self) -> None:
-        """Take the bars down and close the log."""
+        """Remove the bars and close the log."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None

@@ -1,17 +1,17 @@
-"""The run directory: who owns it, and the files that describe the run.
+"""The run directory: its owner and lock, and the files that describe the run.
 
 WORK_DIR/
-    config.json         the resolved config and where each value came from
+    config.json         the resolved config and the source of each value
     environment.json    versions, device, ranks, command line
-    log.txt             what the console said
+    log.txt             console output
     metrics.jsonl       one JSON object per logged step
     events.jsonl        one JSON object per event: a spike of the loss, a skipped step
-    times.jsonl         when the run was made: attempts, their steps, evaluations and ends
-    console.txt         what the run's process said, where another process has started it
+    times.jsonl         times of attempts, with their steps, evaluations and ends
+    console.txt         output of the run's process, if another process started it
     tensorboard/        the logged steps as event files
-    samples/            which samples each rank read, when log.samples
-    hang/               where each rank stood when the run stood still
-    left_out.json       steps whose update is left out, after a rollback
+    samples/            the samples that each rank read, if log.samples
+    hang/               the report of each rank after a hang
+    left_out.json       steps whose update is skipped, after a rollback
     replay/             the weights before each bad step: quadriga replay FILE
     checkpoints/        step_00001000/ ...
     sidecars.json       which files of other layouts are written beside checkpoints, if any
@@ -34,7 +34,7 @@ from quadriga.files import LOCK, take_lock, write_text
 
 _SIDECARS = "sidecars.json"
 _OWN = (LOCK, "log.txt", "report", ".config.json.partial", "times.jsonl", "console.txt")
-"""What a run that was stopped before it wrote its config may have left."""
+"""Files that a run may leave if it was stopped before it wrote its config."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class RunDirectory:
 
     @property
     def samples(self) -> Path:
-        """What each rank read, when ``log.samples``."""
+        """The folder of the samples that each rank read, if ``log.samples``."""
         return self.path / "samples"
 
     @property
@@ -75,7 +75,7 @@ class RunDirectory:
 
     @property
     def replay(self) -> Path:
-        """The folder of the bad steps that can be made again."""
+        """The folder of the replay files of bad steps."""
         return self.path / "replay"
 
     def read_config(self) -> Resolved[RunConfig]:
@@ -98,15 +98,15 @@ class RunDirectory:
             raise UserError(f"{self.config} is damaged: {error}") from error
 
     def write_sidecars(self, values: Mapping[str, Any]) -> None:
-        """Write down which files of another layout are written beside checkpoints, and where.
+        """Write which files of other layouts are written beside checkpoints, and where.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: The file cannot be written.
         """
         write_text(self.path / _SIDECARS, json.dumps(dict(values), indent=2, default=str) + "\n")
 
     def read_sidecars(self) -> dict[str, Any] | None:
-        """Return what `write_sidecars` wrote; None where nothing was written beside checkpoints.
+        """Return the values of `write_sidecars`; None if the run writes no sidecar files.
 
         Raises:
             UserError: The file is damaged.
@@ -114,7 +114,7 @@ class RunDirectory:
         try:
             if (self.path / _SIDECARS).is_file():
                 return dict(json.loads((self.path / _SIDECARS).read_text(encoding="utf-8")))
-            # Up to revision 7f9c01b the config said so.
+            # Up to revision 7f9c01b the config contained these values.
             saved = json.loads(self.config.read_text(encoding="utf-8"))["config"]
         except FileNotFoundError:
             return None
@@ -125,10 +125,10 @@ class RunDirectory:
         return found
 
     def check_owner(self, config: RunConfig) -> None:
-        """Check that the directory is free or holds this run; change nothing.
+        """Check that the directory is free or holds this run, without changing it.
 
         Raises:
-            UserError: It belongs to another run or to nobody known.
+            UserError: It belongs to another run, or holds files of no run.
         """
         if not self.config.exists():
             if self.path.is_dir() and any(p.name not in _OWN for p in self.path.iterdir()):
@@ -151,13 +151,13 @@ class RunDirectory:
         """Make the folders.
 
         Raises:
-            UserError: They cannot be written.
+            UserError: They cannot be created.
         """
         with self.writing():
             self.report.mkdir(parents=True, exist_ok=True)
 
     def write_config(self, resolved: Resolved[RunConfig]) -> None:
-        """Write config.json: from now on the directory is this run's.
+        """Write config.json, which makes this run the directory's owner.
 
         Raises:
             UserError: It cannot be written.
@@ -167,10 +167,10 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Return a context in which files of the run are written.
+        """Return a context that turns an `OSError` into a `UserError` about the directory.
 
         Raises:
-            UserError: One cannot be written.
+            UserError: A file cannot be written.
         """
         try:
             yield
@@ -181,7 +181,7 @@ class RunDirectory:
             ) from error
 
     def lock(self) -> IO[str]:
-        """Keep every other process from training in this directory until the file is closed.
+        """Lock the directory against other training processes until the returned file is closed.
 
         Raises:
             UserError: Another process is training here.
@@ -207,9 +207,9 @@ class RunDirectory:
             )
 
     def rewind_metrics(self, step: int) -> None:
-        """Drop the logged steps after `step`, which will be made again; keep a torn last line out.
+        """Drop the logged steps after `step`, which will be repeated, and incomplete lines.
 
-        The file that a resumed run leaves is then that of a run that never stopped.
+        The metrics of a resumed run then equal those of an uninterrupted run.
 
         Raises:
             UserError: It cannot be written.

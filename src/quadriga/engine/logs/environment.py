@@ -1,4 +1,4 @@
-"""Facts about the environment of a run: versions, devices, revision, command line."""
+"""The environment of a run: versions, devices, revision, command line."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ PACKAGES = (
     "tensorboard",
     "matplotlib",
 )
-"""Packages whose versions decide what a run computes and draws."""
+"""Packages whose versions affect the results and pictures of a run."""
 
 
 def version_of(package: str) -> str | None:
-    """Return the installed version of a package, None when it is not installed."""
+    """Return the installed version of a package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -41,7 +41,10 @@ def version_of(package: str) -> str | None:
 
 
 def git_revision(folder: Path) -> str | None:
-    """Return the git revision of the checkout around `folder`, with ``+`` when it is changed."""
+    """Return the git revision of the checkout around `folder`, with ``+`` if it has changes.
+
+    None outside a checkout or without git.
+    """
     try:
         command = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=12"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
@@ -58,7 +61,7 @@ def cores() -> int:
 
 
 def describe_environment(env: DistEnv) -> dict[str, Any]:
-    """Return what environment.json holds, for this process and its world."""
+    """Return the content of environment.json for this process and its ranks."""
     return {
         "quadriga": quadriga.__version__,
         "revision": git_revision(Path(quadriga.__file__).parent),

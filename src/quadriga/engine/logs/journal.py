@@ -1,4 +1,4 @@
-"""The journal of a run: metrics.jsonl, events.jsonl, loggers and console, from the steps."""
+"""The journal of a run: writes steps to metrics.jsonl, events.jsonl, loggers and console."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from quadriga.loggers import LoggerSet
 
 @final
 class Events:
-    """Appends events; a record of what happened, so that nothing is taken back on resumption."""
+    """Appends events to events.jsonl. Resumption removes none of them."""
 
     def __init__(self, path: Path, active: bool = True) -> None:
-        """Take the file's path; it is made with the first event.
+        """Store the path; the first event creates the file.
 
         Args:
             path: events.jsonl of the run directory.
-            active: Whether this rank writes: rank 0 does.
+            active: Whether this rank writes; only rank 0 does.
         """
         self._path, self._active = path, active
 
@@ -49,9 +49,9 @@ class Events:
         """Append an event.
 
         Args:
-            event: What happened: ``loss spike``, ``skipped step``.
+            event: Name of the event: ``loss spike``, ``skipped step``.
             step: Finished optimizer steps, as in metrics.jsonl.
-            plain: Whatever else there is to know.
+            plain: Further fields.
 
         Raises:
             OSError: It cannot be written.
@@ -65,27 +65,27 @@ class Events:
 
 
 SMALLEST_DEVIATION = 1e-3
-"""Share of the median that the median deviation is taken to be at least: where a loss hardly
-moves, its last digits are no news."""
+"""Lower limit of the median deviation as a fraction of the median, so that rounding noise of a
+constant loss is not a spike."""
 
 
 @final
 @dataclass(frozen=True)
 class Spike:
-    """A loss that stands out."""
+    """A loss far above the recent ones."""
 
     step: int
     """Finished optimizer steps."""
     loss: float
     median: float
-    """Median of the losses before it."""
+    """Median of the previous losses."""
     deviation: float
-    """Median absolute deviation of the losses before it."""
+    """Median absolute deviation of the previous losses."""
     losses: int
-    """How many losses that were."""
+    """Number of previous losses."""
 
     def __str__(self) -> str:
-        """Return the sentence that says so."""
+        """Return the warning as a sentence."""
         return (
             f"the loss of step {self.step} is {self.loss:.4g}, a spike: the median of the "
             f"{self.losses} losses before it is {self.median:.4g}, their median deviation "
@@ -95,25 +95,25 @@ class Spike:
 
 @final
 class SpikeDetector:
-    """Compares each loss with the median and the median absolute deviation of those before it.
+    """Compares each loss with the median and median absolute deviation of the previous losses.
 
-    Both are blind to a few outliers, so that a spike does not hide the next one. Consecutive
+    Both are robust to a few outliers, so that a spike does not hide the next one. Consecutive
     losses above the limit are one spike.
     """
 
     def __init__(self, config: HealthConfig) -> None:
-        """Take ``window`` and ``spike_factor``."""
+        """Read ``window`` and ``spike_factor``."""
         self._factor = config.spike_factor
         self._needed = max(2, config.window // 4)
         self._before: deque[float] = deque(maxlen=config.window)
         self._above = False
 
     def spike(self, step: int, loss: float) -> Spike | None:
-        """Take the next loss and return what stands out.
+        """Add the next loss; return the spike if it starts one.
 
         Args:
             step: Finished optimizer steps.
-            loss: Its loss; one that is not finite is passed over, it is not for this to decide.
+            loss: The step's loss; non-finite ones are ignored, `Health` handles them.
         """
         if self._factor is None or not math.isfinite(loss):
             return None
@@ -130,7 +130,7 @@ class SpikeDetector:
         return found
 
     def see(self, step: int, loss: float) -> str | None:
-        """Take the next loss and return the sentence on a spike, if it is one."""
+        """Add the next loss; return the warning if it starts a spike."""
         found = self.spike(step, loss)
         return None if found is None else str(found)
 
@@ -139,10 +139,10 @@ Record = dict[str, Any]
 
 
 class Journal:
-    """Writes down every ``every_steps``-th step, the first and the last, on rank 0.
+    """Logs every ``every_steps``-th step, the first and the last, on rank 0.
 
-    A record holds the values of its own step (not of a window), so the file of a resumed run
-    equals that of a run that never stopped, but for the times.
+    A record holds the values of its own step (not of a window), so the metrics of a resumed run
+    equal those of an uninterrupted run, except for the times.
     """
 
     def __init__(
@@ -161,14 +161,14 @@ class Journal:
 
         Args:
             directory: Where the files are.
-            config: Which steps are written down.
-            plan: The run's numbers.
+            config: Which steps are logged.
+            plan: The plan of the run's steps.
             env: This rank; rank 0 writes.
-            console: Shows what is written.
+            console: Prints the logged steps.
             start: Finished steps.
-            work: What a sample costs; unknown by default.
+            work: The operations per sample; unknown by default.
             loggers: Opened loggers, closed with the journal; none by default.
-            health: When a loss is a spike; its defaults by default.
+            health: Limits of a loss spike; `HealthConfig` defaults if None.
         """
         self._config, self._plan, self._env, self._console = config, plan, env, console
         self._start, self._folder = start, directory.path
@@ -191,7 +191,7 @@ class Journal:
         )
 
     def __enter__(self) -> Self:
-        """Use as a context manager: the files are closed at the end."""
+        """Return itself; `__exit__` closes the files."""
         return self
 
     def __exit__(
@@ -200,7 +200,7 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Look at the last losses and close the files."""
+        """Check the last losses for spikes and close the files."""
         self._times.end(kind)
         try:
             self._loggers.close()
@@ -208,15 +208,15 @@ class Journal:
             if self._file is not None:
                 self._file.close()
         except OSError as problem:
-            # A full disk refuses once more what it refused before: the first error is the news.
+            # A full disk fails again at closing: keep the first error.
             if error is None:
                 raise self._unwritable(problem) from problem
 
     def step(self, output: StepOutput) -> None:
-        """Take in one step.
+        """Add one step.
 
         Raises:
-            UserError: The disk is full.
+            UserError: A file cannot be written.
         """
         done = output.step + 1
         self._interval.add(output.samples, output.seconds)
@@ -240,7 +240,7 @@ class Journal:
         self._interval.restart(time.perf_counter())
 
     def add_stall(self, seconds: float) -> None:
-        """Take the time that training stood still for a checkpoint."""
+        """Add seconds that training waited for a checkpoint."""
         self._interval.add_stall(seconds)
 
     def _event(self, event: str, done: int, **plain: float) -> None:
@@ -250,7 +250,7 @@ class Journal:
             raise self._unwritable(problem) from problem
 
     def _look_for_spikes(self) -> None:
-        """Look at every loss since the last time: on a GPU, one synchronisation for all."""
+        """Check all losses since the last call; on a GPU this synchronises once for all."""
         if not self._unseen:
             return
         unseen, self._unseen = self._unseen, []
@@ -310,7 +310,7 @@ class Journal:
 
 
 def memory_gib(env: DistEnv) -> float:
-    """Return this process's memory in GiB: the tensors' peak on CUDA, the resident set on CPU."""
+    """Return memory in GiB: the peak of allocated tensors on CUDA, the resident set on the CPU."""
     if env.device.type == "cuda":
         return torch.cuda.max_memory_allocated(env.device) / 2**30
     resident: int = psutil.Process().memory_info().rss
@@ -318,12 +318,12 @@ def memory_gib(env: DistEnv) -> float:
 
 
 def memory_peak_gib(env: DistEnv) -> float:
-    """Return the most that this process has held, in GiB.
+    """Return this process's peak memory in GiB.
 
-    On CUDA what PyTorch reserved of the device, its cache too; on the CPU the resident set.
+    On CUDA the memory that PyTorch reserved, including its cache; on the CPU the resident set.
     """
     if env.device.type == "cuda":
         return torch.cuda.max_memory_reserved(env.device) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # The kernel brings the peak up to date now and then only, so what is held may be above it.
+    # The kernel updates the peak only occasionally, so the current value may exceed it.
     return max(peak / (2**30 if sys.platform == "darwin" else 2**20), memory_gib(env))

@@ -1,4 +1,4 @@
-"""A profile of a few steps: a trace for each rank, and the ten costliest operations."""
+"""Profile of a few steps: a trace for each rank, and the ten most expensive operations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_profile(config: LogConfig, total_steps: int) -> None:
     """Check that the run is long enough for the steps to profile.
 
     Raises:
-        UserError: It is not.
+        UserError: It is too short.
     """
     steps = profiled_steps(config.profile, 0) if config.profile is not None else None
     if steps is not None and steps.stop - 1 > total_steps:
@@ -39,9 +39,9 @@ def check_profile(config: LogConfig, total_steps: int) -> None:
 
 @final
 class Profiler:
-    """Records some steps of every rank and writes what they were made of into a folder.
+    """Profiles some steps on every rank and writes the results to a folder.
 
-    rank_00000.json.gz (chrome://tracing, ui.perfetto.dev) for each rank, and top_ten.txt.
+    Files: rank_00000.json.gz (chrome://tracing, ui.perfetto.dev) for each rank, and top_ten.txt.
     """
 
     def __init__(
@@ -53,19 +53,19 @@ class Profiler:
             config: Which steps.
             directory: The run directory; the folder is ``profile`` in it.
             env: This rank.
-            console: Shows the table on rank 0.
+            console: Prints the table on rank 0.
             start: Finished steps.
         """
         steps = profiled_steps(config.profile, start) if config.profile is not None else None
         steps = steps or range(0)
-        # A resumed run has made some of them, or all, already.
+        # A resumed run has finished some or all of them.
         self._steps = range(max(steps.start, start + 1), steps.stop)
         self._folder: Path = directory.path / "profile"
         self._env, self._console, self._done = env, console, start
         self._profile: Any = None
 
     def __enter__(self) -> Self:
-        """Start at once where the first step to make is the first to profile."""
+        """Start profiling if the next step is the first one to profile."""
         self._start_if_due()
         return self
 
@@ -75,12 +75,12 @@ class Profiler:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop; a profile of a run that ends inside it is written as far as it went."""
+        """Stop; if the run ends during the profile, write the steps so far."""
         if self._profile is not None:
             self._finish()
 
     def step(self) -> None:
-        """Say that a step is finished."""
+        """Count a finished step, and start or stop profiling."""
         self._done += 1
         if self._profile is not None and self._done + 1 >= self._steps.stop:
             self._finish()
@@ -102,7 +102,7 @@ class Profiler:
         path = self._folder / f"rank_{self._env.rank:05d}.json.gz"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            beside = path.with_name(f".{path.name}")  # its suffix decides that it is compressed
+            beside = path.with_name(f".{path.name}")  # keeps the suffix .gz, so it is compressed
             recorded.export_chrome_trace(str(beside))
             os.replace(beside, path)
             if self._env.is_main:
@@ -114,11 +114,11 @@ class Profiler:
 
 
 def top_table(events: Any, on_device: bool) -> str:
-    """Return the operations that took most time themselves, without those they called.
+    """Return a table of the operations with the largest self time, which excludes callees.
 
     Args:
         events: ``key_averages()`` of a profile.
-        on_device: Whether the device's time counts, or the CPU's.
+        on_device: Whether to use the device's time instead of the CPU's.
     """
     field = "self_device_time_total" if on_device else "self_cpu_time_total"
     own = [e for e in events if e.device_type.name == "CPU" and not e.is_user_annotation]

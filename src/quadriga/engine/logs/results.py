@@ -1,4 +1,4 @@
-"""Results of evaluations: written, read, forgotten, and which are missing."""
+"""Evaluation results in evaluation.json: write, read, remove, and list missing ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def missing_protocols(config: RunConfig, folder: Path, step: int) -> list[Evalua
 
 
 def metrics_at(folder: Path, step: int) -> dict[str, float]:
-    """Return what is known of `step`: ``PROTOCOL.NAME`` and the value."""
+    """Return the results for `step` as ``PROTOCOL.NAME`` -> value."""
     return {
         f"{result['protocol']}.{name}": float(value)
         for result in _own_results(folder, step)
@@ -31,10 +31,10 @@ def metrics_at(folder: Path, step: int) -> dict[str, float]:
 
 
 def owes_evaluation(folder: Path, step: int, every: int) -> bool:
-    """Return whether a run that goes on from `step` was stopped before that step was evaluated.
+    """Return whether a run that resumes from `step` still has to evaluate that step.
 
     Args:
-        folder: Where ``evaluation.json`` is; it holds the results of the last step evaluated.
+        folder: The folder of ``evaluation.json``, which holds the last evaluated step's results.
         step: Finished steps.
         every: Steps between evaluations.
     """
@@ -42,10 +42,10 @@ def owes_evaluation(folder: Path, step: int, every: int) -> bool:
 
 
 def forget_results_after(folder: Path, step: int) -> None:
-    """Drop results of a later step: it will be made again, and may be another one then.
+    """Drop results of steps after `step`, which will be repeated, perhaps with other results.
 
     Raises:
-        OSError: The file cannot be removed.
+        OSError: The file cannot be written or removed.
     """
     path = folder / RESULTS
     old = read_results(path)
@@ -65,7 +65,7 @@ def _own_results(folder: Path, step: int) -> list[dict[str, Any]]:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Return what evaluation.json holds; no results when there is none yet or it is damaged."""
+    """Return the content of evaluation.json; without results if it is missing or damaged."""
     nothing: dict[str, Any] = {"step": 0, "results": []}
     if not path.exists():
         return nothing
@@ -77,7 +77,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def _as_json(result: EvaluationResult) -> dict[str, Any]:
-    # The metrics keep the key that they have had in every evaluation.json so far.
+    # Existing evaluation.json files store the metrics under the key "numbers".
     return {("numbers" if key == "metrics" else key): v for key, v in asdict(result).items()}
 
 
@@ -87,7 +87,7 @@ def merge_results(
     results: Sequence[EvaluationResult],
     overrides: Mapping[str, str] | None = None,
 ) -> None:
-    """Write results, beside those of other protocols at the same step with the same overrides.
+    """Write results; keep those of other protocols at the same step with the same overrides.
 
     ``history`` keeps the metrics of every step that was evaluated without overrides.
     """

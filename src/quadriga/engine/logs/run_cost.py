@@ -1,7 +1,7 @@
-"""What one run has cost, from its times.jsonl: operations, device time, wall time and memory.
+"""Cost of one run from its times.jsonl: operations, device time, wall time and memory.
 
-Steps that a killed run made again count once; the time of their first making is reported as lost.
-Time to start (imports, the model, reading a checkpoint) is reported beside.
+Steps that were repeated after a kill count once; the time of their first execution is reported as
+lost. Start-up time (imports, the model, reading a checkpoint) is reported separately.
 """
 
 from __future__ import annotations
@@ -16,31 +16,32 @@ from quadriga.engine.logs.times import Event
 @final
 @dataclass(frozen=True, kw_only=True)
 class RunCost:
-    """What one run has cost so far. Times are in seconds, memory in GiB."""
+    """The cost of one run so far. Times are in seconds, memory in GiB."""
 
     steps: int = 0
     """Finished optimizer steps."""
     samples: int = 0
     """Samples of those steps."""
     flops: float | None = 0.0
-    """Model FLOPs of those samples, forward and backward; None when not known."""
+    """Model FLOPs of those samples, forward and backward; None if unknown."""
     seconds: float = 0.0
     """Wall time of those steps with their evaluations and checkpoints, over all attempts."""
     evaluation_seconds: float = 0.0
     """The part of `seconds` that evaluations took."""
     device_seconds: float = 0.0
-    """`seconds` times the ranks that worked."""
+    """`seconds` times the number of ranks."""
     start_up_seconds: float = 0.0
     """Wall time before the first step of each attempt; not in `seconds`."""
     lost_steps: int = 0
-    """Steps that were made again after a kill."""
+    """Steps that were repeated, or have to be, after a kill."""
     lost_seconds: float = 0.0
-    """Wall time of their first making; not in `seconds`."""
+    """Wall time of their first execution; not in `seconds`."""
     lost_device_seconds: float = 0.0
+    """`lost_seconds` times the number of ranks."""
     attempts: int = 0
-    """Times that the run was begun or gone on with."""
+    """How often the run was started or resumed."""
     memory_gib: float | None = None
-    """The most that a rank has held: reserved on a GPU, resident on the CPU."""
+    """Peak memory of rank 0: reserved on a GPU, resident on the CPU; None if unknown."""
 
 
 _Alone = tuple[str, float, int]
@@ -49,7 +50,7 @@ _Alone = tuple[str, float, int]
 
 @dataclass
 class _Stretch:
-    """Steps that one process made in a row."""
+    """Consecutive steps of one process."""
 
     process: str
     start: int
@@ -59,9 +60,9 @@ class _Stretch:
     flops_per_sample: float | None
     start_up: float
     marks: list[tuple[int, float]]
-    """(finished steps, seconds since it began), both rising; the first is (start, 0)."""
+    """(finished steps, seconds since `began`), both non-decreasing; the first is (start, 0)."""
     evaluations: list[tuple[int, float]] = field(default_factory=list)
-    """(finished steps, seconds that evaluating them took)."""
+    """(finished steps, seconds of their evaluation)."""
     memory: float = 0.0
     is_open: bool = True
 
@@ -70,7 +71,7 @@ class _Stretch:
         return self.marks[-1][0]
 
     def seconds_at(self, step: int) -> float:
-        """Return when it had finished so many steps, linearly between two marks."""
+        """Return the seconds at which `step` steps were finished; linear between two marks."""
         if step >= self.last:
             return self.marks[-1][1]
         before = [mark for mark in self.marks if mark[0] <= step]
@@ -81,12 +82,12 @@ class _Stretch:
 
 
 def run_cost(events: Sequence[Event], saved: int | None = None) -> RunCost:
-    """Return what a run has cost, from its times.jsonl.
+    """Return the cost of a run.
 
     Args:
-        events: What `read_times` returned.
-        saved: Steps of the newest checkpoint of a run that nobody makes now: what was made after
-            it is lost. None while it runs.
+        events: The events of `read_times`.
+        saved: For a run that is not running: finished steps in its newest checkpoint; the steps
+            after it are lost. None while it runs.
     """
     stretches, alone = _stretches(events)
     if not stretches:
@@ -94,7 +95,7 @@ def run_cost(events: Sequence[Event], saved: int | None = None) -> RunCost:
     seconds = device = lost = lost_device = evaluation = 0.0
     lost_steps = 0
     for place, part in enumerate(stretches):
-        # What follows goes on from there: the steps after it are made again.
+        # Later stretches repeat the steps after their start.
         starts = [later.start for later in stretches[place + 1 :]]
         limit = min(starts if saved is None else [*starts, saved], default=part.last)
         kept = max(part.start, min(part.last, limit))
@@ -127,7 +128,7 @@ def run_cost(events: Sequence[Event], saved: int | None = None) -> RunCost:
 
 
 def _start_up(stretches: Sequence[_Stretch], alone: Sequence[_Alone]) -> float:
-    """Return the time before the first step of each process, without what it evaluated then."""
+    """Return the time before the first step of each process, without evaluations in that time."""
     first = {part.process: part.start_up for part in reversed(stretches)}
     for process, took, _ in alone:
         if process in first:
@@ -136,7 +137,7 @@ def _start_up(stretches: Sequence[_Stretch], alone: Sequence[_Alone]) -> float:
 
 
 def _stretches(events: Iterable[Event]) -> tuple[list[_Stretch], list[_Alone]]:
-    """Return what was made in a row, and the evaluations apart from it."""
+    """Return the stretches of steps, and the evaluations outside of them."""
     found: list[_Stretch] = []
     alone: list[_Alone] = []
     for event in events:

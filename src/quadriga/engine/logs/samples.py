@@ -1,4 +1,4 @@
-"""Which samples were really read: ``WORK_DIR/samples/rank_00000.jsonl``, when ``log.samples``.
+"""Log of the samples that were read: ``WORK_DIR/samples/rank_00000.jsonl``, if ``log.samples``.
 
 One line per micro-batch: the step (the number of finished steps, as in metrics.jsonl), the
 position of its first sample in the step's batch, and the samples' indices and keys. Positions do
@@ -20,19 +20,20 @@ class SampleRead(NamedTuple):
     """One sample that was read."""
 
     step: int
-    """The number of finished steps after the one that it belongs to, from 1."""
+    """The step that used it, from 1."""
     position: int
-    """Its place in the step's batch over all ranks."""
+    """Its position in the step's batch over all ranks."""
     sample: int
-    """Its index in the data set; a replacement's where it could not be read."""
+    """Its index in the data set; that of the replacement if it could not be read."""
     key: int
+    """Its random key."""
     task: str = ""
-    """Whose data set the index is of; empty outside a mixture."""
+    """The task whose data set the index refers to; empty outside a mixture."""
 
 
 @final
 class SampleLog:
-    """Writes down the micro-batches of one rank."""
+    """Writes the micro-batches of one rank to its file."""
 
     def __init__(self, folder: Path, rank: int) -> None:
         """Continue the rank's file in `folder`.
@@ -44,12 +45,12 @@ class SampleLog:
         self._file = (folder / f"rank_{rank:05d}.jsonl").open("a", encoding="utf-8")
 
     def add(self, step: int, part: Part, batch: Batch) -> None:
-        """Write down a micro-batch.
+        """Write a micro-batch.
 
         Args:
             step: The step, from 0.
-            part: What was asked for.
-            batch: On the CPU; ``index`` and ``key`` are read.
+            part: The requested part of the step's batch.
+            batch: On the CPU; ``index`` and ``key`` are written.
         """
         line = {
             "step": step + 1,
@@ -67,7 +68,7 @@ class SampleLog:
 
 
 def rewind_samples(folder: Path, step: int) -> None:
-    """Drop what was read for steps after `step`, of every rank there was; torn lines too.
+    """Drop the samples of steps after `step` and incomplete lines, in the files of all ranks.
 
     Raises:
         OSError: A file cannot be written.
@@ -78,7 +79,7 @@ def rewind_samples(folder: Path, step: int) -> None:
 
 
 def read_samples(folder: Path) -> list[SampleRead]:
-    """Return what all ranks read, in the order of the stream."""
+    """Return the samples that all ranks read, sorted by step and position."""
     found = []
     for path in folder.glob("rank_*.jsonl"):
         for _, record in _lines(path):

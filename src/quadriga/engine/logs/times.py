@@ -1,14 +1,14 @@
-"""times.jsonl: when a run was made, and what it cost, over all its attempts.
+"""times.jsonl: times and cost of a run over all its attempts.
 
-Nothing in it is ever taken back. metrics.jsonl forgets the steps that a killed run makes again;
-here their time stays, so that it can be told apart from the time of the steps that count
-(`quadriga.workflow.ledger`). One JSON object a line, each with ``event`` and ``time`` (Unix):
+Entries are only appended. metrics.jsonl drops the steps that a resumed run repeats; here their time
+stays, so that lost time can be separated from the time of the steps that count
+(`quadriga.workflow.ledger`). One JSON object per line, each with ``event`` and ``time`` (Unix):
 
-``start``      a process was started to make the run, by `quadriga run`
-``begin``      an attempt begins at ``step`` finished steps, with what a sample of it costs
+``start``      `quadriga run` has started a process for the run
+``begin``      an attempt begins at ``step`` finished steps, with the operations per sample
 ``steps``      ``step`` steps are finished, ``seconds`` after the attempt began
-``evaluated``  the state after ``step`` was evaluated within ``seconds``
-``end``        the attempt is over; also written by who started the process, with its ``code``
+``evaluated``  the state after ``step`` was evaluated in ``seconds``
+``end``        the attempt is over; the process that started it also writes one, with ``code``
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ import psutil
 TIMES = "times.jsonl"
 
 STAMP_SECONDS = 5.0
-"""Time between two ``steps``, which is what a kill can keep from being counted; less at the start,
-where it doubles, and of a long attempt a hundredth of its length, a minute at most."""
+"""Interval between two ``steps`` events, the time that a kill can leave uncounted. It is shorter at
+the start, where it doubles, and in a long attempt 1 % of its length, at most a minute."""
 
 _STAMP_SHARE, _STAMP_MOST = 0.01, 60.0
 
@@ -40,7 +40,7 @@ Event = dict[str, Any]
 def note(folder: Path, event: str, **plain: str | float | None) -> None:
     """Append an event to a run's times.jsonl.
 
-    A disk that is full is told of by metrics.jsonl: a run does not end for its times.
+    Write errors are ignored: metrics.jsonl reports a full disk.
     """
     known = {name: value for name, value in plain.items() if value is not None}
     line = json.dumps({"event": event, "time": round(time.time(), 3), **known})
@@ -49,7 +49,7 @@ def note(folder: Path, event: str, **plain: str | float | None) -> None:
 
 
 def read_times(folder: Path) -> list[Event]:
-    """Return the events of a run in their order; a torn line is passed over."""
+    """Return the events of a run in file order, without incomplete lines."""
     try:
         lines = (folder / TIMES).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -66,13 +66,13 @@ def read_times(folder: Path) -> list[Event]:
 
 
 def process_name() -> str:
-    """Return a name for this process that no other has, also after a restart of the machine."""
+    """Return a name for this process that is unique even across restarts of the machine."""
     return f"{os.getpid()}@{psutil.Process().create_time():.2f}"
 
 
 @contextlib.contextmanager
 def evaluated(folder: Path, step: int, ranks: int) -> Iterator[None]:
-    """Return a context whose time is that of an evaluation; one that is cut off is not noted."""
+    """Return a context that records its duration as an evaluation, unless it is interrupted."""
     began = time.perf_counter()
     yield
     seconds = round(time.perf_counter() - began, 3)
@@ -80,7 +80,7 @@ def evaluated(folder: Path, step: int, ranks: int) -> Iterator[None]:
 
 
 def how_it_ended(kind: type[BaseException] | None) -> str:
-    """Return how an attempt ended that this kind of exception left."""
+    """Return how an attempt ended that raised an exception of this type, or none."""
     if kind is None:
         return FINISHED
     return FAILED if issubclass(kind, Exception) else STOPPED
@@ -88,7 +88,7 @@ def how_it_ended(kind: type[BaseException] | None) -> str:
 
 @final
 class TimeLog:
-    """Writes one attempt at a run into its times.jsonl, on rank 0."""
+    """Writes one attempt of a run to its times.jsonl, on rank 0."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class TimeLog:
         ranks: int,
         flops_per_sample: float | None = None,
     ) -> None:
-        """Begin.
+        """Write the ``begin`` event.
 
         Args:
             folder: The run's work directory.
@@ -109,7 +109,7 @@ class TimeLog:
             start: Finished steps.
             total_steps: Steps of the whole run.
             batch_size: Samples of a step, over all ranks.
-            ranks: Processes that work on it, one device each.
+            ranks: Processes of the run, one device each.
             flops_per_sample: Model FLOPs of a sample's forward and backward pass, if known.
         """
         self._folder, self._active = folder, active
@@ -120,7 +120,7 @@ class TimeLog:
                 folder,
                 "begin",
                 process=process_name(),
-                # What went by before the first step: imports, the model, the checkpoint.
+                # Time before the first step: imports, the model, the checkpoint.
                 start_up_seconds=round(time.time() - psutil.Process().create_time(), 3),
                 step=start,
                 total_steps=total_steps,
@@ -130,7 +130,7 @@ class TimeLog:
             )
 
     def steps(self, done: int, memory_peak_gib: float) -> None:
-        """Take the number of finished steps and the memory's peak; write them now and then."""
+        """Update the number of finished steps and the peak memory; write them from time to time."""
         self._done, self._peak = done, max(self._peak, memory_peak_gib)
         now = time.perf_counter()
         age = self._stamped - self._began
@@ -140,11 +140,11 @@ class TimeLog:
             self._note("steps")
 
     def advance(self, done: int) -> None:
-        """Take the number of finished steps; nothing is written."""
+        """Update the number of finished steps without writing."""
         self._done = done
 
     def end(self, kind: type[BaseException] | None) -> None:
-        """Write down how the attempt ended; `kind` is the exception that it left by."""
+        """Write how the attempt ended; `kind` is the type of the exception that ended it."""
         self._note("steps")
         if self._active:
             note(self._folder, "end", how=how_it_ended(kind), process=process_name())
