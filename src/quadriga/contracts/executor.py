@@ -39,8 +39,8 @@ class StepOutput(NamedTuple):
     """This rank's wall time in seconds by phase (`engine.meters.phase_timer`); ``step`` is the
     whole step."""
     skipped: bool = False
-    """Whether the update was skipped, because the loss or gradient was not finite, or because a
-    rollback excludes the step."""
+    """Whether the update was skipped: the loss or gradient was not finite, the step had no targets,
+    or a rollback excludes it."""
     stop: bool = False
     """Whether a rank received a stop signal; the run saves and ends after this step."""
 

@@ -1,4 +1,4 @@
-"""The loop. It knows steps and never losses; whoever outgrows it copies it."""
+"""The training loop. It handles steps, not losses; to change it, copy it."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ def train(
     phase_timer: PhaseTimer | None = None,
     profiler: Profiler | None = None,
 ) -> None:
-    """Make every step from `start` to the end of the plan.
+    """Run every step from `start` to the end of the plan.
 
-    Steps run in segments, cut where something else happens: a checkpoint, an evaluation, the
-    end. Inside a segment an executor may run ahead of what it has reported; at a segment's end
-    it is quiet, so that what is saved and evaluated there is the state after exactly that step.
-    A step's batches follow from its number, so a run goes on as if it had never stopped.
+    Steps run in segments that end at a checkpoint, an evaluation or the end of the run. Within a
+    segment an executor may run ahead of its outputs; at the end of a segment no work is in flight,
+    so that the state saved and evaluated there is the state after exactly that step. The step's
+    number determines its batches, so a resumed run equals an uninterrupted one.
 
     Args:
-        executor: Makes optimizer steps; its state is that after `start` steps.
-        loader: Gives this rank's micro-batches of any steps.
-        plan: How many steps there are and where they are cut.
-        start: Steps that are already made.
-        journal: Writes down what the steps report.
-        checkpoints: Keeps the state.
-        evaluate: Called with the number of finished steps, returns metrics by name; where a
-            checkpoint is due at the same step, after it was taken.
-        preemption: Whether the run is to stop early; by default it never is.
-        phase_timer: Told when the state is saved and when it is evaluated.
-        profiler: Records some of the steps.
+        executor: Runs the optimizer steps; its state is that after `start` steps.
+        loader: Yields this rank's micro-batches of any steps.
+        plan: Number of steps, and where segments end.
+        start: Finished steps.
+        journal: Logs the outputs of the steps.
+        checkpoints: Saves the state.
+        evaluate: Called with the number of finished steps, after the checkpoint of that step if
+            one is due; returns metrics by name.
+        preemption: The stop signals; by default the run never stops early.
+        phase_timer: Records when the state is saved and evaluated.
+        profiler: Profiles some of the steps.
 
     Raises:
-        Preempted: A rank was asked to stop; the state after the last step is saved.
+        Preempted: A rank received a stop signal; the state after the last step is saved.
         UserError: The loss is not finite, the data cannot be read or a checkpoint not written.
-        RollBack: A step was bad, and the run is to go back to its last checkpoint.
+        RollBack: A step was bad, and the run must return to its last checkpoint.
     """
     preemption, phase_timer = preemption or Preemption(), phase_timer or PhaseTimer()
     batches = loader.batches(range(start, plan.total_steps))

@@ -1,4 +1,4 @@
-"""Every check of a run that can be made before its first step."""
+"""Checks of a run before its first step."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from quadriga.errors import UserError
 from quadriga.loggers import check_kinds, check_loggers
 
 ASSUMED = 1000
-"""Classes that a rehearsal counts with where the data is not at hand: those of ImageNet."""
+"""Number of classes that a dry run assumes if the data is not available; that of ImageNet."""
 
 _KEY = "objective.classes"
 
 
 def leaves_it_to_data(config: RunConfig) -> bool:
-    """Return whether a method has a number of classes, and the config does not say it."""
+    """Return whether the method has a number of classes that the config does not set."""
     return "classes" in type(config.objective).model_fields and _stated(config) is None
 
 
 def infer_num_classes(resolved: Resolved[RunConfig]) -> Resolved[RunConfig]:
-    """Set the number of classes to that of the training data, if it is at hand.
+    """Set the number of classes to that of the training data, if the data is available.
 
-    What is wrong with the data is told when the run is checked.
+    Errors in the data are ignored here; the checks of the run report them.
     """
     found = {}
     for task, config in task_configs(resolved.config).items():
@@ -44,10 +44,10 @@ def infer_num_classes(resolved: Resolved[RunConfig]) -> Resolved[RunConfig]:
 
 
 def check_classes(config: RunConfig, dataset: Dataset) -> None:
-    """Check that every sample has a class, and the classifier a place for it.
+    """Check that every sample has a class, and the classifier an output for it.
 
     Raises:
-        UserError: There are no labels, some records have none, or the classifier has fewer places.
+        UserError: There are no labels, some records have none, or the classifier has fewer outputs.
     """
     if "classes" not in type(config.objective).model_fields:
         return
@@ -80,7 +80,7 @@ def _stated(config: RunConfig) -> int | None:
 
 
 def check_weights(config: RunConfig) -> None:
-    """Check that the weights to be evaluated are there.
+    """Check that the run has the weights that it evaluates.
 
     Raises:
         UserError: ``evaluation.weights`` is ema, and the run has no moving average.
@@ -95,15 +95,15 @@ def check_weights(config: RunConfig) -> None:
 def check_start(
     config: RunConfig, world_size: int, dataset: Dataset | None = None
 ) -> tuple[Dataset, RunPlan]:
-    """Try everything that needs no memory, no process and no work directory.
+    """Run all checks that need no device memory, no process and no work directory.
 
     Args:
         config: The run.
-        world_size: Ranks it is to run on.
-        dataset: Its training data, where it is open already.
+        world_size: Number of ranks.
+        dataset: Its training data, if already open.
 
     Returns:
-        The training data and the run's numbers.
+        The training data and the plan of the run's steps.
 
     Raises:
         UserError: The run cannot start.
@@ -128,10 +128,10 @@ def check_start(
 
 
 def check_tasks(config: RunConfig, dataset: Dataset) -> None:
-    """Check that the method, the model and the data of each task go together.
+    """Check that the method, the model and the data of each task are compatible.
 
     Raises:
-        UserError: They do not, or a mixture is to be evaluated by a protocol.
+        UserError: They are not, or a mixture has evaluation protocols.
     """
     if dataset.tasks and config.evaluation.protocols:
         raise UserError(
@@ -145,10 +145,10 @@ def check_tasks(config: RunConfig, dataset: Dataset) -> None:
 
 
 def _check_independence(config: RunConfig, objective: Objective) -> None:
-    """Check that parts that train side by side cannot touch each other.
+    """Check that independently trained parts do not affect each other.
 
     Raises:
-        UserError: They would share the scale of float16's loss, and the steps it leaves out.
+        UserError: The precision is float16, whose loss scale and skipped steps they would share.
     """
     parts = objective.independent_parts
     if parts and config.train.precision == "float16":
@@ -160,9 +160,12 @@ def _check_independence(config: RunConfig, objective: Objective) -> None:
 
 
 def _check_keep_best(config: RunConfig) -> None:
-    """Check that the run has the protocol whose number decides which checkpoint stays.
+    """Check that the run has the protocol of ``checkpoint.keep_best``.
 
-    Which numbers a protocol or a method has is known when the first are there.
+    The names of a protocol's or a method's metrics are unknown before its first results.
+
+    Raises:
+        UserError: It names a protocol instead of a metric, or a protocol that the run lacks.
     """
     name = config.checkpoint.keep_best
     if name is None:

@@ -1,4 +1,4 @@
-"""The checkpoint that a run goes on from, and what is said of its start."""
+"""Choice of the checkpoint that a run resumes from, and the messages at its start."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from quadriga.schedules.curves import warmup_length
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for beside the config."""
+    """The user's options in addition to the config."""
 
     work_dir: Path
     resume: bool = False
-    """Whether to go on with what the work directory holds, if anything."""
+    """Whether to continue the run in the work directory, if there is one."""
     resume_from: Path | None = None
     """A checkpoint to start from instead of the newest of the work directory."""
 
@@ -43,7 +43,12 @@ class Request:
 def choose(
     request: Request, directory: RunDirectory, config: RunConfig, plan: RunPlan, console: Console
 ) -> Path | None:
-    """Return the checkpoint to start from, None to start at step 0."""
+    """Return the checkpoint to start from; None to start at step 0.
+
+    Raises:
+        UserError: The checkpoint cannot be used, the data has changed, or the work directory
+            holds an unfinished run and ``resume`` is not set.
+    """
     if request.resume_from is not None:
         chosen = _chosen(request.resume_from, config, plan, console)
         set_aside_after(directory.checkpoints, read_manifest(chosen).step)
@@ -75,7 +80,7 @@ def choose(
 
 
 def _chosen(path: Path, config: RunConfig, plan: RunPlan, console: Console) -> Path:
-    """Check the checkpoint that the user named: a checkpoint folder, or a run's folder."""
+    """Return the verified checkpoint at a path that the user gave: a checkpoint or a run."""
     folder = path
     if (path / "checkpoints").is_dir():
         folder = newest_valid(path / "checkpoints", console.warn) or path
@@ -102,7 +107,7 @@ def write_start(
     objective: Objective,
     start: int,
 ) -> None:
-    """Write what describes the run, and drop the logged steps that will be made again."""
+    """Write config.json and environment.json, and drop logs of steps that will be repeated."""
     directory.write_config(resolved)
     parameters = sum(p.numel() for p in objective.parameters())
     directory.write_environment({**describe_environment(env), "parameters": parameters})
@@ -120,7 +125,7 @@ def announce(
     start: int,
     env: DistEnv,
 ) -> None:
-    """Say what the run is."""
+    """Print the run's model, data, length, batch and layout."""
     parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     epochs = plan.total_steps * plan.batch_size / plan.dataset_size
     console.say(

@@ -1,4 +1,4 @@
-"""`RunConfig`: everything that decides a run, as values."""
+"""`RunConfig`: the complete configuration of a run."""
 
 from __future__ import annotations
 
@@ -36,40 +36,41 @@ __all__ = [
 
 
 class HealthConfig(Config):
-    """What happens when training goes wrong."""
+    """Handling of non-finite steps, loss spikes and hangs."""
 
     non_finite: Literal["stop", "skip", "rollback"] = "stop"
-    """What follows a loss or gradient that is not finite: the run stops before the update; the
-    update is left out; or the run goes back to the last checkpoint, and if it happens again,
-    leaves out the updates from there to the bad step."""
+    """Response to a non-finite loss or gradient. stop: end the run before the update; skip: skip
+    the update; rollback: return to the last checkpoint and repeat the steps, and if the step is
+    bad again, skip the updates from the checkpoint to it."""
     max_bad_steps: int = Field(10, ge=1)
-    """The run stops after so many bad steps without `window` good ones between."""
+    """The run stops when more steps than this are bad within `window` steps. Under rollback it is
+    also the limit of different steps that cause one."""
     window: int = Field(100, ge=8)
-    """Steps that a loss is compared with, and after which bad steps are forgotten."""
+    """Number of previous steps that a loss is compared with, and within which bad steps count."""
     spike_factor: float | None = Field(8.0, gt=1)
-    """A loss that exceeds the window's median by so many median deviations is reported as a
-    spike; none for no reports."""
+    """A loss that exceeds the window's median by this many median absolute deviations is reported
+    as a spike; none for no reports."""
     hang_factor: float | None = Field(20.0, gt=1)
-    """A step that takes so many times the median of the steps before it is a hang; none to wait
-    for ever."""
+    """A step that takes this many times the median of recent steps is a hang; none for no hang
+    detection."""
     hang_seconds: float = Field(300.0, gt=0)
-    """A step that is shorter than this is never a hang."""
+    """A shorter step, in seconds, is never a hang."""
 
 
 WARMUP = 3
-"""Steps before the first profiled one when only a number is given: the first steps of a run
+"""Steps before the first profiled one if only a number is given, because the first steps of a run
 compile, allocate and fill caches."""
 
 
 def profiled_steps(text: str, start: int) -> range | None:
-    """Return the steps, counted from 1 as in metrics.jsonl, that a text means.
+    """Parse ``log.profile`` into steps, counted from 1 as in metrics.jsonl.
 
     Args:
-        text: ``5`` (so many, after `WARMUP`) or ``10-14`` (these, the last one too).
-        start: Steps that are already made.
+        text: ``5`` (number of steps after `WARMUP`) or ``10-14`` (first and last step).
+        start: Finished steps.
 
     Returns:
-        The steps; None when the text means none.
+        The steps; None if the text is invalid or the range empty.
     """
     found = re.fullmatch(r"([1-9][0-9]{0,8})(?:-([1-9][0-9]{0,8}))?", text)
     if found is None:
@@ -81,27 +82,27 @@ def profiled_steps(text: str, start: int) -> range | None:
 
 
 class LoaderConfig(Config):
-    """How samples are read. Nothing here changes what is read."""
+    """How samples are read; does not change which samples are read."""
 
     workers: int = Field(2, ge=0)
     """Worker processes per rank; 0 reads in the training process."""
     prefetch: int = Field(4, ge=1)
     """Micro-batches that each worker reads ahead."""
     max_unreadable_fraction: float = Field(0.01, ge=0, le=1)
-    """The run stops when a larger share of the samples cannot be read."""
+    """The run stops if a larger fraction of the samples cannot be read."""
 
 
 class LogConfig(Config):
-    """What is written down while training."""
+    """What is logged during training."""
 
     every_steps: int = Field(20, ge=1)
     """Optimizer steps between two lines of metrics.jsonl."""
     loggers: tuple[LoggerConfig, ...] = (TensorboardConfig(),)
-    """Where the metrics go beside metrics.jsonl: ``[{"kind": "tensorboard"}, {"kind": "csv"}]``;
-    wandb and mlflow are others."""
+    """Loggers in addition to metrics.jsonl: ``[{"kind": "tensorboard"}, {"kind": "csv"}]``; other
+    kinds are wandb and mlflow."""
     samples: bool = False
-    """Whether each rank writes down the samples that it reads (``WORK_DIR/samples``): a proof that
-    two runs saw the same, and a file that grows with every sample."""
+    """Whether each rank logs the samples that it reads (``WORK_DIR/samples``), to compare the data
+    of two runs. The files grow with every sample."""
     profile: str | None = None
     """Steps to profile: ``5`` for five steps after three, ``10-14`` for those steps of the run."""
 
@@ -116,25 +117,25 @@ class LogConfig(Config):
 
 
 class CheckpointConfig(Config):
-    """When the state is saved."""
+    """When checkpoints are saved and which are kept."""
 
     every_steps: int | None = Field(None, ge=1)
     """Optimizer steps between two checkpoints; either this or `every_epochs`, or neither."""
     every_epochs: float | None = Field(None, gt=0)
     """Epochs between two checkpoints."""
     keep: int = Field(3, ge=1)
-    """How many of the newest checkpoints stay."""
+    """How many of the newest checkpoints are kept."""
     keep_every_steps: int | None = Field(None, ge=1)
-    """Checkpoints whose step is a multiple of this stay for ever."""
+    """Checkpoints whose step is a multiple of this are always kept."""
     keep_best: str | None = None
-    """A number (``loss``, ``linear_probe.top1``): the checkpoint where it was best stays."""
+    """A metric (``loss``, ``linear_probe.top1``); the checkpoint with its best value is kept."""
     best_is: Literal["highest", "lowest"] = "lowest"
     """Which values of `keep_best` are better."""
     asynchronous: bool = True
-    """Whether training goes on while a checkpoint is written: it then stalls only for the copy
-    to host memory."""
+    """Whether training continues while a checkpoint is written, and waits only for the copy to
+    host memory."""
     on_failure: Literal["stop", "continue"] = "stop"
-    """What happens when a checkpoint cannot be written (a full disk). The ones before it stay."""
+    """What to do if a checkpoint cannot be written (a full disk). Older checkpoints are kept."""
 
     @model_validator(mode="after")
     def _one_unit(self) -> CheckpointConfig:
@@ -154,34 +155,35 @@ class EvaluationConfig(Config):
     every_epochs: float | None = Field(None, gt=0)
     """Epochs between two evaluations during training; none for the end only."""
     at_start: bool = False
-    """Whether the model is evaluated before the first step too, such as one that was assembled."""
+    """Whether to evaluate before the first step as well, such as an assembled model."""
     weights: Literal["raw", "ema"] = "raw"
-    """Which weights are evaluated: those of the last step, or their average (`ema.decay`)."""
+    """Which weights are evaluated: those of the last step, or their moving average
+    (`ema.decay`)."""
     train_samples: int | None = Field(None, ge=1)
-    """Evaluate with a fixed part of the training images of this size; none for all of them."""
+    """Size of the fixed subset of the training data to evaluate with; none for all of it."""
     test_samples: int | None = Field(None, ge=1)
-    """Evaluate on a fixed part of the test images of this size; none for all of them."""
+    """Size of the fixed subset of the test data to evaluate on; none for all of it."""
     workers: int = Field(1, ge=0)
     """Worker processes that read the evaluation data."""
 
 
 class WarmStartConfig(Config):
-    """Weights to start from, instead of random ones."""
+    """Initial weights to load instead of random ones."""
 
     path: str | None = None
     """A file of weights (this project's, timm's or Hugging Face's names), the folder of a published
     model, a checkpoint or a run."""
     weights: Literal["raw", "ema"] = "raw"
-    """What of a checkpoint is taken: the weights of its step, or their moving average."""
+    """Which weights of a checkpoint are loaded: those of its step, or their moving average."""
     strict: bool = True
-    """Whether missing and unexpected tensors, and those of other shapes, are an error; otherwise
-    they are listed, and what nothing fits keeps its random values."""
+    """Whether missing tensors, unexpected tensors and other shapes are an error. Otherwise they
+    are listed, and tensors without a match keep their random values."""
     interpolate: bool = True
-    """Whether tables of positions are resampled to this model's grid."""
+    """Whether position embeddings are resampled to this model's grid."""
 
 
 class RunConfig(StepConfig):
-    """One run: what decides its steps, the data, and all that happens around the steps."""
+    """The configuration of one run: its steps, its data, and everything around the steps."""
 
     data: DatasetConfig
     """Where records come from."""
@@ -190,22 +192,22 @@ class RunConfig(StepConfig):
     warm_start: WarmStartConfig = WarmStartConfig()
     """Weights to start from."""
     health: HealthConfig = HealthConfig()
-    """What happens when training goes wrong."""
+    """Handling of non-finite steps, loss spikes and hangs."""
     loader: LoaderConfig = LoaderConfig()
     """How samples are read."""
     log: LogConfig = LogConfig()
-    """What is written down."""
+    """What is logged."""
     checkpoint: CheckpointConfig = CheckpointConfig()
-    """When the state is saved."""
+    """When checkpoints are saved and which are kept."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Which protocols evaluate the model."""
 
     @classmethod
     def upgraded(cls, values: dict[str, Any], sources: dict[str, str]) -> None:
-        """Translate what a revision up to 7f9c01b saved; see `Config.upgraded`.
+        """Translate a config saved by a revision up to 7f9c01b; see `Config.upgraded`.
 
-        It had a group ``pipeline`` instead of the kinds of ``executor``, and said in
-        ``checkpoint`` which files of other layouts were written beside checkpoints.
+        Such a config has a group ``pipeline`` instead of the kinds of ``executor``, and lists in
+        ``checkpoint`` the files of other layouts that are written beside checkpoints.
         """
         for name in ("stage_files", "modular_files"):
             values.get("checkpoint", {}).pop(name, None)
@@ -240,17 +242,17 @@ NEUTRAL = (
     "checkpoint",
     "evaluation",
 )
-"""Paths that may differ between the two halves of a resumed run: they do not change what it
-computes (layout and compilation only the rounding). What a `Location` names may move as well: of
-the data the size is hashed, and of a vocabulary what is in it."""
+"""Config paths that may change when a run is resumed, because they do not change what it computes
+(layout and compilation change only the rounding). Files named by a `Location` may move as well:
+the hash covers the size of the data, and the content of a vocabulary."""
 
 Identity = dict[str, Any]
 
 
 def identity(config: RunConfig) -> Identity:
-    """Return the leaves that decide what a run computes.
+    """Return the config's leaves that determine what a run computes.
 
-    Of the executor it is what it says itself, such as that gradients are late.
+    The executor contributes `ExecutorConfig.decisive`, such as the delay of gradients.
     """
     decisive = {f"executor.{name}": v for name, v in config.executor.decisive().items()}
     neutral = (*NEUTRAL, *config.locations(), *config.unused_later())
@@ -262,9 +264,12 @@ def identity(config: RunConfig) -> Identity:
 
 
 def config_hash(config: RunConfig, dataset_size: int, data_identity: str = "") -> str:
-    """Return the SHA-256 of `identity` and the data's: equal for two halves of one run."""
+    """Return the SHA-256 of `identity` and of the data's size and identity, as hexadecimal text.
+
+    A checkpoint can be resumed only with an equal hash.
+    """
     data = [data_identity] if data_identity else []
-    # The executor's keys had another name when the first runs were saved, which still go on.
+    # Older runs, which can still be resumed, were hashed with the keys' former name.
     decisive = {
         path.replace("executor.", "pipeline.", 1): value for path, value in identity(config).items()
     }
@@ -277,15 +282,15 @@ EXCLUSIVE = (
     ("checkpoint.every_steps", "checkpoint.every_epochs", None),
     ("schedule.warmup_steps", "schedule.warmup_epochs", 0),
 )
-"""Pairs of which a run has one, and what the other is then."""
+"""(key, key, value): at most one of the two keys is set; the other one has this value."""
 
 
 def clear_conflicting(values: dict[str, Any]) -> dict[str, Any]:
-    """Unset the other unit of a length that is given in one unit: ``train.steps`` and epochs.
+    """Return overrides that also unset the other unit of a length, such as ``train.epochs``.
 
     Args:
-        values: Overrides of one origin; when they set both units they are left alone, and the
-            config says what is wrong.
+        values: Overrides from one source. If they set both units, both are kept, and the config's
+            validation fails.
     """
     cleared = dict(values)
     for first, second, nothing in EXCLUSIVE:

@@ -16,7 +16,7 @@ from quadriga.errors import UserError
 
 @dataclass(frozen=True)
 class RunPlan(StepPlan):
-    """The numbers of a run: those of its steps, and where it is cut."""
+    """Number and size of a run's steps, and when it saves and evaluates."""
 
     checkpoint_every: int
     """Optimizer steps between checkpoints; `total_steps` for the end only."""
@@ -27,10 +27,10 @@ class RunPlan(StepPlan):
     task_sizes: Mapping[str, int] = field(default_factory=dict)
     """Task -> samples of its training data; empty outside a mixture, or without its data."""
     draws: BlockDraws | None = None
-    """The tasks of a mixture's steps, whose samples differ in number; None outside one."""
+    """The tasks of a mixture's steps, whose numbers of samples differ; None outside a mixture."""
 
     def of_data(self, dataset: Dataset) -> RunPlan:
-        """Return the plan with what can only be known of its training data when it is open."""
+        """Return the plan with `data_identity` and `task_sizes` of the opened training data."""
         sizes = {task: len(dataset.of_task(task)) for task in dataset.tasks}
         return dataclasses.replace(self, data_identity=dataset.identity, task_sizes=sizes)
 
@@ -46,7 +46,7 @@ class RunPlan(StepPlan):
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive steps between two cuts, and what happens at their end."""
+    """Consecutive steps, and whether the run saves and evaluates at their end."""
 
     steps: range
     save: bool
@@ -56,7 +56,8 @@ class Segment:
 def scaled_lr(optim: OptimizerConfig, batch_size: int) -> float:
     """Return the peak learning rate at the actual batch size.
 
-    linear: ``lr * batch / lr_batch`` (Goyal et al., arXiv:1706.02677); sqrt: by its root.
+    linear: ``lr * batch / lr_batch`` (Goyal et al., arXiv:1706.02677); sqrt:
+    ``lr * sqrt(batch / lr_batch)``.
     """
     ratio = batch_size / optim.lr_batch
     factor = {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[optim.lr_scaling]
@@ -64,10 +65,16 @@ def scaled_lr(optim: OptimizerConfig, batch_size: int) -> float:
 
 
 def make_plan(config: RunConfig, dataset_size: int, world_size: int) -> RunPlan:
-    """Work out a run's numbers.
+    """Compute a run's plan.
+
+    Args:
+        config: The run.
+        dataset_size: Samples of the training data.
+        world_size: Number of readers of samples.
 
     Raises:
-        UserError: The batch cannot be shared by so many ranks and micro-batches.
+        UserError: The batch cannot be divided among the ranks and micro-batches, or the run has no
+            steps.
     """
     train, blocks = config.train, config.data.task_blocks()
     accumulate = train.accumulate
@@ -104,10 +111,10 @@ def make_plan(config: RunConfig, dataset_size: int, world_size: int) -> RunPlan:
 
 
 def _check_blocks(train: TrainConfig, blocks: TaskBlocks, world_size: int) -> None:
-    """Check that the step of a mixture is what the run says elsewhere.
+    """Check that a mixture's task blocks agree with the rest of the config.
 
     Raises:
-        UserError: Its task blocks cannot be shared by the ranks, or are contradicted.
+        UserError: The blocks cannot be divided among the ranks, or contradict ``train``.
     """
     if blocks.number % world_size:
         raise UserError(
@@ -132,9 +139,9 @@ def _steps(epochs: float | None, per_epoch: float, total: int) -> int:
 
 
 def segments(plan: RunPlan, start: int) -> Iterator[Segment]:
-    """Cut the steps from `start` on at every checkpoint, evaluation and the end.
+    """Divide the steps from `start` on into segments that end at a checkpoint or an evaluation.
 
-    The cuts depend on the plan alone, so a resumed run has the cuts of one that never stopped.
+    The ends depend on the plan alone, so a resumed run has those of an uninterrupted run.
     """
     step = start
     while step < plan.total_steps:
@@ -154,12 +161,13 @@ def segments(plan: RunPlan, start: int) -> Iterator[Segment]:
 def describe_batch(
     plan: RunPlan, optim: OptimizerConfig, holders: tuple[str, str] = ("rank", "ranks")
 ) -> str:
-    """Return the line that says what became of the recipe's batch and learning rate.
+    """Return one line with the recipe's and the actual batch size and learning rate.
 
     Args:
-        plan: The run's numbers.
-        optim: What the recipe's learning rate is stated for.
-        holders: What holds a whole model, one and several: ranks, or copies over several ranks.
+        plan: The plan of the run's steps.
+        optim: The recipe's learning rate and its batch size.
+        holders: Singular and plural noun for what holds a whole model: ranks, or replicas over
+            several ranks.
     """
     micro = math.ceil(plan.batch_size / (plan.world_size * plan.accumulate))
     return (

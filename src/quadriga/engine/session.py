@@ -1,4 +1,4 @@
-"""One run from its config to its last evaluation: everything the loop needs, put together."""
+"""One run from its config to its last evaluation: builds what the loop needs and runs it."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ def run(
 
     Args:
         resolved: The run.
-        request: What the user asked for beside it.
+        request: The user's options in addition to the config.
         env: This process among the run's.
-        console: Where the run talks.
-        preemption: Whether a signal asked it to stop.
-        on_saved: Writes what lies beside a checkpoint; see `CheckpointStore`.
-        on_reported: Writes down what is known of a saved state; see `CheckpointStore`.
+        console: Prints the run's messages.
+        preemption: The stop signals.
+        on_saved: Writes the sidecar files of a checkpoint; see `CheckpointStore`.
+        on_reported: Stores the metrics of a saved state; see `CheckpointStore`.
 
     Raises:
-        UserError: Anything the user can mend; found before the first step where that is possible.
-        Preempted: A signal asked the run to stop; it has saved.
+        UserError: Anything the user can fix; raised before the first step where possible.
+        Preempted: A signal stopped the run; it has saved.
     """
     config = resolved.config
     directory = RunDirectory(request.work_dir)
@@ -106,7 +106,7 @@ def _check(config: RunConfig, env: DistEnv) -> tuple[Dataset, RunPlan]:
 
 @final
 class _Session:
-    """A run whose work directory is claimed."""
+    """A run that has locked its work directory."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class _Session:
     def run(self, start_from: Path | None) -> None:
         """Build everything, then train from a checkpoint or from step 0."""
         config, env, plan = self._config, self._env, self._plan
-        self._objective = build_on_meta(config)  # executors give memory, each rank its part
+        self._objective = build_on_meta(config)  # the executor allocates each rank's part
         on_all(self._check_protocols, env)
         is_filled = config.warm_start.path is not None or config.modular is not None
         self._recovery = Recovery(
@@ -190,7 +190,7 @@ class _Session:
         self._train(start)
 
     def out_of_memory(self) -> UserError:
-        """Return the error that names what the run's state takes."""
+        """Return the error for an exhausted memory, with the size of the run's state."""
         train, env = self._config.train, self._env
         tensors = [local_part(p) for p in self._objective.parameters()]
         held = sum(t.numel() * t.element_size() * (4 if t.requires_grad else 1) for t in tensors)
@@ -207,7 +207,7 @@ class _Session:
         objective.after_initial_weights()
 
     def _train(self, start: int) -> None:
-        """Train to the end, going back to a checkpoint where a bad step asks for it."""
+        """Train to the end; return to a checkpoint if a bad step requires it."""
         work = None
         if self._env.is_main:
             work = measure_work(self._config, self._env, self._console.say)
@@ -272,7 +272,7 @@ class _Session:
         return from_main(lambda: metrics_at(self._directory.report, step), self._env)
 
     def _make_up(self, step: int) -> None:
-        """Evaluate the state that a checkpoint holds, where a stop has cut its evaluation off."""
+        """Evaluate a saved state whose evaluation was interrupted or is due before training."""
         with self._phase_timer.during("evaluate"), self._preemption.leave_at_once(step):
             self._store.report(step, self._evaluate(step))
 

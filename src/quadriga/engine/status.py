@@ -1,6 +1,7 @@
-"""What a run directory says of its run: how far it is, what was found, whether it is being made.
+"""Status of a run, from its directory: progress, results, and whether it is running.
 
-Read from its files alone, so that it can be asked while the run trains, after a kill, or never.
+Only files are read, so the status is available while the run trains, after a kill, and before its
+start.
 """
 
 from __future__ import annotations
@@ -22,42 +23,44 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.files import LOCK, is_locked
 
 State = Literal["finished", "running", "stopped", "failed", "waiting"]
-"""finished: all steps are made and evaluated; running: a process trains there; stopped: begun,
-asked to stop or killed; failed: its last process ended with an error; waiting: not begun."""
+"""finished: all steps are done and evaluated; running: a process trains in the directory; stopped:
+ended early by a signal; failed: the last process ended with an error; waiting: not started."""
 
 _TAIL_BYTES = 1 << 16
 
 _HEADLINES = ("held_out.accuracy", "linear_probe.top1", "knn.top1", "glue.score")
-"""What a run is told by, the first that it has; else whatever was measured first, else the loss."""
+"""Metrics that summarise a run; the first available one is shown, else its first metric, else the
+loss."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """One run, as its files have it."""
+    """The status of one run."""
 
     state: State
     step: int
-    """Finished steps: logged ones while it runs, else those of the newest checkpoint."""
+    """Finished steps: logged or saved ones while it runs, else those of the newest checkpoint."""
     total_steps: int | None
-    """None when nothing that is written down tells it."""
+    """None if no file contains it."""
     metric: str | None
-    """Name of the number that it is told by."""
+    """Name of the metric that summarises the run."""
     value: float | None
+    """Its value."""
     eta_seconds: float | None
-    """Of the steps that are left, while it runs."""
+    """Estimated seconds to the end, while it runs."""
     cost: RunCost
     error: str | None = None
-    """What a failed run has said last."""
+    """The error of a failed run."""
 
 
 def state_of(folder: Path, config: RunConfig | None, total_steps: int | None = None) -> RunState:
-    """Look at a run directory.
+    """Return the status of a run.
 
     Args:
         folder: The work directory; it need not exist.
-        config: The run, where known; else that of its config.json.
-        total_steps: Steps of the whole run, where known; else those that it has written down.
+        config: The run; None to read its config.json.
+        total_steps: Steps of the whole run; None to read them from its files.
     """
     directory = RunDirectory(folder)
     if config is None and directory.config.is_file():
@@ -89,7 +92,7 @@ def state_of(folder: Path, config: RunConfig | None, total_steps: int | None = N
 def is_finished(folder: Path, config: RunConfig, total_steps: int | None) -> bool:
     """Return whether the newest checkpoint is at the last step and every protocol has evaluated it.
 
-    The checkpoint's files are looked at, not read: a resumed run verifies what it loads.
+    Only the sizes of the checkpoint's files are checked; a resumed run verifies their content.
     """
     directory = RunDirectory(folder)
     saved = _saved_step(directory)
@@ -99,7 +102,7 @@ def is_finished(folder: Path, config: RunConfig, total_steps: int | None) -> boo
 
 
 def _saved_step(directory: RunDirectory) -> int:
-    """Return the step of the newest checkpoint whose files are there in full, else 0."""
+    """Return the step of the newest checkpoint whose files have their full size, else 0."""
     for path in list_checkpoints(directory.checkpoints):
         try:
             manifest = read_manifest(path)
@@ -121,7 +124,7 @@ def _stopped(directory: RunDirectory, events: list[Event], saved: int) -> State:
 
 
 def _error(events: list[Event]) -> str | None:
-    """Return what the last attempt ended with, when that was an error."""
+    """Return the error that ended the last attempt; None if it did not end with an error."""
     ends = [event for event in events if event["event"] in ("begin", "end", "start")]
     if not ends or ends[-1]["event"] != "end" or ends[-1].get("how") != FAILED:
         return None
@@ -136,11 +139,11 @@ def _total(config: RunConfig | None, events: list[Event]) -> int | None:
 
 
 def headline(folder: Path, last: Mapping[str, Any]) -> tuple[str | None, float | None]:
-    """Return the name and the value of the number that a run is told by.
+    """Return name and value of the metric that summarises a run; (None, None) without any.
 
     Args:
         folder: The work directory.
-        last: Its last record of metrics.jsonl.
+        last: The last record of its metrics.jsonl.
     """
     report = RunDirectory(folder).report
     step = int(read_results(report / RESULTS)["step"])
@@ -154,7 +157,7 @@ def headline(folder: Path, last: Mapping[str, Any]) -> tuple[str | None, float |
 
 
 def _last_record(path: Path) -> dict[str, Any]:
-    """Return the last whole line of metrics.jsonl; only the end of the file is read."""
+    """Return the last complete record of metrics.jsonl; reads only the end of the file."""
     try:
         with path.open("rb") as stream:
             stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
@@ -172,7 +175,7 @@ def _last_record(path: Path) -> dict[str, Any]:
 
 
 def _eta(metrics: Path, then: float) -> float:
-    """Return what is left now of an estimate that was written with the last record."""
+    """Return the estimate `then`, in seconds, minus the time since the last record."""
     try:
         return max(0.0, then - (time.time() - metrics.stat().st_mtime))
     except OSError:

@@ -1,4 +1,4 @@
-"""The tasks of a run: those of a mixture, or the one that a plain run is."""
+"""The tasks of a run: those of a mixture, or the single task of a plain run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def task_configs(config: RunConfig) -> dict[str, RunConfig]:
     """Return each task of a mixture as a run of its own, by name; a plain run under ``""``.
 
     Raises:
-        UserError: Data, views and objective are not of the same tasks.
+        UserError: Data, views and objective do not have the same tasks.
     """
     data, views = config.data.by_task(), config.views.by_task()
     objectives = config.objective.by_task(config.model)
@@ -41,7 +41,7 @@ def task_configs(config: RunConfig) -> dict[str, RunConfig]:
 
 
 def errors_of(task: str, config: RunConfig) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which errors name the keys of a task where they are in `config`."""
+    """Return a context in which errors name a task's keys by their paths in `config`."""
     if not task:
         return contextlib.nullcontext()
     paths = {
@@ -57,15 +57,16 @@ def errors_of(task: str, config: RunConfig) -> contextlib.AbstractContextManager
 def examples(
     config: RunConfig, device: torch.device, samples: int = 1
 ) -> list[tuple[MicroBatch, float]]:
-    """Return a micro-batch of each task with arbitrary values, and how often there is one.
+    """Return (micro-batch, frequency) for each task, with arbitrary values.
 
     Args:
         config: The run.
-        device: Where they are to lie.
-        samples: Samples of a micro-batch; in a mixture its blocks have sizes of their own.
+        device: The device of the micro-batches.
+        samples: Samples of a micro-batch; ignored for a mixture, whose blocks have fixed sizes.
 
     Returns:
-        Of a mixture, each task's block and its share of the blocks; of a plain run one, and 1.
+        For a mixture, each task's block and its share of the blocks; for a plain run one
+        micro-batch and 1.
     """
     transform, blocks = config.views.build("train"), config.data.task_blocks()
     if blocks is None:

@@ -1,4 +1,4 @@
-"""What a training step costs, measured on the meta device: no memory, no data, any objective."""
+"""Cost of a training step, measured on the meta device without memory or data."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from quadriga.contracts import Batch, Objective
 @final
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What the forward and backward pass of one micro-batch cost."""
+    """The cost of the forward and backward pass of one micro-batch."""
 
     samples: int
     """Samples of the micro-batch."""
     parameters: int
-    """Number of parameters, frozen ones too; shared ones count once."""
+    """Number of parameters, including frozen ones; shared ones count once."""
     trainable_parameters: int
     parameter_bytes: int
     """Bytes of all parameters and buffers."""
     trainable_bytes: int
-    """Bytes of the trainable parameters: those of their gradients, too."""
+    """Bytes of the trainable parameters, which equal those of their gradients."""
     forward_flops: int
-    """Operations of the forward pass: matrix products, convolutions and attention, with a
-    multiplication and an addition counted as two."""
+    """FLOPs of the forward pass: matrix products, convolutions and attention; a multiplication and
+    an addition count as two."""
     training_flops: int
-    """Operations of the forward and the backward pass, as they are executed: the backward pass of
-    fused attention computes the scores once more."""
+    """FLOPs of the forward and the backward pass as executed: the backward pass of fused attention
+    recomputes the scores."""
     model_flops: int
-    """`training_flops` without what fused attention computes twice: what the mathematics asks
-    for, the numerator of model FLOP/s utilisation."""
+    """`training_flops` without the recomputation of fused attention: the numerator of model FLOP/s
+    utilisation (MFU)."""
     activation_bytes: int
-    """Bytes that the forward pass keeps for the backward pass, parameters and batch apart."""
+    """Bytes that the forward pass keeps for the backward pass, without parameters and batch."""
     batch_bytes: int
     """Bytes of the micro-batch."""
 
@@ -52,7 +52,7 @@ class Cost:
 @final
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes on one rank when the backward pass begins; kernels' scratch space comes on top."""
+    """Bytes on one rank at the start of the backward pass, without the kernels' workspaces."""
 
     parameters: int
     """Parameters and buffers."""
@@ -61,9 +61,9 @@ class MemoryEstimate:
     ema: int
     """The moving average of the weights."""
     gathered: int
-    """The largest block, whole, where the ranks hold shards."""
+    """Gathered weights, where the ranks hold shards."""
     activations: int
-    """What the forward pass keeps, and the batch."""
+    """Activations kept for the backward pass, and the batch."""
 
     @property
     def total(self) -> int:
@@ -73,12 +73,12 @@ class MemoryEstimate:
 
 
 def measure(objective: Objective, example: Batch) -> Cost:
-    """Run one micro-batch forward and backward on the meta device and add up what it costs.
+    """Run one micro-batch forward and backward on the meta device and return its cost.
 
-    Attention counts as the fused kernels execute it: no tensor of scores is kept.
+    Attention is measured as the fused kernels execute it, which keep no tensor of scores.
 
     Args:
-        objective: On the meta device; it is put into training mode and otherwise left alone.
+        objective: On the meta device; put into training mode and otherwise unchanged.
         example: A micro-batch on the meta device.
     """
     objective.train()
@@ -91,7 +91,7 @@ def measure(objective: Objective, example: Batch) -> Cost:
     ):
         loss, kept = _forward(objective, example, torch.float32)
         forward_flops = counter.get_total_flops()
-        # Not loss.backward(): that would leave gradients on the caller's parameters.
+        # Not loss.backward(), which would leave gradients on the caller's parameters.
         torch.autograd.grad(loss, trainable, allow_unused=True)
     return Cost(
         samples=next(iter(example.values())).shape[0],
@@ -110,13 +110,13 @@ def measure(objective: Objective, example: Batch) -> Cost:
 def activation_bytes(
     objective: Objective, example: Batch, precision: torch.dtype = torch.float32
 ) -> int:
-    """Return what the forward pass keeps, for an objective that recomputes or reduces too.
+    """Return the bytes that the forward pass keeps, with recomputation and reduced precision.
 
     Args:
         objective: On the meta device, or made of fake tensors; put into training mode.
-        example: A micro-batch of the same kind.
-        precision: Type of the matrix products. Other types than float32 need fake tensors: the
-            meta device has no autocast. Their copies of the weights are kept as well.
+        example: A micro-batch of the same kind of tensors.
+        precision: Dtype of the matrix products. Other dtypes than float32 need fake tensors,
+            because the meta device has no autocast; their copies of the weights count as well.
     """
     objective.train()
     with randomness.micro_batch(0, 0, 0, 0), FusedAttention():
@@ -124,7 +124,7 @@ def activation_bytes(
 
 
 def _forward(objective: Objective, example: Batch, precision: torch.dtype) -> tuple[Tensor, int]:
-    """Return the loss, and the bytes that are kept for the backward pass."""
+    """Return the loss, and the bytes kept for the backward pass."""
     device = next(iter(example.values())).device
     reduced: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if precision != torch.float32:
@@ -133,7 +133,7 @@ def _forward(objective: Objective, example: Batch, precision: torch.dtype) -> tu
         output = objective(example)
         outputs = [t for t in tree_leaves(tuple(output)) if isinstance(t, Tensor)]
     known = [*objective.parameters(), *objective.buffers(), *example.values(), *outputs]
-    # After the context of autocast: its copies of the weights are there only if they are kept.
+    # After autocast's context, so that its copies of the weights count only if autograd keeps them.
     return output.value, made.total(known)
 
 
@@ -149,14 +149,13 @@ def memory_estimate(
     """Estimate the memory of one rank.
 
     Args:
-        cost: What `measure` found for the rank's micro-batch.
-        optimizer_states_per_parameter: Numbers the optimizer keeps for each trainable parameter:
-            2 for AdamW (both moments), 1 for momentum.
-        bytes_per_state: Bytes of each such number.
-        shards: Ranks that share one copy of the state. Buffers count as if they were shared too:
-            they are small.
-        gathered: Bytes of the weights that are whole on a rank at once, where `shards` is above 1.
-        has_ema: Whether a moving average of the trainable parameters is kept.
+        cost: The result of `measure` for the rank's micro-batch.
+        optimizer_states_per_parameter: Values of optimizer state per trainable parameter: 2 for
+            AdamW (both moments), 1 for momentum.
+        bytes_per_state: Bytes of each such value.
+        shards: Ranks that share one copy of the state. Buffers, which are small, count as shared.
+        gathered: Bytes of weights that are gathered on a rank at once; used if `shards` > 1.
+        has_ema: Whether there is a moving average of the trainable parameters.
     """
     states = cost.trainable_parameters * optimizer_states_per_parameter
 
@@ -174,10 +173,10 @@ def memory_estimate(
 
 
 def _scores_again(counter: FlopCounterMode) -> int:
-    """Return the operations of the scores that the backward pass of fused attention repeats.
+    """Return the FLOPs of the scores that the backward pass of fused attention recomputes.
 
-    Its five products are the scores and the gradients of scores, queries, keys and values; they
-    are equally large where values are as wide as keys.
+    The backward pass has five products: the scores, and the gradients of scores, queries, keys
+    and values. They are equally large if values are as wide as keys.
     """
     by_operation = counter.get_flop_counts().get("Global", {})
     attention = (torch.ops.aten._scaled_dot_product_efficient_attention_backward,)
@@ -191,14 +190,14 @@ def _bytes_of(tensors: Iterable[Tensor]) -> int:
 
 
 def _identity(tensor: Tensor) -> int:
-    # On the meta device every data_ptr() is 0; the storage object's own address tells them apart.
+    # On the meta device every data_ptr() is 0; the storage object's own address identifies it.
     return int(tensor.untyped_storage()._cdata)
 
 
 class LiveStorages(TorchDispatchMode):
-    """Notes every storage that an operation makes, and adds up those that are still there.
+    """Records every storage that an operation creates, and sums the bytes of those still alive.
 
-    What autograd keeps counts, and so does what activation checkpointing keeps beside it.
+    This includes tensors kept by autograd and by activation checkpointing.
     """
 
     def __init__(self) -> None:
@@ -217,12 +216,12 @@ class LiveStorages(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
                 reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-                # The weak reference keeps the address from becoming another storage's.
+                # The weak reference prevents reuse of the address by another storage.
                 self._made[storage._cdata] = (reference, storage.nbytes())
         return result
 
     def total(self, known: Iterable[Tensor]) -> int:
-        """Return the bytes of the storages that are alive, without those of `known`."""
+        """Return the bytes of the storages that are alive, except those of `known`."""
         apart = {_identity(tensor) for tensor in known}
         alive = 0
         for identity, (reference, size) in self._made.items():
@@ -232,9 +231,9 @@ class LiveStorages(TorchDispatchMode):
 
 
 class FusedAttention(TorchFunctionMode):
-    """Has attention on meta tensors take the fused kernel, as it does on a real device.
+    """Makes attention on meta tensors use the fused kernel, as on a real device.
 
-    Left alone, meta tensors take the fallback made of matrix products, which keeps every score.
+    By default meta tensors use the fallback of matrix products, which keeps all scores.
     """
 
     def __torch_function__(
@@ -260,7 +259,7 @@ def _fused_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Take the arguments of `scaled_dot_product_attention`; the mask becomes an added bias."""
+    """Replace `scaled_dot_product_attention` by the fused kernel; the mask becomes a bias."""
     bias = None
     if attn_mask is not None:
         scores = (*query.shape[:-1], key.shape[-2])

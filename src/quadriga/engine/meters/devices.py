@@ -1,4 +1,4 @@
-"""What devices could do at most, from their makers' data sheets."""
+"""Peak FLOP/s of devices, from the vendors' data sheets."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ TERA = 1e12
 @final
 @dataclass(frozen=True)
 class Device:
-    """Peak rates of one device as PyTorch sees it, in tera FLOP/s, dense: without sparsity.
+    """Dense peak rates (without sparsity) of one device as PyTorch sees it, in TFLOP/s.
 
-    Reduced types are those with float32 accumulation, which is how PyTorch multiplies.
+    Rates of reduced dtypes are those with float32 accumulation, which PyTorch uses.
     """
 
     words: frozenset[str]
-    """Words that are all in the device's name."""
+    """Words that the device's name contains, all of them."""
     float32: float
     tf32: float | None
-    """None for devices without it."""
+    """None for devices without TF32."""
     bfloat16: float | None
+    """None for devices without bfloat16."""
     float16: float
     without: frozenset[str] = frozenset()
-    """Words that make it another device."""
+    """Words that the device's name must not contain."""
 
 
 def _device(
@@ -45,7 +46,7 @@ def _device(
 
 
 _SLOWER = frozenset({"LAPTOP", "MOBILE", "MIG", "MAX", "D", "TI", "GRID"})
-"""Words of variants that share a name with a faster device, and of parts of a device."""
+"""Words of slower variants of a device of the same name, and of partial devices."""
 
 DEVICES = (
     _device("V100 SXM2", 15.7, None, None, 125.0),
@@ -68,7 +69,7 @@ DEVICES = (
     _device("RTX 6000 ADA", 91.1, 182.1, 364.25, 364.25),
     _device("H100 PCIE", 51.0, 378.0, 756.5, 756.5),
     _device("H100 NVL", 60.0, 417.5, 835.5, 835.5),
-    # The name of an SXM module says its memory, not its form: "NVIDIA H100 80GB HBM3".
+    # The name of an SXM module contains its memory, not its form: "NVIDIA H100 80GB HBM3".
     _device("H100 HBM3", 67.0, 494.7, 989.4, 989.4, "PCIE NVL"),
     _device("H100 SXM5", 67.0, 494.7, 989.4, 989.4),
     _device("GH200", 67.0, 494.7, 989.4, 989.4),
@@ -78,21 +79,21 @@ DEVICES = (
     _device("B100", 60.0, 875.0, 1750.0, 1750.0),
     _device("B200", 75.0, 1125.0, 2250.0, 2250.0),
     _device("GB200", 80.0, 1250.0, 2500.0, 2500.0),
-    # A module holds two dies, and each is a device of its own: half of the data sheet's numbers.
+    # A module has two dies, each a separate device with half of the data sheet's rates.
     _device("MI250X", 47.85, None, 191.5, 191.5),
     _device("MI300X", 163.4, 653.7, 1307.4, 1307.4),
     _device("MI325X", 163.4, 653.7, 1307.4, 1307.4),
 )
-"""Known devices; at most one fits a name."""
+"""Known devices; at most one matches a name."""
 
 
 def peak_flops(name: str, dtype: torch.dtype, tf32: bool = False) -> float | None:
-    """Return the dense peak of a device in FLOP/s, None when the device or its rate is unknown.
+    """Return the dense peak of a device in FLOP/s; None if the device or its rate is unknown.
 
     Args:
-        name: As PyTorch gives it, for example ``NVIDIA H100 80GB HBM3``.
-        dtype: Type of the matrix products: float32, bfloat16 or float16.
-        tf32: Whether products of float32 run as TF32 where the device has it.
+        name: PyTorch's name of the device, for example ``NVIDIA H100 80GB HBM3``.
+        dtype: Dtype of the matrix products: float32, bfloat16 or float16.
+        tf32: Whether float32 products run as TF32 if the device supports it.
     """
     words = frozenset(re.findall(r"[A-Z0-9]+", name.upper()))
     for device in DEVICES:
@@ -114,7 +115,7 @@ def uses_tf32() -> bool:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of a device as its maker prints it."""
+    """Return the vendor's name of a device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

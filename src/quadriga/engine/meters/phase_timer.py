@@ -1,4 +1,4 @@
-"""What this rank is doing, and how long it did it: for step times and for the hang report."""
+"""Current phase of this rank and its duration, for step times and hang reports."""
 
 from __future__ import annotations
 
@@ -19,52 +19,51 @@ Phase = Literal[
     "save",
     "evaluate",
 ]
-"""In the order in which a step, and what follows it, goes through them. start: before the first
-step, and on the way back from a bad one; data: waiting for a batch; pipeline: waiting for
-another stage; backward: with it the exchange of gradients; reduce: waiting for the other ranks'
-sums; update: clipping and the optimizer; save: the part of a checkpoint, or of a replay file,
-that training waits for."""
+"""Phases in the order of a step and what follows it. start: before the first step, and during a
+rollback; data: waiting for a batch; pipeline: waiting for another stage; backward: includes the
+all-reduce of gradients; reduce: waiting for the sums over the ranks; update: clipping and the
+optimizer; save: the part of writing a checkpoint or a replay file that training waits for."""
 
 
 @final
 class PhaseTimer:
-    """The current phase of this rank, read by a watching thread; written by the training thread.
+    """The current phase of this rank; the training thread writes it, the hang detector reads it.
 
-    Attributes are replaced one at a time, never locked: a reader may see the phase of one moment
-    and the step of the next, which a report can bear and a step's speed need not pay for.
+    Attributes are set without a lock, to cost no step time. A reader may see an old phase with a
+    new step, which is harmless in a report.
     """
 
     def __init__(self) -> None:
         """Begin in the phase "start"."""
         self.step = 0
-        """The optimizer step that is being made, from 0."""
+        """The current optimizer step, from 0."""
         self.phase: Phase = "start"
         self.since = time.monotonic()
-        """When the phase began, on `time.monotonic`."""
+        """Start of the phase (`time.monotonic`)."""
         self.step_since = self.since
-        """When the step began, on `time.monotonic`."""
+        """Start of the step (`time.monotonic`)."""
         self._seconds: dict[str, float] = {}
 
     def begin_step(self, step: int) -> None:
-        """Start a step: its seconds are counted from zero."""
+        """Start a step and reset the seconds of all phases."""
         self.step, self.step_since = step, time.monotonic()
         self._seconds = {}
         self.since = self.step_since
 
     def enter(self, phase: Phase) -> None:
-        """Say that `phase` begins; the one before it ends."""
+        """End the current phase and begin `phase`."""
         now = time.monotonic()
         self._seconds[self.phase] = self._seconds.get(self.phase, 0.0) + now - self.since
         self.phase, self.since = phase, now
 
     def end_step(self) -> dict[str, float]:
-        """Return the seconds of each phase of the step, and ``step`` for all of it."""
+        """Return phase -> seconds of the step; ``step`` is the whole step."""
         self.enter("log")
         return {**self._seconds, "step": self.since - self.step_since}
 
     @contextlib.contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
-        """Return a context that is in `phase`, and afterwards in the phase before it."""
+        """Return a context in `phase`; at its end the previous phase continues."""
         before = self.phase
         self.enter(phase)
         try:

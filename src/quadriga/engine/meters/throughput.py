@@ -1,4 +1,4 @@
-"""How fast a run is, and where its time goes: samples, tokens and operations per second."""
+"""Throughput of a run: samples, tokens and FLOPs per second, and shares of waiting time."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from quadriga.engine.tasks import examples
 @final
 @dataclass(frozen=True)
 class Work:
-    """What a sample costs, and what the run's devices could do."""
+    """The FLOPs and tokens of a sample, and the peak rate of the run's devices."""
 
     flops_per_sample: float | None = None
-    """Model FLOPs of the forward and the backward pass: nothing that is computed twice."""
+    """Model FLOPs of the forward and the backward pass, without recomputation."""
     tokens_per_sample: int | None = None
     peak_flops: float | None = None
-    """Peak FLOP/s of all ranks together; None for devices that are not in the table."""
+    """Peak FLOP/s of all ranks together; None for unknown devices."""
 
 
 def measure_work(config: RunConfig, env: DistEnv, say: Callable[[str], None]) -> Work:
-    """Work out what a sample costs on the meta device; a second for a large model, no memory.
+    """Measure the FLOPs of a sample on the meta device; a large model takes a second, no memory.
 
     Args:
         config: The run.
-        env: Where it runs.
-        say: Told what cannot be known.
+        env: This process among the run's.
+        say: Called with one line for each value that cannot be determined.
     """
     objective = build_on_meta(config)
     flops: float | None = None
@@ -58,27 +58,27 @@ def measure_work(config: RunConfig, env: DistEnv, say: Callable[[str], None]) ->
 
 @final
 class Interval:
-    """Adds up the steps between two records."""
+    """Sums of the steps between two records."""
 
     def __init__(self, work: Work, now: float) -> None:
         """Begin at a time.
 
         Args:
-            work: What a sample costs.
+            work: The FLOPs and tokens of a sample.
             now: In seconds, on any clock.
         """
         self._work = work
         self.restart(now)
 
     def restart(self, now: float) -> None:
-        """Begin anew."""
+        """Reset all sums and begin at `now`."""
         self._began, self._steps, self._samples = now, 0, 0
         self._waited = self._stalled = 0.0
         self._exchanged: float | None = None
         self._idle: float | None = None
 
     def add(self, samples: int, seconds: Mapping[str, float]) -> None:
-        """Take a step: its samples over all ranks and this rank's seconds by phase."""
+        """Add a step: its samples over all ranks, and this rank's seconds by phase."""
         self._steps += 1
         self._samples += samples
         self._waited += seconds.get("data", 0.0)
@@ -88,11 +88,11 @@ class Interval:
             self._idle = (self._idle or 0.0) + seconds["pipeline"]
 
     def add_stall(self, seconds: float) -> None:
-        """Take the time that training stood still for a checkpoint."""
+        """Add seconds that training waited for a checkpoint."""
         self._stalled += seconds
 
     def fields(self, now: float) -> dict[str, float]:
-        """Return the fields of a record on the interval until now; at least one step is in it."""
+        """Return the fields of a record for the interval until `now`, which has at least a step."""
         seconds = max(now - self._began, 1e-9)
         rate = self._samples / seconds
 

@@ -1,4 +1,4 @@
-"""What happens when a loss or a gradient is not finite: the same on every rank."""
+"""Handling of a non-finite loss or gradient, the same on every rank."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ class BadStep:
     what: str
     """"loss" or "gradient norm"."""
     value: float
-    """What it was: not a number, or infinite."""
+    """Its value: not a number, or infinite."""
     loss_scale: float
-    """What the loss was multiplied with."""
+    """Factor of the loss in the backward pass."""
     updates: int
-    """Updates that were made before it: what schedules follow."""
+    """Number of updates before it, which schedules follow."""
 
     def __str__(self) -> str:
-        """Return the fact as a clause."""
+        """Return a clause such as "the loss is nan at step 12"."""
         return f"the {self.what} is {self.value} at step {self.step + 1}"
 
 
 class RollBack(Exception):
-    """The run is to go on from its last checkpoint; every rank raises it at the same step."""
+    """The run must return to its last checkpoint; every rank raises it at the same step."""
 
     def __init__(self, bad: BadStep) -> None:
-        """Carry the step that was bad."""
+        """Store the bad step."""
         super().__init__(str(bad))
         self.bad = bad
 
@@ -47,8 +47,8 @@ def stop_at(bad: BadStep, more: str = "", others: str = "") -> NoReturn:
 
     Args:
         bad: The step.
-        more: What else is known, to follow the fact.
-        others: Remedies beside those of the learning rate and the norm.
+        more: Further facts, appended to the first part of the message.
+        others: Further remedies, in addition to the learning rate and the clipping norm.
 
     Raises:
         UserError: Always, on every rank.
@@ -63,13 +63,19 @@ def stop_at(bad: BadStep, more: str = "", others: str = "") -> NoReturn:
 
 @final
 class SkippedSteps:
-    """The steps that make no update, kept in the run's directory: a resumed run leaves them too."""
+    """The steps without an update, stored in the run's directory for resumption."""
 
     def __init__(self, path: Path) -> None:
-        """Read `path`, if it is there: a list of [first, last]."""
+        """Read `path`, if it exists.
+
+        Raises:
+            UserError: The file is damaged.
+        """
         self._path = path
         self.ranges: list[tuple[int, int]] = []
+        """First and last step, from 0, of each range."""
         self.tried: list[int] = []
+        """Steps that have caused a rollback."""
         if path.exists():
             try:
                 saved = json.loads(path.read_text(encoding="utf-8"))
@@ -82,11 +88,11 @@ class SkippedSteps:
                 ) from error
 
     def __contains__(self, step: object) -> bool:
-        """Return whether a step makes no update."""
+        """Return whether a step has no update."""
         return any(first <= step <= last for first, last in self.ranges)  # type: ignore[operator]
 
     def save(self) -> None:
-        """Write the file; rank 0 alone calls it."""
+        """Write the file; only rank 0 calls it."""
         write_text(self._path, json.dumps({"ranges": self.ranges, "tried": self.tried}) + "\n")
 
 
@@ -105,21 +111,21 @@ class Health:
 
         Args:
             config: The policy.
-            skipped_steps: Steps that make no update; extended by a rollback.
-            record: Writes the replay file of a bad step and returns where it is; every rank
-                calls it.
-            tell: Reports what is done about a bad step.
+            skipped_steps: Steps without an update; a rollback extends it.
+            record: Writes the replay file of a bad step and returns its path; every rank calls
+                it.
+            tell: Called with a bad step and the warning about it.
         """
         self._config, self._skipped_steps = config, skipped_steps
         self._record, self._tell = record, tell
         self._bad: list[int] = []
 
     def __call__(self, bad: BadStep) -> None:
-        """Decide on a bad step; returning means that its update is left out.
+        """Handle a bad step; if this returns, the step's update is skipped.
 
         Raises:
             UserError: The run ends.
-            RollBack: The run goes back.
+            RollBack: The run returns to its last checkpoint.
         """
         where = self._record(bad)
         more = f" (quadriga replay {where} makes this step alone)" if where else ""

@@ -20,11 +20,11 @@ from quadriga.errors import UserError
 
 
 def blocks_of(objective: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the members of every list called ``blocks``, by their full names.
+    """Return (full name, block) for the members of every list named ``blocks``.
 
-    The name is the convention of this project's models: ``encoder.blocks.0``. Layer-wise decay
-    counts by it, and stages are cut by it. A stage's blocks are in an `nn.ModuleDict` under their
-    numbers in the whole model.
+    The name is a convention of this project's models: ``encoder.blocks.0``. Layer-wise decay and
+    pipeline stages use it too. A stage holds its blocks in an `nn.ModuleDict` under their numbers
+    in the whole model.
     """
     return [
         (f"{name}.{number}", block)
@@ -35,14 +35,14 @@ def blocks_of(objective: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 PROGRAMS = 64
-"""Compiled versions of one block's code that may exist at once: one for each shape it meets."""
+"""Limit of compiled versions of one block's code; each input shape needs one."""
 
 
 def check_compile(device: torch.device) -> None:
-    """Check that this machine can compile.
+    """Check that this machine can compile for a device.
 
     Raises:
-        UserError: It lacks a compiler.
+        UserError: A compiler is missing.
     """
     if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise UserError(
@@ -57,15 +57,15 @@ def check_compile(device: torch.device) -> None:
 
 
 def compile_blocks(objective: nn.Module) -> None:
-    """Compile every block of an objective, when it is first called.
+    """Compile every block of an objective at its first call.
 
-    Blocks of one shape share their code, so the time to compile does not grow with the depth.
+    Blocks of the same shape share compiled code, so compile time does not grow with the depth.
     """
-    # Shapes of images are few (encoder, decoder, a smaller last micro-batch) and each is worth a
-    # program of its own; the default gives up after eight.
+    # Images have few shapes (encoder, decoder, a smaller last micro-batch), and a program for each
+    # is worthwhile; torch's default limit is eight.
     torch._dynamo.config.recompile_limit = PROGRAMS
     for _, block in blocks_of(objective):
-        # None: the second shape makes one program for all, as texts need, that have many.
+        # None: the second shape compiles a program for all shapes, since texts have many.
         block.compile(dynamic=None if getattr(block, "has_many_shapes", False) else False)
 
 
@@ -82,19 +82,19 @@ _KEPT = frozenset(
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     }
 )
-"""Operations whose results the selective mode keeps: they are dear to compute, cheap to keep."""
+"""Operations whose results the selective mode keeps: expensive to compute, cheap to keep."""
 
 
 def apply_recompute(objective: nn.Module, mode: Mode) -> None:
-    """Have every block of an objective recompute its activations in the backward pass.
+    """Make every block of an objective recompute its activations in the backward pass.
 
-    Chen et al., arXiv:1604.06174. What is random in a block is keyed, so the second computation
-    draws what the first did and no generator's state is kept.
+    Chen et al., arXiv:1604.06174. Random draws in a block are keyed, so the recomputation draws
+    the same values and no generator state is kept.
 
     Args:
-        objective: Changed in place; its names stay as they are.
+        objective: Changed in place; parameter names do not change.
         mode: "none" changes nothing; "selective" keeps the results of matrix products and
-            attention; "full" keeps nothing but a block's input.
+            attention; "full" keeps only a block's input.
     """
     if mode == "none":
         return
@@ -102,12 +102,12 @@ def apply_recompute(objective: nn.Module, mode: Mode) -> None:
     if mode == "selective":
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
     for _, block in blocks_of(objective):
-        # An attribute of the instance: the class, the names and the hooks stay what they are.
+        # Set on the instance, so that the class, the names and the hooks do not change.
         block.forward = _recomputed(block.forward, options)
 
 
 def _recomputed(forward: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
-    # A function of its own: torch.compile would pass over a partial of `checkpoint`.
+    # A function, because torch.compile does not compile a partial of `checkpoint`.
     def recomputed(*arguments: Any, **named: Any) -> Any:
         return checkpoint(forward, *arguments, **named, **options)
 

@@ -1,8 +1,7 @@
-"""One optimizer step on one process or on data-parallel ranks, whole or sharded.
+"""Optimizer steps in one process or on data-parallel ranks, with replicated or sharded state.
 
-Gradients of *sums* are added up over micro-batches and ranks; the division by the number of
-targets of the whole step happens once, wherever they were counted. So N ranks and M micro-batches
-make the step of one big batch.
+Gradients of *sums* are added over micro-batches and ranks and divided once by the number of targets
+of the whole step. So N ranks and M micro-batches compute the step of one large batch.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from quadriga.optim.parts.groups import partial_optimizer
 
 @final
 class DataParallelExecutor(Executor):
-    """One process, replicas or shards: the same path; a world of one reduces nothing."""
+    """Executor for one process, replicas or shards, in one code path."""
 
     def __init__(
         self,
@@ -53,23 +52,23 @@ class DataParallelExecutor(Executor):
         on_bad_step: Callable[[BadStep], None] = stop_at,
         skipped_steps: Container[int] = (),
     ) -> None:
-        """Take over an objective; every rank calls it.
+        """Compile, shard and initialise an objective, and make its optimizer; every rank calls it.
 
         Args:
-            objective: Changed in place: compiled, sharded. One on the meta device gets memory on
-                ``env.device`` once it is sharded, each rank its part, and initial values.
+            objective: Changed in place. If it is on the meta device, each rank allocates its part
+                on ``env.device`` after sharding and initialises it.
             config: The run.
-            plan: The run's numbers.
+            plan: The plan of the run's steps.
             env: This process among the run's.
-            fill: Puts weights from elsewhere into an objective that has its initial values.
-            phase_timer: Told what this rank is doing.
-            asked_to_stop: Whether a signal asked this rank to stop.
+            fill: Loads weights from other sources into the initialised objective.
+            phase_timer: Records this rank's phases.
+            asked_to_stop: Returns whether this rank has received a stop signal.
             on_bad_step: Called on every rank when a loss or gradient is not finite, before the
-                update; it raises, or returns to have the update left out.
-            skipped_steps: Steps that make no update.
+                update; it raises, or returns to skip the update.
+            skipped_steps: Steps without an update.
 
         Raises:
-            UserError: The ranks or the parameters are not what the config says.
+            UserError: The ranks or the parameters do not match the config.
         """
         self.objective, self._config, self._plan, self._env = objective, config, plan, env
         self._phase_timer = phase_timer or PhaseTimer()
@@ -82,7 +81,7 @@ class DataParallelExecutor(Executor):
         self.layout = make_layout(objective, train, self.ranks, config.seed)
         if fill is not None:
             fill(objective)
-        # Only now: memory and sharding put other parameters in the place of the first ones.
+        # Not earlier, because allocation and sharding replace the parameters.
         named = [(n, p) for n, p in objective.named_parameters() if p.requires_grad]
         self._parts = _parts(named, objective.independent_parts)
         own = {objective.name_in_whole(name): p for name, p in named}
@@ -97,7 +96,7 @@ class DataParallelExecutor(Executor):
         )
 
     def run(self, batches: Iterator[MicroBatch], steps: range) -> Iterator[StepOutput]:
-        """Make the steps, one output each; see `Executor.run`."""
+        """Run the steps and yield one output for each; see `Executor.run`."""
         self.objective.train()
         for step in steps:
             output = self._step(batches, step)
@@ -143,15 +142,15 @@ class DataParallelExecutor(Executor):
         )
 
     def _check_step(self, step: int, sums: MetricSums) -> tuple[Verdict, dict[str, Tensor]]:
-        """Decide on a step, and scale and clip its gradient where it is applied."""
+        """Decide whether a step's gradient is applied; if so, scale and clip it."""
         reduced, update = sums.reduce(self._env, self._asked_to_stop()), self._update
         if update.is_skipped(step):
             return update.check_step(step, reduced, (), reduced.targets), reduced.metrics
         for name, parameter in update.named:
             if name.startswith(self.objective.frozen_parts):
-                parameter.grad = None  # the optimizer passes it over
+                parameter.grad = None  # the optimizer ignores it
             elif parameter.grad is None:
-                # As other ranks see it: a parameter that nobody used has a gradient of zero.
+                # As with several ranks: an unused parameter has a gradient of zero.
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [
             [local_part(p.grad) for p in part if p.grad is not None] for part in self._parts
@@ -159,9 +158,9 @@ class DataParallelExecutor(Executor):
         squares = [self.layout.square_sum(part) for part in gradients]
         verdict = update.check_step(step, reduced, squares, self._passes.factor(reduced.targets))
         if verdict.bad is not None:
-            # Whoever goes on from here must not add to these.
+            # The next step must not add to these gradients.
             update.optimizer.zero_grad(set_to_none=True)
-            with self._phase_timer.during("save"):  # the weights go to a file
+            with self._phase_timer.during("save"):  # writes the replay file
                 self._on_bad_step(verdict.bad)
         elif verdict.is_applied:
             for part, factor in zip(gradients, verdict.factors, strict=True):
@@ -170,18 +169,18 @@ class DataParallelExecutor(Executor):
 
     @contextlib.contextmanager
     def frozen(self, weights: str = "raw") -> Iterator[Objective]:
-        """Return a context that gives the objective for evaluation; see `Executor.frozen`."""
+        """Return a context that yields the objective for evaluation; see `Executor.frozen`."""
         ema = self._update.ema if weights == "ema" else None
         with contextlib.ExitStack() as stack:
             if self._config.train.compile:
-                # Other shapes, no gradients: to compile for each takes longer than it saves.
+                # Evaluation has other shapes and no gradients: compiling costs more than it saves.
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             if ema is not None:
                 stack.enter_context(ema.swapped_in())
             yield self.objective
 
     def state_dict(self) -> dict[str, Any]:
-        """Return live tensors by global name, sharded ones as they are.
+        """Return global name -> live tensor; sharded tensors stay DTensors.
 
         ``objective.NAME``, ``optimizer.PARAMETER.KEY``, ``ema.PARAMETER`` and ``executor.NAME``.
         """
@@ -189,7 +188,7 @@ class DataParallelExecutor(Executor):
         return {**state, **self._update.state_dict()}
 
     def match_state(self, names: Collection[str]) -> None:
-        """Make or drop the optimizer's state as `names` have it; see `Executor.match_state`."""
+        """Create or drop optimizer state to match `names`; see `Executor.match_state`."""
         self._update.match_state(names)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -203,7 +202,7 @@ class DataParallelExecutor(Executor):
 def _parts(
     named: Sequence[tuple[str, nn.Parameter]], beginnings: Sequence[str]
 ) -> list[list[nn.Parameter]]:
-    """Return the parameters that are clipped together: all, or those of each part."""
+    """Return the groups of parameters that are clipped together: all, or one group per part."""
     found = [[p for n, p in named if n.startswith(begin)] for begin in beginnings or ("",)]
     assert sum(map(len, found)) == len(named), "every parameter belongs to one part"
     return found

@@ -1,6 +1,6 @@
-"""The kind of executor in which each rank computes the whole model for samples of its own.
+"""Config of the executor in which each rank computes the whole model for its own samples.
 
-What its methods need is imported by them: a config is read without FSDP.
+Imports are inside the methods, so that reading a config does not import FSDP.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @final
 class DataParallelConfig(ExecutorConfig):
-    """Copies or shards of the model (``train.parallel``), each computing its own samples."""
+    """Replicas or shards of the model (``train.parallel``); each rank computes its own samples."""
 
     def check(self, config: StepConfig, objective: Objective, world_size: int) -> None:
         """Check that the ranks can be grouped; see `ExecutorConfig.check`."""
@@ -33,7 +33,7 @@ class DataParallelConfig(ExecutorConfig):
         return Share(rank, world_size, is_leader=True)
 
     def describe(self, config: StepConfig, objective: Objective, env: DistEnv) -> str | None:
-        """Return the line on the layout; None for one whole process."""
+        """Return one line on the layout; None for a single process without sharding."""
         from quadriga.engine.step.sharding import describe_layout
 
         if env.world_size == 1 and config.train.parallel == "ddp":
@@ -48,7 +48,7 @@ class DataParallelConfig(ExecutorConfig):
         world_size: int,
         local_world_size: int,
     ) -> list[tuple[str, str]]:
-        """Return the row of the state and the activations; see `ExecutorConfig.memory_rows`."""
+        """Return one row on state and activations; see `ExecutorConfig.memory_rows`."""
         from quadriga.engine.meters.cost import memory_estimate
         from quadriga.engine.step.blocks import blocks_of
         from quadriga.engine.step.sharding import shard_ranks

@@ -1,4 +1,4 @@
-"""The sum of gradients over replicas, exchanged while the last backward pass goes on."""
+"""All-reduce of gradients over replicas, overlapped with the last backward pass."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from quadriga.distributed.mesh import SampleGroup
 
 FIRST_BUCKET_BYTES = 1 << 20
 BUCKET_BYTES = 25 << 20
-"""A small first bucket starts the exchange early; then large ones use the network well."""
+"""Bucket sizes: a small first bucket starts communication early, large ones use the bandwidth."""
 
 
 @final
 class _Bucket:
-    """Some parameters whose gradients lie in one flat tensor."""
+    """Parameters whose gradients are views of one flat tensor."""
 
     def __init__(self, named: Sequence[tuple[str, nn.Parameter]]) -> None:
         self.names = [name for name, _ in named]
@@ -38,18 +38,18 @@ class _Bucket:
 
 @final
 class GradientSum:
-    """Adds up the gradients of all replicas in buckets, as the last backward pass makes them.
+    """All-reduces the gradients of all replicas in buckets during the last backward pass.
 
-    Unlike DistributedDataParallel it needs no forward pass of its own: parameters that only a
-    part of a step uses, or no rank uses, are summed with the others, as zeros where there is no
-    gradient. Every rank reduces the same buckets in the same order, whatever its graph was.
+    Unlike DistributedDataParallel it does not wrap the forward pass. Parameters that only some
+    passes or no rank uses are reduced like the others, with zeros where there is no gradient.
+    Every rank reduces the same buckets in the same order, whatever its graph is.
     """
 
     def __init__(self, named: Sequence[tuple[str, nn.Parameter]], samples: SampleGroup) -> None:
-        """Take the trainable parameters of a rank; every rank of `samples` calls it.
+        """Make the buckets and register hooks on the parameters; every rank of `samples` calls it.
 
         Args:
-            named: In the order of the forward pass, with their names.
+            named: Names and trainable parameters, in the order of the forward pass.
             samples: The replicas.
         """
         self._group = samples.group
@@ -75,7 +75,7 @@ class GradientSum:
         """Return a context for the last backward pass; at its end the gradients are summed.
 
         Args:
-            complete: Beginnings of the names of parameters that it does not reach.
+            complete: Name prefixes of parameters that this pass does not reach.
         """
         self._is_last, self._works = True, []
         begins = tuple(complete)
@@ -95,14 +95,14 @@ class GradientSum:
         self.timer.exchange_ended()
 
     def ready(self, bucket: _Bucket, number: int) -> None:
-        """Take note that a parameter has its gradient."""
+        """Mark a parameter's gradient as complete, and start the buckets that are complete."""
         if not self._is_last:
             return
         bucket.waiting.discard(number)
         self._start_ready()
 
     def _start_ready(self) -> None:
-        # In order: the ranks' collectives must meet. What stays behind is started at the end.
+        # In order, because collectives must match across ranks. `last_backward` starts the rest.
         while len(self._works) < len(self._buckets):
             if self._buckets[len(self._works)].waiting:
                 return
@@ -114,13 +114,13 @@ class GradientSum:
 
 
 def _tell(total: weakref.ref[GradientSum], bucket: _Bucket, number: int, parameter: Tensor) -> None:
-    # By a weak reference: a parameter that outlives the sum must not keep the process group.
+    # A weak reference, so that a parameter that outlives the sum does not keep the process group.
     if (found := total()) is not None:
         found.ready(bucket, number)
 
 
 def _cut(named: Sequence[tuple[str, nn.Parameter]]) -> Iterator[list[tuple[str, nn.Parameter]]]:
-    """Cut into buckets of one type and device each, a small one first."""
+    """Divide parameters into buckets of one dtype and device each, a small bucket first."""
     bucket: list[tuple[str, nn.Parameter]] = []
     limit, size = FIRST_BUCKET_BYTES, 0
     for name, parameter in named:
@@ -136,30 +136,29 @@ def _cut(named: Sequence[tuple[str, nn.Parameter]]) -> Iterator[list[tuple[str, 
 
 @final
 class ExchangeTimer:
-    """Measures the exposed part of the exchange: from the end of the backward pass to its own.
+    """Measures exposed communication: from the end of the backward pass to that of the all-reduce.
 
-    A rank that waits for a slower one counts that as well. On CUDA it is measured on the device,
-    by two events that are read when they are over, usually a step late, so that nothing is
-    synchronised.
+    It includes waiting for slower ranks. On CUDA two events measure it on the device; they are
+    read once they have completed, usually a step late, so that nothing is synchronised.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Measure on a device."""
+        """Start with no measurement on `device`."""
         self._on_cuda = device.type == "cuda"
         self._began: Any = None
         self._pending: deque[tuple[Any, Any]] = deque()
         self._seconds = 0.0
 
     def backward_ended(self) -> None:
-        """Say that nothing is left to compute."""
+        """Mark the end of the backward pass."""
         self._began = self._now()
 
     def exchange_ended(self) -> None:
-        """Say that the gradients are summed."""
+        """Mark the end of the all-reduce."""
         self._pending.append((self._began, self._now()))
 
     def take_seconds(self) -> float:
-        """Return the exposed seconds known since the last call."""
+        """Return the exposed seconds of the measurements completed since the last call."""
         while self._pending:
             began, ended = self._pending[0]
             if self._on_cuda:

@@ -24,12 +24,11 @@ from quadriga.engine.step.sums import MetricSums
 
 @final
 class Passes:
-    """Leaves in the parameters' gradients what a step's micro-batches add up to over all ranks.
+    """Accumulates in the parameters' gradients the sum over a step's micro-batches and all ranks.
 
-    Where the loss is one sum over targets, micro-batches come and go one at a time, and the sum is
-    divided after the step by the number of targets that was counted on the way. Where it has
-    several parts, or is pooled over the step, the denominators are known before the first backward
-    pass.
+    If the loss is one sum over targets, micro-batches are processed one at a time, and `factor`
+    divides the sum afterwards by the number of targets. If the loss has several parts, or is
+    pooled over the step, the denominators are computed before the first backward pass.
     """
 
     def __init__(
@@ -43,17 +42,17 @@ class Passes:
         scale: LossScale,
         phase_timer: PhaseTimer,
     ) -> None:
-        """Work on an objective that `layout` holds.
+        """Store the arguments.
 
         Args:
-            objective: The method.
+            objective: The method, already placed on the ranks.
             layout: How the ranks hold it.
             config: The run.
-            plan: Its numbers.
+            plan: The plan of its steps.
             env: This process among the run's.
-            slots: Which rows of a step are this rank's.
-            scale: What the loss is multiplied with.
-            phase_timer: Told what this rank is doing.
+            slots: Positions of this rank's rows in a step.
+            scale: The loss scale.
+            phase_timer: Records this rank's phases.
         """
         self._objective, self._layout, self._config, self._plan = objective, layout, config, plan
         self._env, self._slots, self._scale, self._phase_timer = env, slots, scale, phase_timer
@@ -64,12 +63,12 @@ class Passes:
         self._divisor: float | None = None
 
     def run(self, batches: Iterator[MicroBatch], step: int, metrics: MetricSums) -> None:
-        """Make the passes of one step.
+        """Run the passes of one step.
 
         Args:
-            batches: Gives this rank's micro-batches.
+            batches: Yields this rank's micro-batches.
             step: The step.
-            metrics: Takes in losses and metrics.
+            metrics: Accumulates losses and metrics.
         """
         shapes = self._objective.sum_shapes()
         self._sums = {n: torch.zeros(s, device=self._env.device) for n, s in shapes.items()}
@@ -83,10 +82,13 @@ class Passes:
             self._added(batches, step, metrics)
 
     def factor(self, targets: Tensor) -> Tensor:
-        """Return what the gradients are to be multiplied with to be those of the step's loss.
+        """Return the factor that makes the summed gradients those of the step's loss.
 
         Args:
-            targets: Scalar: the number of targets of the step over all ranks.
+            targets: Scalar, the number of targets of the step over all ranks.
+
+        Returns:
+            float32 scalar.
         """
         if self._divisor is None:
             return torch.full((), 1 / self._scale.value, device=self._env.device)
@@ -95,7 +97,7 @@ class Passes:
     def collect(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the sums and the rows of the step over all ranks, and apply the tallies.
 
-        Every rank calls it, for steps whose gradient is applied.
+        Every rank calls it, only for steps whose gradient is applied.
         """
         tallies = [module.take_tally() for module in self._tallies]
         if tallies:
@@ -109,7 +111,7 @@ class Passes:
         return sums, {name: self._slots.gather(rows) for name, rows in own.items()}
 
     def forget(self) -> None:
-        """Drop what the micro-batches of a step that is not applied have left behind."""
+        """Drop the tallies of a step whose gradient is not applied."""
         for module in self._tallies:
             module.take_tally()
 
@@ -119,7 +121,7 @@ class Passes:
             with self._pass(step, micro):
                 self._phase_timer.enter("forward")
                 output = self._forward(batch)
-                # A sum is bounded by the samples, not by the targets, which are known later.
+                # Divide by the samples for now, because the targets are known only later.
                 is_mean = next(iter(output.terms.values())).targets is None
                 self._divisor = self._parts if is_mean else self._plan.batch_size
                 divisors = dict.fromkeys(output.terms, self._divisor)
@@ -193,7 +195,7 @@ class Passes:
                 first = last
 
     def _next(self, batches: Iterator[MicroBatch]) -> MicroBatch:
-        """Take one micro-batch. For a second pass it is made once more, not kept on the device."""
+        """Return the next micro-batch. A second pass rebuilds it, so it need not stay in memory."""
         self._phase_timer.enter("data")
         return next(batches)
 
@@ -214,7 +216,7 @@ class Passes:
             sum(parts[1:], parts[0]).backward()  # type: ignore[no-untyped-call]
 
     def _over_ranks(self, counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the step's number of targets of each part; 1 where there are none."""
+        """Return part of the loss -> targets of the step, float32; 1 where there are none."""
         table = torch.stack([count.detach().to(torch.float64) for count in counts.values()])
         reduced = all_reduce_sum(table, self._env)
         safe = torch.where(reduced > 0, reduced, 1.0).to(torch.float32)
@@ -228,12 +230,12 @@ class Passes:
             self._rows.append(output.rows)
 
     def _pass(self, step: int, micro: int) -> contextlib.AbstractContextManager[None]:
-        """Return the scope in which dropout is drawn, in a first pass as in one that repeats it."""
+        """Return the scope of random draws, which are the same in a repeated pass."""
         return randomness.micro_batch(self._config.seed, step, micro, self._env.rank)
 
     @contextlib.contextmanager
     def _computing(self, is_first: bool) -> Iterator[None]:
-        """Return the context of a forward pass: its precision, and whether it is counted."""
+        """Return the context of a forward pass: its precision, and whether tallies accumulate."""
         for module in self._tallies:
             module.is_tallying = is_first
         try:

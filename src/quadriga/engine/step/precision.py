@@ -1,7 +1,4 @@
-"""The type that matrix products are computed in.
-
-The loss scale of float16: gradients that would vanish are kept in its range.
-"""
+"""Dtype of the matrix products, and the loss scale that keeps float16 gradients from vanishing."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from quadriga.errors import UserError
 
 
 def check_precision(train: TrainConfig, device: torch.device) -> None:
-    """Check that the device computes in the run's type.
+    """Check that the device supports the run's dtype.
 
     Raises:
         UserError: It does not.
@@ -33,9 +30,9 @@ def check_precision(train: TrainConfig, device: torch.device) -> None:
 def reduced_precision(
     device: torch.device, train: TrainConfig
 ) -> contextlib.AbstractContextManager[object]:
-    """Return a context in which matrix products are computed in the run's type.
+    """Return a context in which matrix products are computed in the run's dtype.
 
-    float32 changes nothing; the weights stay float32 whatever it is.
+    float32 changes nothing. The weights always stay float32.
     """
     if train.precision == "float32":
         return contextlib.nullcontext()
@@ -45,25 +42,25 @@ def reduced_precision(
 INITIAL = 2.0**16
 GROWTH_STEPS = 2000
 SMALLEST = 2.0**-14
-"""Below this a gradient that overflows is not the scale's fault."""
+"""At or below this scale, an overflowing gradient counts as a bad step."""
 
 
 @final
 class LossScale:
     """Halved when a gradient overflows, doubled after `GROWTH_STEPS` steps without one.
 
-    Micikevicius et al., arXiv:1710.03740, section 3.2. The verdict comes from the global gradient
-    norm, so all ranks and all shards have the same scale, and its two numbers are all its state.
+    Micikevicius et al., arXiv:1710.03740, section 3.2. The global gradient norm decides whether a
+    gradient overflows, so all ranks have the same scale.
     """
 
     def __init__(self, enabled: bool) -> None:
-        """Start at `INITIAL`; a scale that is not enabled is 1 for ever."""
+        """Start at `INITIAL`; a scale that is not enabled is always 1."""
         self.enabled = enabled
         self.value = INITIAL if enabled else 1.0
         self._good_steps = 0
 
     def update(self, overflowed: bool) -> None:
-        """Take in whether the gradient of a step overflowed."""
+        """Update the scale after a step whose gradient overflowed or not."""
         if not self.enabled:
             return
         if overflowed:
@@ -74,11 +71,11 @@ class LossScale:
             self.value, self._good_steps = self.value * 2, 0
 
     def forgives(self, loss_is_finite: bool) -> bool:
-        """Return whether a gradient that is not finite is a matter of the scale alone."""
+        """Return whether a non-finite gradient is an overflow that a smaller scale avoids."""
         return self.enabled and loss_is_finite and self.value > SMALLEST
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the state as scalars; nothing when not enabled."""
+        """Return the state as scalar tensors; empty if not enabled."""
         if not self.enabled:
             return {}
         return {
@@ -87,7 +84,7 @@ class LossScale:
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take the state that `state_dict` returned."""
+        """Load the state that `state_dict` returned."""
         if self.enabled:
             self.value = float(state["loss_scale"])
             self._good_steps = int(state["loss_scale_good_steps"])

@@ -1,4 +1,4 @@
-"""How ranks hold a model: one copy each, a shard each (FSDP2), or shards in groups (HSDP)."""
+"""How ranks hold a model: a replica each, a shard each (FSDP2), or shards in groups (HSDP)."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from quadriga.errors import UserError
 
 
 class Layout(ABC):
-    """An objective as the ranks hold it; its gradients end as sums over all ranks."""
+    """How the ranks hold an objective; its gradients become sums over all ranks."""
 
     device: torch.device
     is_joint = False
-    """Whether the ranks wait for one another within modules, and so call each equally often."""
+    """Whether modules contain collectives, so that all ranks must call each equally often."""
 
     def begin_step(self) -> None:
         """Prepare for the first backward pass of a step."""
@@ -44,30 +44,30 @@ class Layout(ABC):
     def backward(
         self, is_last: bool, complete: Sequence[str] = ()
     ) -> contextlib.AbstractContextManager[None]:
-        """Return the context of one backward pass; the last of a step ends the exchange.
+        """Return the context of one backward pass; after the last one the gradients are summed.
 
         Args:
-            is_last: Whether it is the last of the step.
-            complete: Beginnings of the names of parameters whose gradients are complete before it.
+            is_last: Whether it is the last backward pass of the step.
+            complete: Name prefixes of parameters whose gradients are complete before it.
         """
 
     def square_sum(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return the sum of the squares of all elements, of all shards, as a float32 scalar."""
+        """Return the sum of squares of all elements over all shards, a float32 scalar."""
         if not tensors:
             return torch.zeros((), device=self.device)
         return torch.stack(torch._foreach_norm([local_part(t) for t in tensors])).square().sum()
 
     def take_exposed_seconds(self) -> float | None:
-        """Return how long the exchange was waited for since the last call; None if unknown."""
+        """Return the seconds of exposed communication since the last call; None if unknown."""
         return None
 
 
 @final
 class Single(Layout):
-    """One rank: nothing to exchange."""
+    """One rank without communication."""
 
     def __init__(self, ranks: Ranks) -> None:
-        """Take an objective that lies on the device."""
+        """Store the device."""
         self.device = ranks.env.device
 
     def backward(
@@ -79,10 +79,10 @@ class Single(Layout):
 
 @final
 class Replicated(Layout):
-    """Every rank holds everything."""
+    """Every rank holds a replica of the whole objective."""
 
     def __init__(self, objective: Objective, ranks: Ranks) -> None:
-        """Take an objective that lies on the device; every rank calls it."""
+        """Set up the gradient sum of an objective on the device; every rank calls it."""
         self.device = ranks.env.device
         trained = [(n, p) for n, p in objective.named_parameters() if p.requires_grad]
         self._sum = GradientSum(trained, ranks.samples)
@@ -98,17 +98,17 @@ class Replicated(Layout):
         return self._sum.last_backward(complete) if is_last else contextlib.nullcontext()
 
     def take_exposed_seconds(self) -> float | None:
-        """Return how long the sum was waited for after the backward passes."""
+        """Return the seconds of exposed communication since the last call."""
         return self._sum.timer.take_seconds()
 
 
 @final
 class Sharded(Layout):
-    """FSDP2: weights, gradients and optimizer state are cut along their first dimension.
+    """FSDP2: weights, gradients and optimizer state are sharded along dimension 0.
 
-    Each block is gathered when its turn comes; what lies outside the blocks is gathered once.
-    Where there are several copies (HSDP), the shards are summed over them too. Gradients are cut
-    after every micro-batch: to keep them whole until the last would need a whole model's memory.
+    Each block is gathered for its computation; parameters outside of blocks are gathered once.
+    With several replicas (HSDP), gradient shards are also summed over the replicas. Gradients are
+    reduce-scattered after every micro-batch, because full ones need the memory of a whole model.
     """
 
     is_joint = True
@@ -119,9 +119,9 @@ class Sharded(Layout):
         self._reshard = train.reshard_after_forward
         if self.device.type == "cpu":
             keep_freed_memory(LARGEST_KEPT_SHARDED)
-        # A block is gathered in the type it computes in: half the bytes. Its inputs are left to
-        # autocast, as without shards; the gradients are summed in float32. Not on the CPU, whose
-        # autocast has no layer norm of float32 tokens with weights of another type.
+        # A block is gathered in the dtype it computes in, half the bytes. Autocast converts its
+        # inputs, as without shards; gradients are summed in float32. Not on the CPU, whose
+        # autocast has no layer norm of float32 tokens with weights of another dtype.
         is_reduced = train.precision != "float32" and ranks.env.device.type == "cuda"
         dtype = getattr(torch, train.precision) if is_reduced else None
         policy = MixedPrecisionPolicy(
@@ -142,7 +142,7 @@ class Sharded(Layout):
 
     @contextlib.contextmanager
     def backward(self, is_last: bool, complete: Sequence[str] = ()) -> Iterator[None]:
-        """Return a context that cuts and sums the gradients.
+        """Return a context that reduce-scatters the gradients.
 
         Without resharding after the forward pass the weights stay gathered for the whole step.
         """
@@ -152,10 +152,10 @@ class Sharded(Layout):
         yield
 
     def square_sum(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return the sum of the squares over the shards of one copy.
+        """Return the sum of squares over the shards of one replica.
 
-        It is the mean over the copies, in one reduction of all ranks: groups that reduced each for
-        itself might round differently, and their copies would drift apart with the clipping.
+        Computed as the mean over the replicas in one all-reduce of all ranks: separate reductions
+        per replica might round differently, and clipping would make the replicas diverge.
         """
         total = super().square_sum(tensors)
         dist.all_reduce(total)
@@ -184,7 +184,7 @@ def place(objective: Objective, train: TrainConfig, ranks: Ranks, seed: int) -> 
 
 
 def make_layout(objective: Objective, train: TrainConfig, ranks: Ranks, seed: int) -> Layout:
-    """Place an objective, and make what exchanges its gradients; see `place`."""
+    """Place an objective (see `place`) and return the layout that sums its gradients."""
     layout = place(objective, train, ranks, seed)
     if layout is not None:
         return layout
@@ -192,7 +192,7 @@ def make_layout(objective: Objective, train: TrainConfig, ranks: Ranks, seed: in
 
 
 def shard_ranks(train: TrainConfig, world_size: int, local_world_size: int) -> int:
-    """Return how many ranks share one copy of the state.
+    """Return how many ranks share one replica of the state.
 
     Raises:
         UserError: The ranks cannot be grouped as `train` says.
@@ -211,7 +211,7 @@ def shard_ranks(train: TrainConfig, world_size: int, local_world_size: int) -> i
 
 
 def describe_layout(train: TrainConfig, env: DistEnv) -> str:
-    """Return the line that says how the ranks hold the state."""
+    """Return one line on how the ranks hold the state."""
     if env.world_size == 1:
         return f"{train.parallel} with one rank: it holds the whole state"
     shards = shard_ranks(train, env.world_size, env.local_world_size)

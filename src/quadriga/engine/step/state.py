@@ -1,4 +1,4 @@
-"""The tensors of an executor's state: the optimizer's by name, and all of them copied in place."""
+"""Tensors of an executor's state: optimizer state by name, and copying in place."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def optimizer_state(
 ) -> dict[str, Tensor]:
     """Return the optimizer's live tensors as ``optimizer.PARAMETER.KEY``.
 
-    A parameter has none before its first step.
+    A parameter has no state before its first step.
 
     Args:
-        optimizer: Whose state it is; the keys are its own.
+        optimizer: The optimizer; it determines the keys.
         named: Its parameters by global name.
     """
     return {
@@ -34,16 +34,16 @@ def optimizer_state(
 def match_optimizer_state(
     optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter], names: Collection[str]
 ) -> None:
-    """Give state to the parameters that a checkpoint has state of, and take it from the others.
+    """Create state for the parameters that a checkpoint has state of, and drop all other state.
 
-    What was made is to be overwritten. Norms of shards are summed over the ranks meanwhile: those
-    that share a parameter call it together.
+    The values of created state are arbitrary. Creating it may sum norms of shards over the ranks,
+    so all ranks that share a parameter call this function.
 
     Args:
         optimizer: None of its parameters has a gradient.
         named: Its parameters by global name.
-        names: Those of the checkpoint's tensors; of ``optimizer.PARAMETER.KEY`` the parameter
-            counts alone.
+        names: Names of the checkpoint's tensors; only PARAMETER of ``optimizer.PARAMETER.KEY`` is
+            used.
     """
     begun = {
         name.removeprefix(OPTIMIZER).rpartition(".")[0]
@@ -59,11 +59,11 @@ def match_optimizer_state(
 
 
 def without_unbegun(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out the optimizer state of parameters whose ``step`` is 0.
+    """Return the state without optimizer state of parameters whose ``step`` is 0.
 
-    Until revision 7f9c01b every parameter had state ahead of its first step, all of it zero. Torch
-    has none then, and begins not always at zero: NAdam's product of momenta begins at one. State
-    without a ``step`` stays; a buffer of zeros is what its optimizers begin with.
+    Until revision 7f9c01b every parameter had state before its first step, all of it zero. Torch
+    has none then, and its initial state is not always zero: NAdam's product of momenta starts at
+    one. State without a ``step`` is kept, because such optimizers start with a buffer of zeros.
     """
     begins = {
         name.rpartition(".")[0]
@@ -75,7 +75,7 @@ def without_unbegun(state: Mapping[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def copy_state(own: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Copy `state` into the live tensors `own`; those that were read in place stay.
+    """Copy `state` into the live tensors `own`; tensors that were read in place are not copied.
 
     Raises:
         ValueError: The names are not the same on both sides.

@@ -1,4 +1,4 @@
-"""Which samples share the statistics of batch normalisation, on any number of ranks."""
+"""Groups of samples that share batch normalisation statistics, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from quadriga.errors import UserError
 
 
 def share_statistics(objective: Objective, shares: Sequence[Sequence[range]], ranks: Ranks) -> None:
-    """Have the objective's encoder take its statistics over `Objective.statistics_group`.
+    """Make the objective's batch normalisations use `Objective.statistics_group`.
 
     Args:
-        objective: Its batch normalisations are told.
+        objective: Changed in place.
         shares: For each rank the slots of each of its micro-batches.
         ranks: The ranks; each calls it.
 
@@ -38,14 +38,15 @@ def share_statistics(objective: Objective, shares: Sequence[Sequence[range]], ra
 
 
 def ranks_of_group(group: int, shares: Sequence[Sequence[range]]) -> int:
-    """Return how many neighbouring ranks hold a group of consecutive samples together.
+    """Return how many consecutive ranks together hold a group of consecutive samples.
 
     Args:
-        group: Samples of a group.
+        group: Samples per group.
         shares: For each rank the slots of each of its micro-batches.
 
     Raises:
-        UserError: A group is neither within a micro-batch nor one pass of neighbouring ranks.
+        UserError: A group is neither part of a micro-batch nor the micro-batches of consecutive
+            ranks.
     """
     sizes = {len(slots) for share in shares for slots in share}
     if all(size % group == 0 for size in sizes):

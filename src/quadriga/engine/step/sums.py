@@ -1,4 +1,4 @@
-"""The sums and counts of one step, reduced over the ranks in one collective."""
+"""Sums and counts of one step, reduced over the ranks in one collective."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from quadriga.distributed.environment import DistEnv
 
 
 class Reduced(NamedTuple):
-    """What all ranks have in common after a step."""
+    """The reduced values of a step, equal on all ranks."""
 
     metrics: dict[str, Tensor]
-    """Name -> float64 scalar, divided; ``loss`` is one of them."""
+    """Name -> float64 scalar, sum divided by count; includes ``loss``."""
     targets: Tensor
-    """Number of targets of the step, of all parts of the loss: float64 scalar."""
+    """float64 scalar, the number of targets of the step over all parts of the loss."""
     asked_to_stop: Tensor
-    """Number of ranks that were asked to stop: float64 scalar."""
+    """float64 scalar, the number of ranks that received a stop signal."""
     more: tuple[Tensor, ...] = ()
-    """Sums over all ranks of what else was handed in: float64 scalars."""
+    """float64 scalars, the sums over all ranks of the further values."""
 
 
 @final
 class MetricSums:
-    """Sums and counts of one step: the parts of the loss first, then the metrics, in order."""
+    """Accumulates sums and counts of one step: the parts of the loss, then the metrics."""
 
     def __init__(self, objective: Objective, device: torch.device) -> None:
         """Start at zero for the terms and metrics that `objective` names."""
         self._terms = objective.term_names
         self._names = (*self._terms, *objective.metric_names)
         self._device = device
-        # Of a weight the sum and the number too: a rank without the term does not know it.
+        # Weights are reduced as sum and count too, because a rank may lack a term and its weight.
         self._weighted = self._terms if self._terms != ("loss",) else ()
         columns = (*self._names, *map(_weight_of, self._weighted))
         self._sums: dict[str, list[Tensor]] = {name: [] for name in columns}
         self._counts: dict[str, list[Tensor]] = {name: [] for name in columns}
 
     def add(self, output: LossOutput) -> None:
-        """Take in one micro-batch."""
+        """Add one micro-batch."""
         one = torch.ones((), device=self._device)
         for name, term in output.terms.items():
             self._put(name, term.total, one if term.targets is None else term.targets)
@@ -65,14 +65,14 @@ class MetricSums:
     ) -> Reduced:
         """Sum over all ranks and divide; every rank calls it.
 
-        A metric that no micro-batch reported is 0 / 0: not a number, and so not logged.
+        A metric that no micro-batch reported is 0 / 0 = NaN, and is not logged.
 
         Args:
             env: This process among the run's.
-            asked_to_stop: Whether this rank was asked to stop; it travels in the same table, so
-                that all ranks stop after the same step.
+            asked_to_stop: Whether this rank received a stop signal; reduced in the same
+                collective, so that all ranks stop after the same step.
             more: Further scalars to sum over the ranks.
-            group: The group of all ranks to do it on; the common one by default.
+            group: A group of all ranks; the default group if None.
         """
         zero = torch.zeros((), dtype=torch.float64, device=self._device)
         flag = torch.full((), float(asked_to_stop), dtype=torch.float64, device=self._device)
@@ -91,7 +91,7 @@ class MetricSums:
         targets = counts[: len(self._terms)]
         if self._weighted:
             parts = torch.stack([means[n] * every[_weight_of(n)] for n in self._weighted])
-            # A part without targets is not a fault of the step: it adds nothing to the loss.
+            # A part without targets is no error: it adds nothing to the loss.
             means["loss"] = torch.where(targets > 0, parts, 0.0).sum()
         return Reduced(means, targets.sum(), sums[-1], reduced[table.numel() :].unbind())
 

@@ -21,19 +21,19 @@ from quadriga.optim.parts.ema import WeightEMA
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of a step, the same on every rank."""
+    """Whether and how a step's gradient is applied, the same on every rank."""
 
     step: int
     is_applied: bool
     """Whether the gradient is applied to the weights."""
     stop: bool
-    """Whether a rank was asked to stop."""
+    """Whether a rank received a stop signal."""
     norm: Tensor
-    """Scalar: the norm of the step's whole gradient before clipping."""
+    """Scalar, the norm of the step's whole gradient before clipping; NaN for a skipped step."""
     factors: tuple[Tensor, ...]
-    """What the gradients of each separately clipped part are multiplied with."""
+    """float32 scalars, the factor of the gradients of each separately clipped part."""
     bad: BadStep | None = None
-    """What was not finite, if anything."""
+    """The bad step, if its loss or gradient is not finite."""
 
 
 @final
@@ -49,29 +49,29 @@ class Update:
         skipped_steps: Container[int],
         scale: LossScale | None = None,
     ) -> None:
-        """Take over the parameters of one rank.
+        """Store the arguments, and make the moving average if the config has one.
 
         Args:
-            named: Global names and parameters, whole or sharded.
-            optimizer: Theirs.
+            named: Global names and trainable parameters of this rank, full or sharded.
+            optimizer: The optimizer of these parameters.
             config: The run.
-            plan: Its numbers.
-            skipped_steps: Steps that make no update.
-            scale: What the loss is multiplied with; 1 by default.
+            plan: The plan of its steps.
+            skipped_steps: Steps without an update.
+            scale: The loss scale; 1 by default.
         """
         self.named, self.optimizer, self.scale = named, optimizer, scale or LossScale(False)
         self._config, self._plan, self._skipped_steps = config, plan, skipped_steps
         self.skipped = 0
-        """Steps so far that made no update."""
+        """Number of steps without an update so far."""
         decay = config.ema.decay
         self.ema = WeightEMA(named, decay, config.ema.warmup) if decay is not None else None
 
     def is_skipped(self, step: int) -> bool:
-        """Return whether a step is to make no update, whatever its gradient is."""
+        """Return whether a step has no update, whatever its gradient is."""
         return step in self._skipped_steps
 
     def progress(self, step: int) -> Progress:
-        """Return what schedules, momenta and temperatures follow: the updates that were made."""
+        """Return the progress of schedules, momenta and temperatures, which counts updates."""
         return self._plan.progress(step - self.skipped)
 
     def lr(self, progress: Progress) -> float:
@@ -81,13 +81,13 @@ class Update:
     def check_step(
         self, step: int, reduced: Reduced, squares: Sequence[Tensor], factor: Tensor
     ) -> Verdict:
-        """Decide, the same on all ranks, whether a step's gradient is applied.
+        """Decide, equally on all ranks, whether a step's gradient is applied.
 
         Args:
             step: The step.
             reduced: Its sums over all ranks.
-            squares: For each separately clipped part the sum of the squares of its gradient.
-            factor: Scalar: what makes the gradient of the mean loss of what is there.
+            squares: For each separately clipped part the sum of squares of its gradient.
+            factor: Scalar that turns the summed gradient into that of the step's loss.
         """
         if self.is_skipped(step):
             nothing = torch.full((), torch.nan)
@@ -106,7 +106,7 @@ class Update:
             .cpu()
             .tolist()
         )
-        if not has_targets:  # 0 / 0: nothing to learn from, and no fault
+        if not has_targets:  # 0 / 0: nothing to learn from, and no error
             return Verdict(step, False, stop, norm, ())
         is_good, bad = loss_is_finite and norm_is_finite, None
         if not is_good and not self.scale.forgives(loss_is_finite):
@@ -123,19 +123,19 @@ class Update:
         return Verdict(step, is_good, stop, norm, tuple(factors), bad)
 
     def step(self, progress: Progress) -> None:
-        """Step the optimizer on gradients that were multiplied with `Verdict.factors`."""
+        """Step the optimizer on gradients that are multiplied by `Verdict.factors`."""
         lr = self.lr(progress)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         self.optimizer.step()
 
     def update_ema(self, progress: Progress) -> None:
-        """Take the weights after a step into their moving average, where there is one."""
+        """Update the moving average with the weights after a step, if there is one."""
         if self.ema is not None:
             self.ema.update(progress.step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return ``optimizer.PARAMETER.KEY``, ``ema.PARAMETER`` and ``executor.NAME``, live."""
+        """Return live tensors ``optimizer.PARAMETER.KEY``, ``ema.PARAMETER``, ``executor.NAME``."""
         state: dict[str, Any] = dict(optimizer_state(self.optimizer, dict(self.named)))
         if self.ema is not None:
             state |= {f"ema.{name}": tensor for name, tensor in self.ema.tensors.items()}
@@ -143,11 +143,11 @@ class Update:
         return {**state, **{f"executor.{name}": tensor for name, tensor in own.items()}}
 
     def match_state(self, names: Collection[str]) -> None:
-        """Make or drop the optimizer's state as `names` have it; see `Executor.match_state`."""
+        """Create or drop optimizer state to match `names`; see `Executor.match_state`."""
         match_optimizer_state(self.optimizer, dict(self.named), names)
 
     def load_numbers(self, state: dict[str, Any]) -> None:
-        """Take what `state_dict` returned that is no tensor of a parameter."""
+        """Load the ``executor`` part of a state that `state_dict` returned."""
         self.skipped = int(state["executor.skipped"])
         own = {n.removeprefix("executor."): v for n, v in state.items()}
         self.scale.load_state_dict(own)
