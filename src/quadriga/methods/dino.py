@@ -40,11 +40,11 @@ class DINOConfig(ObjectiveConfig):
     """Self-distillation without labels, on two views."""
 
     prototypes: int = Field(65_536, ge=2)
-    """Outputs that the distributions are over."""
+    """Number of prototypes, the outputs that the softmax runs over."""
     hidden_width: int = Field(2048, ge=1)
     """Features of the head's hidden layers."""
     bottleneck_width: int = Field(256, ge=1)
-    """Features that are compared with the prototypes."""
+    """Features of the vectors that are compared with the prototypes."""
     student_temperature: float = Field(0.1, gt=0)
     """Temperature of the student's softmax."""
     teacher_temperature: float = Field(0.07, gt=0)
@@ -52,13 +52,13 @@ class DINOConfig(ObjectiveConfig):
     first_teacher_temperature: float = Field(0.04, gt=0)
     """Temperature of the teacher's softmax at step 0; it rises linearly."""
     temperature_warmup_epochs: float = Field(30.0, ge=0)
-    """Length of that warm-up in epochs."""
+    """Length of the temperature's warm-up in epochs."""
     centre_momentum: float = Field(0.9, ge=0, lt=1)
-    """Share of the old centre in the new one."""
+    """Weight of the old centre in the new one."""
     momentum: float = Field(0.996, ge=0, le=1)
-    """Share of the old teacher in the new one at step 0; it rises to 1 along a cosine."""
+    """Weight of the old teacher in the new one at step 0; it rises to 1 along a half cosine."""
     frozen_epochs: float = Field(1.0, ge=0)
-    """Epochs at the start in which the prototypes stay as they are drawn."""
+    """Epochs at the start in which the prototypes are not trained."""
     statistics_group: int | None = Field(None, ge=1)
     """Consecutive samples of a step that share statistics in a ResNet's batch normalisation; none:
     each micro-batch."""
@@ -89,7 +89,7 @@ class DINO(Objective):
     centre: Tensor
 
     def __init__(self, config: DINOConfig, model: ViTConfig | ResNetConfig) -> None:
-        """Make both with undefined values."""
+        """Make student and teacher with undefined values."""
         super().__init__()
         self.config, self.statistics_group = config, config.statistics_group
         if isinstance(model, ViTConfig):
@@ -127,7 +127,7 @@ class DINO(Objective):
         self.frozen_parts = ("prototypes.",) if is_frozen else ()
 
     def sum_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Return the shapes of what the centre is made of."""
+        """Return the shapes of the sums from which the centre is updated."""
         return {"teacher_scores": (self.config.prototypes,), "teacher_rows": (1,)}
 
     def forward(self, batch: Batch) -> LossOutput:
@@ -168,9 +168,9 @@ class DINO(Objective):
     def after_step(
         self, progress: Progress, sums: Mapping[str, Tensor], rows: Mapping[str, Tensor]
     ) -> None:
-        """Have the centre follow the mean of the teacher's scores (eq. 4), the teacher its student.
+        """Update the centre with the mean of the teacher's scores (eq. 4), and the teacher.
 
-        The teacher follows with the momentum of this step, after the update.
+        The teacher follows the student with the momentum of this step, after the update.
         """
         mean = sums["teacher_scores"] / sums["teacher_rows"]
         self.centre.lerp_(mean, 1.0 - self.config.centre_momentum)
@@ -195,7 +195,7 @@ class DINO(Objective):
 def _scores(
     rows: Float[Tensor, "rows width"], prototypes: Float[Tensor, "prototypes width"]
 ) -> dict[str, Tensor]:
-    """Return the sum of the rows' scores, which is the scores of their sum, and their number."""
+    """Return the sum of the rows' scores, computed as the scores of their sum, and their number."""
     with types_as_written(rows.device.type):
         scores = prototypes @ rows.sum(dim=0)
     return {

@@ -1,7 +1,7 @@
 """Masked autoencoders (He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022).
 
-Most patches of an image are hidden. The encoder sees the visible ones only; a light decoder gets
-their codes and a mask token for each hidden patch and predicts the hidden pixels.
+Most patches of an image are masked. The encoder gets only the visible ones; a light decoder gets
+their encodings and a mask token for each masked patch and predicts the masked pixels.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class MAEConfig(ObjectiveConfig):
     """Masked autoencoder with pixel targets."""
 
     mask_ratio: float = Field(0.75, gt=0, lt=1)
-    """Share of the patches that is hidden."""
+    """Fraction of the patches that is masked."""
     decoder_width: int = Field(512, ge=4)
     """Features of a token in the decoder."""
     decoder_depth: int = Field(8, ge=0)
@@ -64,7 +64,7 @@ class MAEConfig(ObjectiveConfig):
         """Make the objective for a vision transformer.
 
         Raises:
-            UserError: `model` is of another kind, or no patch would be visible or hidden.
+            UserError: `model` is of another kind, or no patch would be visible or masked.
         """
         if not isinstance(model, ViTConfig):
             raise UserError(f"mae needs model.kind=vit, but model.kind is {model.kind()}")
@@ -82,19 +82,19 @@ class Reconstruction(NamedTuple):
     """Pictures of a reconstruction, in the pixel space of the batch's images."""
 
     masked: Tensor
-    """The images with their hidden patches set to 0: (batch, channels, height, width)."""
+    """The images with their masked patches set to 0: (batch, channels, height, width)."""
     reconstruction: Tensor
-    """What the decoder predicts for every patch, the visible ones too; same shape."""
+    """float32, the decoder's prediction for every patch, including visible ones; same shape."""
     combined: Tensor
-    """The visible patches, and the prediction for the hidden ones; same shape."""
+    """float32, the visible patches, and the prediction for the masked ones; same shape."""
 
 
 @final
 class Decoder(nn.Module):
-    """Predicts pixels from the codes of visible patches and mask tokens.
+    """Predicts pixels from the encodings of visible patches and mask tokens.
 
-    Tokens stay in the shuffled order, the visible ones first: attention does not mind the order
-    of tokens that carry their positions, and the hidden patches are one slice.
+    Tokens stay in the shuffled order, the visible ones first: attention is independent of the
+    order of tokens with position embeddings, and the masked patches are one slice.
     """
 
     positions: Tensor
@@ -139,7 +139,7 @@ class Decoder(nn.Module):
             codes: Encoded tokens: the class token if there is one, then the visible patches in
                 the order of `shuffle`.
             shuffle: int64 number in the image of each patch, the visible ones first.
-            first: 0 to predict all patches, the number of visible ones for the hidden ones.
+            first: 0 to predict all patches, the number of visible ones to predict the masked ones.
 
         Returns:
             Pixels in (row, column, channel) order.
@@ -157,7 +157,7 @@ class Decoder(nn.Module):
 
 @final
 class MAE(Objective):
-    """A vision transformer that learns to fill in hidden patches."""
+    """A vision transformer that is trained to reconstruct masked patches."""
 
     entry_points = ("features", "reconstruct")
 
@@ -177,14 +177,14 @@ class MAE(Objective):
     def forward(
         self, batch: Batch, noise: Float[Tensor, "batch patches"] | None = None
     ) -> LossOutput:
-        """Sum the squared error over the hidden patches, each averaged over its pixels.
+        """Sum the squared error over the masked patches, each averaged over its pixels.
 
         Args:
             batch: ``image``, normalised, and ``key``, from which mask and drop path are drawn.
-            noise: Replaces the draw; the patches with the smallest values stay visible.
+            noise: Replaces the drawn mask; the patches with the smallest values stay visible.
 
         Returns:
-            The sum, and the number of hidden patches as its count.
+            The sum, and the number of masked patches as its count.
         """
         patches = self.encoder.patches(one_view(batch, "mae"))
         shuffle = self.shuffle(batch["key"]) if noise is None else _order(noise)
@@ -200,7 +200,7 @@ class MAE(Objective):
         return LossOutput.of(loss, count, {})
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the number of hidden patches."""
+        """Return the number of masked patches."""
         hidden = self.encoder.config.patches - self.visible
         key = batch["key"]
         return {"loss": torch.tensor(len(key) * hidden, device=key.device)}
@@ -219,7 +219,7 @@ class MAE(Objective):
     def reconstruct(
         self, batch: Batch, noise: Float[Tensor, "batch patches"] | None = None
     ) -> Reconstruction:
-        """Hide patches as `forward` does and return pictures of what the decoder makes of them.
+        """Mask patches as `forward` does and return pictures of the decoder's predictions.
 
         Where targets are normalised per patch, a prediction is scaled back with the mean and
         variance of the original patch.
@@ -252,10 +252,9 @@ class MAE(Objective):
         shuffle: Int[Tensor, "batch patches"],
         keys: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch coded width"]:
-        """Encode the visible patches; the registers are dropped, the decoder has no use for them.
+        """Encode the visible patches and drop the registers, which the decoder does not use.
 
-        Only what is visible is projected: this equals embedding the whole image and dropping
-        the rest.
+        Projecting only the visible patches equals embedding the whole image and dropping the rest.
         """
         visible = shuffle[:, : self.visible]
         tokens = self.encoder.embed_patches(take_rows(patches, visible), visible)
@@ -268,13 +267,13 @@ class MAE(Objective):
 
 
 def _order(noise: Float[Tensor, "batch patches"]) -> Int[Tensor, "batch patches"]:
-    # Stable, so that equal draws do not make the mask depend on the device's sorting.
+    # Stable, so that with equal draws the mask does not depend on the device's sorting.
     return noise.argsort(dim=1, stable=True)
 
 
 def _statistics(patches: Float[Tensor, "*any pixels"]) -> tuple[Tensor, Tensor]:
-    """Return each patch's mean and deviation (unbiased variance), each (*any, 1)."""
-    if patches.numel() == 0:  # torch warns of too few degrees of freedom where there are none
+    """Return each patch's mean and standard deviation (unbiased variance), each (*any, 1)."""
+    if patches.numel() == 0:  # var_mean would warn of too few degrees of freedom
         return patches[..., :1], patches[..., :1]
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
     return mean, (variance + VARIANCE_EPS).sqrt()

@@ -1,7 +1,7 @@
 """Masked language modelling with next-sentence prediction (Devlin et al., BERT, NAACL 2019).
 
-Some tokens are hidden; the model predicts them from both sides. It also says whether the second
-segment follows the first in its document, or was drawn from another.
+Some tokens are masked, and the model predicts them from the context on both sides. It also predicts
+whether the second segment follows the first in its document, or is from another document.
 """
 
 from __future__ import annotations
@@ -38,15 +38,16 @@ SENTENCE_METRICS = ("next_sentence_loss", "next_sentence_accuracy")
 
 @final
 class MaskedLMConfig(ObjectiveConfig):
-    """Masked words, and whether a sentence follows another."""
+    """Masked language modelling, optionally with next-sentence prediction."""
 
     next_sentence: bool = True
-    """Whether the second loss is part of the objective."""
+    """Whether next-sentence prediction is part of the loss."""
     reduction: Literal["micro_batch", "token"] = "micro_batch"
-    """micro_batch: each weighs the same, and its loss is the sum of two means, over its hidden
-    words and over its sentences. token: each hidden word of a step weighs the same."""
+    """micro_batch: all micro-batches have equal weight; the loss of each is the mean over its
+    masked tokens plus the mean over its sentence pairs. token: all masked tokens of a step have
+    equal weight."""
     chunk_elements: int = Field(CHUNK_ELEMENTS, ge=1)
-    """Logits over the vocabulary that exist at once."""
+    """Maximum number of logits over the vocabulary in memory at once."""
 
     @model_validator(mode="after")
     def _fields_agree(self) -> MaskedLMConfig:
@@ -68,10 +69,10 @@ class MaskedLMConfig(ObjectiveConfig):
         return MaskedLM(self, model)
 
     def check(self, model: ModelConfig, dataset: Dataset | None, views: ViewsConfig) -> None:
-        """Check that the model has room for the texts; see `BertConfig.check_texts`.
+        """Check that the model's tables are large enough; see `BertConfig.check_texts`.
 
         Raises:
-            UserError: It has not.
+            UserError: They are not.
         """
         if isinstance(model, BertConfig):
             model.check_texts(dataset, views)
@@ -79,7 +80,7 @@ class MaskedLMConfig(ObjectiveConfig):
 
 @final
 class MaskedLMHead(nn.Module):
-    """Scores all words for a hidden one, with the table of words as its last linear map."""
+    """Logits over the vocabulary for masked tokens; the last linear map is the word embedding."""
 
     def __init__(self, model: BertConfig) -> None:
         """Make the head with undefined values."""
@@ -89,11 +90,11 @@ class MaskedLMHead(nn.Module):
         self.bias = nn.Parameter(torch.empty(model.vocabulary_size))
 
     def fill(self, filler: Filler) -> None:
-        """Set the biases of the words to 0."""
+        """Set the biases of the vocabulary to 0."""
         filler.constant("bias", 0.0)
 
     def forward(self, hidden: Float[Tensor, "masked width"]) -> Float[Tensor, "masked width"]:
-        """Return what is multiplied with the table of words."""
+        """Return the rows that are multiplied with the word embedding."""
         output: Tensor = self.norm(functional.gelu(self.transform(hidden)))
         return output
 
@@ -104,25 +105,25 @@ class MaskedLMHead(nn.Module):
         batch: Batch,
         chunk_elements: int,
     ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-        """Return the summed loss of the hidden words, and how many are predicted right."""
+        """Return the summed loss of the masked tokens, and the number of correct predictions."""
         rows = self(collect_rows(hidden, batch["masked"]))
         return linear_cross_entropy(rows, table, self.bias, batch["targets"], chunk_elements)
 
 
 class Heads(NamedTuple):
-    """What computes the losses from the encoded tokens."""
+    """The modules that compute the losses from the encoded tokens."""
 
     masked_lm: MaskedLMHead
     table: nn.Embedding
-    """The table of words, which the head shares with the embeddings."""
+    """The word embedding, which the head shares with the input embeddings."""
     pooler: Pooler | None
     next_sentence: nn.Linear | None
-    """(width -> 2): logits that the second segment follows, and that it is a random one."""
+    """(width -> 2), logits that the second segment follows, and that it is a random one."""
 
 
 @final
 class MaskedLM(Objective):
-    """A BERT that learns to fill in hidden words."""
+    """A BERT that is trained to predict masked tokens."""
 
     def __init__(self, config: MaskedLMConfig, model: BertConfig) -> None:
         """Make encoder and heads with undefined values."""
@@ -140,7 +141,7 @@ class MaskedLM(Objective):
         initialise(self, seed, "normal")
 
     def forward(self, batch: Batch) -> LossOutput:
-        """Predict the hidden words and, where configured, whether the sentences belong together.
+        """Predict the masked tokens and, if configured, whether the second segment follows.
 
         Args:
             batch: Text as `quadriga.contracts.Batch` describes it, with `masked`, `targets` and
@@ -149,17 +150,17 @@ class MaskedLM(Objective):
         return _output(self.config, self.heads(), self.encoder(batch), batch)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the number of hidden words, or 1 for the mean of a micro-batch."""
+        """Return the number of masked tokens, or 1 for the mean of a micro-batch."""
         masked = batch["masked"]
         targets = masked.shape[0] if self.config.reduction == "token" else 1
         return {"loss": torch.tensor(targets, device=masked.device)}
 
     def heads(self) -> Heads:
-        """Return what computes the losses."""
+        """Return the modules that compute the losses."""
         return Heads(self.head, self.encoder.embeddings.word, self.pooler, self.next_sentence)
 
     def stages(self, depths: Sequence[int]) -> list[Stage]:
-        """Cut into stages of so many blocks each; see `quadriga.contracts.Splittable`.
+        """Cut into stages of `depths` blocks; see `quadriga.contracts.Splittable`.
 
         Raises:
             UserError: The depths do not add up to the model's.
@@ -170,9 +171,9 @@ class MaskedLM(Objective):
 
 @final
 class MaskedLMStage(Stage):
-    """Some consecutive blocks of a BERT, the first with its embeddings, the last with its heads.
+    """Consecutive blocks of a BERT; the first stage has the embeddings, the last the heads.
 
-    The table of words is in the first and in the last stage, under one name.
+    The word embedding is in the first and in the last stage, under the same name.
     """
 
     def __init__(self, whole: MaskedLM, index: int, depths: Sequence[int]) -> None:
@@ -189,11 +190,11 @@ class MaskedLMStage(Stage):
         self.next_sentence = whole.next_sentence if is_last else None
 
     def initialise(self, seed: int) -> None:
-        """Fill every tensor with what it has in the whole objective."""
+        """Fill every tensor with its values in the whole objective."""
         initialise(self, seed, "normal")
 
     def hidden_shape(self, batch: Batch) -> tuple[int, ...]:
-        """Return (tokens, width): the real tokens of the micro-batch, all flat."""
+        """Return (tokens, width), for the real tokens of all samples in one dimension."""
         return (batch["tokens"].shape[0], self.encoder.width)
 
     def forward(
@@ -210,7 +211,7 @@ class MaskedLMStage(Stage):
 def _output(config: MaskedLMConfig, heads: Heads, hidden: Tensor, batch: Batch) -> LossOutput:
     """Compute the loss and the metrics from the encoded tokens.
 
-    A micro-batch without a hidden word has a loss of 0 for them, and gradients of 0.
+    For a micro-batch without masked tokens their loss and its gradients are 0.
     """
     words = batch["masked"].shape[0]
     total, hits = heads.masked_lm.losses(hidden, heads.table.weight, batch, config.chunk_elements)
@@ -227,7 +228,7 @@ def _output(config: MaskedLMConfig, heads: Heads, hidden: Tensor, batch: Batch) 
             )
         labels = batch["is_random"]
         logits = heads.next_sentence(heads.pooler(hidden, batch)).float()
-        # The mean over no pair is no number; the sum of no logits is 0, with a graph.
+        # The mean over no pairs would be NaN; the sum over no logits is 0, with a graph.
         mean = functional.cross_entropy(logits, labels) if len(labels) else logits.sum()
         loss = loss + mean
         pairs = total.new_full((), labels.shape[0])

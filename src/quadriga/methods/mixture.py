@@ -1,7 +1,7 @@
-"""Several tasks in one run, each with an objective, data and parameters of its own.
+"""Mixtures: several tasks in one run, each with its own objective, data and parameters.
 
-The loss of a step is the sum over tasks of ``weight * share * loss``: the share is that of the
-step's micro-batches which are of the task, the loss is over all its samples of the step.
+The loss of a step is the sum over tasks of ``weight * share * loss``, where ``share`` is the
+task's fraction of the step's micro-batches, and ``loss`` is over all its samples of the step.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from quadriga.errors import UserError, keys_at
 
 
 class Task(Config):
-    """How one task is learnt."""
+    """One task of a mixture."""
 
     objective: ObjectiveConfig
     """Its method."""
     model: ModelConfig | None = None
-    """Its architecture; none for the run's own. Its parameters are its own either way."""
+    """Its architecture; none for the run's model. Tasks never share parameters."""
     weight: float = Field(1.0, gt=0)
     """Factor of its loss."""
 
@@ -43,7 +43,7 @@ class MixtureConfig(ObjectiveConfig):
     """Several tasks; ``data`` and ``views`` are mixtures of the same names."""
 
     tasks: dict[str, Task] = Field(min_length=1)
-    """Name -> how the task is learnt."""
+    """Name -> task."""
 
     @model_validator(mode="after")
     def _check_names(self) -> MixtureConfig:
@@ -88,10 +88,15 @@ class MixtureConfig(ObjectiveConfig):
 
 @final
 class Mixture(Objective):
-    """The objectives of the tasks, side by side: each micro-batch is of one of them."""
+    """The objectives of all tasks; each micro-batch belongs to one task."""
 
     def __init__(self, tasks: Mapping[str, Objective], weights: Mapping[str, float]) -> None:
-        """Put together objectives by the names of their tasks, with the factors of their losses."""
+        """Combine the objectives.
+
+        Args:
+            tasks: Task -> objective.
+            weights: Task -> factor of its loss.
+        """
         super().__init__()
         self.tasks = nn.ModuleDict(tasks)
         self._objectives, self._weights = tasks, weights
@@ -99,20 +104,20 @@ class Mixture(Objective):
         self.metric_names = tuple(f"{n}.{m}" for n, o in tasks.items() for m in o.metric_names)
 
     def initialise(self, seed: int) -> None:
-        """Fill every tensor; tasks of the same shapes begin with different values."""
+        """Fill every tensor; tasks of the same shapes get different values."""
         for name, objective in self._objectives.items():
             objective.initialise(randomness.fold(seed, "task", name))
 
     def after_initial_weights(self) -> None:
-        """Have every task take over what starts as a copy."""
+        """Call this method of every task's objective."""
         for objective in self._objectives.values():
             objective.after_initial_weights()
 
     def forward(self, batch: Batch) -> LossOutput:
-        """Compute the loss of a micro-batch of one task; its names get the task's before them.
+        """Compute the loss of a micro-batch of one task; names are prefixed with the task's.
 
         Raises:
-            UserError: The task's method collects rows, which a mixture does not.
+            UserError: The task's method returns rows, which a mixture does not support.
         """
         task, share = _task_of(batch)
         output: LossOutput = self.tasks[task](batch)
@@ -130,7 +135,7 @@ class Mixture(Objective):
         return LossOutput(terms, metrics, {f"{task}.{n}": s for n, s in output.sums.items()})
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the number of targets of the parts of the micro-batch's task."""
+        """Return the number of targets of each part of the loss of the micro-batch's task."""
         task, _ = _task_of(batch)
         counts = self._objectives[task].counts(batch)
         return {f"{task}.{name}": count for name, count in counts.items()}
@@ -144,7 +149,7 @@ class Mixture(Objective):
         }
 
     def before_step(self, progress: Progress) -> None:
-        """Tell every task the run's progress."""
+        """Call this method of every task's objective, and collect the frozen parts."""
         for objective in self._objectives.values():
             objective.before_step(progress)
         self.frozen_parts = tuple(
@@ -156,7 +161,7 @@ class Mixture(Objective):
     def after_step(
         self, progress: Progress, sums: Mapping[str, Tensor], rows: Mapping[str, Tensor]
     ) -> None:
-        """Hand every task its own sums."""
+        """Call this method of every task's objective with its own sums."""
         for task, objective in self._objectives.items():
             names = objective.sum_shapes()
             objective.after_step(progress, {name: sums[f"{task}.{name}"] for name in names}, {})

@@ -1,9 +1,9 @@
 """MoCo v3 (Chen, Xie and He, "An Empirical Study of Training Self-Supervised Vision
 Transformers", ICCV 2021, arXiv:2104.02057).
 
-Two views of each image are embedded by an encoder and by its momentum encoder. What the first
-predicts of one view is to be like what the second makes of the other view, and unlike what it makes
-of all other images of the step.
+An encoder and its momentum encoder embed two views of each image. The loss pulls the encoder's
+prediction for one view towards the momentum encoder's embedding of the other view, and away from
+the momentum encoder's embeddings of all other images of the step.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ class MoCoV3Config(ObjectiveConfig):
     """Contrastive learning against a momentum encoder, with the step's images as negatives."""
 
     temperature: float = Field(0.2, gt=0)
-    """Temperature of the logits; the paper's value for a ViT, which has 1 for a ResNet."""
+    """Temperature of the logits; the default is the paper's value for a ViT (1 for a ResNet)."""
     momentum: float = Field(0.99, ge=0, le=1)
-    """Share of the old momentum encoder in the new one at step 0; it rises to 1 along a cosine."""
+    """Weight of the old momentum encoder in the new one at step 0; rises to 1 along a cosine."""
     hidden_width: int = Field(4096, ge=1)
     """Features of the hidden layers of projector and predictor."""
     output_width: int = Field(256, ge=1)
-    """Features that are compared."""
+    """Features of the vectors that are compared."""
     freeze_patches: bool = True
-    """Whether a ViT's projection of patches stays as it is drawn (section 4.2 of the paper)."""
+    """Whether a ViT's patch projection is not trained (section 4.2 of the paper)."""
     statistics_group: int | None = Field(None, ge=1)
     """Consecutive samples of a step that share statistics in a ResNet's batch normalisation; none:
-    each micro-batch. The paper's are those of the whole step."""
+    each micro-batch. The paper uses statistics of the whole step."""
 
     def build(self, model: ModelConfig) -> MoCoV3:
         """Make the objective for a vision transformer or a residual network.
@@ -74,11 +74,11 @@ class MoCoV3(PooledObjective):
     combined_parts = ("projector.", "predictor.")
 
     def __init__(self, config: MoCoV3Config, model: ViTConfig | ResNetConfig) -> None:
-        """Make all with undefined values.
+        """Make all modules with undefined values.
 
-        Projector and predictor are those of the reference implementation: for a ViT of three and
-        two maps, the last ones normalised; for a ResNet of two and two, the projector's last one
-        normalised.
+        Projector and predictor follow the reference implementation. ViT: three and two linear
+        maps, both with a final normalisation. ResNet: two and two linear maps, only the projector
+        with a final normalisation.
         """
         super().__init__()
         self.config, self.statistics_group = config, config.statistics_group
@@ -117,7 +117,7 @@ class MoCoV3(PooledObjective):
         }
 
     def targets(self, batch: Batch) -> dict[str, Tensor]:
-        """Encode both views by the momentum encoder."""
+        """Encode both views with the momentum encoder."""
         return {
             name: encode(self.teacher_encoder, view).float()
             for name, view in zip(_VIEWS, two_crops(batch, "moco_v3"), strict=True)
@@ -146,7 +146,7 @@ class MoCoV3(PooledObjective):
     def _contrast(
         self, queries: Float[Tensor, "rows width"], keys: Float[Tensor, "rows width"], slots: Slots
     ) -> tuple[Tensor, Tensor]:
-        """Return eq. 1 of the paper times 2 temperatures, summed, and how often it is right."""
+        """Return eq. 1 of the paper times 2 * temperature, summed, and the number of hits."""
         temperature = self.config.temperature
         queries = functional.normalize(queries.float(), dim=1)
         keys = slots.gather(functional.normalize(keys.float(), dim=1))
@@ -159,7 +159,7 @@ class MoCoV3(PooledObjective):
     def after_step(
         self, progress: Progress, sums: Mapping[str, Tensor], rows: Mapping[str, Tensor]
     ) -> None:
-        """Have the momentum encoder follow."""
+        """Update the momentum encoder and projector."""
         for teacher, student in self._followed():
             follow(teacher, student, self.teacher_momentum)
 

@@ -1,7 +1,7 @@
 """Fine-tuning BERT to label texts (Devlin et al., arXiv:1810.04805, section 4.1).
 
-The vector of the first token goes through the pooler, dropout and one linear map: the cross-entropy
-over classes, or for a number the squared error.
+The vector of the first token passes through the pooler, dropout and one linear map. The loss is the
+cross-entropy over classes, or the squared error for a regression.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from quadriga.models.parts.transformer import Dropout
 
 @final
 class SequenceClassificationConfig(ObjectiveConfig):
-    """Classes, or a number, of one or two texts."""
+    """Classification of, or regression on, one or two texts."""
 
     outputs: int = Field(2, ge=1)
     """Number of classes; 1 for a regression."""
     regression: bool = False
-    """Whether the label is a number."""
+    """Whether the label is a real number instead of a class."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Probability that a feature of the pooled vector is dropped."""
 
@@ -55,7 +55,7 @@ class SequenceClassificationConfig(ObjectiveConfig):
         """Make the objective.
 
         Raises:
-            UserError: `model` is no BERT.
+            UserError: `model` is not a BERT.
         """
         if not isinstance(model, BertConfig):
             raise UserError(
@@ -64,10 +64,10 @@ class SequenceClassificationConfig(ObjectiveConfig):
         return SequenceClassification(self, model)
 
     def check(self, model: ModelConfig, dataset: Dataset | None, views: ViewsConfig) -> None:
-        """Check that the model has room for the texts; see `BertConfig.check_texts`.
+        """Check that the model's tables are large enough; see `BertConfig.check_texts`.
 
         Raises:
-            UserError: It has not.
+            UserError: They are not.
         """
         if isinstance(model, BertConfig):
             model.check_texts(dataset, views)
@@ -77,7 +77,7 @@ class SequenceClassificationConfig(ObjectiveConfig):
 class SequenceClassification(Objective):
     """BERT with a classifier on its first token.
 
-    Encoder and pooler have the names that they have in `quadriga.methods.masked_lm`.
+    Encoder and pooler have the same names as in `quadriga.methods.masked_lm`.
     """
 
     entry_points = ("scores",)
@@ -109,13 +109,13 @@ class SequenceClassification(Objective):
         return _output(self.scores(batch), batch["label"], self.regression)
 
     def scores(self, batch: Batch) -> Float[Tensor, "batch outputs"]:
-        """Return one score per class, or the number, of each sample."""
+        """Return one logit per class, or the predicted number, of each sample."""
         pooled = self.pooler(self.encoder(batch), batch)
         scores: Tensor = self.classifier(self.drop(pooled))
         return scores
 
     def stages(self, depths: Sequence[int]) -> list[Stage]:
-        """Cut into stages of so many blocks each; see `quadriga.contracts.Splittable`.
+        """Cut into stages of `depths` blocks; see `quadriga.contracts.Splittable`.
 
         Raises:
             UserError: The depths do not add up to the model's.
@@ -126,7 +126,7 @@ class SequenceClassification(Objective):
 
 @final
 class ClassificationStage(Stage):
-    """Some consecutive blocks of a BERT, the last ones with the classifier."""
+    """Consecutive blocks of a BERT; the first stage has the embeddings, the last the classifier."""
 
     def __init__(self, whole: SequenceClassification, index: int, depths: Sequence[int]) -> None:
         """Take the modules of stage `index` from the objective."""
@@ -135,17 +135,17 @@ class ClassificationStage(Stage):
         start = sum(depths[:index])
         blocks = range(start, start + depths[index])
         self.is_last = index == len(depths) - 1
-        # Nothing shares the table of words: it is in the first stage alone.
+        # No head shares the word embedding, so only the first stage has it.
         self.encoder = BertSlice(whole.encoder, blocks, is_first=index == 0, is_last=False)
         if self.is_last:
             self.pooler, self.drop, self.classifier = whole.pooler, whole.drop, whole.classifier
 
     def initialise(self, seed: int) -> None:
-        """Fill every tensor with what it has in the whole objective."""
+        """Fill every tensor with its values in the whole objective."""
         initialise(self, seed, "normal")
 
     def hidden_shape(self, batch: Batch) -> tuple[int, ...]:
-        """Return (tokens, width): the real tokens of the micro-batch, all flat."""
+        """Return (tokens, width), for the real tokens of all samples in one dimension."""
         return (batch["tokens"].shape[0], self.encoder.width)
 
     def forward(
@@ -160,7 +160,7 @@ class ClassificationStage(Stage):
 
 
 def _output(scores: Tensor, labels: Tensor, regression: bool) -> LossOutput:
-    """Return the summed loss, the number of samples, and of classes the hits."""
+    """Return the summed loss and the number of samples; for classes also the accuracy."""
     scores = scores.float()
     count = scores.new_full((), scores.shape[0])
     if regression:

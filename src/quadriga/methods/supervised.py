@@ -24,29 +24,29 @@ from quadriga.models.vit import ViTConfig, ViTSlice
 
 _TOP = 5
 _PASS = "encoder"
-"""Of the whole model and of its stages, whose drop paths are the same."""
+"""Name of the pass; the same in the whole model and its stages, so that drop path is equal."""
 
 
 @final
 class SupervisedConfig(ObjectiveConfig):
-    """A linear classifier on the encoder's vector, trained with it."""
+    """An encoder and a linear classifier on its feature vector, trained together."""
 
     classes: int | None = Field(None, ge=2)
-    """Number of classes; none: those of the training data, settled before the run starts."""
+    """Number of classes; none: that of the training data, determined before the run starts."""
     loss: Criterion = "cross_entropy"
-    """Softmax over all classes, or each class on its own (DeiT III)."""
+    """Cross-entropy of a softmax over all classes, or binary cross-entropy per class (DeiT III)."""
     smoothing: float = Field(0.1, ge=0, lt=1)
-    """Mass of the target that is spread over all classes while training."""
+    """Label smoothing in training: mass of the target that is spread over all classes."""
     initialise: Literal["truncated_normal", "xavier_uniform", "normal"] = "truncated_normal"
     """How weights of linear maps are drawn."""
     zero_residual: bool = False
-    """Whether every residual branch starts at zero, so that deep models train from the start."""
+    """Whether every residual branch starts at zero, which helps to train deep models."""
 
     def build(self, model: ModelConfig) -> Supervised:
         """Make the objective.
 
         Raises:
-            UserError: `model` is no vision transformer, or the number of classes is not known.
+            UserError: `model` is not a vision transformer, or the number of classes is unknown.
         """
         if not isinstance(model, ViTConfig):
             raise UserError(
@@ -68,7 +68,7 @@ class Supervised(Objective):
     entry_points = ("features", "scores")
 
     def __init__(self, config: SupervisedConfig, model: ViTConfig, classes: int) -> None:
-        """Make both with undefined values."""
+        """Make encoder and classifier with undefined values."""
         super().__init__()
         self.config, self.depth = config, model.depth
         self.tokens_per_sample = model.patches
@@ -81,7 +81,7 @@ class Supervised(Objective):
         _initialise(self, self.encoder.blocks, self.config, seed)
 
     def forward(self, batch: Batch) -> LossOutput:
-        """Sum the loss over the samples; while training against smoothed and mixed labels."""
+        """Sum the loss over the samples; labels are smoothed only in training mode."""
         scores = self.scores(
             one_view(batch, "supervised"), randomness.pass_keys(batch["key"], _PASS)
         )
@@ -99,11 +99,11 @@ class Supervised(Objective):
     def features(
         self, images: Float[Tensor, "batch channels side side"]
     ) -> Float[Tensor, "batch width"]:
-        """Return the encoder's vectors; see `quadriga.contracts.Encoder`."""
+        """Return one vector per image; see `quadriga.contracts.Encoder`."""
         return self.encoder.features(images)
 
     def stages(self, depths: Sequence[int]) -> list[Stage]:
-        """Cut into stages of so many blocks each; see `quadriga.contracts.Splittable`.
+        """Cut into stages of `depths` blocks; see `quadriga.contracts.Splittable`.
 
         Raises:
             UserError: The depths do not add up to the model's.
@@ -114,7 +114,7 @@ class Supervised(Objective):
 
 @final
 class SupervisedStage(Stage):
-    """Some consecutive blocks: the first with the embedding, the last with norm and classifier."""
+    """Consecutive blocks; the first stage has the embedding, the last the norm and classifier."""
 
     def __init__(self, whole: Supervised, index: int, depths: Sequence[int]) -> None:
         """Take the modules of stage `index` from the objective."""
@@ -128,7 +128,7 @@ class SupervisedStage(Stage):
             self.head = whole.head
 
     def initialise(self, seed: int) -> None:
-        """Fill every tensor with what it has in the whole objective."""
+        """Fill every tensor with its values in the whole objective."""
         _initialise(self, self.encoder.blocks.values(), self.config, seed)
 
     def hidden_shape(self, batch: Batch) -> tuple[int, ...]:
@@ -159,7 +159,7 @@ def _initialise(
 def _output(
     scores: Tensor, batch: Batch, config: SupervisedConfig, is_training: bool
 ) -> LossOutput:
-    """Return the summed loss, the number of samples, and the hits among the first 1 and 5."""
+    """Return the summed loss, the number of samples, and the hits among the top 1 and top 5."""
     if "label" not in batch:
         raise UserError(
             "supervised needs labels, but these samples have none; use data whose both splits have "

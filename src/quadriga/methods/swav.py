@@ -48,7 +48,7 @@ class SwAVConfig(ObjectiveConfig):
     hidden_width: int = Field(2048, ge=1)
     """Features of the projector's hidden layer."""
     output_width: int = Field(128, ge=1)
-    """Features that are compared with the prototypes."""
+    """Features of the vectors that are compared with the prototypes."""
     temperature: float = Field(0.1, gt=0)
     """Temperature of the predictions."""
     epsilon: float = Field(0.05, ge=0.002)
@@ -56,15 +56,15 @@ class SwAVConfig(ObjectiveConfig):
     sinkhorn_iterations: int = Field(3, ge=1)
     """Iterations that balance the assignments."""
     queue: int = Field(0, ge=0)
-    """Earlier embeddings of each view that are assigned together with the step's, the newest of
-    all ranks; 3840 in the paper's runs with small batches. They count once there are so many."""
+    """Length of the queue of earlier embeddings of each view, over all ranks, that are assigned
+    together with the step's; used once it is full. 3840 in the paper's runs with small batches."""
     queue_start_epoch: float = Field(15.0, ge=0)
-    """Epoch from which embeddings are kept for the queue."""
+    """Epoch from which embeddings enter the queue."""
     frozen_epochs: float = Field(1.0, ge=0)
-    """Epochs at the start in which the prototypes stay as they are drawn."""
+    """Epochs at the start in which the prototypes are not trained."""
     statistics_group: int | None = Field(None, ge=1)
     """Consecutive samples of a step that share statistics in a ResNet's batch normalisation; none:
-    each micro-batch. The paper's are those of the whole step."""
+    each micro-batch. The paper uses statistics of the whole step."""
 
     def build(self, model: ModelConfig) -> SwAV:
         """Make the objective for a residual network or a vision transformer.
@@ -86,7 +86,7 @@ class SwAV(PooledObjective):
     queued: Tensor
 
     def __init__(self, config: SwAVConfig, model: ViTConfig | ResNetConfig) -> None:
-        """Make all with undefined values."""
+        """Make all modules with undefined values."""
         super().__init__()
         self.config, self.statistics_group = config, config.statistics_group
         if isinstance(model, ViTConfig):
@@ -111,13 +111,13 @@ class SwAV(PooledObjective):
             filler.constant(name, 0.0)
 
     def before_step(self, progress: Progress) -> None:
-        """Set whether the prototypes are trained, and whether embeddings are kept."""
+        """Set whether the prototypes are trained, and whether embeddings enter the queue."""
         config = self.config
         self.frozen_parts = ("prototypes.",) if progress.epoch < config.frozen_epochs else ()
         self.is_queueing = config.queue > 0 and progress.epoch >= config.queue_start_epoch
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
-        """Encode both views, each in a pass of its own."""
+        """Encode the two views separately."""
         return {
             name: encode(self.encoder, view, randomness.pass_keys(batch["key"], name)).float()
             for name, view in zip(_VIEWS, two_crops(batch, "swav"), strict=True)
@@ -159,9 +159,9 @@ class SwAV(PooledObjective):
         view: int,
         slots: Slots,
     ) -> Float[Tensor, " prototypes"]:
-        """Balance the assignments of the step's rows, together with the queue once it is full.
+        """Return the offset that balances the assignments of the step's rows and of a full queue.
 
-        Every rank has the whole queue, and takes a share of it.
+        Every rank holds the whole queue and uses its share of it.
         """
         config, group, weights = self.config, slots.group, None
         if config.queue:
@@ -177,7 +177,7 @@ class SwAV(PooledObjective):
     def after_step(
         self, progress: Progress, sums: Mapping[str, Tensor], rows: Mapping[str, Tensor]
     ) -> None:
-        """Put the step's embeddings before those of the queue, of which the oldest go."""
+        """Put the step's embeddings at the front of the queue, and drop the oldest."""
         if not self.is_queueing:
             return
         new = rows["embeddings"].transpose(0, 1)

@@ -1,4 +1,4 @@
-"""Image encoders of any architecture, and the views that a batch has of each image."""
+"""Image encoders of any architecture, and the views of each image in a batch."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from quadriga.models.vit import ViT, ViTConfig
 def image_model(
     method: str, model: ModelConfig, statistics_group: int | None
 ) -> ViTConfig | ResNetConfig:
-    """Return `model`, which is one of images.
+    """Return `model` after checking that it encodes images.
 
     Args:
-        method: Who asks, for error sentences.
+        method: Name of the method, for error messages.
         model: Any model.
-        statistics_group: What the objective's field of that name says.
+        statistics_group: The objective's field of that name.
 
     Raises:
-        UserError: It is of another kind, or has no batch normalisation to take groups for.
+        UserError: The model is of another kind, or the group is set for a model without batch
+            normalisation.
     """
     if not isinstance(model, ViTConfig | ResNetConfig):
         raise UserError(
@@ -41,17 +42,17 @@ def encode(
     images: Float[Tensor, "batch channels height width"],
     keys: Int[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, "batch features"]:
-    """Return one vector per image; `keys` as for `ViT.encode`, where there is drop path."""
+    """Return one vector per image; `keys` as for `ViT.encode`, ignored by a ResNet."""
     if isinstance(encoder, ViT):
         return encoder.features(images, keys)
     return encoder.features(images)
 
 
 def one_view(batch: Batch, method: str) -> Float[Tensor, "batch channels height width"]:
-    """Return the one view that a batch has of each image.
+    """Return the only view of each image in a batch.
 
     Raises:
-        UserError: It has several, or no images.
+        UserError: The batch has several views, or no images.
     """
     if "image" not in batch:
         crops = batch["crops"].shape[1] if "crops" in batch else 0
@@ -64,10 +65,10 @@ def two_crops(
 ) -> tuple[
     Float[Tensor, "batch channels height width"], Float[Tensor, "batch channels height width"]
 ]:
-    """Return the two views that a batch has of each image.
+    """Return the two views of each image in a batch.
 
     Raises:
-        UserError: It has not two.
+        UserError: The batch has another number of views.
     """
     crops = batch["crops"].shape[1] if "crops" in batch else 1
     if crops != 2:

@@ -1,4 +1,4 @@
-"""Teachers: copies of a student's modules that follow its weights and are not trained."""
+"""Teachers: copies of a student's modules that follow its weights and get no gradients."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def teacher_of(student: Module) -> Module:
-    """Return a copy of `student` without gradients that never drops, whatever mode it is in.
+    """Return a copy of `student` without gradients, dropout and drop path, in any mode.
 
-    Its batch normalisation uses batch statistics where the student's does, in training mode. What
-    it counts is not applied: its running statistics follow the student's, as its weights do.
+    In training mode its batch normalisation uses batch statistics like the student's. Its tally is
+    not applied; its running statistics follow the student's, as its weights do.
 
     Args:
-        student: Before it is sharded; its values need not be there yet (`start`).
+        student: Not sharded yet; its values may be undefined (see `start`).
     """
     teacher = copy.deepcopy(student).requires_grad_(False)
     for module in teacher.modules():
@@ -40,20 +40,20 @@ def teacher_of(student: Module) -> Module:
 
 @torch.no_grad()
 def start(teacher: nn.Module, student: nn.Module) -> None:
-    """Copy every parameter and buffer of the student, each rank its shards."""
+    """Copy every parameter and buffer from the student; each rank copies its shards."""
     for kept, given in _pairs(teacher, student):
         kept.copy_(given)
 
 
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """Set ``teacher = momentum * teacher + (1 - momentum) * student``, each rank its shards.
+    """Set ``teacher = momentum * teacher + (1 - momentum) * student``; each rank its shards.
 
     Parameters and floating-point buffers are averaged, other buffers copied.
 
     Args:
-        teacher: What `teacher_of` made.
-        student: It.
+        teacher: The result of `teacher_of` for `student`.
+        student: The modules to follow.
         momentum: From 0 to 1.
     """
     pairs = list(_pairs(teacher, student))
