@@ -1,8 +1,8 @@
-"""Cross-entropy over the rows of a linear map, without holding all of its outputs at once.
+"""Cross-entropy of a linear map's outputs, without all of them in memory at once.
 
 With a vocabulary of V words the logits of n tokens are an (n, V) matrix, often larger than all
-else of a step. Autograd would keep it, its logarithm and its gradient. Here one chunk of rows
-exists at a time, and becomes its own gradient in place.
+other tensors of a step. Autograd would keep the logits, the log-probabilities and their gradient.
+Here only one chunk of rows exists at a time, and is overwritten by its gradient.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 CHUNK_ELEMENTS = 2**24
-"""Logits that exist at once; 64 MiB in float32."""
+"""Default number of logits in memory at once; 64 MiB in float32."""
 
 
 def linear_cross_entropy(
@@ -25,23 +25,23 @@ def linear_cross_entropy(
     targets: Int[Tensor, " rows"],
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-    """Return the cross-entropy of ``softmax(hidden @ weight.T + bias)``, and how often it is right.
+    """Return the cross-entropy of ``softmax(hidden @ weight.T + bias)``, and the number of hits.
 
-    Products are computed in autocast's type where that is on, all else in float32. Where the
-    logits fit into one chunk, their gradient is kept for the backward pass; else the forward pass
-    goes on to the gradients of its inputs, chunk by chunk, and keeps those. There are no second
-    derivatives.
+    Products are computed in autocast's dtype if it is on, everything else in float32. If the logits
+    fit into one chunk, their gradient is kept for the backward pass. Otherwise the forward pass
+    already computes the gradients of its inputs, chunk by chunk, and keeps those. Second
+    derivatives are not supported.
 
     Args:
-        hidden: One row per target; there may be none.
+        hidden: One row per target; may have no rows.
         weight: One row per word.
         bias: One value per word.
-        targets: int64 numbers of words.
-        chunk_elements: Logits that may exist at once; one row at least always does.
+        targets: int64 word ids.
+        chunk_elements: Maximum number of logits in memory at once; at least one row.
 
     Returns:
         float32 sum over the rows in nats, and the int64 number of rows whose target has the
-        greatest logit (of equal ones, the first).
+        largest logit (the first of equal ones).
     """
     kind, dtype = hidden.device.type, hidden.dtype
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
@@ -80,7 +80,7 @@ class _InOnePiece(torch.autograd.Function):
         hidden, weight, gradient = ctx.saved_tensors
         dtype = gradient.dtype
         with types_as_written(hidden.device.type):
-            # The scale comes last: a loss scale would overflow a narrow type before.
+            # The scale comes last, because a loss scale would overflow a narrow dtype before.
             of_hidden = (gradient @ weight.to(dtype)).to(hidden.dtype).mul_(scale)
             of_weight = (gradient.t() @ hidden.to(dtype)).to(weight.dtype).mul_(scale)
             of_bias = gradient.sum(dim=0, dtype=torch.float32).mul_(scale)
@@ -128,7 +128,7 @@ class _InChunks(torch.autograd.Function):
 
 
 def types_as_written(kind: str) -> contextlib.AbstractContextManager[object]:
-    """Return a context without autocast, which some kinds of devices do not know at all."""
+    """Return a context without autocast; does nothing on devices that do not support autocast."""
     if not torch.amp.is_autocast_available(kind):
         return contextlib.nullcontext()
     return torch.autocast(kind, enabled=False)
@@ -158,7 +158,7 @@ def _losses(
 
 
 def _gradient(likelihoods: Tensor, targets: Tensor) -> Tensor:
-    """Turn log-likelihoods in place into the gradient of the loss by the logits."""
+    """Overwrite log-likelihoods with the gradient of the loss with respect to the logits."""
     gradient = likelihoods.exp_()
     ones = gradient.new_ones((targets.shape[0], 1))
     return gradient.scatter_add_(1, targets[:, None], -ones)

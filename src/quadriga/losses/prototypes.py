@@ -1,7 +1,8 @@
-"""Losses on the scores of rows with prototypes, without holding all scores at once.
+"""Losses on the scores of rows with prototypes, without all scores in memory at once.
 
-With K prototypes the scores of n rows are an (n, K) matrix: 65,536 of them are more than all else
-of a step. Here one chunk of rows exists at a time, and is computed once more for its gradient.
+With K prototypes the scores of n rows are an (n, K) matrix; for K = 65,536 it is larger than all
+other tensors of a step. Here only one chunk of rows exists at a time, and the backward pass
+recomputes it.
 """
 
 from __future__ import annotations
@@ -30,20 +31,20 @@ def prototype_cross_entropy(
     """Return the cross-entropy between two distributions over prototypes, summed over the rows.
 
     ``-sum_k q_k log p_k`` with ``p = softmax(rows @ prototypes.T / temperature)`` and
-    ``q = softmax(target_rows @ target_prototypes.T / target_temperature + target_offset)``. No
-    gradient reaches q. Its products are computed in float32, whatever autocast says: the rounding
-    of a narrow type would be divided by its low temperature.
+    ``q = softmax(target_rows @ target_prototypes.T / target_temperature + target_offset)``. q gets
+    no gradient. Its products are computed in float32 even under autocast, because the low
+    temperature would amplify the rounding of a narrow dtype.
 
     Args:
-        rows: One per target; there may be none.
-        prototypes: What rows are compared with.
-        temperature: Of p.
+        rows: One per target; may have no rows.
+        prototypes: Prototypes of p.
+        temperature: Temperature of p.
         target_rows: The rows of q.
-        target_prototypes: What they are compared with.
-        target_temperature: Of q.
+        target_prototypes: Prototypes of q.
+        target_temperature: Temperature of q.
         target_offset: Added to the logits of q: ``-centre / target_temperature`` in DINO, the
-            scales of `sinkhorn_offset` in SwAV.
-        chunk_elements: Scores that may exist at once; those of one row at least always do.
+            result of `sinkhorn_offset` in SwAV.
+        chunk_elements: Maximum number of scores in memory at once; at least one row.
 
     Returns:
         float32 sums over the rows, in nats: of the loss, and of q's entropy, without a graph.
@@ -96,25 +97,25 @@ def sinkhorn_offset(
     weights: Float[Tensor, " rows"] | None = None,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> Float[Tensor, " prototypes"]:
-    """Return what balances the assignments of rows to prototypes: a number for each prototype.
+    """Return one offset per prototype that balances the assignments of rows to prototypes.
 
     The Sinkhorn-Knopp iteration (Cuturi, 2013, arXiv:1306.0895) of SwAV (Caron et al., 2020,
-    arXiv:2006.09882, eq. 3 to 5) scales the matrix ``exp(scores / epsilon)`` of rows x prototypes:
-    each prototype gets the same mass, then each row. What it ends with is ``softmax(scores /
-    epsilon + offset)`` of each row: K numbers stand for the whole matrix.
+    arXiv:2006.09882, eq. 3 to 5) scales the matrix ``exp(scores / epsilon)`` of rows x prototypes
+    so that each prototype has the same mass, then each row. The result is the matrix
+    ``softmax(scores / epsilon + offset)`` over each row, so K offsets determine it.
 
     Args:
-        rows: Those of this rank; there may be none.
-        prototypes: What they are compared with.
-        epsilon: Regularisation; the lower, the sharper the assignments. Scores over epsilon are
-            to be below 700.
-        iterations: Of prototypes, then rows.
-        reduce: Sums float64 values over the ranks; each of them calls this.
-        weights: 0 for rows that are to be left out, 1 for the others; None: all count.
-        chunk_elements: Scores that may exist at once; those of one row at least always do.
+        rows: The rows of this rank; may have no rows.
+        prototypes: The prototypes.
+        epsilon: Regularisation; the lower, the sharper the assignments. Scores / epsilon must be
+            below 700.
+        iterations: Number of scalings of prototypes and rows.
+        reduce: Sums float64 values over the ranks; every rank calls this function.
+        weights: 1 for rows that count, 0 for rows that do not; None: all count.
+        chunk_elements: Maximum number of scores in memory at once; at least one row.
 
     Returns:
-        float32; up to a constant, which a softmax does not see.
+        float32; defined up to a constant, to which a softmax is invariant.
     """
     count = prototypes.shape[0]
     size = max(1, chunk_elements // count)
@@ -132,7 +133,7 @@ def sinkhorn_offset(
             masses = offset.new_zeros(count, dtype=torch.float64)
             for part, log_weights in chunks:
                 scores = part.float() @ prototypes.float().t() / epsilon
-                if iteration > 0:  # before the first, no row has been scaled
+                if iteration > 0:  # in the first iteration the rows are not scaled yet
                     scores = scores - torch.logsumexp(scores + offset, dim=1, keepdim=True)
                 masses += torch.logsumexp(scores + log_weights[:, None], dim=0).double().exp()
             offset = -reduce(masses).log().float()

@@ -24,17 +24,17 @@ def soft_target_loss(
 
     Cross-entropy: against ``q = share * onehot(label) + (1 - share) * onehot(mixed_label)``,
     smoothed to ``(1 - smoothing) * q + smoothing / classes`` (Szegedy et al., 2016, section 7;
-    Zhang et al., "mixup", 2018). Binary cross-entropy: every class on its own, those of the sample
-    against 1 whatever their shares (Wightman et al., 2021; Touvron et al., "DeiT III", 2022), the
-    mean over the classes.
+    Zhang et al., "mixup", 2018). Binary cross-entropy: the mean over the classes, with target 1 for
+    each class with a positive share (Wightman et al., 2021; Touvron et al., "DeiT III", 2022),
+    smoothed in the same way.
 
     Args:
-        scores: Logits of any floating type.
-        label: int64.
-        mixed_label: int64, with `share`; None where nothing is mixed.
-        share: From 0 to 1, of `label`.
-        smoothing: Mass that is spread over all classes, from 0 below 1.
-        criterion: Which of the two.
+        scores: Logits of any floating dtype.
+        label: int64 class of each sample.
+        mixed_label: int64 class of the image mixed in, together with `share`; None without mixing.
+        share: Weight of `label`, from 0 to 1.
+        smoothing: Mass that is spread over all classes, in [0, 1).
+        criterion: Which of the two losses.
     """
     scores = scores.float()
     if criterion == "binary_cross_entropy":
@@ -62,7 +62,7 @@ def _binary(
         mixed_in = (share < 1).to(targets.dtype)
         targets.scatter_reduce_(1, mixed_label[:, None], mixed_in[:, None], "amax")
         own = (share > 0).to(targets.dtype)
-        # A label whose share is gone, unless the other image has it too.
+        # A label with share 0 has target 0, unless the other image has the same label.
         kept = torch.maximum(own, mixed_in * (label == mixed_label))
         targets.scatter_(1, label[:, None], kept[:, None])
     targets = (1 - smoothing) * targets + smoothing / scores.shape[1]
