@@ -1,4 +1,4 @@
-"""Numbers that change with `Progress`: the learning rate."""
+"""Learning-rate schedules: multipliers that are functions of `Progress`."""
 
 KINDS = {
     "linear": "quadriga.schedules.curves:LinearConfig",

@@ -1,4 +1,4 @@
-"""Learning rates over a run: a warm-up, then one of several curves."""
+"""Learning-rate schedules: a linear warm-up, then one of several curves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quadriga.contracts import Progress, ScheduleConfig
 
 
 def steps_of(epochs: float, progress: Progress) -> int:
-    """Return a length in epochs as the nearest number of optimizer steps."""
+    """Convert a length in epochs to the nearest number of optimizer steps."""
     return round(epochs * progress.dataset_size / progress.batch_size)
 
 
@@ -22,7 +22,7 @@ def warmup_length(config: ScheduleConfig, progress: Progress) -> int:
 
 
 def warmup_factor(config: ScheduleConfig, progress: Progress) -> float | None:
-    """Return the multiplier of the peak learning rate inside the warm-up, None after it.
+    """Return the multiplier of the peak learning rate during the warm-up; None after it.
 
     With the warm-up's length W and start factor s, step t < W has ``s + (1 - s) t / (W - 1)``:
     the peak is reached at the last step of the warm-up.
@@ -35,9 +35,9 @@ def warmup_factor(config: ScheduleConfig, progress: Progress) -> float | None:
 
 
 def share_after_warmup(config: ScheduleConfig, progress: Progress) -> float:
-    """Return which share of the steps after the warm-up is over, from 0 to 1.
+    """Return the finished fraction of the steps after the warm-up, from 0 to 1.
 
-    With the warm-up's length W and T steps in all: ``(t - W) / (T - W)``.
+    ``(t - W) / (T - W)`` with the warm-up's length W and T steps in total.
     """
     warmup = warmup_length(config, progress)
     remaining = max(1, progress.total_steps - warmup)
@@ -45,13 +45,13 @@ def share_after_warmup(config: ScheduleConfig, progress: Progress) -> float:
 
 
 def share_of_decay(config: ScheduleConfig, progress: Progress, under_warmup: bool) -> float:
-    """Return which share of the decay is over, from 0 to 1.
+    """Return the finished fraction of the decay, from 0 to 1.
 
     Args:
         config: The schedule.
         progress: A step after the warm-up.
-        under_warmup: Whether the decay is as long as the run: ``t / T`` at step t of T; if not, it
-            begins where the warm-up ends (`share_after_warmup`).
+        under_warmup: Whether the decay spans the whole run: ``t / T`` at step t of T; otherwise
+            it begins at the end of the warm-up (`share_after_warmup`).
     """
     if not under_warmup:
         return share_after_warmup(config, progress)
@@ -60,15 +60,15 @@ def share_of_decay(config: ScheduleConfig, progress: Progress, under_warmup: boo
 
 @final
 class LinearConfig(ScheduleConfig):
-    """Rise linearly over the warm-up, then fall linearly, step by step."""
+    """Linear warm-up, then linear decay per step."""
 
     final_factor: float = Field(0.0, ge=0, le=1)
-    """Multiplier that the line falls to."""
+    """Final multiplier of the peak learning rate."""
 
     def factor(self, progress: Progress) -> float:
         """Return the multiplier of the peak learning rate.
 
-        With the share u of the steps after the warm-up that is over: ``f + (1 - f) (1 - u)``.
+        ``f + (1 - f) (1 - u)`` with the finished fraction u of the steps after the warm-up.
         """
         warming = warmup_factor(self, progress)
         if warming is not None:
@@ -79,17 +79,17 @@ class LinearConfig(ScheduleConfig):
 
 @final
 class PolynomialConfig(ScheduleConfig):
-    """Rise linearly over the warm-up, then fall as a power of what is left of the run."""
+    """Linear warm-up, then decay as a power of the remaining fraction of the run."""
 
     power: float = Field(2.0, gt=0)
-    """Exponent of the share of the run that is left."""
+    """Exponent of the remaining fraction."""
     final_factor: float = Field(0.0, ge=0, le=1)
-    """Multiplier that the decay falls to."""
+    """Final multiplier of the peak learning rate."""
 
     def factor(self, progress: Progress) -> float:
         """Return the multiplier of the peak learning rate.
 
-        With the share u of the steps after the warm-up that is over: ``f + (1 - f) (1 - u)^p``.
+        ``f + (1 - f) (1 - u)^p`` with the finished fraction u of the steps after the warm-up.
         """
         warming = warmup_factor(self, progress)
         if warming is not None:
@@ -100,14 +100,14 @@ class PolynomialConfig(ScheduleConfig):
 
 @final
 class StepDecayConfig(ScheduleConfig):
-    """Rise linearly over the warm-up, then stay, and fall by `gamma` at each milestone."""
+    """Linear warm-up, then a constant that is multiplied by `gamma` at each milestone."""
 
     milestone_epochs: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Epochs, from the start of the run, at which the learning rate falls."""
     milestone_steps: tuple[Annotated[int, Field(gt=0)], ...] = ()
     """Optimizer steps at which the learning rate falls, instead of epochs."""
     gamma: float = Field(0.1, ge=0, le=1)
-    """What the learning rate is multiplied by at each milestone."""
+    """Factor of the learning rate at each milestone."""
 
     @model_validator(mode="after")
     def _rising_milestones_of_one_unit(self) -> StepDecayConfig:
@@ -125,7 +125,7 @@ class StepDecayConfig(ScheduleConfig):
     def factor(self, progress: Progress) -> float:
         """Return the multiplier of the peak learning rate: ``gamma^(milestones reached)``.
 
-        A milestone inside the warm-up acts once the warm-up is over.
+        A milestone during the warm-up takes effect after it.
         """
         warming = warmup_factor(self, progress)
         if warming is not None:
@@ -137,17 +137,17 @@ class StepDecayConfig(ScheduleConfig):
 
 @final
 class TanhConfig(ScheduleConfig):
-    """Rise linearly over the warm-up, stay near the peak for long, then fall quickly."""
+    """Linear warm-up, then a hyperbolic tangent: long near the peak, then a fast decay."""
 
     lower: float = -6.0
-    """Where the tangent begins; the further below 0, the longer the rate stays at the peak."""
+    """Start of tanh's argument; the lower, the longer the rate stays near the peak."""
     upper: float = 4.0
-    """Where the tangent ends; the further above 0, the longer the rate stays at the bottom."""
+    """End of tanh's argument; the higher, the longer the rate stays near the minimum."""
     final_factor: float = Field(0.0, ge=0, le=1)
-    """Multiplier that the curve falls to: an absolute least rate over the peak learning rate."""
+    """Final multiplier: the minimum learning rate over the peak learning rate."""
     under_warmup: bool = False
-    """Whether the curve begins with the run, as DeiT's, and not where the warm-up ends; the rate
-    then falls from the peak to the curve at the end of the warm-up."""
+    """Whether the curve starts at step 0, as in DeiT, and not at the end of the warm-up; the rate
+    then drops from the peak to the curve at the end of the warm-up."""
 
     @model_validator(mode="after")
     def _upper_above_lower(self) -> TanhConfig:
@@ -158,8 +158,8 @@ class TanhConfig(ScheduleConfig):
     def factor(self, progress: Progress) -> float:
         """Return the multiplier of the peak learning rate.
 
-        With the share u of the decay that is over and ``h(u) = tanh(L + (U - L) u)``, the paper's
-        ``(1 - h) / 2`` stretched to reach both ends: ``f + (1 - f) (h(1) - h) / (h(1) - h(0))``.
+        With the finished fraction u of the decay and ``h(u) = tanh(L + (U - L) u)``, the paper's
+        ``(1 - h) / 2`` scaled to reach both ends: ``f + (1 - f) (h(1) - h) / (h(1) - h(0))``.
         """
         warming = warmup_factor(self, progress)
         if warming is not None:
@@ -172,18 +172,18 @@ class TanhConfig(ScheduleConfig):
 
 @final
 class WarmupCosineConfig(ScheduleConfig):
-    """Rise linearly over the warm-up, then fall along a half cosine, step by step."""
+    """Linear warm-up, then a half cosine per step."""
 
     final_factor: float = Field(0.0, ge=0, le=1)
-    """Multiplier that the cosine falls to: an absolute least rate over the peak learning rate."""
+    """Final multiplier: the minimum learning rate over the peak learning rate."""
     under_warmup: bool = False
-    """Whether the cosine begins with the run, as DeiT's, and not where the warm-up ends; the rate
-    then falls from the peak to the cosine at the end of the warm-up."""
+    """Whether the cosine starts at step 0, as in DeiT, and not at the end of the warm-up; the rate
+    then drops from the peak to the cosine at the end of the warm-up."""
 
     def factor(self, progress: Progress) -> float:
         """Return the multiplier of the peak learning rate.
 
-        With the share u of the decay that is over: ``f + (1 - f) (1 + cos(pi u)) / 2``.
+        ``f + (1 - f) (1 + cos(pi u)) / 2`` with the finished fraction u of the decay.
         """
         warming = warmup_factor(self, progress)
         if warming is not None:
@@ -194,20 +194,21 @@ class WarmupCosineConfig(ScheduleConfig):
 
 @final
 class WarmupStableDecayConfig(ScheduleConfig):
-    """Rise linearly over the warm-up, stay at the peak, and fall over the last steps."""
+    """Linear warm-up, a constant at the peak, and a decay over the last steps."""
 
     decay_share: float = Field(0.2, ge=0, le=1)
-    """Length of the decay as a share of the whole run; never longer than what the warm-up left."""
+    """Length of the decay as a fraction of the whole run, limited to the steps after the
+    warm-up."""
     decay: Literal["linear", "one_minus_sqrt"] = "one_minus_sqrt"
     """The form of the decay; ``one_minus_sqrt`` is that of Haegele et al. (arXiv:2405.18392)."""
     final_factor: float = Field(0.0, ge=0, le=1)
-    """Multiplier that the decay falls to."""
+    """Final multiplier of the peak learning rate."""
 
     def factor(self, progress: Progress) -> float:
         """Return the multiplier of the peak learning rate.
 
-        With T steps in all and D of them for the decay, ``u = (t - (T - D)) / D`` from step
-        T - D on: linear ``f + (1 - f) (1 - u)``; one_minus_sqrt ``f + (1 - f) (1 - sqrt(u))``.
+        With T steps in total and D decay steps, ``u = (t - (T - D)) / D`` from step T - D on:
+        linear ``f + (1 - f) (1 - u)``; one_minus_sqrt ``f + (1 - f) (1 - sqrt(u))``.
         """
         warming = warmup_factor(self, progress)
         if warming is not None:
