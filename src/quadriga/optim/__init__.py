@@ -1,4 +1,4 @@
-"""Optimizers: a file of this folder is a kind, those that share a file stand below."""
+"""Optimizers. Each file is one kind; `KINDS` lists the kinds that share a file."""
 
 KINDS = {
     "adadelta": "quadriga.optim.sgd:AdadeltaConfig",

@@ -25,19 +25,19 @@ _SQUARE_EPS = 1e-30  # Epsilon 1 of the paper, added to squared gradients.
 
 @final
 class AdafactorConfig(OptimizerConfig):
-    """Steps relative to the weights; a matrix's second moments are kept by row and by column."""
+    """Adafactor: steps relative to the weights, factored second moments of matrices."""
 
     lr: float = Field(1e-2, ge=0)
-    """Peak step, as a share of the weights' root mean square, at a batch of `lr_batch` samples;
-    never above ``1 / sqrt(step)``."""
+    """Peak step relative to the weights' root mean square, at a batch of `lr_batch` samples;
+    limited to ``1 / sqrt(step)``."""
     beta2_exponent: float = Field(0.8, ge=0)
-    """The decay rate of the second moment is one minus the step to minus this power."""
+    """Exponent c of the second moment's decay rate ``1 - step^-c``."""
     least_scale: float = Field(1e-3, ge=0)
-    """Root mean square that smaller weights count as."""
+    """Lower limit of the weights' root mean square (epsilon 2 of the paper)."""
     clip_threshold: float = Field(1.0, gt=0)
-    """Greatest root mean square of an update before the learning rate."""
+    """Upper limit of the root mean square of an update, before the learning rate."""
     weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay of the parameters that decay."""
+    """Decoupled weight decay of the parameters that `no_decay` does not exempt."""
 
     def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """Make the optimizer over groups by rule; see `groups_of`."""
@@ -46,10 +46,10 @@ class AdafactorConfig(OptimizerConfig):
 
 @final
 class Adafactor(ForeachOptimizer):
-    """Adafactor without momentum, over whole or sharded parameters; nothing waits for the device.
+    """Adafactor without momentum for full or sharded parameters, without device synchronisation.
 
-    `torch.optim.Adafactor` (torch 2.13) makes the same step, but fails on sharded matrices and
-    waits for the device twice per tensor.
+    `torch.optim.Adafactor` (torch 2.13) computes the same step, but fails on sharded matrices and
+    synchronises with the device twice per tensor.
 
     Shazeer and Stern 2018, algorithms 4 and 5, with gradient g, weight x, decay b, step t,
     ``B = 1 - t^-c``, and means along the last dimension (R), the one before it (C) and both::
@@ -62,7 +62,7 @@ class Adafactor(ForeachOptimizer):
     """
 
     def __init__(self, groups: list[dict[str, Any]], config: AdafactorConfig) -> None:
-        """Take parameter groups that each have ``weight_decay``."""
+        """Make the optimizer; every group has ``weight_decay``."""
         self._config = config
         super().__init__(groups, {"lr": config.lr})
 
@@ -92,7 +92,7 @@ class Adafactor(ForeachOptimizer):
         torch._foreach_add_(parameters, updates)
 
     def _roots(self, parameter: Tensor, gradient: Tensor, share: float) -> Tensor:
-        """Bring the moments up to date, the newest gradient with `share`; return their roots."""
+        """Update the second moments, with weight `share` of the new gradient; return their root."""
         if gradient.dim() < 2:
             squares = gradient.square() + _SQUARE_EPS
             return average_in(self, parameter, "variance", squares, share).sqrt()

@@ -1,4 +1,4 @@
-"""Adam, its decay added to the gradient (Kingma and Ba, ICLR 2015, arXiv:1412.6980).
+"""Adam with weight decay added to the gradient (Kingma and Ba, ICLR 2015, arXiv:1412.6980).
 
 AdamW with decoupled weight decay (Loshchilov and Hutter, ICLR 2019, arXiv:1711.05101).
 
@@ -25,7 +25,7 @@ from quadriga.optim.parts.groups import groups_of, require_below_one
 
 @final
 class AdamConfig(OptimizerConfig):
-    """Adam, the fused implementation; with decoupled decay it is ``adamw``."""
+    """Adam, torch's fused implementation; kind ``adamw`` has decoupled weight decay."""
 
     lr: float = Field(1e-3, ge=0)
     """Peak learning rate at a batch of `lr_batch` samples."""
@@ -34,9 +34,9 @@ class AdamConfig(OptimizerConfig):
     eps: float = Field(1e-8, gt=0)
     """Added to the root of the second moment."""
     weight_decay: float = Field(0.0, ge=0)
-    """Weight decay of the parameters that decay, added to their gradient."""
+    """Weight decay added to the gradient, for parameters that `no_decay` does not exempt."""
     amsgrad: bool = False
-    """Whether the second moment is its greatest so far (Reddi et al., arXiv:1904.09237)."""
+    """Whether to use the maximum of the second moment so far (Reddi et al., arXiv:1904.09237)."""
 
     @model_validator(mode="after")
     def _betas_below_one(self) -> AdamConfig:
@@ -57,7 +57,7 @@ class AdamConfig(OptimizerConfig):
 
 @final
 class AdamWConfig(OptimizerConfig):
-    """AdamW, the fused implementation, with decay rules by parameter name."""
+    """AdamW, torch's fused implementation."""
 
     lr: float = Field(1e-3, ge=0)
     """Peak learning rate at a batch of `lr_batch` samples."""
@@ -66,7 +66,7 @@ class AdamWConfig(OptimizerConfig):
     eps: float = Field(1e-8, gt=0)
     """Added to the root of the second moment."""
     weight_decay: float = Field(0.05, ge=0)
-    """Decoupled weight decay of the parameters that decay."""
+    """Decoupled weight decay of the parameters that `no_decay` does not exempt."""
 
     @model_validator(mode="after")
     def _betas_below_one(self) -> AdamWConfig:
@@ -81,7 +81,7 @@ class AdamWConfig(OptimizerConfig):
 
 @final
 class BertAdamConfig(OptimizerConfig):
-    """The optimizer that BERT was published with."""
+    """The optimizer of the original BERT."""
 
     lr: float = Field(1e-4, ge=0)
     """Peak learning rate at a batch of `lr_batch` samples."""
@@ -90,10 +90,10 @@ class BertAdamConfig(OptimizerConfig):
     eps: float = Field(1e-6, gt=0)
     """Added to the root of the second moment."""
     weight_decay: float = Field(0.01, ge=0)
-    """Decoupled weight decay of the parameters that decay."""
+    """Decoupled weight decay of the parameters that `no_decay` does not exempt."""
     no_decay: tuple[str, ...] = ("norm", "bias")
-    """Parameters whose name contains one of these do not decay; nor do scalars and vectors.
-    Embeddings do, those of positions too."""
+    """Parameters whose name contains one of these have no weight decay, nor have scalars and
+    vectors. Embeddings decay, including position embeddings."""
 
     @model_validator(mode="after")
     def _betas_below_one(self) -> BertAdamConfig:
@@ -108,22 +108,22 @@ class BertAdamConfig(OptimizerConfig):
 
 @final
 class BertAdam(ForeachOptimizer):
-    """Adam whose moments are not corrected for their start at zero.
+    """Adam without bias correction.
 
     With gradient g, weight x and decay b::
 
         m = beta1 m + (1 - beta1) g        v = beta2 v + (1 - beta2) g^2
         x = x - lr (m / (sqrt(v) + eps) + b x)
 
-    At step t the first moment is short by ``1 - beta1^t`` and the root of the second by
-    ``sqrt(1 - beta2^t)``: the first updates are about three times those of Adam, which a warm-up
-    makes up for. There is no count of steps among the state.
+    At step t the first moment is too small by the factor ``1 - beta1^t`` and the root of the second
+    by ``sqrt(1 - beta2^t)``. The first updates are about three times those of Adam, for which a
+    warm-up compensates. The state has no step count.
     """
 
     def __init__(
         self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float
     ) -> None:
-        """Take parameter groups that each have ``weight_decay``."""
+        """Make the optimizer; every group has ``weight_decay``."""
         self._betas, self._eps = betas, eps
         super().__init__(groups, {"lr": lr})
 
@@ -141,13 +141,13 @@ class BertAdam(ForeachOptimizer):
         torch._foreach_add_(roots, self._eps)
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
-        # x + (-lr) * m / root, without another list of temporaries.
+        # x - lr * m / root, without another list of temporaries.
         torch._foreach_addcdiv_(parameters, first, roots, value=-group["lr"])
 
 
 @final
 class NAdamConfig(OptimizerConfig):
-    """Adam that looks at the gradient one momentum step ahead."""
+    """Adam with Nesterov momentum."""
 
     lr: float = Field(2e-3, ge=0)
     """Peak learning rate at a batch of `lr_batch` samples."""
@@ -156,11 +156,11 @@ class NAdamConfig(OptimizerConfig):
     eps: float = Field(1e-8, gt=0)
     """Added to the root of the second moment."""
     weight_decay: float = Field(0.0, ge=0)
-    """Weight decay of the parameters that decay."""
+    """Weight decay of the parameters that `no_decay` does not exempt."""
     decoupled: bool = True
-    """Whether the decay shrinks the weights, as in AdamW; false adds it to the gradient."""
+    """Whether the weight decay is decoupled, as in AdamW; false adds it to the gradient."""
     momentum_decay: float = Field(4e-3, ge=0)
-    """Psi of the schedule ``beta1 (1 - 0.96^(t psi) / 2)`` of the momentum."""
+    """psi in the momentum's schedule ``beta1 (1 - 0.96^(t psi) / 2)``."""
 
     @model_validator(mode="after")
     def _betas_below_one(self) -> NAdamConfig:
@@ -182,7 +182,7 @@ class NAdamConfig(OptimizerConfig):
 
 @final
 class RAdamConfig(OptimizerConfig):
-    """Adam whose first steps are momentum alone, until the second moment can be trusted."""
+    """Rectified Adam: plain momentum in the first steps, until the second moment is reliable."""
 
     lr: float = Field(1e-3, ge=0)
     """Peak learning rate at a batch of `lr_batch` samples."""
@@ -191,9 +191,9 @@ class RAdamConfig(OptimizerConfig):
     eps: float = Field(1e-8, gt=0)
     """Added to the root of the second moment."""
     weight_decay: float = Field(0.0, ge=0)
-    """Weight decay of the parameters that decay."""
+    """Weight decay of the parameters that `no_decay` does not exempt."""
     decoupled: bool = True
-    """Whether the decay shrinks the weights, as in AdamW; false adds it to the gradient."""
+    """Whether the weight decay is decoupled, as in AdamW; false adds it to the gradient."""
 
     @model_validator(mode="after")
     def _betas_below_one(self) -> RAdamConfig:

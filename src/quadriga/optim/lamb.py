@@ -35,9 +35,9 @@ class LAMBConfig(OptimizerConfig):
     eps: float = Field(1e-6, gt=0)
     """Added to the root of the second moment."""
     weight_decay: float = Field(0.01, ge=0)
-    """Decoupled weight decay of the parameters that decay."""
+    """Decoupled weight decay of the parameters that `no_decay` does not exempt."""
     adapt_all: bool = False
-    """Whether the parameters that do not decay have a trust ratio too, not only the others."""
+    """Whether parameters without weight decay have a trust ratio as well."""
 
     @model_validator(mode="after")
     def _betas_below_one(self) -> LAMBConfig:
@@ -56,7 +56,7 @@ class LAMBConfig(OptimizerConfig):
 
 @final
 class LAMB(ForeachOptimizer):
-    """Adam's direction, each tensor's step as long as a share of the tensor itself.
+    """Adam's direction, scaled per tensor to a step in proportion to the tensor's norm.
 
     You et al. 2020, algorithm 2, with phi the identity, gradient g, weight x and decay b::
 
@@ -64,13 +64,13 @@ class LAMB(ForeachOptimizer):
         r = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
         x = x - lr |x| / |r + b x| (r + b x)
 
-    The ratio is 1 where a norm is 0 and in groups whose ``adapt`` is false.
+    The ratio is 1 if a norm is 0, and in groups whose ``adapt`` is false.
     """
 
     def __init__(
         self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float
     ) -> None:
-        """Take parameter groups that each have ``weight_decay`` and ``adapt``."""
+        """Make the optimizer; every group has ``weight_decay`` and ``adapt``."""
         self._betas, self._eps = betas, eps
         super().__init__(groups, {"lr": lr})
 
@@ -103,16 +103,16 @@ class LAMB(ForeachOptimizer):
 
 @final
 class LARSConfig(OptimizerConfig):
-    """LARS; parameters that do not decay take plain momentum SGD."""
+    """LARS; parameters without weight decay use plain momentum SGD."""
 
     lr: float = Field(0.3, ge=0)
     """Peak learning rate at a batch of `lr_batch` samples."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Share of the last update that is kept."""
+    """Momentum: factor of the previous update in the next one."""
     weight_decay: float = Field(1e-6, ge=0)
-    """Weight decay of the parameters that decay, added to their gradient."""
+    """Weight decay added to the gradient, for parameters that `no_decay` does not exempt."""
     trust_coefficient: float = Field(1e-3, gt=0)
-    """How far, as a share of its norm, a tensor may move at a learning rate of 1."""
+    """Length of a tensor's step relative to its norm, at a learning rate of 1."""
     eps: float = Field(1e-8, ge=0)
     """Added to the denominator of the trust ratio."""
 
@@ -133,7 +133,7 @@ class LARSConfig(OptimizerConfig):
 
 @final
 class LARS(ForeachOptimizer):
-    """SGD with momentum whose step is scaled tensor by tensor.
+    """SGD with momentum and a trust ratio per tensor.
 
     You et al. 2017, algorithm 1, with gradient g, weight w, decay b and trust coefficient h::
 
@@ -141,9 +141,9 @@ class LARS(ForeachOptimizer):
         v = momentum v + lr trust (g + b w)
         w = w - v
 
-    The trust ratio is 1 where a norm is 0; groups whose ``adapt`` is false have neither it nor
-    decay. The learning rate is inside the buffer v: a change of it acts over as many steps as v
-    remembers.
+    The trust ratio is 1 if a norm is 0. Groups whose ``adapt`` is false have neither a trust ratio
+    nor weight decay. The buffer v includes the learning rate, so a change of the learning rate
+    takes effect gradually.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class LARS(ForeachOptimizer):
         trust_coefficient: float,
         eps: float,
     ) -> None:
-        """Take parameter groups that each have ``weight_decay`` and ``adapt``."""
+        """Make the optimizer; every group has ``weight_decay`` and ``adapt``."""
         self._momentum, self._trust_coefficient, self._eps = momentum, trust_coefficient, eps
         super().__init__(groups, {"lr": lr})
 

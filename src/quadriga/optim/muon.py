@@ -1,9 +1,9 @@
-"""Muon for the matrices of the blocks, AdamW for the rest (Jordan et al. 2024).
+"""Muon for the matrices of the blocks, AdamW for all other parameters (Jordan et al. 2024).
 
-https://kellerjordan.github.io/posts/muon, and Liu et al. 2025 (arXiv:2502.16982) for a step that
-is as long as AdamW's, so that one learning rate and one decay serve both.
+https://kellerjordan.github.io/posts/muon. Liu et al. 2025 (arXiv:2502.16982) match the length of
+the step to AdamW's, so that both use the same learning rate and weight decay.
 
-The nearest orthogonal matrix, roughly and fast, by a Newton-Schulz iteration.
+A Newton-Schulz iteration approximates the nearest orthogonal matrix.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from quadriga.optim.parts.foreach import ForeachOptimizer, gathered, state_like,
 from quadriga.optim.parts.groups import groups_of, require_below_one
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the odd quintic of Jordan et al. 2024, steepest at 0: it takes singular values that are not
-tiny to between 0.7 and 1.2 within five steps."""
+"""Coefficients of the odd quintic polynomial of Jordan et al. 2024, with a large slope at 0: five
+steps move singular values that are not tiny to between 0.7 and 1.2."""
 
 
 def orthogonalise(
@@ -36,12 +36,12 @@ def orthogonalise(
     ``X = a X + (b X X^T + c (X X^T)^2) X``.
 
     Args:
-        matrices: Float matrices of one shape.
+        matrices: Matrices of one shape, of any floating dtype.
         steps: Number of iterations.
-        dtype: What is computed in, and the dtype of the result.
+        dtype: Dtype of the computation and of the result.
 
     Returns:
-        U V^T of each matrix U S V^T, up to singular values near 1.
+        For each matrix U S V^T approximately U V^T, with singular values near 1.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     found = matrices.to(dtype)
@@ -60,15 +60,15 @@ def orthogonalise(
 def orthogonalise_all(
     matrices: Sequence[Float[Tensor, "..."]], steps: int, dtype: torch.dtype
 ) -> list[Float[Tensor, "..."]]:
-    """Apply `orthogonalise` to matrices of any shapes, those of one shape in one batch.
+    """Apply `orthogonalise` to matrices of any shapes; those of equal shape form one batch.
 
     Args:
-        matrices: Float matrices, each (rows, columns) of its own; sharded ones are gathered.
+        matrices: Each (rows, columns), of any floating dtype; sharded ones are gathered.
         steps: Number of iterations.
-        dtype: What is computed in.
+        dtype: Dtype of the computation.
 
     Returns:
-        One matrix each, in the dtype that `matrices` has.
+        One matrix for each, in the dtype of the input.
     """
     places: dict[tuple[torch.Size, torch.dtype, torch.device], list[int]] = {}
     for place, matrix in enumerate(matrices):
@@ -91,24 +91,24 @@ class MuonConfig(OptimizerConfig):
     lr: float = Field(1e-3, ge=0)
     """Peak learning rate at a batch of `lr_batch` samples."""
     weight_decay: float = Field(0.1, ge=0)
-    """Decoupled weight decay of the parameters that decay."""
+    """Decoupled weight decay of the parameters that `no_decay` does not exempt."""
     hidden: tuple[str, ...] = ("blocks.",)
-    """Matrices whose name contains one of these take Muon."""
+    """Matrices whose name contains one of these use Muon."""
     momentum: float = Field(0.95, ge=0, lt=1)
     """Decay rate of Muon's first moment."""
     nesterov: bool = True
-    """Whether Muon's gradient is looked at one momentum step ahead."""
+    """Whether Muon uses Nesterov momentum."""
     newton_schulz_steps: int = Field(5, ge=1, le=20)
-    """Steps of the iteration that makes the update orthogonal."""
+    """Iterations that make the update orthogonal."""
     step_length: StepLength = "match_rms_adamw"
-    """Factor on a (rows, columns) update: 0.2 sqrt(max(rows, columns)), or the original
+    """Factor of a (rows, columns) update: match_rms_adamw: 0.2 sqrt(max(rows, columns)); original:
     sqrt(max(1, rows / columns))."""
     adamw_lr_scale: float = Field(1.0, ge=0)
     """Learning rate of AdamW's parameters as a multiple of Muon's."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay rates of the first and second moment."""
     eps: float = Field(1e-8, gt=0)
-    """AdamW's addend to the root of the second moment."""
+    """Added to the root of AdamW's second moment."""
 
     @model_validator(mode="after")
     def _betas_below_one(self) -> MuonConfig:
@@ -116,7 +116,11 @@ class MuonConfig(OptimizerConfig):
         return self
 
     def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        """Make the optimizer over groups by rule; see `groups_of`."""
+        """Make the optimizer over groups by rule; see `groups_of`.
+
+        Raises:
+            UserError: No trainable matrix matches `hidden`.
+        """
         trained = [(name, p) for name, p in named_parameters if p.requires_grad]
         if not any(self._takes_muon(name, parameter) for name, parameter in trained):
             raise UserError(
@@ -145,7 +149,7 @@ class MuonConfig(OptimizerConfig):
 
 @final
 class Muon(ForeachOptimizer):
-    """Momentum made orthogonal in groups whose ``muon`` is true, AdamW in the others.
+    """Orthogonalised momentum in groups whose ``muon`` is true, AdamW in the others.
 
     With gradient G, weight W (rows x columns), decay b, and NS the iteration of `orthogonalise`::
 
@@ -167,18 +171,18 @@ class Muon(ForeachOptimizer):
         eps: float,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        """Take parameter groups that each have ``weight_decay`` and ``muon``.
+        """Make the optimizer.
 
         Args:
-            groups: The parameter groups.
+            groups: Parameter groups, each with ``weight_decay`` and ``muon``.
             lr: Learning rate.
             momentum: Decay rate of Muon's first moment.
-            nesterov: Whether Muon looks one momentum step ahead.
-            newton_schulz_steps: Steps of the orthogonalisation.
-            step_length: The factor on an orthogonal update, by its shape.
+            nesterov: Whether Muon uses Nesterov momentum.
+            newton_schulz_steps: Iterations of the orthogonalisation.
+            step_length: The factor of an orthogonal update, which depends on its shape.
             betas: AdamW's decay rates.
-            eps: AdamW's addend to the root of the second moment.
-            dtype: What the orthogonalisation computes in.
+            eps: Added to the root of AdamW's second moment.
+            dtype: Dtype of the orthogonalisation.
         """
         self._momentum, self._nesterov = momentum, nesterov
         self._newton_schulz_steps, self._dtype = newton_schulz_steps, dtype

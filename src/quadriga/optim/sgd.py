@@ -20,16 +20,16 @@ from quadriga.optim.parts.groups import groups_of
 
 @final
 class SGDConfig(OptimizerConfig):
-    """SGD with the decay added to the gradient (L2)."""
+    """SGD with momentum; weight decay is added to the gradient (L2)."""
 
     lr: float = Field(0.03, ge=0)
     """Peak learning rate at a batch of `lr_batch` samples."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Share of the last update that is kept."""
+    """Momentum: factor of the previous update in the next one."""
     nesterov: bool = False
-    """Whether the gradient is looked at one momentum step ahead."""
+    """Whether to use Nesterov momentum."""
     weight_decay: float = Field(1e-4, ge=0)
-    """Weight decay of the parameters that decay, added to their gradient."""
+    """Weight decay added to the gradient, for parameters that `no_decay` does not exempt."""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> SGDConfig:
@@ -44,14 +44,14 @@ class SGDConfig(OptimizerConfig):
             lr=self.lr,
             momentum=self.momentum,
             nesterov=self.nesterov,
-            # Not fused: torch has no fused SGD over sharded parameters.
+            # Not fused, because torch has no fused SGD for sharded parameters.
             foreach=True,
         )
 
 
 @final
 class AdadeltaConfig(OptimizerConfig):
-    """The gradient, scaled by the ratio of the past updates' size to the gradients'."""
+    """Adadelta: gradients scaled by the ratio of the RMS of past updates to that of gradients."""
 
     lr: float = Field(1.0, ge=0)
     """Peak factor of the update at a batch of `lr_batch` samples."""
@@ -60,7 +60,7 @@ class AdadeltaConfig(OptimizerConfig):
     eps: float = Field(1e-6, gt=0)
     """Added to the mean squares before their roots."""
     weight_decay: float = Field(0.0, ge=0)
-    """Weight decay of the parameters that decay, added to their gradient."""
+    """Weight decay added to the gradient, for parameters that `no_decay` does not exempt."""
 
     def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """Make the optimizer over groups by rule; see `groups_of`."""
@@ -70,20 +70,20 @@ class AdadeltaConfig(OptimizerConfig):
 
 @final
 class RMSpropConfig(OptimizerConfig):
-    """The gradient over the root of its mean square, with momentum."""
+    """RMSprop: gradients divided by the root of their running mean square, with momentum."""
 
     lr: float = Field(1e-2, ge=0)
     """Peak learning rate at a batch of `lr_batch` samples."""
     alpha: float = Field(0.9, ge=0, lt=1)
     """Decay rate of the mean square."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Share of the last update that is kept."""
+    """Momentum: factor of the previous update in the next one."""
     eps: float = Field(1e-8, gt=0)
     """Added to the root of the mean square."""
     centered: bool = False
-    """Whether the square of the mean is taken off the mean square."""
+    """Whether to subtract the square of the mean from the mean square."""
     weight_decay: float = Field(0.0, ge=0)
-    """Weight decay of the parameters that decay, added to their gradient."""
+    """Weight decay added to the gradient, for parameters that `no_decay` does not exempt."""
 
     def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """Make the optimizer over groups by rule; see `groups_of`."""

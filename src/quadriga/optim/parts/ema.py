@@ -17,17 +17,17 @@ class WeightEMA:
     """``average = d * average + (1 - d) * weights`` after each optimizer step.
 
     Polyak and Juditsky (1992), in the exponential form of Tarvainen and Valpola (2017,
-    arXiv:1703.01780). The average of a sharded weight is sharded in the same way: the update is
+    arXiv:1703.01780). The average of a sharded weight is sharded in the same way, so the update is
     elementwise and needs no communication.
     """
 
     def __init__(
         self, named: Sequence[tuple[str, nn.Parameter]], decay: float, warmup: bool = False
     ) -> None:
-        """Start from the weights as they are.
+        """Initialise the average with the current weights.
 
         Args:
-            named: Global names and parameters, whole or sharded.
+            named: Global names and parameters, full or sharded.
             decay: d, in [0, 1).
             warmup: Whether d is at most (1 + t) / (10 + t) after t updates.
         """
@@ -39,14 +39,14 @@ class WeightEMA:
             }
 
     def decay_at(self, updates: int) -> float:
-        """Return d for the update that follows `updates` earlier ones."""
+        """Return d for an update after `updates` earlier ones."""
         if not self._warmup:
             return self._decay
         return min(self._decay, (1 + updates) / (10 + updates))
 
     @torch.no_grad()
     def update(self, updates: int) -> None:
-        """Take in the weights after an optimizer step; `updates` came before it."""
+        """Update the average with the weights after an optimizer step, after `updates` others."""
         if not self.tensors:
             return
         ema = [local_part(tensor) for tensor in self.tensors.values()]

@@ -1,7 +1,7 @@
-"""What the optimizers written here share: lists of tensors, taken through one call for all.
+"""Shared parts of this project's optimizers, which process lists of tensors with foreach calls.
 
-Only whole-tensor operations that sharded tensors know are used, so that a norm is the norm of
-the full tensor however it is laid out, and nothing waits for the device.
+They use only whole-tensor operations that DTensor supports, so that a norm is the norm of the full
+tensor on any layout, and nothing synchronises with the device.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torch import Tensor
 
 
 class ForeachOptimizer(torch.optim.Optimizer, ABC):
-    """An optimizer that makes the step of a whole group in a few calls."""
+    """An optimizer that computes the step of a whole group in a few calls."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Make one step.
 
         Args:
-            closure: Computes the loss and the gradients anew, if given.
+            closure: Recomputes the loss and the gradients, if given.
 
         Returns:
-            What `closure` returned.
+            The value of `closure`; None without one.
         """
         loss = None
         if closure is not None:
@@ -45,8 +45,8 @@ class ForeachOptimizer(torch.optim.Optimizer, ABC):
         """Make the step of one group.
 
         Args:
-            group: Its settings; ``lr`` is the learning rate of this step.
-            parameters: Those of the group that have a gradient.
+            group: The group's settings; ``lr`` is the learning rate of this step.
+            parameters: The group's parameters that have a gradient.
             gradients: Their gradients.
         """
 
@@ -54,7 +54,7 @@ class ForeachOptimizer(torch.optim.Optimizer, ABC):
 def state_like(
     optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], key: str
 ) -> list[Tensor]:
-    """Return one state tensor per parameter, of its shape; zero where it did not exist."""
+    """Return one state tensor per parameter, of its shape; missing ones are created as zero."""
     for parameter in parameters:
         state = optimizer.state[parameter]
         if key not in state:
@@ -65,13 +65,13 @@ def state_like(
 def average_in(
     optimizer: torch.optim.Optimizer, parameter: Tensor, key: str, value: Tensor, share: float
 ) -> Tensor:
-    """Return a running average of a parameter's state with a new value in it.
+    """Update a running average in a parameter's state with a new value, and return the average.
 
     Args:
-        optimizer: Whose state it is in.
-        parameter: Whose state it is.
+        optimizer: The optimizer that holds the state.
+        parameter: The parameter.
         key: Name of the state.
-        value: What is new; the state has its shape and layout, and begins at zero.
+        value: The new value; the state has its shape and layout, and starts at zero.
         share: Weight of `value`, from 0 to 1.
     """
     state = optimizer.state[parameter]
@@ -82,16 +82,15 @@ def average_in(
 
 
 def gathered(tensor: Tensor, pending_only: bool = False) -> Tensor:
-    """Return a sharded tensor whole on every rank.
+    """Return a sharded tensor replicated on every rank.
 
     Args:
         tensor: Sharded or not.
-        pending_only: Whether only a pending reduction is made, so that its elements are whole and
-            it stays where it is.
+        pending_only: Whether to complete only pending reductions and leave shards in place.
     """
     if not hasattr(tensor, "device_mesh"):
         return tensor
-    # Loaded already, for there is such a tensor; at the top it would cost every start seconds.
+    # A DTensor exists, so this module is loaded; a top-level import would cost seconds at start.
     from torch.distributed.tensor import Replicate
 
     found = [
@@ -106,13 +105,13 @@ def step_counts(
     parameters: Sequence[Tensor],
     on_device: bool,
 ) -> list[Tensor]:
-    """Return the number of steps that each parameter has made, float32 scalars.
+    """Return each parameter's number of steps as float32 scalars; missing ones are created as 0.
 
     Args:
-        optimizer: Whose state they are in.
-        parameters: Whose steps are counted.
-        on_device: Whether they lie with the parameter, or on the CPU, where reading one waits
-            for nothing.
+        optimizer: The optimizer that holds the state.
+        parameters: The parameters.
+        on_device: Whether the counts are on the parameter's device, or on the CPU, where reading
+            them does not synchronise.
     """
     for parameter in parameters:
         state = optimizer.state[parameter]
@@ -132,5 +131,11 @@ def trust_ratio(
     update: Float[Tensor, " tensors"],
     divisor: Float[Tensor, " tensors"],
 ) -> Float[Tensor, " tensors"]:
-    """Return ``parameter / divisor``, and 1 where the norm of the parameter or update is 0."""
+    """Return ``parameter / divisor``, and 1 where the norm of the parameter or update is 0.
+
+    Args:
+        parameter: Norm of each parameter.
+        update: Norm of each update.
+        divisor: Denominator of each ratio.
+    """
     return torch.where((parameter > 0) & (update > 0), parameter / divisor, 1.0)

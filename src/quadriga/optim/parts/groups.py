@@ -1,4 +1,4 @@
-"""Parameter groups by rule: decay, layers, learning rates, also of a part of a model."""
+"""Parameter groups by rules for weight decay, layers and learning rates; also for model parts."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from quadriga.contracts import OptimizerConfig
 from quadriga.errors import UserError
 
 BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
-"""A parameter of block number i of a stack."""
+"""Matches the name of a parameter of block number i of a stack."""
 
 EMBEDDINGS = ("embed", "patch_projection", "position", "class_token", "mask_token", "register")
-"""Parts of the names of what lies below the first block."""
+"""Parts of the names of parameters below the first block."""
 
 
 def layer_ids(names: Sequence[str]) -> tuple[list[int], int]:
     """Number the layers from the input to the head.
 
-    The layers are those of the first stack of blocks: embeddings are layer 0, ``blocks.<i>`` is
-    layer i + 1, and everything else, a decoder with blocks of its own included, is the head.
+    The first stack of blocks defines the layers: embeddings are layer 0, ``blocks.<i>`` is layer
+    i + 1, and everything else, including the blocks of a decoder, is the head.
 
     Args:
         names: Global names of parameters, in the order of the model.
@@ -34,7 +34,7 @@ def layer_ids(names: Sequence[str]) -> tuple[list[int], int]:
         One layer per name, and the number L of blocks; the head is layer L + 1.
 
     Raises:
-        UserError: There is no block among the names.
+        UserError: No name belongs to a block.
     """
     found = [BLOCK.search(name) for name in names]
     stacks = [
@@ -63,18 +63,18 @@ def layer_ids(names: Sequence[str]) -> tuple[list[int], int]:
 
 
 Settings = Callable[[str, nn.Parameter], Mapping[str, Any]]
-"""What a kind of optimizer adds to the group of a parameter, by its global name."""
+"""(global name, parameter) -> further settings of the parameter's group."""
 
 
 def is_exempt(name: str, parameter: nn.Parameter, no_decay: Sequence[str]) -> bool:
-    """Return whether a parameter does not decay: by a part of its name, or as a vector."""
+    """Return whether a parameter has no weight decay: by its name, or as a scalar or vector."""
     return parameter.ndim < 2 or any(part in name for part in no_decay)
 
 
 def lr_scales_of(
     names: Sequence[str], layer_decay: float, lr_scales: Mapping[str, float]
 ) -> list[float]:
-    """Return what each parameter's learning rate is multiplied by.
+    """Return the factor of each parameter's learning rate.
 
     With layer decay d and L blocks, layer i has ``d^(L + 1 - i)`` (Clark et al., ELECTRA,
     arXiv:2003.10555; Bao et al., BEiT, arXiv:2106.08254); see `layer_ids`.
@@ -82,7 +82,7 @@ def lr_scales_of(
     Args:
         names: Global names of the trainable parameters.
         layer_decay: Factor from a layer to the one below it; 1 for none.
-        lr_scales: Part of a name -> factor; where several match, their product.
+        lr_scales: Part of a name -> factor; several matches multiply.
 
     Returns:
         One factor per name.
@@ -119,17 +119,17 @@ def decay_groups(
     """Split trainable parameters into the fewest groups that the rules allow.
 
     Args:
-        named_parameters: Global names and parameters; those without gradient are left out.
-        weight_decay: Decay of the parameters that decay.
-        no_decay: A parameter whose name contains one of these does not decay; nor does a
-            parameter with fewer than two dimensions.
+        named_parameters: Global names and parameters; those without gradient are ignored.
+        weight_decay: Weight decay of the parameters that are not exempt.
+        no_decay: A parameter is exempt from weight decay if its name contains one of these, or
+            if it has fewer than two dimensions.
         layer_decay: Factor of the learning rate from a layer to the one below it.
         lr_scales: Part of a name -> factor of the learning rate.
         settings: Further settings of a parameter's group; a ``lr_scale`` among them multiplies.
 
     Returns:
-        Non-empty groups in the order of their first parameter, those that decay first, each
-        with ``params``, ``weight_decay``, ``lr_scale`` and what `settings` adds.
+        Non-empty groups, those with weight decay first, then in the order of their first
+        parameter, each with ``params``, ``weight_decay``, ``lr_scale`` and those of `settings`.
 
     Raises:
         UserError: A rule names a part or a layer that no parameter belongs to.
@@ -176,14 +176,14 @@ def require_below_one(name: str, rates: Sequence[float]) -> None:
 
 
 def make_state(optimizer: torch.optim.Optimizer, parameters: Iterable[torch.Tensor]) -> None:
-    """Have the optimizer make the state of some of its parameters ahead of a step.
+    """Make the optimizer create the state of some of its parameters before their first step.
 
-    It is made by a step with zero gradients at a learning rate of 0: its names, shapes and devices
-    are those of any step, the parameters stay as they are, and the values mean nothing.
+    A step with zero gradients and learning rate 0 creates it, so its names, shapes and devices are
+    those of any step. The parameters do not change; the values of the state are arbitrary.
 
     Args:
         optimizer: None of its parameters has a gradient.
-        parameters: Those that get state.
+        parameters: The parameters that get state.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
@@ -201,18 +201,18 @@ def partial_optimizer(
     everything: Mapping[str, nn.Parameter],
     own: Mapping[str, nn.Parameter],
 ) -> torch.optim.Optimizer:
-    """Make the optimizer of a part of a model by rules that see the whole: its layers, its names.
+    """Make the optimizer of a part of a model, with rules that refer to the whole model.
 
     Args:
         config: The rules.
-        everything: All trainable parameters of the whole by global name, on any device.
-        own: Those of the part, by the same names.
+        everything: All trainable parameters of the whole model by global name, on any device.
+        own: The part's parameters, by the same names.
     """
     device = next(iter(own.values())).device if own else torch.device("cpu")
     named = []
     for name, parameter in everything.items():
         if name not in own:
-            # Of the right shape and without memory: rules look at names and dimensions.
+            # A placeholder of the right shape without memory: rules use only names and dimensions.
             blank = torch.zeros((), device=device).expand(parameter.shape)
             named.append((name, nn.Parameter(blank)))
         else:
