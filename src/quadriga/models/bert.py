@@ -29,7 +29,7 @@ _GOOGLE_KEYS = {
     "hidden_dropout_prob": "dropout",
     "attention_probs_dropout_prob": "attention_dropout",
 }
-"""Field of a bert_config.json -> ours."""
+"""Field of a bert_config.json -> field of `BertConfig`."""
 _GOOGLE_OPTIONAL = frozenset({"layer_norm_eps"})
 
 
@@ -38,7 +38,7 @@ class BertConfig(ModelConfig):
     """BERT of any size."""
 
     vocabulary_size: int = Field(30522, ge=1)
-    """Rows of the table of words."""
+    """Rows of the word embedding."""
     width: int = Field(768, ge=1)
     """Features of a token."""
     depth: int = Field(12, ge=0)
@@ -64,7 +64,7 @@ class BertConfig(ModelConfig):
         return self
 
     def block_shape(self) -> BertShape:
-        """Return what the blocks share."""
+        """Return the shape that all blocks share."""
         return BertShape(
             width=self.width,
             heads=self.heads,
@@ -75,18 +75,18 @@ class BertConfig(ModelConfig):
         )
 
     def build(self) -> Bert:
-        """Make the module on the current default device; its values come from `initialise`."""
+        """Make the module on the current default device; `initialise` sets its values."""
         return Bert(self)
 
     def check_texts(self, dataset: Dataset | None, views: ViewsConfig) -> None:
-        """Check that there is a row for every word of the data and every place of a sample.
+        """Check that the embeddings have a row for every word and every position of the data.
 
         Args:
-            dataset: The training data; None where it is not at hand.
+            dataset: The training data; None where it is not available.
             views: How its records become samples.
 
         Raises:
-            UserError: There is not, or the samples are no texts.
+            UserError: An embedding is too small, or the samples are not texts.
         """
         length = getattr(views, "max_length", None)
         if length is None:
@@ -128,13 +128,14 @@ class BertConfig(ModelConfig):
 
     @classmethod
     def from_bert_config(cls, path: Path | str) -> BertConfig:
-        """Read a ``bert_config.json``, as the published BERT models come with.
+        """Read the ``bert_config.json`` of a published BERT model.
 
         Args:
-            path: The file; what it says beside the sizes must be BERT's own.
+            path: The file; its activation must be gelu.
 
         Raises:
-            UserError: It is missing or no such file, lacks a size, or describes another model.
+            UserError: It is missing or not a bert_config.json, lacks a size, or describes another
+                model.
         """
         path = Path(path)
         try:
@@ -162,10 +163,10 @@ class BertConfig(ModelConfig):
 
 
 def token_places(batch: Batch) -> Places:
-    """Return where the real tokens lie; what is decided here is decided by shapes.
+    """Return the positions of the real tokens; decisions depend only on shapes.
 
-    Where `tokens` covers the whole grid there may still be padding (views of a fixed shape), so
-    the lengths always make the mask of keys.
+    If `tokens` covers the whole grid there may still be padding (views of a fixed shape), so the
+    key mask always comes from the lengths.
     """
     size, length = batch["ids"].shape
     tokens = batch["tokens"]
@@ -186,7 +187,7 @@ def first_tokens(batch: Batch) -> Int[Tensor, " batch"]:
 
 @final
 class BertEmbeddings(nn.Module):
-    """The sum of a word's, a position's and a segment's vector, normalised."""
+    """The sum of word, position and segment embeddings, with layer normalisation and dropout."""
 
     def __init__(self, config: BertConfig) -> None:
         """Make the tables with undefined values."""
@@ -202,7 +203,7 @@ class BertEmbeddings(nn.Module):
         """Embed the real tokens of a micro-batch.
 
         Raises:
-            UserError: The sequences are longer than the table of positions.
+            UserError: The sequences are longer than the position embedding.
         """
         length = batch["ids"].shape[1]
         if length > self.max_positions:
@@ -220,10 +221,10 @@ class BertEmbeddings(nn.Module):
 
 @final
 class Bert(nn.Module):
-    """Embeds the real tokens of a micro-batch and passes them through post-norm blocks.
+    """Embeds the real tokens of a micro-batch and applies post-norm blocks.
 
-    The parameters of block ``i`` are called ``blocks.<i>...`` with the global number ``i``, so
-    that a slice of the model keeps their names.
+    Parameters of block ``i`` are named ``blocks.<i>...`` with the global number ``i``, so that a
+    slice of the model keeps the names.
     """
 
     def __init__(self, config: BertConfig) -> None:
@@ -235,7 +236,7 @@ class Bert(nn.Module):
         self.blocks = nn.ModuleList(BertBlock(shape, layer) for layer in range(config.depth))
 
     def forward(self, batch: Batch) -> Float[Tensor, "tokens width"]:
-        """Return one vector per real token: the rows are those of ``batch["tokens"]``.
+        """Return one vector per real token, in the order of ``batch["tokens"]``.
 
         Args:
             batch: Text as `quadriga.contracts.Batch` describes it.
@@ -249,7 +250,7 @@ class Bert(nn.Module):
 
 @final
 class Pooler(nn.Module):
-    """What a sequence is to a classifier: its first token, mapped once more."""
+    """The vector of a sequence for classifiers: ``tanh(linear(first token))``."""
 
     def __init__(self, width: int) -> None:
         """Make the map of `width` features."""
@@ -259,33 +260,33 @@ class Pooler(nn.Module):
     def forward(
         self, hidden: Float[Tensor, "tokens width"], batch: Batch
     ) -> Float[Tensor, "batch width"]:
-        """Return one vector per sequence, of what `Bert` returned for `batch`."""
+        """Return one vector per sequence from the output of `Bert` for `batch`."""
         pooled: Tensor = self.dense(collect_rows(hidden, first_tokens(batch))).tanh()
         return pooled
 
 
 @final
 class WordTable(nn.Module):
-    """The table of words where there are no other embeddings, under the name that it has there."""
+    """The word embedding without the other embeddings, under its name in `BertEmbeddings`."""
 
     def __init__(self, word: nn.Embedding) -> None:
-        """Hold the table of a model's embeddings."""
+        """Hold the word embedding of a model."""
         super().__init__()
         self.word = word
 
 
 @final
 class BertSlice(nn.Module):
-    """Consecutive blocks of a `Bert`, which it shares with it, under the names they have there."""
+    """Consecutive blocks of a `Bert`: the same modules under the same parameter names."""
 
     def __init__(self, whole: Bert, blocks: range, is_first: bool, is_last: bool) -> None:
-        """Take some blocks of `whole`.
+        """Hold some blocks of `whole`.
 
         Args:
             whole: The model.
-            blocks: Their global numbers.
-            is_first: Whether the embeddings belong to the slice.
-            is_last: Whether the table of words does in any case.
+            blocks: Global numbers of the blocks.
+            is_first: Whether the slice has the embeddings.
+            is_last: Whether the slice has the word embedding even if it is not the first.
         """
         super().__init__()
         self.width = whole.config.width
@@ -294,12 +295,12 @@ class BertSlice(nn.Module):
             self.embeddings = whole.embeddings
         elif is_last:
             self.embeddings = WordTable(whole.embeddings.word)
-        # The names of a ModuleDict are those of the ModuleList that it is a part of.
+        # A ModuleDict with the blocks' numbers as keys keeps the names of the ModuleList.
         self.blocks = nn.ModuleDict({str(number): whole.blocks[number] for number in blocks})
 
     @property
     def word(self) -> nn.Embedding:
-        """The table of words, of the first and the last slice."""
+        """The word embedding; AttributeError in a slice that has none."""
         if self.embeddings is None:
             raise AttributeError("a slice from the middle has no table of words")
         return self.embeddings.word
@@ -307,7 +308,7 @@ class BertSlice(nn.Module):
     def forward(
         self, hidden: Float[Tensor, "tokens width"] | None, batch: Batch
     ) -> Float[Tensor, "tokens width"]:
-        """Pass the blocks; what the slice before returned is None for the first."""
+        """Apply the blocks; `hidden` is the output of the previous slice, None for the first."""
         if isinstance(self.embeddings, BertEmbeddings):
             hidden = self.embeddings(batch)
         if hidden is None:

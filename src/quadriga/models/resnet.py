@@ -49,7 +49,7 @@ class ResNetConfig(ModelConfig):
         return Bottleneck if self.depth >= 50 else BasicBlock
 
     def build(self) -> ResNet:
-        """Make the module on the current default device; its values come from `initialise`."""
+        """Make the module on the current default device; `initialise` sets its values."""
         return ResNet(self)
 
 
@@ -69,7 +69,7 @@ class Convolution(nn.Conv2d):
 
 @final
 class Stem(nn.Module):
-    """What comes before the blocks."""
+    """The layers before the blocks: convolution, normalisation, ReLU, optionally max pooling."""
 
     def __init__(self, config: ResNetConfig) -> None:
         """Make the stem of `config`."""
@@ -100,7 +100,7 @@ class Shortcut(nn.Module):
     def forward(
         self, maps: Float[Tensor, "batch inputs height width"]
     ) -> Float[Tensor, "batch outputs rows columns"]:
-        """Map the block's input to the size of its output."""
+        """Map the block's input to the shape of its output."""
         output: Tensor = self.norm(self.conv(maps))
         return output
 
@@ -176,7 +176,7 @@ class Bottleneck(nn.Module):
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """Return what brings a block's input to the size of its output: nothing, where it has it."""
+    """Return the map from a block's input to its output's shape; the identity if they are equal."""
     return nn.Identity() if stride == 1 and inputs == outputs else Shortcut(inputs, outputs, stride)
 
 
@@ -198,7 +198,7 @@ class Stage(nn.Module):
     def forward(
         self, maps: Float[Tensor, "batch inputs height width"]
     ) -> Float[Tensor, "batch outputs rows columns"]:
-        """Pass the blocks."""
+        """Apply the blocks."""
         for block in self.blocks:
             maps = block(maps)
         return maps
@@ -208,7 +208,7 @@ class Stage(nn.Module):
 class ResNet(nn.Module):
     """A stem and four stages of residual blocks.
 
-    Parameters are called ``stem...`` and ``stages.<s>.blocks.<b>...``, both from 0.
+    Parameters are named ``stem...`` and ``stages.<s>.blocks.<b>...``, with s and b from 0.
     """
 
     def __init__(self, config: ResNetConfig) -> None:

@@ -1,7 +1,4 @@
-"""The vision transformer (Dosovitskiy et al., ICLR 2021).
-
-Consecutive blocks of a vision transformer: what a stage holds.
-"""
+"""The vision transformer (Dosovitskiy et al., ICLR 2021), and slices of it for stages."""
 
 from __future__ import annotations
 
@@ -41,7 +38,7 @@ class ViTConfig(ModelConfig):
     positions: Literal["sincos", "learned"] = "sincos"
     """Fixed sine-cosine table, or a learned one."""
     pool: Literal["class", "mean"] = "class"
-    """What an image's feature vector is: the class token, or the mean of its patches."""
+    """How an image's feature vector is computed: the class token, or the mean of its patches."""
     class_token: bool = True
     registers: int = Field(0, ge=0)
     """Learned tokens that belong to no patch (Darcet et al., 2024)."""
@@ -89,7 +86,7 @@ class ViTConfig(ModelConfig):
         return self.channels * self.patch_px**2
 
     def block_shape(self) -> BlockShape:
-        """Return what the blocks share."""
+        """Return the shape that all blocks share."""
         return BlockShape(
             width=self.width,
             heads=self.heads,
@@ -101,7 +98,7 @@ class ViTConfig(ModelConfig):
         )
 
     def build(self) -> ViT:
-        """Make the module on the current default device; its values come from `initialise`."""
+        """Make the module on the current default device; `initialise` sets its values."""
         return ViT(self)
 
     @classmethod
@@ -160,7 +157,7 @@ class EmbedsPatches(nn.Module):
         """Cut images into patches (`patchify`).
 
         Raises:
-            UserError: The images are not of the size this model is for.
+            UserError: The images have another size or number of channels than the model's.
         """
         expected = (self.config.channels, self.config.image_px, self.config.image_px)
         if images.dim() != 4 or tuple(images.shape[1:]) != expected:
@@ -175,10 +172,10 @@ class EmbedsPatches(nn.Module):
         patches: Float[Tensor, "batch taken pixels"],
         order: Int[Tensor, "batch taken"] | None = None,
     ) -> Float[Tensor, "batch taken width"]:
-        """Project patches and add their positions; the same as a convolution over the image.
+        """Project patches and add position embeddings; equal to a convolution over the image.
 
         Args:
-            patches: Patches as `patchify` returns them: all of an image, or some.
+            patches: Patches as `patchify` returns them, all of an image or some.
             order: int64 number of each patch in its image; None: all patches in order.
         """
         table = self.positions[int(self.config.class_token) :]
@@ -195,7 +192,7 @@ class EmbedsPatches(nn.Module):
     def with_prefix(
         self, tokens: Float[Tensor, "batch taken width"]
     ) -> Float[Tensor, "batch tokens width"]:
-        """Put the class token and the registers before embedded patches: the blocks' input."""
+        """Prepend the class token and the registers to embedded patches, and apply dropout."""
         prefix = []
         if self.class_token is not None:
             prefix.append(self.class_token + self.positions[:1])
@@ -216,10 +213,10 @@ class EmbedsPatches(nn.Module):
 
 @final
 class ViT(EmbedsPatches):
-    """Embeds patches, puts the class token and the registers before them, and encodes them.
+    """Embeds patches, prepends the class token and the registers, and applies the blocks.
 
-    The parameters of block ``i`` are called ``blocks.<i>...`` with the global number ``i``, so
-    that a slice of the model keeps their names.
+    Parameters of block ``i`` are named ``blocks.<i>...`` with the global number ``i``, so that a
+    slice of the model keeps the names.
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -246,15 +243,15 @@ class ViT(EmbedsPatches):
     def encode(
         self, tokens: Float[Tensor, "batch taken width"], keys: Int[Tensor, " batch"] | None = None
     ) -> Float[Tensor, "batch tokens width"]:
-        """Put the prefix before embedded patches and pass all blocks and the final norm.
+        """Prepend the prefix to embedded patches and apply all blocks and the final norm.
 
         Args:
-            tokens: Embedded patches: all of an image, or some.
-            keys: int64 key of each sample in this pass (`randomness.pass_keys`), from which drop
-                path is drawn; evaluation needs none.
+            tokens: Embedded patches, all of an image or some.
+            keys: int64 key of each sample in this pass (`randomness.pass_keys`), for drop path;
+                not needed in evaluation.
 
         Returns:
-            The class token, the registers, then the patches in the order they came.
+            The class token, the registers, then the patches in the order of `tokens`.
         """
         tokens = self.with_prefix(tokens)
         for block in self.blocks:
@@ -267,7 +264,7 @@ class ViT(EmbedsPatches):
         images: Float[Tensor, "batch channels side side"],
         keys: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
-        """Return the encoded tokens of whole images: the prefix, then all patches."""
+        """Return the encoded tokens of images: the prefix, then all patches."""
         return self.encode(self.embed(images), keys)
 
     def features(
@@ -281,16 +278,16 @@ class ViT(EmbedsPatches):
 
 @final
 class ViTSlice(EmbedsPatches):
-    """Consecutive blocks of a `ViT`, which it shares with it, under the names they have there."""
+    """Consecutive blocks of a `ViT`: the same modules under the same parameter names."""
 
     def __init__(self, whole: ViT, blocks: range, is_first: bool, is_last: bool) -> None:
-        """Take some blocks of `whole`.
+        """Hold some blocks of `whole`.
 
         Args:
             whole: The model.
-            blocks: Their global numbers.
-            is_first: Whether what embeds the patches belongs to the slice.
-            is_last: Whether the final norm does.
+            blocks: Global numbers of the blocks.
+            is_first: Whether the slice has the patch embedding.
+            is_last: Whether the slice has the final norm.
         """
         super().__init__()
         self.config, self.is_first, self.is_last = whole.config, is_first, is_last
@@ -301,7 +298,7 @@ class ViTSlice(EmbedsPatches):
                 self.positions = whole.positions
             else:
                 self.register_buffer("positions", whole.positions)
-        # The names of a ModuleDict are those of the ModuleList that it is a part of.
+        # A ModuleDict with the blocks' numbers as keys keeps the names of the ModuleList.
         self.blocks = nn.ModuleDict({str(number): whole.blocks[number] for number in blocks})
         if is_last:
             self.norm = whole.norm
@@ -312,7 +309,7 @@ class ViTSlice(EmbedsPatches):
         images: Float[Tensor, "batch channels side side"],
         keys: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
-        """Pass the blocks; what the slice before returned is None for the first.
+        """Apply the blocks; `tokens` is the output of the previous slice, None for the first.
 
         `keys` are the same for all slices of a pass; see `ViT.encode`.
         """

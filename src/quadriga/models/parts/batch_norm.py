@@ -1,4 +1,4 @@
-"""Batch normalisation over groups of samples, with running statistics that move once a step."""
+"""Batch normalisation over groups of samples, whose running statistics are updated once a step."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class BatchNorm(nn.Module):
     variance, in float32. In evaluation the running statistics are used. With one group the result
     is that of `nn.BatchNorm1d` and `nn.BatchNorm2d`.
 
-    A forward pass never moves the running statistics: a step may have several micro-batches, and
-    may compute a micro-batch twice. While `is_tallying` it adds the statistics of its groups to a
-    tally; `take_tally` and `apply_tally` move the running statistics once a step (see
-    `quadriga.contracts.Tallies`).
+    A forward pass never updates the running statistics, because a step may have several
+    micro-batches and may compute a micro-batch twice. While `is_tallying`, it adds the statistics
+    of its groups to a tally; `take_tally` and `apply_tally` update the running statistics once a
+    step (see `quadriga.contracts.Tallies`).
     """
 
     running_mean: Tensor
@@ -49,8 +49,8 @@ class BatchNorm(nn.Module):
         Args:
             features: Channels, dimension 1 of the input.
             eps: Added to the variance.
-            momentum: Share of a step's statistics in the new running statistics.
-            initial_scale: Initial value of the factors; 0 lets a residual branch start at zero.
+            momentum: Weight of a step's statistics in the new running statistics.
+            initial_scale: Initial value of the factors; with 0 a residual branch starts at zero.
             affine: Whether learned factors and offsets follow the normalisation.
         """
         super().__init__()
@@ -74,24 +74,24 @@ class BatchNorm(nn.Module):
             filler.constant("weight", self.initial_scale)
 
     def set_groups(self, group: int | None, reduce: Reduce | None) -> None:
-        """Say which samples share statistics in training.
+        """Set which samples share statistics in training.
 
         Args:
             group: Number of consecutive samples; it divides every micro-batch. None: all samples
                 of a micro-batch.
-            reduce: Sums over the ranks whose micro-batches together are one group; `group` is not
-                heeded then. None: groups lie within a rank.
+            reduce: Sums over the ranks whose micro-batches together form one group; `group` is
+                then ignored. None: every group is within one rank.
         """
         self.group, self.reduce = group, reduce
 
     @torch.no_grad()
     def take_tally(self) -> Float[Tensor, "3 features"]:
-        """Return what was tallied since the last call, and clear it.
+        """Return the statistics since the last call, and reset them.
 
         Returns:
             float32: the sum of the groups' means, the sum of their unbiased variances, and the
-            number of groups. Those of all ranks are to be added; groups over ranks are then in
-            the sum once for each rank, and their mean is the same.
+            number of groups, to be summed over all ranks. A group over several ranks counts once
+            per rank, which does not change the mean.
         """
         taken = self.tally.clone()
         self.tally.zero_()
@@ -99,13 +99,13 @@ class BatchNorm(nn.Module):
 
     @torch.no_grad()
     def apply_tally(self, sums: Float[Tensor, "3 features"]) -> None:
-        """Move the running statistics by one step.
+        """Update the running statistics once.
 
-        ``running = (1 - momentum) * running + momentum * mean over the step's groups``, of the
-        means and of the unbiased variances. Without a group everything stays as it is.
+        ``running = (1 - momentum) * running + momentum * mean over the step's groups``, for the
+        means and for the unbiased variances. Without a group nothing changes.
 
         Args:
-            sums: What `take_tally` returned, added over all ranks.
+            sums: The results of `take_tally`, float32, summed over all ranks.
         """
         groups = sums[2]
         momentum = self.momentum * (groups > 0)
@@ -121,8 +121,8 @@ class BatchNorm(nn.Module):
         """Normalise each channel over the samples of a group and their positions.
 
         Args:
-            inputs: Feature vectors or maps.
-            reduce: As for `set_groups`, for this pass alone.
+            inputs: Feature vectors or feature maps.
+            reduce: As for `set_groups`, for this call only.
 
         Raises:
             UserError: In training, a group has a single value per channel.
@@ -138,7 +138,7 @@ class BatchNorm(nn.Module):
         )
 
     def _normalise_groups(self, inputs: Tensor) -> Tensor:
-        """Normalise each group with torch's own kernel, the fastest there is on each device."""
+        """Normalise each group with torch's kernel, the fastest on each device."""
         batch = inputs.shape[0]
         size = batch if self.group is None else self.group
         if batch % size:
@@ -150,7 +150,7 @@ class BatchNorm(nn.Module):
             )
         statistics = self.running_mean.new_zeros(2, batch // size, inputs.shape[1])
         outputs = [
-            # With momentum 1 torch writes the group's mean and unbiased variance themselves.
+            # With momentum 1 torch writes exactly the group's mean and unbiased variance.
             functional.batch_norm(part, mean, var, self.weight, self.bias, True, 1.0, self.eps)
             for part, mean, var in zip(torch.split(inputs, size), *statistics, strict=True)
         ]
@@ -159,10 +159,10 @@ class BatchNorm(nn.Module):
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _normalise_over_ranks(self, inputs: Tensor, reduce: Reduce) -> Tensor:
-        """Normalise the input as this rank's share, perhaps empty, of one group.
+        """Normalise the input as this rank's (perhaps empty) share of one group.
 
-        The squares are those of the distances from the common mean: nothing cancels where the mean
-        is large. The gradient flows back through both sums.
+        The variance is computed from deviations from the common mean, so that a large mean causes
+        no cancellation. The gradient flows back through both sums.
         """
         places = [0, *range(2, inputs.dim())]
         shape = (-1, *(1,) * (inputs.dim() - 2))

@@ -1,7 +1,7 @@
-"""The blocks of BERT: post-norm, over the real tokens of a micro-batch and nothing else.
+"""BERT's post-norm blocks, computed on the real tokens of a micro-batch, without padding.
 
-Linear maps, norms and activations see a flat (tokens, width) matrix without padding. Attention
-alone puts the tokens back into their sequences, and takes them out again.
+Linear maps, norms and activations process a flat (tokens, width) matrix without padding. Only
+attention scatters the tokens into padded sequences and gathers its outputs again.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ class BertShape:
 
 
 class Places(NamedTuple):
-    """Where the tokens of a flat matrix lie in the (batch, length) grid of a micro-batch."""
+    """Positions of the tokens of a flat matrix in the (batch, length) grid of a micro-batch."""
 
     batch: int
     length: int
     tokens: Int[Tensor, " tokens"] | None
-    """int64 place of each token in the flattened grid; None where every place is taken."""
+    """int64 position of each token in the flattened grid; None if the tokens fill the grid."""
     keys: Bool[Tensor, "batch 1 1 length"]
-    """Whether a place holds a real token, which others may look at."""
+    """Whether a position holds a real token, which queries may attend to."""
 
 
 class _Spread(torch.autograd.Function):
-    """Puts rows at their places in a larger matrix of zeros."""
+    """Scatters rows into a larger matrix of zeros."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, places: Tensor, size: int) -> Tensor:
@@ -64,7 +64,7 @@ class _Spread(torch.autograd.Function):
 
 
 class _Collect(torch.autograd.Function):
-    """Takes rows, each at most once: its gradient needs no sums, unlike that of an index."""
+    """Gathers rows, each at most once, so that its gradient needs no sums, unlike indexing's."""
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, places: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def collect_rows(
 
     Args:
         matrix: The rows.
-        places: int64 numbers of rows, no number twice.
+        places: int64 numbers of rows, without duplicates.
     """
     taken: Tensor = _Collect.apply(matrix, places)  # type: ignore[no-untyped-call]
     return taken
@@ -94,9 +94,9 @@ def collect_rows(
 
 @contextlib.contextmanager
 def _keyed_default_generator(salt: int, device: torch.device) -> Iterator[None]:
-    """Key torch's own generator of a GPU, for a kernel that takes no other; leave no trace.
+    """Seed torch's default generator of a GPU for kernels that accept no other, then restore it.
 
-    The generator's state lies on the host: nothing waits for the device.
+    The generator's state is on the host, so nothing synchronises with the device.
     """
     number = torch.cuda.current_device() if device.index is None else device.index
     default = torch.cuda.default_generators[number]
@@ -110,10 +110,10 @@ def _keyed_default_generator(salt: int, device: torch.device) -> Iterator[None]:
 
 @final
 class BertAttention(nn.Module):
-    """Multi-head self-attention of flat tokens, each with those of its own sequence."""
+    """Multi-head self-attention of flat tokens within their sequences."""
 
     def __init__(self, shape: BertShape, layer: int) -> None:
-        """Make the projections; `layer` tells the draws of layers apart."""
+        """Make the projections; `layer` makes the random draws of layers different."""
         super().__init__()
         self.heads = shape.heads
         self.rate = shape.attention_dropout
@@ -147,10 +147,10 @@ class BertAttention(nn.Module):
     ) -> Float[Tensor, "batch heads length size"]:
         """Return each query's weighted mean of the values.
 
-        torch's fused kernels take no generator for the weights that are dropped. On a GPU the
-        default generator, which they use, gets the layer's key for the length of the call; their
-        backward pass repeats the draws from what they note themselves. Elsewhere there is no
-        fused kernel that drops, and the formula is written out.
+        torch's fused kernels accept no generator for dropout. On a GPU they use the default
+        generator, which gets the layer's key for the duration of the call; their backward pass
+        repeats the draws from state that they save. Other devices have no fused kernel with
+        dropout, so the formula is computed explicitly.
         """
         if self.rate == 0.0 or not self.training:
             return functional.scaled_dot_product_attention(query, key, value, attn_mask=keys)
@@ -170,14 +170,14 @@ class BertBlock(nn.Module):
     """A post-norm block: ``x = norm(x + attention(x)); x = norm(x + mlp(x))``."""
 
     has_many_shapes = True
-    """Whether shapes differ from micro-batch to micro-batch: no program is compiled for each."""
+    """Whether shapes differ between micro-batches, so that one program is compiled for all."""
 
     def __init__(self, shape: BertShape, layer: int) -> None:
         """Make one block.
 
         Args:
-            shape: What all blocks share.
-            layer: Global number of the block, the same whichever process holds it.
+            shape: The shape that all blocks share.
+            layer: Global number of the block in the whole model.
         """
         super().__init__()
         self.attention = BertAttention(shape, layer)
@@ -190,7 +190,7 @@ class BertBlock(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "tokens width"], places: Places
     ) -> Float[Tensor, "tokens width"]:
-        """Map the real tokens of a micro-batch."""
+        """Apply the block to the real tokens of a micro-batch."""
         branch = self.attention_drop(self.attention(tokens, places))
         tokens = self.attention_norm(tokens + branch)
         branch = self.mlp_drop(self.mlp(tokens))

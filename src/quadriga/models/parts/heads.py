@@ -1,4 +1,4 @@
-"""What self-supervised methods put on an encoder: projections, and prototypes to compare with."""
+"""Heads of self-supervised methods: projections and prototypes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from quadriga.models.parts.initialise import Filler
 
 @final
 class ProjectionHead(nn.Module):
-    """Linear maps with batch normalisation over the rows of a whole step, and ReLU, between them.
+    """Linear maps with batch normalisation over the rows of a whole step and ReLU between them.
 
-    The maps before a normalisation have no bias: it would be subtracted again.
+    The maps before a normalisation have no bias, because the normalisation would subtract it.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class ProjectionHead(nn.Module):
 
         Args:
             widths: Features of the input, of the hidden layers, and of the output.
-            last_norm: Whether the output is normalised too, without learned factors.
+            last_norm: Whether the output is normalised as well, without learned factors.
             last_bias: Whether the last map has a bias.
         """
         super().__init__()
@@ -45,11 +45,11 @@ class ProjectionHead(nn.Module):
     def forward(
         self, rows: Float[Tensor, "rows features"], reduce: Reduce
     ) -> Float[Tensor, "rows outputs"]:
-        """Project the rows that one rank has of a step.
+        """Project one rank's rows of a step.
 
         Args:
-            rows: There may be none.
-            reduce: Sums over the ranks (`Slots.sum`); each of them calls this.
+            rows: This rank's rows; may be empty.
+            reduce: Sums over the ranks (`Slots.sum`); every rank calls this method.
         """
         for linear, norm in zip(self.maps[:-1], self.norms, strict=True):
             rows = functional.relu(norm(linear(rows), reduce))
@@ -70,7 +70,7 @@ class DINOHead(nn.Module):
         self.maps = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
 
     def forward(self, rows: Float[Tensor, "rows features"]) -> Float[Tensor, "rows bottleneck"]:
-        """Project each row on its own; float32."""
+        """Project each row; the result is float32 of unit length."""
         for linear in self.maps[:-1]:
             rows = functional.gelu(linear(rows))
         return functional.normalize(self.maps[-1](rows).float(), dim=1)
@@ -78,20 +78,20 @@ class DINOHead(nn.Module):
 
 @final
 class Prototypes(nn.Module):
-    """Directions that rows of unit length are compared with: linear maps of rows of fixed norm 1.
+    """Prototypes of unit length, to which rows of unit length are compared by inner products.
 
     This is weight normalisation with fixed factors (Salimans and Kingma, 2016, arXiv:1602.07868).
     """
 
     def __init__(self, width: int, prototypes: int) -> None:
-        """Make so many prototypes of `width` features, with undefined values."""
+        """Make the prototypes of `width` features, with undefined values."""
         super().__init__()
         self.weight = nn.Parameter(torch.empty(prototypes, width))
 
     def fill(self, filler: Filler) -> None:
-        """Draw each from N(0, 1 / width), of a length about 1."""
+        """Draw each element from N(0, 1 / width), so that the length is about 1."""
         filler.normal("weight", self.weight.shape[1] ** -0.5)
 
     def forward(self) -> Float[Tensor, "prototypes width"]:
-        """Return the directions, float32; a row's scores are its products with them."""
+        """Return the normalised prototypes, float32; a row's scores are its products with them."""
         return functional.normalize(self.weight.float(), dim=1)

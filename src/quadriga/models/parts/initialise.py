@@ -1,10 +1,9 @@
 """Initial values: each element of a tensor is a function of (seed, full name, element number).
 
-The full name decides, not the order of drawing, and no element needs another: a tensor gets the
-same values in the whole model, in a pipeline stage that holds a slice of it, and on a rank that
-holds some of its rows. Values are drawn on the tensor's own device: those that are uniform are
-bit-equal on all devices; normal ones are rounded from float64, in which devices may differ by a
-last bit.
+Values do not depend on the order of drawing or on other elements, so a tensor gets the same values
+in the whole model, in a pipeline stage and on a rank that holds some of its rows. Values are drawn
+on the tensor's device. Uniform values are bit-equal on all devices; normal ones are rounded from
+float64 values that may differ between devices in the last bit.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ Quantile = Callable[[Tensor], Tensor]
 inverse of the values' distribution function."""
 
 CHUNK = 1 << 15
-"""Elements that are drawn at once: they stay in the cache, and torch gives so few to one thread."""
+"""Elements drawn at once: they fit in the cache, and torch computes so few in a single thread."""
 
 
 class Filler:
-    """Fills the own tensors of one module, by their local names; of shards the rank's own part."""
+    """Fills the tensors of one module itself, by their local names; of a shard this rank's part."""
 
     def __init__(self, module: nn.Module, name: str, seed: int) -> None:
         """Fill tensors of `module`, whose full name is `name`, from `seed`."""
@@ -53,7 +52,7 @@ class Filler:
         local_part(self._tensors[name]).fill_(value)
 
     def copy(self, name: str, values: Tensor) -> None:
-        """Copy `values`, of the whole tensor's shape, into the tensor `name`."""
+        """Copy `values`, of the full tensor's shape, into the tensor `name`."""
         first, local = first_element(self._tensors[name]), local_part(self._tensors[name])
         local.copy_(values.reshape(-1)[first : first + local.numel()].view(local.shape))
 
@@ -69,21 +68,21 @@ class Filler:
     def xavier_uniform(self, name: str) -> None:
         """Fill a matrix from U(-b, b), with b^2 = 6 / (rows + columns).
 
-        A tensor of more dimensions is seen as (rows, all the rest).
+        A tensor of more dimensions is flattened to (rows, all other dimensions).
         """
         shape = self._tensors[name].shape
         bound = math.sqrt(6.0 / (shape[0] + shape[1:].numel()))
         self.draw(name, lambda uniform: _centred(uniform).mul_(bound))
 
     def draw(self, name: str, quantile: Quantile) -> None:
-        """Fill the tensor `name` with what `quantile` makes of each element's own uniform."""
+        """Fill the tensor `name` with `quantile` of each element's own uniform draw."""
         first, local = first_element(self._tensors[name]), local_part(self._tensors[name])
         if local.is_meta:
             return
         key = randomness.fold(self._seed, "initialise", self._prefix + name)
         flat, end = local.view(-1), first + local.numel()
-        # Always the same whole chunks, whichever part is held: how torch rounds an element may
-        # depend on where in a loop it is.
+        # Always the same complete chunks, whichever part this rank holds, because torch's rounding
+        # of an element may depend on its position in a loop.
         for start in range(first - first % CHUNK, end, CHUNK):
             values = quantile(randomness.element_uniform(key, start, CHUNK, flat.device))
             low, high = max(start, first), min(start + CHUNK, end)
@@ -92,30 +91,30 @@ class Filler:
 
 @runtime_checkable
 class FillsItself(Protocol):
-    """A module with parameters or buffers of its own, beside those of its sub-modules.
+    """A module with parameters or buffers of its own and a rule to initialise them.
 
-    A class token, a table of positions, the factors of a layer scale: the module knows their rule.
+    Examples are a class token, a position embedding and the factors of a layer scale.
     """
 
     def fill(self, filler: Filler) -> None:
-        """Fill each of the module's own tensors, and only those, through `filler`."""
+        """Fill each of the module's own tensors, and no others, with `filler`."""
         ...
 
 
 def initialise(
     root: nn.Module, seed: int, linear: LinearRule = "xavier_uniform", prefix: str = ""
 ) -> None:
-    """Fill every parameter and buffer below `root` in place, whatever its memory held before.
+    """Fill every parameter and buffer below `root` in place.
 
-    Linear maps and convolutions (on the flattened kernel) follow `linear` with biases 0, layer
-    normalisation is the identity, embeddings are N(0, 0.02^2), all other modules with tensors of
-    their own fill themselves (`FillsItself`). On the meta device nothing is drawn.
+    Linear maps and convolutions (flattened kernel) follow `linear` with biases 0, layer
+    normalisations are the identity, embeddings are N(0, 0.02^2), and all other modules with tensors
+    of their own implement `FillsItself`. On the meta device nothing is drawn.
 
     Args:
         root: The module tree.
         seed: The run's seed.
         linear: The rule for the weights of linear maps.
-        prefix: Full name of `root` in the whole model, for a slice of it.
+        prefix: Full name of `root` in the whole model, if `root` is a part of it.
 
     Raises:
         TypeError: A module has tensors of its own and no rule.
@@ -140,7 +139,7 @@ def initialise(
 
 
 def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the parameters and buffers of `module` itself, without its sub-modules'."""
+    """Yield the parameters and buffers of `module` itself, without those of its sub-modules."""
     yield from module.named_parameters(recurse=False)
     yield from module.named_buffers(recurse=False)
 
@@ -151,7 +150,7 @@ def _centred(uniform: Tensor) -> Tensor:
 
 
 def _normal(uniform: Tensor, deviation: float, inside: float = 1.0) -> Tensor:
-    """Return normal values of which the middle share `inside` is kept."""
+    """Return values of a normal distribution truncated to its central mass `inside`."""
     return _centred(uniform).mul_(inside).erfinv_().mul_(math.sqrt(2.0) * deviation)
 
 

@@ -17,8 +17,8 @@ def patchify(
         patch_px: Side of a patch.
 
     Returns:
-        (batch, patches, channels * patch_px^2): the pixels of a patch ordered by channel, row and
-        column, as a convolution's kernel is.
+        (batch, patches, channels * patch_px^2), the pixels of a patch ordered by channel, row and
+        column, like a convolution's kernel.
     """
     batch, channels, height, width = images.shape
     rows, columns = height // patch_px, width // patch_px
@@ -30,7 +30,7 @@ def patchify(
 def unpatchify(
     patches: Float[Tensor, "batch patches pixels"], patch_px: int, rows: int
 ) -> Float[Tensor, "batch channels height width"]:
-    """Put patches together again: the inverse of `patchify`.
+    """Assemble images from patches; the inverse of `patchify`.
 
     Args:
         patches: As `patchify` returns them.
@@ -71,7 +71,7 @@ def take_rows(
         order: int64 positions of tokens in their own sequence.
     """
     batch, length, features = sequences.shape
-    # One copy per row; `gather` with an expanded index would look up each feature by itself.
+    # Copies whole rows; `gather` with an expanded index would look up each feature separately.
     start = torch.arange(batch, device=order.device)[:, None] * length
     rows = sequences.reshape(batch * length, features).index_select(0, (order + start).flatten())
     return rows.view(batch, order.shape[1], features)

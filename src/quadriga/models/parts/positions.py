@@ -1,4 +1,4 @@
-"""Tables of positions: fixed sine-cosine tables, and their interpolation to another grid."""
+"""Position embeddings: fixed sine-cosine tables, and interpolation to another grid."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def sincos_1d(positions: Float[Tensor, " tokens"], width: int) -> Float[Tensor, 
 def sincos_table(
     rows: int, columns: int, width: int, prefix: int = 0
 ) -> Float[Tensor, "tokens {width}"]:
-    """Return the fixed two-dimensional table of MAE (He et al., 2022, appendix A.1).
+    """Return the fixed two-dimensional position embedding of MAE (He et al., 2022, appendix A.1).
 
-    The first half of the features encodes the column and the second half the row: the order of
-    the reference implementation, whose published weights depend on it.
+    The first half of the features encodes the column, the second half the row. This is the order
+    of the reference implementation, on which its published weights depend.
 
     Args:
         rows: Rows of the grid.
         columns: Columns of the grid; tokens are in row-major order.
         width: Number of features, a multiple of 4.
-        prefix: Number of leading rows of zeros, for the class token.
+        prefix: Number of leading rows of zeros, such as for the class token.
 
     Returns:
         float32 (prefix + rows * columns, width), computed in float64 on the CPU.
@@ -59,12 +59,12 @@ def interpolate_table(
     prefix: int = 0,
     antialias: bool = False,
 ) -> Float[Tensor, "new width"]:
-    """Resample a table of a square grid to another grid, bicubically.
+    """Resample the position embedding of a square grid to another grid, bicubically.
 
     Args:
         table: `prefix` rows that belong to no patch, then the patches in row-major order.
         grid: Rows and columns of the new grid.
-        prefix: Number of leading rows, which are kept as they are.
+        prefix: Number of leading rows, which are copied.
         antialias: Whether to low-pass before shrinking.
 
     Returns:

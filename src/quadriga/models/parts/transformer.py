@@ -1,6 +1,6 @@
-"""The parts of a transformer: attention, MLP, residual scaling and dropping, the pre-norm block.
+"""Parts of a transformer: attention, MLP, layer scale, drop path, dropout, the pre-norm block.
 
-Blocks that start as the identity: the last map of each residual branch is zero.
+`zero_branches` makes blocks start as the identity.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Attention(nn.Module):
         Args:
             tokens: The sequences.
             mask: Broadcastable to (batch, heads, tokens, tokens). Boolean: True where a query may
-                look at a key; float: added to the scores.
+                attend to a key; float: added to the scores.
         """
         batch, length, width = tokens.shape
         fused = self.qkv(tokens).view(batch, length, 3, self.heads, width // self.heads)
@@ -79,7 +79,7 @@ class MLP(nn.Module):
         self.output = nn.Linear(hidden_width, width)
 
     def forward(self, tokens: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
-        """Map each token on its own."""
+        """Apply the maps to each token."""
         output: Tensor = self.output(self.drop(functional.gelu(self.hidden(tokens))))
         return output
 
@@ -108,10 +108,10 @@ class DropPath(nn.Module):
     """Stochastic depth per sample (Huang et al., 2016), drawn from the sample's own key."""
 
     def __init__(self, rate: float, salt: int) -> None:
-        """Drop a sample's branch with probability `rate`; `salt` tells branches apart."""
+        """Drop a sample's branch with probability `rate`; each branch has a different `salt`."""
         super().__init__()
         self.drops = rate > 0.0
-        # Tensors, for a compiled block: as constants they would make every layer another program.
+        # Tensors, because as constants they would make every layer compile its own program.
         self.rate = torch.tensor(rate, dtype=torch.float32, device="cpu")
         self.salt = randomness.salt_tensor(salt)
 
@@ -141,13 +141,13 @@ class DropPath(nn.Module):
 
 
 def _factors(keys: Tensor, salt: Tensor, rate: Tensor) -> Float[Tensor, " batch"]:
-    """Return what each sample's branch is multiplied by: 0, or 1 / (1 - rate)."""
+    """Return the factor of each sample's branch: 0, or 1 / (1 - rate)."""
     uniform = randomness.uniform_rows(keys, salt, 1)[:, 0]
     return (uniform >= rate).to(torch.float32) / (1.0 - rate)
 
 
-# Not taken apart when compiled for the CPU: the kernel that torch 2.13 makes of it writes a whole
-# vector at the end of batches that are no multiple of one (100 samples), over other memory.
+# Opaque to the compiler on the CPU: the kernel that torch 2.13 generates writes a full SIMD vector
+# at the end of batches that are not a multiple of one (100 samples), and overwrites other memory.
 _factors_as_one_operation = torch.library.custom_op(
     "quadriga::drop_path_factors",
     _factors,
@@ -166,7 +166,7 @@ class Dropout(nn.Module):
     """Dropout (Srivastava et al., 2014), drawn in the scope of the micro-batch."""
 
     def __init__(self, rate: float, salt: int) -> None:
-        """Drop each feature with probability `rate`; `salt` tells layers apart."""
+        """Drop each feature with probability `rate`; each layer has a different `salt`."""
         super().__init__()
         self.rate = rate
         self.salt = salt
@@ -188,8 +188,8 @@ class Block(nn.Module):
         """Make one block.
 
         Args:
-            shape: What all blocks share.
-            layer: Global number of the block, the same whichever process holds it.
+            shape: The shape that all blocks share.
+            layer: Global number of the block in the whole model.
             drop_path: Probability that a sample skips a branch of this block.
         """
         super().__init__()
@@ -209,10 +209,10 @@ class Block(nn.Module):
         mask: Bool[Tensor, "..."] | Float[Tensor, "..."] | None = None,
         keys: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
-        """Map the sequences; `mask` as for `Attention`, `keys` as for `DropPath`.
+        """Apply the block; `mask` as for `Attention`, `keys` as for `DropPath`.
 
-        Keys are an argument and no context, so that a second computation of the block has them too,
-        and a compiled block sees an input like any other.
+        Keys are an argument and not a context, so that recomputation gets the same keys and a
+        compiled block treats them as an input.
         """
         branch = self.attention(self.attention_norm(tokens), mask)
         tokens = tokens + self.attention_residual(branch, keys)
@@ -223,10 +223,10 @@ class Block(nn.Module):
 
 @final
 class Residual(nn.Module):
-    """What a branch passes before it is added: dropout, layer scale, drop path."""
+    """The operations on a residual branch before it is added: dropout, layer scale, drop path."""
 
     def __init__(self, shape: BlockShape, layer: int, branch: str, drop_path: float) -> None:
-        """Make those parts that do something; `layer` and `branch` tell their draws apart."""
+        """Make the operations in use; `layer` and `branch` make their draws different."""
         super().__init__()
         self.dropout: nn.Module = nn.Identity()
         self.scale: nn.Module = nn.Identity()
@@ -241,13 +241,13 @@ class Residual(nn.Module):
     def forward(
         self, branch: Float[Tensor, " batch *any"], keys: Int[Tensor, " batch"] | None
     ) -> Float[Tensor, " batch *any"]:
-        """Return what is added to the tokens; `keys` as for `DropPath`."""
+        """Return the summand for the tokens; `keys` as for `DropPath`."""
         branch = self.scale(self.dropout(branch))
         return branch if self.drop_path is None else self.drop_path(branch, keys)
 
 
 def drop_path_rates(highest: float, depth: int) -> list[float]:
-    """Return the drop path rate of each block: from 0 linearly to `highest` at the last one."""
+    """Return the drop path rate of each block, linear from 0 to `highest` at the last block."""
     return [highest * layer / max(1, depth - 1) for layer in range(depth)]
 
 
@@ -255,12 +255,12 @@ def drop_path_rates(highest: float, depth: int) -> list[float]:
 def zero_branches(blocks: Iterable[nn.Module]) -> None:
     """Set the output projections of pre-norm blocks to zero, so that each returns its input.
 
-    The first step changes the projections alone; the gradient reaches the rest of a branch from
-    the second on (Chen et al., "Net2Net", 2016; Goyal et al., 2017, section 5.1, for the last
+    The first step changes only these projections; the rest of a branch gets gradients from the
+    second step on (Chen et al., "Net2Net", 2016; Goyal et al., 2017, section 5.1, for the last
     scale of a branch).
 
     Args:
-        blocks: Each with ``attention.output`` and ``mlp.output``, linear maps.
+        blocks: Blocks with linear maps ``attention.output`` and ``mlp.output``.
 
     Raises:
         TypeError: A block has no such maps.
