@@ -2,10 +2,10 @@
 
 All four kinds of pre-training implement them: self-supervised, generalist, modular and pipelined
 (docs/contracts.md follows a batch of each through them). Two rules separate the packages. *Time
-and tensors*: the loop handles steps and never losses; an objective handles losses and sees steps
-only through `Progress`. *Sum and count*: an objective returns the sum of its losses over targets
-and the number of targets; the executor divides once, over all micro-batches and ranks, so that
-gradient accumulation and uneven batches are exact.
+and tensors*: the loop handles steps and never losses; an objective handles losses and depends on
+steps only through `Progress`. *Sum and count*: an objective returns the sum of its losses over
+targets and the number of targets; the executor divides once, over all micro-batches and ranks, so
+that gradient accumulation and uneven batches are exact.
 """
 
 from quadriga.contracts.configs import (

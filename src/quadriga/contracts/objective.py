@@ -276,7 +276,7 @@ class PooledObjective(Objective):
         """Compute this rank's part of the loss of a step.
 
         The loss of the step is the sum of `Term.total` over the ranks, divided by the sum of
-        `Term.targets`. A rank whose loss is equal on all ranks returns it with targets 1.
+        `Term.targets`. If the loss is equal on all ranks, every rank returns it with targets 1.
 
         Args:
             rows: Outputs of `embed` for all micro-batches of this rank, concatenated.

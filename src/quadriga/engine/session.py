@@ -272,7 +272,7 @@ class _Session:
         return from_main(lambda: metrics_at(self._directory.report, step), self._env)
 
     def _make_up(self, step: int) -> None:
-        """Evaluate a saved state whose evaluation was interrupted or is due before training."""
+        """Evaluate the state after `step`, if a stop prevented it or it is due before training."""
         with self._phase_timer.during("evaluate"), self._preemption.leave_at_once(step):
             self._store.report(step, self._evaluate(step))
 

@@ -12,7 +12,7 @@ from quadriga.errors import UserError, keys_at
 
 
 def task_configs(config: RunConfig) -> dict[str, RunConfig]:
-    """Return each task of a mixture as a run of its own, by name; a plain run under ``""``.
+    """Return task -> config of a run with that task only; a plain run has the name ``""``.
 
     Raises:
         UserError: Data, views and objective do not have the same tasks.
