@@ -22,14 +22,13 @@ from quadriga.data.parts.subsets import Subset
 from quadriga.distributed.collectives import from_main
 from quadriga.distributed.environment import DistEnv
 from quadriga.distributed.mesh import Ranks, make_ranks
-from quadriga.engine.build import build_objective, build_on_meta
 from quadriga.engine.checkpoint.store import newest_valid, read_objective
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.logs.results import RESULTS, merge_results
 from quadriga.engine.logs.times import evaluated
 from quadriga.engine.run_config import EvaluationConfig, RunConfig
-from quadriga.engine.step.sharding import place
+from quadriga.engine.step.sharding import build_to_evaluate
 from quadriga.errors import UserError, did_you_mean
 from quadriga.formatting import measured
 
@@ -91,14 +90,14 @@ def choose_protocols(config: RunConfig, names: Sequence[str], values: dict[str, 
 
 def load_objective(
     config: RunConfig, run_dir: Path, env: DistEnv, console: Console
-) -> tuple[Objective, int, Ranks | None]:
+) -> tuple[Objective, int, Ranks]:
     """Read the objective of a run's newest valid checkpoint; every rank calls it.
 
-    Its weights are those that ``evaluation.weights`` names. A run that shards its state is read
-    in shards over all ranks, whatever number trained it.
+    Its weights are those that ``evaluation.weights`` names. A run that shards its state, or
+    cuts its model, is read in shards over all ranks, whatever number trained it.
 
     Returns:
-        The objective, the step it is at, and the ranks that it is sharded over, if it is.
+        The objective, the step it is at, and the ranks, over whose shard axis it is sharded.
 
     Raises:
         UserError: The run has no whole checkpoint, or no moving average.
@@ -107,10 +106,9 @@ def load_objective(
     found = from_main(lambda: newest_valid(directory.checkpoints, console.warn), env)
     if found is None:
         raise UserError(f"{run_dir} has no whole checkpoint to evaluate; train it first")
-    ranks = None
-    if env.world_size > 1 and config.train.parallel != "ddp":
-        ranks = make_ranks(env, shard=env.world_size)
-    objective = _build(config, env, ranks, config.seed)
+    is_parted = config.executor.is_cut or config.train.parallel != "ddp"
+    ranks = make_ranks(env, shard=env.world_size if is_parted else 1)
+    objective = build_to_evaluate(config, ranks, config.seed)
     return objective, read_objective(found, objective, env, config.evaluation.weights), ranks
 
 
@@ -131,9 +129,9 @@ def make_context(
         data: `evaluation_data` of the run.
         folder: Folder for results and pictures.
         env: This process among the run's.
-        console: Prints progress and warnings.
-        ranks: The ranks over which the objective is sharded as the run says; without them each
-            rank holds all of it.
+        console: Where progress and warnings go.
+        ranks: The ranks, over whose shard axis a random objective is sharded like this one;
+            without them each rank holds all of it.
 
     Raises:
         UserError: The run is a mixture of tasks.
@@ -145,8 +143,8 @@ def make_context(
         )
     return EvaluationContext(
         objective=objective,
-        fresh=lambda: _build(
-            config, env, ranks, randomness.fold(config.seed, "random encoder")
+        fresh=lambda: build_to_evaluate(
+            config, ranks or Ranks(env), randomness.fold(config.seed, "random encoder")
         ).eval(),
         data=data,
         transform=config.views.build("test"),
@@ -204,15 +202,6 @@ def evaluate(
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}; make room") from error
     return results
-
-
-def _build(config: RunConfig, env: DistEnv, ranks: Ranks | None, seed: int) -> Objective:
-    """Return the objective with initial values; with `ranks` they hold it as the run says."""
-    if ranks is None:
-        return build_objective(config, env.device, seed)
-    objective = build_on_meta(config)
-    place(objective, config.train, ranks, seed)
-    return objective
 
 
 def describe(result: EvaluationResult) -> str:

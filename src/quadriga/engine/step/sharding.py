@@ -22,8 +22,8 @@ from quadriga.distributed.allocator import LARGEST_KEPT_SHARDED, keep_freed_memo
 from quadriga.distributed.collectives import local_part
 from quadriga.distributed.environment import DistEnv
 from quadriga.distributed.mesh import Ranks
-from quadriga.engine.build import give_memory
-from quadriga.engine.run_config import TrainConfig
+from quadriga.engine.build import build_on_meta, give_memory
+from quadriga.engine.run_config import RunConfig, TrainConfig
 from quadriga.engine.step.blocks import blocks_of
 from quadriga.engine.step.gradients import GradientSum
 from quadriga.errors import UserError
@@ -163,12 +163,12 @@ class Sharded(Layout):
 
 
 def place(objective: Objective, train: TrainConfig, ranks: Ranks, seed: int) -> Sharded | None:
-    """Shard an objective where the run says so, and give it memory; every rank calls it.
+    """Shard an objective over the shard axis, and give it memory; every rank calls it.
 
     Args:
         objective: Changed in place. On the meta device it gets memory once it is sharded, each
             rank its part, and initial values.
-        train: How the ranks hold it.
+        train: How its blocks are gathered.
         ranks: The ranks.
         seed: The seed of the initial values.
 
@@ -176,11 +176,26 @@ def place(objective: Objective, train: TrainConfig, ranks: Ranks, seed: int) -> 
         How it is sharded, if it is.
     """
     is_empty = any(tensor.is_meta for tensor in objective.parameters())
-    is_sharded = ranks.env.world_size > 1 and train.parallel != "ddp"
-    layout = Sharded(objective, train, ranks) if is_sharded else None
+    layout = Sharded(objective, train, ranks) if ranks.size("shard") > 1 else None
     if is_empty:
         give_memory(objective, ranks.env.device, seed)
     return layout
+
+
+def build_to_evaluate(config: RunConfig, ranks: Ranks, seed: int) -> Objective:
+    """Make an objective with initial values that is not trained; every rank calls it.
+
+    Sharded or not, its blocks compute in float32, and are gathered only while they compute.
+
+    Args:
+        config: The run.
+        ranks: The ranks, over whose shard axis it is sharded.
+        seed: The seed of its values.
+    """
+    objective = build_on_meta(config)
+    changes = {"precision": "float32", "reshard_after_forward": True}
+    place(objective, config.train.model_copy(update=changes), ranks, seed)
+    return objective
 
 
 def make_layout(objective: Objective, train: TrainConfig, ranks: Ranks, seed: int) -> Layout:

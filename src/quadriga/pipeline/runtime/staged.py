@@ -10,13 +10,16 @@ import torch
 import torch.distributed as dist
 
 from quadriga.contracts import Batch, Executor, MicroBatch, Objective, Splittable, StepOutput
+from quadriga.distributed.collectives import copy_whole
 from quadriga.distributed.environment import DistEnv
-from quadriga.engine.build import Fill, build_objective, give_memory
+from quadriga.distributed.mesh import make_ranks
+from quadriga.engine.build import Fill, give_memory
 from quadriga.engine.meters.phase_timer import PhaseTimer
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan
 from quadriga.engine.step.bad_step import BadStep, stop_at
 from quadriga.engine.step.blocks import apply_recompute, compile_blocks
+from quadriga.engine.step.sharding import build_to_evaluate
 from quadriga.engine.step.state import (
     copy_state,
     without_unbegun,
@@ -70,11 +73,17 @@ class StagedExecutor(Executor):
         self.pipeline = pipeline_of(config)
         depth = cast(Splittable, objective).depth
         self.topology = make_topology(self.pipeline, depth, env.world_size)
+        self.ranks = make_ranks(env, shard=env.world_size)
         if fill is not None:
             give_memory(objective, env.device, config.seed)
             fill(objective)
         everything = {n: p for n, p in objective.named_parameters() if p.requires_grad}
         parts = self._parts(objective)
+        self._holders = {
+            name: self.topology.ranks[number][0]
+            for number, part in enumerate(parts)
+            for name in part.state_dict()
+        }
         ties = shared_parameters(parts)
         self.groups = make_groups(self.topology, env, sorted(set(ties.values())))
         part = parts[self.groups.stage].materialise(config.seed, env.device)
@@ -147,26 +156,31 @@ class StagedExecutor(Executor):
 
     @contextlib.contextmanager
     def frozen(self, weights: str = "raw") -> Iterator[Objective]:
-        """Return a context that gives the whole objective for evaluation; see `Executor.frozen`."""
+        """Return a context that gives the objective for evaluation; see `Executor.frozen`.
+
+        It is a second one, sharded over all ranks: protocols compute more than what the stages do
+        in turn, such as features, and so no rank holds all of it.
+        """
         ema = self.updates.update.ema if weights == "ema" else None
-        with contextlib.ExitStack() as stack:
-            if ema is not None:
-                stack.enter_context(ema.swapped_in())
-            yield self._gathered()
+        with ema.swapped_in() if ema is not None else contextlib.nullcontext():
+            objective = self._sharded()
+        yield objective
 
     @torch.no_grad()
-    def _gathered(self) -> Objective:
-        """Return the whole objective; the first replica of each part broadcasts its tensors."""
-        whole = build_objective(self.config, self.env.device, self.config.seed)
-        own, targets = self.versions.newest.state_dict(), whole.state_dict()
-        for number, part in enumerate(self._parts(whole)):
-            source = self.topology.ranks[number][0]
-            for name in sorted(part.state_dict()):
-                if number == self.groups.stage:
-                    targets[name].copy_(own[name])
-                if self.env.world_size > 1:
-                    dist.broadcast(targets[name], src=source)
-        return whole
+    def _sharded(self) -> Objective:
+        """Return the objective in shards: who has a tensor's stage sends it, one after the other."""
+        objective = build_to_evaluate(self.config, self.ranks, self.config.seed)
+        own = self.versions.newest.state_dict()
+        for name, target in sorted(objective.state_dict().items()):
+            source = self._holders[name]
+            if source == self.env.rank:
+                values = own[name]
+            else:
+                values = torch.empty(target.shape, dtype=target.dtype, device=self.env.device)
+            if self.env.world_size > 1:
+                dist.broadcast(values, src=source)
+            copy_whole(target, values)
+        return objective
 
     def state_dict(self) -> dict[str, Any]:
         """Return the live tensors of this rank's part by global name.
