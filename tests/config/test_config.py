@@ -147,6 +147,8 @@ def test_kinds_are_files_of_a_room_and_entries_of_its_table(
         assert Run.from_dict(config.as_dict()) == config
     with pytest.raises(UserError, match=r"protocol.kind 'twim' does not exist; did you mean twin"):
         Run().override({"protocol.kind": "twim"})
+    with pytest.raises(UserError, match=r"twin.*protocol\.kind=twin"):
+        Run().override({"twin.neighbours": 3})
 
 
 def test_configs_are_frozen_and_refuse_unknown_keys() -> None:

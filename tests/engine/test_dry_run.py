@@ -13,6 +13,7 @@ from quadriga.engine.dry_run import dry_run
 from quadriga.engine.run_config import RunConfig
 from quadriga.recipes.bert import bert_tiny_pydoc
 from quadriga.recipes.mae import mae_vit_small
+from quadriga.recipes.self_supervised import dino_digits, moco_v3_digits, swav_digits
 
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -91,6 +92,13 @@ def test_time_is_work_over_peak(config: RunConfig) -> None:
 def test_what_cannot_start_is_refused() -> None:
     with refuses("log.profile", "5 steps", "is 5"):
         dry_run(tiny_config(["log.profile=5"]), 1)
+    for method in (moco_v3_digits, swav_digits, dino_digits):
+        pipeline = {"executor.kind": "pipeline", "executor.stages": "2"}
+        with refuses("executor.kind", "data_parallel"):
+            dry_run(method().override(pipeline), 2)
+        held_out = {"evaluation.protocols": [{"kind": "held_out"}]}
+        with refuses("held_out", "evaluation.protocols"):
+            dry_run(method().override(held_out), 1)
 
 
 def test_text_is_held_against_the_model() -> None:

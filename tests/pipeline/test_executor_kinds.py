@@ -48,7 +48,8 @@ def test_a_config_is_read_without_its_executor() -> None:
         (["executor.kind=pipline"], ["executor.kind", "pipeline"]),
         (["executor.kind=pipeline"], ["executor.kind", "data_parallel", "objective.kind=mae"]),
         (["executor.kind=pipeline", "executor.schedul=2bw"], ["executor.schedule"]),
-        (["pipeline.schedule=2bw"], ["pipeline"]),
+        (["executor.kind=pipeline", "executor.stage=2"], ["executor.stages"]),
+        (["pipeline.schedule=2bw"], ["pipeline", "executor.kind=pipeline"]),
     ],
 )
 def test_a_wrong_key_is_told_in_one_line(

@@ -223,7 +223,7 @@ class _Context:
         everywhere = [known for known, _ in leaves_of(self.tree, "")]
         leaf = path.rpartition(".")[2]
         candidates = near + [
-            k for k in everywhere if k.rpartition(".")[2] == leaf and k not in near
+            k for k in everywhere if k.rpartition(".")[2] == leaf and k not in (*near, path)
         ]
         source = self.source_of(path)
         where = f" ({_set_where(source)})" if source else ""
@@ -253,7 +253,8 @@ def construct(
         where = f"{path}.{name}" if path else name
         if name not in fields:
             siblings = [*fields, *(["kind"] if issubclass(cls, Choice) else [])]
-            raise _of_another_kind(cls, name, path) or context.unknown(where, siblings)
+            told = _of_another_kind(cls, name, path) or _of_kind(cls, name, where)
+            raise told or context.unknown(where, siblings)
         built[name] = _read(fields[name].annotation, value, where, context)
     try:
         return cls(**built)
@@ -276,6 +277,19 @@ def _of_another_kind(cls: type[Config], name: str, path: str) -> UserError | Non
             return UserError(
                 f"{path}.{name} must be left alone with {path}.kind={cls.kind()}, which has no "
                 f"such key; set {path}.kind={kind}"
+            )
+    return None
+
+
+def _of_kind(cls: type[Config], name: str, where: str) -> UserError | None:
+    """Return the error for a key that is no field, but a kind of one: ``pipeline.schedule``."""
+    for field, info in cls.model_fields.items():
+        base = info.annotation
+        if isinstance(base, type) and issubclass(base, Choice) and name in kinds(base):
+            path = f"{where.removesuffix(name)}{field}"
+            return UserError(
+                f"unknown key {where}; {name} is a kind of {path}: set {path}.kind={name}, and its "
+                f"keys as {path}.KEY"
             )
     return None
 

@@ -13,7 +13,7 @@ from torch import nn
 from quadriga.config.base import Choice
 from quadriga.contracts.data import Dataset, Split, TaskBlocks, Transform
 from quadriga.contracts.evaluation import Evaluator
-from quadriga.contracts.objective import Objective, Progress
+from quadriga.contracts.objective import Batch, Objective, Progress
 from quadriga.contracts.step import StepPlan
 from quadriga.contracts.weights import WeightSource
 
@@ -188,6 +188,18 @@ class EvaluatorConfig(Choice, ABC):
     @abstractmethod
     def build(self) -> Evaluator:
         """Make the evaluator."""
+
+    def check(self, objective: Objective, example: Batch) -> None:
+        """Check that the protocol can evaluate an objective, before there are data.
+
+        Args:
+            objective: On the meta device.
+            example: Two samples as evaluation sees them, there as well.
+
+        Raises:
+            UserError: It cannot.
+        """
+        return None
 
 
 class OptimizerConfig(Choice, ABC):

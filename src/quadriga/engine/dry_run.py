@@ -14,7 +14,7 @@ from quadriga.engine.build import build_on, build_on_meta
 from quadriga.engine.logs.profile import check_profile
 from quadriga.engine.meters.cost import Cost, activation_bytes, measure
 from quadriga.engine.meters.devices import peak_flops, uses_tf32
-from quadriga.engine.preflight import ASSUMED, check_tasks, leaves_it_to_data
+from quadriga.engine.preflight import ASSUMED, check_protocols, check_tasks, leaves_it_to_data
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan, describe_batch, make_plan
 from quadriga.engine.step.blocks import apply_recompute
@@ -61,6 +61,7 @@ def dry_run(config: RunConfig, world_size: int, local_world_size: int | None = N
     objective = build_on_meta(config)
     executor = config.executor
     executor.check(config, objective, world_size)
+    check_protocols(config, objective)
     plan = make_plan(config, size, executor.share(0, world_size).of)
     if dataset is not None:
         config.views.check(dataset, "train", plan)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 
+import torch
+
 from quadriga.config.provenance import Resolved
 from quadriga.contracts import Dataset, Objective
 from quadriga.data.reading.sampling import deal
@@ -114,6 +116,7 @@ def check_start(
         dataset = config.data.build("train")
     check_tasks(config, dataset)
     objective = build_on_meta(config)
+    check_protocols(config, objective)
     config.executor.check(config, objective, world_size)
     plan = make_plan(config, len(dataset), config.executor.share(0, world_size).of)
     config.views.check(dataset, "train", plan)
@@ -127,17 +130,30 @@ def check_start(
     return dataset, plan.of_data(dataset)
 
 
+def check_protocols(config: RunConfig, objective: Objective) -> None:
+    """Check that the run's protocols can evaluate its objective, before there are data.
+
+    Raises:
+        UserError: They cannot, or the run is a mixture.
+    """
+    protocols = config.evaluation.protocols
+    if protocols and config.data.by_task():
+        raise UserError(
+            "evaluation.protocols must be empty for a mixture, since a protocol evaluates one data "
+            f"set, but has {protocols[0].kind()}; set evaluation.protocols=[]"
+        )
+    if protocols:
+        example = config.views.build("test").example(2, torch.device("meta"))
+        for protocol in protocols:
+            protocol.check(objective, example)
+
+
 def check_tasks(config: RunConfig, dataset: Dataset) -> None:
     """Check that the method, the model and the data of each task are compatible.
 
     Raises:
-        UserError: They are not, or a mixture has evaluation protocols.
+        UserError: They do not.
     """
-    if dataset.tasks and config.evaluation.protocols:
-        raise UserError(
-            "evaluation.protocols must be empty for a mixture, since a protocol evaluates one data "
-            f"set, but has {config.evaluation.protocols[0].kind()}; set evaluation.protocols=[]"
-        )
     for task, part in task_configs(config).items():
         with errors_of(task, config):
             part.objective.check(part.model, dataset.of_task(task), part.views)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import final
@@ -269,6 +270,9 @@ class _Session:
         if missing:
             with self._executor.frozen(config.evaluation.weights) as objective:
                 evaluate(missing, self._context(objective), step, self._console)
+            # Sharded modules are in cycles: what was made for the evaluation alone goes at once.
+            del objective
+            gc.collect()
         return from_main(lambda: metrics_at(self._directory.report, step), self._env)
 
     def _make_up(self, step: int) -> None:

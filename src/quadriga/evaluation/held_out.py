@@ -11,11 +11,13 @@ from torch import Tensor
 
 from quadriga import randomness
 from quadriga.contracts import (
+    Batch,
     EvaluationContext,
     EvaluationResult,
     Evaluator,
     EvaluatorConfig,
     LossOutput,
+    Objective,
 )
 from quadriga.data.reading.loader import sequential
 from quadriga.distributed.collectives import all_reduce_sum, slice_of
@@ -32,6 +34,11 @@ class HeldOutConfig(EvaluatorConfig):
     def build(self) -> HeldOut:
         """Make the evaluator."""
         return HeldOut(self)
+
+    def check(self, objective: Objective, example: Batch) -> None:
+        """Compute the objective on the example; some compare several views of each image."""
+        with evaluation_mode(objective), torch.no_grad(), randomness.micro_batch(0, 0, 0, 0):
+            objective(example)
 
 
 @final

@@ -170,7 +170,7 @@ def test_damaged_profiles_are_refused(
 ) -> None:
     path = tmp_path / "profile.json"
     path.write_text(json.dumps({**made_profile().as_dict(), **change}))
-    with refuses(*fragments):
+    with refuses(path, *fragments):
         read_profile(path, "words", "float32")
 
 
@@ -201,7 +201,7 @@ def test_device_descriptions(tmp_path: Path) -> None:
     with refuses("h10", "h100"):
         find_spec("h10")
     path.write_text('{"name": "mine"}')
-    with refuses("float32", "required"):
+    with refuses(path, "float32", "required"):
         find_spec(str(path))
 
 

@@ -3,7 +3,7 @@
     python evaluation_worker.py FOLDER CASE.json ...
 
 Each case is a file of overrides of `CASE`; it leaves ``FOLDER/CASE_rank_R.pt`` with the metrics,
-the rank's state, and the most bytes that evaluation held at once beside what training holds.
+the rank's state, and the most bytes that blocks found held beside what training holds.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from __future__ import annotations
 import gc
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +24,22 @@ from quadriga.engine.evaluate import evaluate, evaluation_data, make_context
 from quadriga.engine.logs.console import Console
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import make_plan
-from quadriga.models.parts.transformer import Block
 from quadriga.recipes.deit import deit_digits
 
 CASE = {
     "objective.classes": 10,
-    "model.width": 64,
-    "model.depth": 8,
+    "model.width": 32,
+    "model.depth": 16,
     "model.heads": 2,
     "train.epochs": None,
-    "train.steps": 3,
+    "train.steps": 2,
     "train.batch_size": 16,
     "train.accumulate": 4,
     "train.device": "cpu",
     "schedule.warmup_epochs": 0,
     "ema.decay": 0.5,
-    "evaluation.train_samples": 40,
-    "evaluation.test_samples": 25,
+    "evaluation.train_samples": 20,
+    "evaluation.test_samples": 13,
     "evaluation.protocols": [
         {"kind": "held_out", "batch_size": 4},
         {"kind": "knn", "neighbours": 3},
@@ -75,22 +72,6 @@ def live() -> int:
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
-@contextmanager
-def most_bytes(found: list[int]) -> Iterator[None]:
-    """Append the most bytes that were alive at once where blocks were called."""
-    gc.collect()
-    before, most = live(), 0
-
-    def look(module: nn.Module, *_: Any) -> None:
-        nonlocal most
-        if isinstance(module, Block):  # to look takes a while
-            most = max(most, live() - before)
-
-    with nn.modules.module.register_module_forward_hook(look):
-        yield
-    found.append(most)
-
-
 def run_case(name: str, case: dict[str, Any], env: DistEnv, folder: Path) -> None:
     """Run one case on this rank."""
     config = config_of(case)
@@ -103,10 +84,20 @@ def run_case(name: str, case: dict[str, Any], env: DistEnv, folder: Path) -> Non
     before = {n: t.detach().clone() for n, t in executor.state_dict().items()}
     found: dict[str, Any] = {"bytes": []}
     for weights in ("raw", "ema"):
-        look = most_bytes(found["bytes"]) if case.get("executor.stages") == 4 else nullcontext()
-        with look, executor.frozen(weights) as objective:
+        gc.collect()
+        held, training = [], live()
+
+        def look(*_: Any, held: list[int] = held, training: int = training) -> None:
+            held.append(live() - training)
+
+        with executor.frozen(weights) as objective:
+            for number in (0, -1):  # to look takes a while
+                objective.encoder.blocks[number].register_forward_pre_hook(look)
             found[weights] = metrics_of(config, objective, folder, env, executor.ranks)
-        del objective
+        del objective, look
+        gc.collect()
+        assert live() == training
+        found["bytes"].append(max(held))
     after = executor.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     found["state"] = before

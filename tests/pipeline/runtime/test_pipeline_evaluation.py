@@ -24,10 +24,7 @@ CASES: dict[int, dict[str, dict[str, Any]]] = {
             "executor.stages_per_rank": 2,
         },
     },
-    4: {
-        "four_stages": {"executor.stages": 4, "executor.schedule": "1f1b"},
-        "two_copies": {"executor.stages": 2, "executor.schedule": "gpipe"},
-    },
+    4: {"two_copies": {"executor.stages": 2, "executor.schedule": "1f1b"}},
 }
 
 
@@ -81,11 +78,11 @@ def test_the_stages_find_what_the_whole_model_finds(
 
 
 def test_no_rank_holds_the_whole_model_to_evaluate_it(ran: Path) -> None:
-    config = config_of(CASES[4]["four_stages"])
+    config = config_of(CASES[4]["two_copies"])
     whole = build_objective(config, torch.device("cpu"), config.seed)
     size = sum(4 * p.numel() for p in whole.parameters())
-    for rank in results(ran, "four_stages"):
+    for rank in results(ran, "two_copies"):
         assert len(rank["bytes"]) == 2
         # A quarter of the trained model and of the random one, a gathered block of each and what
         # lies outside blocks.
-        assert all(0 < most < 0.9 * size for most in rank["bytes"]), (rank["bytes"], size)
+        assert all(0 < most < 0.75 * size for most in rank["bytes"]), (rank["bytes"], size)

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from quadriga.config.base import Config
+from quadriga.config.base import Config, ConfigT
 from quadriga.contracts import Batch, LossOutput, OptimizerConfig, Stage
 from quadriga.contracts.stage import Splittable
 from quadriga.engine.build import build_on_meta
@@ -211,7 +211,7 @@ def read_profile(path: Path, recipe: str, precision: str) -> Profile:
     Raises:
         UserError: The file cannot be read, is no profile, or is of another recipe or precision.
     """
-    profile = Profile.from_dict(read_object(path))
+    profile = _read(Profile, path)
     facts = profile.facts
     for what, is_, asked in (
         ("recipe", facts.recipe, recipe),
@@ -225,11 +225,11 @@ def read_profile(path: Path, recipe: str, precision: str) -> Profile:
     return profile
 
 
-def read_object(path: Path) -> dict[str, object]:
-    """Return the JSON object in a file.
+def _read(cls: type[ConfigT], path: Path) -> ConfigT:
+    """Read a config from a file that holds one JSON object.
 
     Raises:
-        UserError: The file cannot be read, is not valid JSON, or holds no object.
+        UserError: It cannot be read or holds something else; the file is named.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -239,7 +239,10 @@ def read_object(path: Path) -> dict[str, object]:
         raise UserError(f"{path} must be valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold one JSON object, but holds {type(content).__name__}")
-    return content
+    try:
+        return cls.from_dict(content)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 GIGA, TERA, GIB = 1e9, 1e12, 2**30
@@ -352,7 +355,7 @@ def find_spec(text: str) -> DeviceSpec:
         return SPECS[text]
     path = Path(text)
     if path.suffix == ".json" or path.is_file():
-        return DeviceSpec.from_dict(read_object(path))
+        return _read(DeviceSpec, path)
     raise UserError(
         f"--device-spec must be a JSON file or a known device, but is {text}"
         f"{did_you_mean(text, SPECS)}"
