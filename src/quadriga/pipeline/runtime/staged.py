@@ -13,7 +13,7 @@ from quadriga.contracts import Batch, Executor, MicroBatch, Objective, Splittabl
 from quadriga.distributed.collectives import copy_whole
 from quadriga.distributed.environment import DistEnv
 from quadriga.distributed.mesh import make_ranks
-from quadriga.engine.build import Fill, give_memory
+from quadriga.engine.build import Fill, build_on_meta, give_memory
 from quadriga.engine.meters.phase_timer import PhaseTimer
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan
@@ -70,20 +70,14 @@ class StagedExecutor(Executor):
         self.config, self.plan, self.env = config, plan, env
         self.phase_timer = phase_timer or PhaseTimer()
         self._asked_to_stop, self._on_bad_step = asked_to_stop, on_bad_step
-        self.pipeline = pipeline_of(config)
-        depth = cast(Splittable, objective).depth
+        self.ranks = self._all = make_ranks(env, shard=env.world_size)
+        self.pipeline, depth = pipeline_of(config), cast(Splittable, objective).depth
         self.topology = make_topology(self.pipeline, depth, env.world_size)
-        self.ranks = make_ranks(env, shard=env.world_size)
         if fill is not None:
             give_memory(objective, env.device, config.seed)
             fill(objective)
         everything = {n: p for n, p in objective.named_parameters() if p.requires_grad}
         parts = self._parts(objective)
-        self._holders = {
-            name: self.topology.ranks[number][0]
-            for number, part in enumerate(parts)
-            for name in part.state_dict()
-        }
         ties = shared_parameters(parts)
         self.groups = make_groups(self.topology, env, sorted(set(ties.values())))
         part = parts[self.groups.stage].materialise(config.seed, env.device)
@@ -168,11 +162,16 @@ class StagedExecutor(Executor):
 
     @torch.no_grad()
     def _sharded(self) -> Objective:
-        """Return the objective in shards: who has a tensor's stage sends it, one after the other."""
-        objective = build_to_evaluate(self.config, self.ranks, self.config.seed)
+        """Return the objective in shards, filled tensor by tensor from where its stage lies."""
+        holders = {
+            name: self.topology.ranks[number][0]
+            for number, part in enumerate(self._parts(build_on_meta(self.config)))
+            for name in part.state_dict()
+        }
+        objective = build_to_evaluate(self.config, self._all, self.config.seed)
         own = self.versions.newest.state_dict()
         for name, target in sorted(objective.state_dict().items()):
-            source = self._holders[name]
+            source = holders[name]
             if source == self.env.rank:
                 values = own[name]
             else:
