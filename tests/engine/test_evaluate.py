@@ -188,14 +188,24 @@ def test_a_number_is_told_beside_the_random_encoders() -> None:
     assert_says(told, "knn", "top1 61.23 %", "20.00 %", "k 5")
 
 
-def test_eval_reads_a_sharded_run_in_shards_on_any_number_of_ranks(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    done = run_quadriga(*tiny_run(run, 2, "train.parallel=fsdp"), world_size=2)
+SMALL = ("model.width=16", "model.depth=2", "model.heads=2", "train.device=cpu")
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_eval_reads_a_parted_run_in_shards_on_any_number_of_ranks(
+    tmp_path: Path, is_cut: bool
+) -> None:
+    run, protocol = tmp_path / "run", "held_out" if is_cut else "reconstruction"
+    words = tiny_run(run, 2, "train.parallel=fsdp")
+    if is_cut:
+        cut = ("executor.kind=pipeline", "executor.stages=2", "train.accumulate=2")
+        length = ("train.steps=2", "schedule.warmup_epochs=0", "evaluation.protocols=[]")
+        words = ["train", "deit_digits", *SMALL, *cut, *length, "--work-dir", str(run)]
+    done = run_quadriga(*words, world_size=2)
     assert done.returncode == 0, done.stderr
     found = []
     for world_size in (1, 2):
-        words = ("eval", str(run), "reconstruction")
-        done = run_quadriga(*words, world_size=world_size)
+        done = run_quadriga("eval", str(run), protocol, world_size=world_size)
         assert done.returncode == 0, done.stderr
         (result,) = json.loads((run / "report" / "evaluation.json").read_text())["results"]
         found.append(result["numbers"])
