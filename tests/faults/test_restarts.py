@@ -9,7 +9,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch.distributed.run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from errors import assert_says
@@ -136,10 +135,9 @@ def test_the_exit_code_is_that_of_the_rank_that_knows_most(
 ) -> None:
     """Two ranks that fail within the same second: one has an error, one has lost the other."""
 
-    def fail(options: object) -> None:
+    def fail(*arguments: object) -> None:
         failures = {i: ProcessFailure(i, 1, code, "") for i, code in enumerate(codes)}
         raise ChildFailedError("train", failures)
 
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which it would leave behind
-    monkeypatch.setattr(torch.distributed.run, "run", fail)
+    monkeypatch.setattr(launch, "launch_agent", fail)
     assert launch.run_ranks(2, ["train"]) == expected

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from quadriga.errors import UserError
+
+_LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+
+LOOPBACK = {
+    "GLOO_SOCKET_IFNAME": _LOOPBACK,
+    "NCCL_SOCKET_IFNAME": _LOOPBACK,
+    "NCCL_RAS_ENABLE": "0",
+}
+"""Variables with which ranks of one machine listen on its loopback interface only.
+
+gloo would listen on the address of the host's name, NCCL on every other interface; RAS is NCCL's
+status service, which listens as well.
+"""
+
+RENDEZVOUS_FILE = "QUADRIGA_RENDEZVOUS_FILE"
+"""Variable that names the file in which the ranks of one machine meet, in place of a store that
+listens at MASTER_ADDR and MASTER_PORT."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,14 @@ import torch
 import torch.distributed as dist
 
 from quadriga.distributed.allocator import keep_freed_memory
-from quadriga.distributed.environment import DistEnv, Launch, pick_device, read_launch, set_threads
+from quadriga.distributed.environment import (
+    RENDEZVOUS_FILE,
+    DistEnv,
+    Launch,
+    pick_device,
+    read_launch,
+    set_threads,
+)
 from quadriga.errors import UserError
 
 
@@ -81,7 +88,7 @@ def _join(launch: Launch, place: torch.device, timeout: timedelta) -> None:
         UserError: MASTER_ADDR or MASTER_PORT is not set, or the store cannot be shared.
     """
     absent = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if absent:
+    if absent and RENDEZVOUS_FILE not in os.environ:
         raise UserError(
             f"{launch.world_size} processes meet at MASTER_ADDR and MASTER_PORT, but "
             f"{' and '.join(absent)} is not set; start with torchrun or export it"
@@ -100,14 +107,17 @@ def _join(launch: Launch, place: torch.device, timeout: timedelta) -> None:
 
 
 def _store_of_attempt(launch: Launch, timeout: timedelta) -> dist.Store | None:  # type: ignore[name-defined]
-    """Return the store that the ranks of a restart meet in; None for torch's own choice.
+    """Return the store that the ranks meet in; None for torch's own choice.
 
-    torchrun lends its workers its own store. After a restart it still holds the addresses of the
-    ranks that have died, which the new ones would wait for (pytorch issue 135712).
+    Ranks that `quadriga.launch` starts meet in a file, a new one for each attempt. torchrun lends
+    its workers its own store. After a restart it still holds the addresses of the ranks that have
+    died, which the new ones would wait for (pytorch issue 135712).
 
     Raises:
         UserError: The store would be lent again, to ranks that cannot agree on another.
     """
+    if (file := os.environ.get(RENDEZVOUS_FILE)) is not None:
+        return dist.FileStore(file, launch.world_size)  # type: ignore[attr-defined]
     lent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if not lent or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
         return None

@@ -1,45 +1,80 @@
-"""Several ranks on this machine, through torchrun, with one exit code."""
+"""Several ranks of one machine, started by torch's elastic agent, with one exit code.
+
+No store listens on the network. torch's own rendezvous backends serve a TCPStore on every
+interface, which asks nobody for a password and whose values the agent unpickles. Here the agent,
+alone with its ranks, keeps its store in memory, and the ranks meet in a file.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Sequence
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import FrameType
 from typing import final
 
 import psutil
-from torch.distributed import run as torchrun
-from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import (
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    RendezvousStoreInfo,
+    rendezvous_handler_registry,
+)
+from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
+from quadriga.distributed.environment import LOOPBACK, RENDEZVOUS_FILE
 from quadriga.engine.faults.preemption import SIGNALS, handling
 from quadriga.engine.logs.environment import cores
 from quadriga.errors import INTERRUPTED
 from quadriga.launch.attempts import FINAL, RESTARTS
 
-_OURS = "--signals-to-handle"
+
+@final
+class _OneAgent(RendezvousHandler):
+    """The rendezvous of an agent that no other joins: its store is in its own memory."""
+
+    def __init__(self, parameters: RendezvousParameters) -> None:
+        self._run_id = parameters.run_id
+
+    @property
+    def use_agent_store(self) -> bool:
+        return False  # it cannot be reached from a rank
+
+    def get_backend(self) -> str:
+        return "local"
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        # The agent hands address and port to its ranks, which have no use for them.
+        return RendezvousInfo(HashStore(), 0, 1, RendezvousStoreInfo("127.0.0.1", 1))
+
+    def is_closed(self) -> bool:
+        return False
+
+    def set_closed(self) -> None:
+        pass
+
+    def num_nodes_waiting(self) -> int:
+        return 0
+
+    def get_run_id(self) -> str:
+        return self._run_id
+
+    def shutdown(self) -> bool:
+        return True
 
 
-def torchrun_arguments(ranks: int, arguments: Sequence[str], module: str) -> list[str]:
-    """Return torchrun's arguments for a module's command on this machine alone.
-
-    Args:
-        ranks: Number of processes.
-        arguments: The command line after ``python -m MODULE``.
-        module: What every rank runs.
-    """
-    # Standalone: a free port is found, so that two runs on one machine do not meet.
-    options = ["--standalone", f"--nproc-per-node={ranks}"]
-    if _OURS in torchrun.get_args_parser()._option_string_actions:
-        # Without SIGTERM, which this module hands on: torchrun would kill the ranks 30 seconds
-        # later, while they save, and would not tell what they ended with.
-        options.append(f"{_OURS}=SIGINT,SIGHUP,SIGQUIT")
-    # torchrun fills in its variables in them: $$ stands for $.
-    return [*options, "--module", module, *(word.replace("$", "$$") for word in arguments)]
+rendezvous_handler_registry.register("local", _OneAgent)
 
 
 @final
@@ -62,7 +97,11 @@ class _HandOn:
 
 
 def run_ranks(
-    ranks: int, arguments: Sequence[str], max_restarts: int = 0, module: str = "quadriga"
+    ranks: int,
+    arguments: Sequence[str],
+    max_restarts: int = 0,
+    module: str = "quadriga",
+    alone: bool = True,
 ) -> int:
     """Run a module's command on several ranks of this machine and wait for them.
 
@@ -73,24 +112,21 @@ def run_ranks(
         arguments: The command line after ``python -m MODULE``.
         max_restarts: How often all ranks are started again when one has failed; they go on with
             the newest checkpoint. What the user must mend, and a run that was asked to stop, is
-            not started again. Here and not in torchrun, which would do so.
+            not started again. Here and not in torch's agent, which would do so.
         module: What every rank runs.
+        alone: Whether these are all ranks of the run. They then meet in a file and talk over the
+            loopback interface; otherwise MODULE says where they meet.
 
     Returns:
         The exit code: 0, or that of the first rank that failed, 128 + n for signal n.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // ranks)))
     # The rank that failed has said why, in one line; the agent would add a page.
     for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     hand_on = _HandOn()
     with hand_on.installed():
         for attempt in range(max_restarts + 1):
-            os.environ[RESTARTS] = str(attempt)
-            try:
-                code = _run_once(torchrun_arguments(ranks, arguments, module))
-            finally:
-                del os.environ[RESTARTS]
+            code = _run_once(ranks, arguments, module, attempt, alone)
             final = code in (0, INTERRUPTED, *FINAL) or hand_on.asked
             if final or attempt == max_restarts:
                 break
@@ -103,13 +139,61 @@ def run_ranks(
     return code
 
 
-def _run_once(arguments: Sequence[str]) -> int:
-    try:
-        torchrun.run(torchrun.parse_args(arguments))  # type: ignore[no-untyped-call]
-    except ChildFailedError as error:
-        # What one rank has said in a sentence, another may have met as a lost connection.
-        first = min(error.failures.values(), key=lambda f: (f.exitcode not in FINAL, f.timestamp))
-        return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
-    except SignalException as error:
-        return 128 + error.sigval.value
+def _run_once(ranks: int, arguments: Sequence[str], module: str, attempt: int, alone: bool) -> int:
+    """Start all ranks once and wait for them; return the exit code."""
+    # A folder of this user's alone (mode 0700), and a new one for each attempt: the file of an
+    # earlier one holds the addresses of ranks that have died.
+    with tempfile.TemporaryDirectory(prefix="quadriga-ranks-") as folder:
+        variables = {"OMP_NUM_THREADS": str(max(1, cores() // ranks))}
+        if alone:
+            variables |= LOOPBACK
+        variables |= os.environ
+        variables[RESTARTS] = str(attempt)
+        if alone:
+            variables[RENDEZVOUS_FILE] = str(Path(folder, "rendezvous"))
+        try:
+            with _environment(variables):
+                # The agent fills in its variables in the words: $$ stands for $.
+                words = [word.replace("$", "$$") for word in arguments]
+                launch_agent(
+                    launch_config(ranks, folder), sys.executable, ["-u", "-m", module, *words]
+                )
+        except ChildFailedError as error:
+            # What one rank has said in a sentence, another may have met as a lost connection.
+            first = min(
+                error.failures.values(), key=lambda f: (f.exitcode not in FINAL, f.timestamp)
+            )
+            return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
+        except SignalException as error:
+            return 128 + error.sigval.value
     return 0
+
+
+def launch_config(ranks: int, folder: str) -> LaunchConfig:
+    """Return the agent's settings: one machine, no restart of its own, files in `folder`."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=ranks,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="local",
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=folder),
+    )
+    if any(field.name == "signals_to_handle" for field in dataclasses.fields(config)):
+        # Without SIGTERM, which this module hands on: the agent would kill the ranks 30 seconds
+        # later, while they save, and would not tell what they ended with.
+        config.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
+    return config
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Return a context with these environment variables, which the agent hands to its ranks."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

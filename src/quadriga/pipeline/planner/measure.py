@@ -28,6 +28,7 @@ from quadriga import randomness
 from quadriga.contracts import Batch, Share, Stage
 from quadriga.data.reading.loader import Loader
 from quadriga.data.reading.stream import PlainStream
+from quadriga.distributed.environment import LOOPBACK
 from quadriga.engine.logs.environment import cores
 from quadriga.engine.meters.devices import device_name
 from quadriga.engine.run_config import RunConfig
@@ -317,7 +318,7 @@ def measure_network(device: torch.device) -> Network:
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "rendezvous")
         command = [sys.executable, "-m", "quadriga.pipeline.planner.measure", file]
-        environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environ = {**LOOPBACK, **os.environ, "OMP_NUM_THREADS": "1"}
         ranks = [
             subprocess.Popen(
                 [*command, str(rank), kind],

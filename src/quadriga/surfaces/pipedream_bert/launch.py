@@ -29,7 +29,7 @@ class Place:
     """Processes on each host."""
     address: str = "127.0.0.1"
     port: int | None = None
-    """None: a free port, for a run on one server."""
+    """None: none was given, and one server needs none."""
 
     def check(self) -> None:
         """Check the numbers.
@@ -76,8 +76,8 @@ def parser() -> Parser:
         "--master_port",
         type=int,
         default=None,
-        help=f"port on the server of rank 0; MASTER_PORT or {PORT} by default, and with one "
-        "server a free one, so that several runs fit on it",
+        help=f"port on the server of rank 0; MASTER_PORT or {PORT} by default, and without use "
+        "with one server, whose processes meet in a file",
     )
     made.add_argument("training_script", help="the script to start")
     made.add_argument(
@@ -139,11 +139,12 @@ def launch(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
         )
     from quadriga.launch.torchrun import run_ranks
 
-    words = (place.nodes, place.node_rank, place.address, place.port or 0)
+    words = (place.nodes, place.node_rank, place.address, place.port or PORT)
     return run_ranks(
         place.processes,
         [*map(str, words), options.training_script, *options.arguments],
         module=__name__,
+        alone=place.nodes == 1,
     )
 
 
@@ -158,10 +159,10 @@ def become_script(
     """Replace this process by ``python -u SCRIPT --rank=R --local_rank=I ...``.
 
     Args:
-        nodes: Number of servers of the run.
-        node_rank: Number of this server, from 0.
-        address: Rendezvous address of the ranks.
-        port: Its port; 0 to keep torchrun's own address and port, for one server.
+        nodes: Servers of the run.
+        node_rank: Which of them this is.
+        address: Where the ranks of several servers meet; those of one meet in a file.
+        port: The port there.
         script: The script.
         rest: Its arguments.
     """
@@ -169,10 +170,8 @@ def become_script(
     here, local_rank = int(environ["LOCAL_WORLD_SIZE"]), environ["LOCAL_RANK"]
     rank = int(node_rank) * here + int(local_rank)
     environ.update(RANK=str(rank), WORLD_SIZE=str(int(nodes) * here))
-    if port != "0":
+    if nodes != "1":
         environ.update(MASTER_ADDR=address, MASTER_PORT=port)
-        # torchrun's own store is on another address.
-        environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
     words = [sys.executable, "-u", script, f"--rank={rank}", f"--local_rank={local_rank}", *rest]
     os.execve(sys.executable, words, environ)
 
