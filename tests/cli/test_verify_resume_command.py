@@ -56,6 +56,6 @@ def test_a_launcher_starts_the_ranks_itself() -> None:
     runner = Runner("mae_digits", ["a=1"], 12, ["srun", "--ntasks={ranks}"], print)
     words = runner.command(Layout("fsdp", 8), Path("run"), resume=True)
     assert words[:2] == ["srun", "--ntasks=8"]
-    assert words[3:7] == ["-m", "quadriga", "train", "mae_digits"]
+    assert words[3:8] == ["-P", "-m", "quadriga", "train", "mae_digits"]
     assert {"train.ranks=1", "train.parallel=fsdp", "train.steps=12", "a=1"} <= set(words)
     assert words[-1] == "--resume"

@@ -155,9 +155,9 @@ def _run_once(ranks: int, arguments: Sequence[str], module: str, attempt: int, a
             with _environment(variables):
                 # The agent fills in its variables in the words: $$ stands for $.
                 words = [word.replace("$", "$$") for word in arguments]
-                launch_agent(
-                    launch_config(ranks, folder), sys.executable, ["-u", "-m", module, *words]
-                )
+                # -P: the current folder is no place to import from.
+                words = ["-u", "-P", "-m", module, *words]
+                launch_agent(launch_config(ranks, folder), sys.executable, words)
         except ChildFailedError as error:
             # What one rank has said in a sentence, another may have met as a lost connection.
             first = min(

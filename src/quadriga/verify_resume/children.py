@@ -265,7 +265,8 @@ class Runner:
         ]
         train = ["train", self._recipe, *self._words, *own, "--work-dir", str(work_dir)]
         again = ["--resume"] if resume else []
-        return [*launcher, sys.executable, "-m", "quadriga", *train, *again]
+        # -P: the current folder is no place to import from.
+        return [*launcher, sys.executable, "-P", "-m", "quadriga", *train, *again]
 
     def straight(self, layout: Layout, work_dir: Path) -> None:
         """Run without an interruption.

@@ -107,7 +107,8 @@ class LocalLauncher(NodeLauncher):
         if devices:
             environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         task.folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "quadriga", *task.words]
+        # -P: the current folder is no place to import from.
+        command = [sys.executable, "-P", "-m", "quadriga", *task.words]
         with (task.folder / CONSOLE).open("ab") as console:
             process = subprocess.Popen(
                 command,

@@ -317,7 +317,8 @@ def measure_network(device: torch.device) -> Network:
     kind = "cuda" if device.type == "cuda" and torch.cuda.device_count() > 1 else "cpu"
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "rendezvous")
-        command = [sys.executable, "-m", "quadriga.pipeline.planner.measure", file]
+        # -P: the current folder is no place to import from.
+        command = [sys.executable, "-P", "-m", "quadriga.pipeline.planner.measure", file]
         environ = {**LOOPBACK, **os.environ, "OMP_NUM_THREADS": "1"}
         ranks = [
             subprocess.Popen(

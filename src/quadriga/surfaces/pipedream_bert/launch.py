@@ -59,7 +59,7 @@ EXAMPLES = """examples:
     python -m launch --nnodes 2 --node_rank 1 --nproc_per_node=8 main_with_runtime.py \\
         --master_addr 10.185.12.207 --module models.bert24.depth=8 ...
 
-Each process is started as `python -u SCRIPT --rank=R --local_rank=I ARGUMENTS` with torchrun's
+Each process is started as `python -u -P SCRIPT --rank=R --local_rank=I ARGUMENTS` with torchrun's
 variables (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT). When one of
 them fails, all are ended, and its exit code is the launcher's."""
 
@@ -156,7 +156,7 @@ def main() -> None:
 def become_script(
     nodes: str, node_rank: str, address: str, port: str, script: str, *rest: str
 ) -> None:
-    """Replace this process by ``python -u SCRIPT --rank=R --local_rank=I ...``.
+    """Go on as ``python -u -P SCRIPT --rank=R --local_rank=I ...``, one rank of all servers'.
 
     Args:
         nodes: Servers of the run.
@@ -172,8 +172,9 @@ def become_script(
     environ.update(RANK=str(rank), WORLD_SIZE=str(int(nodes) * here))
     if nodes != "1":
         environ.update(MASTER_ADDR=address, MASTER_PORT=port)
-    words = [sys.executable, "-u", script, f"--rank={rank}", f"--local_rank={local_rank}", *rest]
-    os.execve(sys.executable, words, environ)
+    own = [f"--rank={rank}", f"--local_rank={local_rank}"]
+    # -P: what lies beside the script is not imported in place of a package.
+    os.execve(sys.executable, [sys.executable, "-u", "-P", script, *own, *rest], environ)
 
 
 if __name__ == "__main__":
