@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,12 @@ def test_an_interrupt_is_told_once_for_all_ranks(
         monkeypatch.setenv(name, value)
     assert run(["train", "mae_digits"]) == 130
     assert capsys.readouterr().err.count("--resume") == lines
+
+
+@pytest.mark.parametrize("name", ["/tmp/x", "../x", "a/../../x", "..", ".", "", "a\0b"])
+def test_a_name_stays_in_the_folder_of_runs(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps({"name": name}))
+    with refuses("name", repr(name), "--work-dir"):
+        resolve("mae_digits", file, [])
+    assert resolve("mae_digits", None, ["name=group/my run.2"]).config.name == "group/my run.2"

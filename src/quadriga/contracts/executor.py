@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, NamedTuple
+from pathlib import PurePath
+from typing import Any, ClassVar, NamedTuple, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from quadriga.config.base import Choice, Config, construct
@@ -204,7 +205,8 @@ class StepConfig(Config):
     """The part of a run's config that an executor reads; the samples are configured elsewhere."""
 
     name: str
-    """Name of the recipe; also the default work directory, ``runs/NAME``."""
+    """Name of the recipe; also the default work directory, ``runs/NAME``: a relative path without
+    ``..``."""
     seed: int = Field(0, ge=0)
     """Seed of every random draw of the run."""
     model: ModelConfig
@@ -223,3 +225,13 @@ class StepConfig(Config):
     """How the objective is assembled from independently trained parts; none for a whole model."""
     ema: EmaConfig = EmaConfig()
     """A moving average of the weights."""
+
+    @model_validator(mode="after")
+    def _stays_in_runs(self) -> Self:
+        parts = PurePath(self.name).parts
+        if not parts or PurePath(self.name).is_absolute() or ".." in parts or "\0" in self.name:
+            raise ValueError(
+                f"name must be that of a folder in runs, such as my_run, but is {self.name!r}; use "
+                "--work-dir for another place"
+            )
+        return self
