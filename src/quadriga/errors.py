@@ -31,6 +31,10 @@ class UserError(Exception):
     """Whether every rank raises the same error, so that rank 0 alone shows it."""
 
 
+class MissingData(UserError):
+    """The place that data is read from does not exist; a rehearsal may go on without it."""
+
+
 @contextlib.contextmanager
 def keys_at(paths: Mapping[str, str]) -> Iterator[None]:
     """Return a context that rewrites the keys in error messages to their full paths.
@@ -50,7 +54,7 @@ def keys_at(paths: Mapping[str, str]) -> Iterator[None]:
         groups = "|".join(map(re.escape, paths))
         # Errors about tasks name the full path already.
         keys = rf"(?<![\w.])({groups})(?=\.(?!tasks\b)[a-z])"
-        renamed = UserError(re.sub(keys, lambda found: paths[found[1]], str(error)))
+        renamed = type(error)(re.sub(keys, lambda found: paths[found[1]], str(error)))
         renamed.on_every_rank = error.on_every_rank
         raise renamed from error
 

@@ -46,8 +46,11 @@ class Dataset(ABC):
     classes: tuple[str, ...] = ()
     """Class names in the order of the labels; empty without labels."""
     identity: str = ""
-    """Determines the samples beyond the config and their number, such as a vocabulary's digest;
-    a run resumes only if it is unchanged."""
+    """What decides the samples beside the config and their number, such as a vocabulary's digest:
+    a run is resumed only where it is the same."""
+    description: str = ""
+    """One line that says what was found on disk, and what was passed over and why; empty for what
+    is made or has a fixed form."""
     vocabulary_size: int | None = None
     """Number of distinct tokens of text data; None for other data."""
     tasks: tuple[str, ...] = ()
@@ -60,6 +63,14 @@ class Dataset(ABC):
     @abstractmethod
     def __len__(self) -> int:
         """Return the number of records."""
+
+    def check(self) -> None:
+        """Look at a few records; called before a run, also by its rehearsal.
+
+        Raises:
+            UserError: They show that the records cannot be read as the config says.
+        """
+        return None
 
     @abstractmethod
     def read(self, index: int) -> Any:

@@ -1,25 +1,29 @@
-"""Sizes, operations and time of a run, computed without its memory or its data."""
+"""What a run would be, without its memory: checks of its start, sizes, work and arithmetic."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from quadriga.contracts import Dataset
+from quadriga.contracts import Dataset, Objective
+from quadriga.distributed.environment import SINGLE
 from quadriga.engine.build import build_on, build_on_meta
+from quadriga.engine.evaluate import evaluation_data, make_context
+from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.profile import check_profile
 from quadriga.engine.meters.cost import Cost, activation_bytes, measure
 from quadriga.engine.meters.devices import peak_flops, uses_tf32
-from quadriga.engine.preflight import ASSUMED, check_protocols, check_tasks, leaves_it_to_data
+from quadriga.engine.preflight import ASSUMED, check_start, check_tasks, leaves_it_to_data
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan, describe_batch, make_plan
 from quadriga.engine.step.blocks import apply_recompute
 from quadriga.engine.tasks import examples, task_configs
-from quadriga.errors import UserError
+from quadriga.errors import MissingData
 from quadriga.formatting import count, duration, flops
 from quadriga.loggers import check_loggers
 
@@ -45,8 +49,8 @@ def dry_run(config: RunConfig, world_size: int, local_world_size: int | None = N
         (what, value) rows to print.
 
     Raises:
-        UserError: The run could not start. Sources of initial weights are not checked, because
-            they may not exist yet.
+        UserError: The run could not start. What it starts from is not looked for, since it may be
+            yet to come; data may be missing altogether where the recipe says how much it is.
     """
     check_loggers(config.log.loggers)
     dataset, size, origin = _dataset(config)
@@ -60,12 +64,14 @@ def dry_run(config: RunConfig, world_size: int, local_world_size: int | None = N
         origin = f"{origin}; {ASSUMED} classes assumed"
     objective = build_on_meta(config)
     executor = config.executor
-    executor.check(config, objective, world_size)
-    check_protocols(config, objective)
-    plan = make_plan(config, size, executor.share(0, world_size).of)
+    described: list[Row] = []
     if dataset is not None:
-        config.views.check(dataset, "train", plan)
-    check_profile(config.log, plan.total_steps)
+        _, plan = check_start(config, world_size, dataset)
+        described = _check_protocols(config, objective, dataset)
+    else:
+        executor.check(config, objective, world_size)
+        plan = make_plan(config, size, executor.share(0, world_size).of)
+        check_profile(config.log, plan.total_steps)
     micro = math.ceil(plan.batch_size / (plan.world_size * plan.accumulate))
     costs = [
         (measure(build_on_meta(config), example), often)
@@ -81,9 +87,25 @@ def dry_run(config: RunConfig, world_size: int, local_world_size: int | None = N
         *_time(config, cost, plan, world_size),
         *executor.memory_rows(config, objective, executed, world_size, local),
         ("data", f"{size} samples per epoch ({origin})"),
+        *described,
         ("length", _length(plan)),
         ("batch and lr", describe_batch(plan, config.optim, executor.readers)),
     ]
+
+
+def _check_protocols(config: RunConfig, objective: Objective, dataset: Dataset) -> list[Row]:
+    """Check that the run's protocols can evaluate it; return what was found of its data."""
+    rows = [("train data", dataset.description)]
+    if config.evaluation.protocols:
+
+        def say(text: str) -> None:
+            rows.append(("test data", text.partition(": ")[2]))
+
+        data, console = evaluation_data(config, dataset, say), Console()
+        context = make_context(config, objective, data, Path("."), SINGLE, console)
+        for protocol in config.evaluation.protocols:
+            protocol.build().check(context)
+    return [(name, text) for name, text in rows if text]
 
 
 def _mean(costs: Sequence[tuple[Cost, float]]) -> Cost:
@@ -126,7 +148,7 @@ def _dataset(config: RunConfig) -> tuple[Dataset | None, int, str]:
         part.objective.check(part.model, None, part.views)
     try:
         dataset = config.data.build("train")
-    except UserError as error:
+    except MissingData as error:
         if config.train.dataset_size is None:
             raise
         return None, config.train.dataset_size, f"the recipe's number, since {error}"

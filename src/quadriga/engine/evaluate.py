@@ -33,12 +33,17 @@ from quadriga.errors import UserError, did_you_mean
 from quadriga.formatting import measured
 
 
-def evaluation_data(config: RunConfig, train: Dataset | None = None) -> Callable[[Split], Dataset]:
-    """Return a function that opens the evaluated part of a split, each split once.
+def evaluation_data(
+    config: RunConfig,
+    train: Dataset | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Callable[[Split], Dataset]:
+    """Return what opens the part of a split that is evaluated on, each split once.
 
     Args:
         config: The run.
-        train: Its whole training data, if already open.
+        train: Its whole training data, where that is open already.
+        say: Told what a split that is opened has in it, where its data set says so.
     """
     counts = {"train": config.evaluation.train_samples, "test": config.evaluation.test_samples}
 
@@ -47,6 +52,9 @@ def evaluation_data(config: RunConfig, train: Dataset | None = None) -> Callable
         whole = train if split == "train" else None
         if whole is None:
             whole = config.data.build(split)
+            whole.check()
+            if whole.description:
+                say(f"{split} data: {whole.description}")
         config.views.check(whole, split, None)
         count = counts[split]
         return whole if count is None else Subset(whole, count, config.seed)

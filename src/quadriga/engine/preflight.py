@@ -134,7 +134,8 @@ def check_protocols(config: RunConfig, objective: Objective) -> None:
     """Check that the run's protocols can evaluate its objective, before there are data.
 
     Raises:
-        UserError: They cannot, or the run is a mixture.
+        UserError: They do not, the data cannot be read, or a mixture is to be evaluated by a
+            protocol.
     """
     protocols = config.evaluation.protocols
     if protocols and config.data.by_task():
@@ -158,6 +159,7 @@ def check_tasks(config: RunConfig, dataset: Dataset) -> None:
         with errors_of(task, config):
             part.objective.check(part.model, dataset.of_task(task), part.views)
             check_classes(part, dataset.of_task(task))
+            dataset.of_task(task).check()
 
 
 def _check_independence(config: RunConfig, objective: Objective) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quadriga.config.provenance import Resolved
-from quadriga.contracts import Objective
+from quadriga.contracts import Dataset, Objective
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.checkpoint.store import (
     InvalidCheckpoint,
@@ -125,8 +125,9 @@ def announce(
     objective: Objective,
     start: int,
     env: DistEnv,
+    dataset: Dataset | None = None,
 ) -> None:
-    """Print the run's model, data, length, batch and layout."""
+    """Say what the run is, and what its training data consists of."""
     parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     epochs = plan.total_steps * plan.batch_size / plan.dataset_size
     console.say(
@@ -134,6 +135,8 @@ def announce(
         f"{count(parameters)} parameters, {plan.dataset_size} samples, "
         f"{plan.total_steps} steps = {epochs:.4g} epochs"
     )
+    if dataset is not None and dataset.description:
+        console.say(f"train data: {dataset.description}")
     console.say(describe_batch(plan, config.optim, config.executor.readers))
     layout = config.executor.describe(config, objective, env)
     if layout is not None:

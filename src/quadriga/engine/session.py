@@ -122,7 +122,7 @@ class _Session:
     ) -> None:
         self._resolved, self._config = resolved, resolved.config
         self._directory, self._dataset, self._plan = directory, dataset, plan
-        self._data = evaluation_data(resolved.config, dataset)
+        self._data = evaluation_data(resolved.config, dataset, console.say)
         self._env, self._console, self._preemption = env, console, preemption
         self._stack, self._phase_timer = stack, PhaseTimer()
         self._ranks: Ranks | None = None
@@ -182,7 +182,7 @@ class _Session:
         from_main(
             lambda: write_start(self._resolved, self._directory, env, self._objective, start), env
         )
-        announce(self._console, config, plan, self._objective, start, env)
+        announce(self._console, config, plan, self._objective, start, env, self._dataset)
         members = all_gather_values(host_and_pid(), env)
         timer, hangs = self._phase_timer, self._directory.path / "hang"
         self._stack.enter_context(HangDetector(timer, config.health, env, hangs, members))

@@ -26,6 +26,7 @@ from quadriga.evaluation.parts.features import (
     percentages,
     reported_ranks,
     top_hits,
+    warn_of_few_images,
 )
 
 QUERY_CHUNK = 512
@@ -56,12 +57,13 @@ class KNN(Evaluator):
         self.config = config
 
     def check(self, context: EvaluationContext) -> None:
-        """Check that there are an encoder, labels and enough training samples.
+        """Check that there are an encoder, labels of two classes and enough neighbours.
 
         Raises:
             UserError: One of these is missing.
         """
         check_features(context, "knn")
+        warn_of_few_images(context, "knn", self.config.neighbours)
         self._check_neighbours(len(context.data("train")))
 
     def _check_neighbours(self, samples: int) -> None:

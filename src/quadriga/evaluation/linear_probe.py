@@ -37,6 +37,7 @@ from quadriga.evaluation.parts.features import (
     percentages,
     reported_ranks,
     top_hits,
+    warn_of_few_images,
 )
 from quadriga.randomness import fold, shuffled
 
@@ -165,12 +166,13 @@ class LinearProbe(Evaluator):
         self.config = config
 
     def check(self, context: EvaluationContext) -> None:
-        """Check that there are an encoder and labels.
+        """Check that there are an encoder, and labels of two classes.
 
         Raises:
             UserError: The encoder or the labels are missing.
         """
         check_features(context, "linear_probe")
+        warn_of_few_images(context, "linear_probe", needed=2)
 
     def run(self, context: EvaluationContext) -> EvaluationResult:
         """Probe the trained and the random encoder.

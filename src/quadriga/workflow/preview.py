@@ -17,7 +17,7 @@ from quadriga.engine.preflight import ASSUMED, check_start, leaves_it_to_data
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan, make_plan
 from quadriga.engine.step.sharding import shard_ranks
-from quadriga.errors import UserError
+from quadriga.errors import MissingData, UserError
 from quadriga.workflow.directory import Planned
 from quadriga.workflow.graph import REFERENCE
 
@@ -84,7 +84,7 @@ class Planner:
         if self._rehearses and stated is not None and key not in self._opened:
             try:
                 self._opened[key] = config.data.build("train")
-            except UserError:
+            except MissingData:
                 config.executor.check(config, build_on_meta(config), ranks)
                 return make_plan(config, stated, config.executor.share(0, ranks).of)
         self._opened[key], plan = check_start(config, ranks, self._opened.get(key))

@@ -1,6 +1,8 @@
+import math
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -75,20 +77,36 @@ def test_without_split_folders_a_part_is_held_out(tmp_path):
     train, test = (listing(config.build(split), tmp_path) for split in ("train", "test"))
     everything = [(f"{c}/{i:03d}.jpg", label) for label, c in enumerate("xy") for i in range(20)]
     assert sorted(train + test) == everything
-    assert 4 <= len(test) <= 20
-    # The part of a file does not depend on which other files there are.
+    assert len(test) == 12
+    # The part of a file does not depend on other classes.
     write_classes(tmp_path, ["w"], 5)
     again = [name for name, _ in listing(config.build("test"), tmp_path)]
     assert [name for name in again if name[0] != "w"] == [name for name, _ in test]
 
 
 @settings(deadline=None)
-@given(st.floats(0.05, 0.95))
-def test_the_held_out_share_is_about_what_was_asked_for(share):
-    names = [f"{i}.jpg" for i in range(2000)]
-    test, train = (in_split(names, split, share) for split in ("test", "train"))
-    assert sorted([*test, *train]) == list(range(2000))
-    assert abs(len(test) / 2000 - share) < 0.06
+@given(st.floats(0.05, 0.95), st.lists(st.integers(0, 5), min_size=2, max_size=200))
+def test_the_same_share_of_every_class_is_held_out(share, labels):
+    names = [f"{i}.jpg" for i in range(len(labels))]
+    counts = {c: labels.count(c) for c in set(labels)}
+    wanted = {c: min(n - 1, max(1, math.floor(share * n + 0.5))) for c, n in counts.items()}
+    if not sum(wanted.values()):
+        with refuses("data.holdout", "test"):
+            in_split(names, "test", share, labels)
+        return
+    test, train = (in_split(names, split, share, labels) for split in ("test", "train"))
+    assert sorted([*test, *train]) == list(range(len(labels)))
+    held = [labels[i] for i in test]
+    assert {c: held.count(c) for c in counts} == wanted
+    order = np.argsort(names)
+    moved = in_split([names[i] for i in order], "test", share, [labels[i] for i in order])
+    assert sorted(order[moved]) == list(test), "the order of the files does not matter"
+
+
+def test_48_images_of_two_classes_are_held_out_alike(tmp_path):
+    write_classes(tmp_path, ["cat", "dog"], 24, size=(4, 4))
+    test = ImageFolderConfig(root=tmp_path).build("test")
+    assert np.bincount(test.labels()).tolist() == [2, 2]
 
 
 def test_unlabelled_folders(tmp_path):
@@ -157,13 +175,8 @@ def no_training_folder(root):
 
 
 def tiny_holdout(root):
-    write_classes(root / "few", ["a"], 2)
-    return ImageFolderConfig(root=root / "few", holdout=1e-9), (
-        "data.holdout",
-        "1e-09",
-        "2",
-        "test",
-    )
+    write_classes(root / "few", ["a", "b"], 1)
+    return ImageFolderConfig(root=root / "few"), ("data.holdout", "0.1", "2", "test")
 
 
 @pytest.mark.parametrize(

@@ -69,18 +69,17 @@ def test_only_test_images_listed(root):
 
 
 def test_a_list_is_split_with_its_labels(root):
-    write(root / "all.txt", b"".join(b"x%d.jpg %d\n" % (i, i) for i in range(30)))
+    write(root / "all.txt", b"".join(b"x%d.jpg %d\n" % (i, i // 3) for i in range(30)))
     config = ImageListConfig(root=root, files=root / "all.txt", holdout=0.4)
     parts = [config.build(split) for split in ("train", "test")]
-    assert [len(part.classes) for part in parts] == [30, 30]
-    labels = [
-        [int(part.name(i)[len(f"{root}/x") : -4]) for i in range(len(part))] for part in parts
-    ]
-    assert sorted(labels[0] + labels[1]) == list(range(30))
-    for part, expected in zip(parts, labels, strict=True):
+    assert [len(part.classes) for part in parts] == [10, 10]
+    names = [[int(part.name(i)[len(f"{root}/x") : -4]) for i in range(len(part))] for part in parts]
+    assert sorted(names[0] + names[1]) == list(range(30))
+    assert [n // 3 for n in names[1]] == list(range(10)), "one of the three of each class"
+    for part, expected in zip(parts, names, strict=True):
         for i in range(len(part)):
             write(root / f"x{expected[i]}.jpg", b"bytes")
-            assert part.read(i).label == expected[i]
+            assert part.read(i).label == expected[i] // 3
 
 
 def test_it_survives_json(root):

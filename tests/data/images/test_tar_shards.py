@@ -13,7 +13,8 @@ from quadriga.config.base import construct
 from quadriga.contracts import DatasetConfig, UnreadableSample
 from quadriga.data.images import tar_shards
 from quadriga.data.images.folder import ImageFolderConfig
-from quadriga.data.images.tar_shards import TarShardsConfig, expand_braces
+from quadriga.data.images.shard_names import expand_braces
+from quadriga.data.images.tar_shards import TarShardsConfig
 from quadriga.data.views.crops import ImageViewsConfig
 
 
@@ -85,7 +86,7 @@ def test_samples_are_grouped_by_the_name_before_the_first_dot(tmp_path):
     ]
     write_tar(tmp_path / "s.tar", members)
     for _ in ("built", "loaded from its index file"):
-        dataset = TarShardsConfig(root=tmp_path, test_shards="s.tar").build("train")
+        dataset = TarShardsConfig(root=tmp_path, shards="s.tar", test_shards="s.tar").build("train")
         assert dataset.classes == ("a\0b", "cat", "dog")
         expected = [(image, 1), (other, 2), (image, None), (image, None), (image, 0)]
         assert contents(dataset) == expected

@@ -4,12 +4,18 @@ Baseline: Pillow decodes everything. Fast path: JPEG through TurboJPEG, decoded 
 of its size by dropping DCT coefficients where the crop stays at least as large as the output.
 The resize is torch's antialiased one on uint8, the same for both paths.
 
+Images of 8 bits per channel or fewer are taken as they are. Those with more are scaled to 8 bits:
+black and white are the two values of `Decoding.value_range`, or 0 and 65535 where an image uses the
+upper two of its 16 bits, which 10-, 12- and 14-bit data does not. Any other is refused, since the
+file does not say what white is, and a guess would train on black images.
+
 The orientation tag of EXIF is ignored: pixels are taken as they are stored, which is what the
 published ImageNet recipes are trained and evaluated with.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import warnings
 from typing import Any, Literal, NamedTuple, final
@@ -25,8 +31,9 @@ from torch.nn import functional
 from quadriga.contracts import UnreadableSample
 from quadriga.data.images.record import ImageRecord
 
-MAX_PIXELS = 178_956_970
-"""Larger images are refused as decompression bombs; Pillow's own hard limit."""
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "DIB", "GIF", "PPM", "AVIF", "JPEG2000")
+"""Formats that are decoded, as Pillow names them; AVIF from Pillow 11.3 on. What a file is called
+does not matter: Pillow's other readers, some of which start programs (EPS), are never asked."""
 
 Interpolation = Literal["bicubic", "bilinear"]
 
@@ -55,10 +62,11 @@ class OpenedImage:
             fast: Whether JPEG may go through TurboJPEG.
 
         Raises:
-            UnreadableSample: It is no image, damaged, or larger than `MAX_PIXELS`.
+            UnreadableSample: It is no image, damaged, or has too many pixels.
         """
         self._record = record
         self._pillow: Image.Image | None = None
+        self._pixels: npt.NDArray[np.uint8] | None = None
         data = record.data
         size: tuple[int, int] | None
         if isinstance(data, np.ndarray):
@@ -69,10 +77,22 @@ class OpenedImage:
                 self._pillow = _open_with_pillow(data, record.name)
                 size = self._pillow.height, self._pillow.width
         self.height, self.width = size
-        if self.height * self.width > MAX_PIXELS:
+        most = record.decoding.max_pixels
+        if self.height * self.width > most:
             raise UnreadableSample(
-                f"{record.name}: {self.width}x{self.height} pixels, the limit is {MAX_PIXELS}"
+                f"{record.name}: {self.width} x {self.height} pixels are more than "
+                f"data.max_image_pixels={most}"
             )
+
+    def check_values(self) -> None:
+        """Decode the image if it has more than 8 bits per channel, to see that it can be scaled.
+
+        Raises:
+            UnknownRange: Its values have no known range.
+            UnreadableSample: The data is damaged.
+        """
+        if self._pillow is not None and _bits_of_mode(self._pillow) != 8:
+            self.crop(self.whole)
 
     @property
     def whole(self) -> Box:
@@ -107,7 +127,10 @@ class OpenedImage:
             # What TurboJPEG finds fault with is for Pillow to decide, so that one library decides
             # what is readable.
             self._pillow = _open_with_pillow(data, self._record.name)
-        return _cut(_pixels_with_pillow(self._pillow, self._record.name), box)
+        if self._pixels is None:
+            # Kept, also since a decoded Pillow image no longer says how its file held the values.
+            self._pixels = _pixels_with_pillow(self._pillow, self._record)
+        return _cut(self._pixels, box)
 
 
 def reduction(box: Box, height: int, width: int) -> int:
@@ -194,37 +217,130 @@ def _decode_jpeg(
     return pixels if pixels.shape[:2] == expected else None
 
 
+@functools.cache
+def readable_formats() -> tuple[str, ...]:
+    """Return those of `FORMATS` that Pillow at hand can open."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@functools.cache
+def readable_suffixes() -> frozenset[str]:
+    """Return the lower-case suffixes, with their dot, of the files that count as images."""
+    formats = set(readable_formats())
+    return frozenset(s for s, name in Image.registered_extensions().items() if name in formats)
+
+
 def _open_with_pillow(data: bytes, name: str) -> Image.Image:
     with warnings.catch_warnings():
         # Pillow warns about odd metadata, once per place in its code and not per image.
         warnings.simplefilter("ignore")
         try:
-            return Image.open(io.BytesIO(data))
+            return Image.open(io.BytesIO(data), formats=readable_formats())
         except MemoryError:
             raise
         except Exception as error:
             raise _unreadable(name, error) from error
 
 
-def _pixels_with_pillow(image: Image.Image, name: str) -> npt.NDArray[np.uint8]:
+def _pixels_with_pillow(image: Image.Image, record: ImageRecord) -> npt.NDArray[np.uint8]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return np.array(_rgb(image))
-        except MemoryError:
+            return np.array(_rgb(image, record))
+        except (MemoryError, UnreadableSample):
             raise
         except Exception as error:
-            raise _unreadable(name, error) from error
+            raise _unreadable(record.name, error) from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to 8-bit RGB; transparency is dropped, 16 bits keep the upper 8."""
-    if image.mode.startswith("I"):
-        levels: npt.NDArray[Any] = np.asarray(image)
-        image = Image.fromarray((levels.clip(0, 0xFFFF) >> 8).astype(np.uint8))
+def _rgb(image: Image.Image, record: ImageRecord) -> Image.Image:
+    """Convert any mode to 8-bit RGB; transparency is dropped."""
+    bits = _bits_of_mode(image)
+    if bits == 0:
+        image = Image.fromarray(_scaled(image, record))
     elif image.mode == "P":
         image = image.convert("RGBA")
-    return image if image.mode == "RGB" else image.convert("RGB")
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    if bits == 16:
+        _check_upper_bytes(np.asarray(image), record)
+    return image
+
+
+def _bits_of_mode(image: Image.Image) -> int:
+    """Return 8 for an image that Pillow gives as it is, 16 where it gives the upper bytes only.
+
+    Returns:
+        0 for what has one channel of 16-bit, 32-bit or floating-point numbers, to be scaled.
+    """
+    if image.mode[0] in "IF":
+        return 0
+    # Pillow has no mode for several channels of 16 bits: its decoder drops the lower ones.
+    has_sixteen = image.format in ("PNG", "TIFF") and any(";16" in str(t[3]) for t in _tiles(image))
+    return 16 if has_sixteen else 8
+
+
+def _tiles(image: Image.Image) -> list[tuple[Any, ...]]:
+    """Return how the decoder is to read an image that it has not read yet: its name, its mode."""
+    tiles: list[tuple[Any, ...]] = getattr(image, "tile", [])
+    return tiles
+
+
+def _scaled(image: Image.Image, record: ImageRecord) -> npt.NDArray[np.uint8]:
+    """Return an image of one deep channel in 8 bits."""
+    # A PNM with another maximum than 65535 is stretched to that by its decoder.
+    is_stretched = image.format == "PPM" and any(t[0] == "ppm" for t in _tiles(image))
+    is_short = image.mode != "F" and (image.mode != "I" or image.format in ("PNG", "PPM"))
+    values: npt.NDArray[Any] = np.asarray(image)
+    low, high = 0.0, 65535.0
+    if not is_stretched:
+        if not np.isfinite(values).all():
+            raise UnreadableSample(f"{record.name}: it holds values that are not finite")
+        if record.decoding.value_range is not None:
+            low, high = record.decoding.value_range
+        elif not is_short or values.max() < _FULL_SIXTEEN:
+            raise _unknown_range(record.name, float(values.min()), float(values.max()))
+    levels = np.empty(values.shape, np.uint8)
+    for top in range(0, len(values), _ROWS):
+        shares = (values[top : top + _ROWS].astype(np.float64) - low) / (high - low)
+        levels[top : top + _ROWS] = (255 * shares.clip(0, 1)).round()
+    return levels
+
+
+def _check_upper_bytes(pixels: npt.NDArray[np.uint8], record: ImageRecord) -> None:
+    """Check that the upper bytes of 16-bit channels are the image in 8 bits."""
+    if record.decoding.value_range == (0, 65535):
+        return
+    most = 256 * int(pixels.max()) + 255
+    if record.decoding.value_range is not None:
+        raise UnreadableSample(
+            f"{record.name}: colours of 16 bits are read with data.value_range=[0,65535] only; "
+            "convert the image to 8 bits per channel"
+        )
+    if most < _FULL_SIXTEEN:
+        raise _unknown_range(record.name, 0, most)
+
+
+_ROWS = 256
+"""Rows of a deep image that are scaled at once, which bounds the memory."""
+
+_FULL_SIXTEEN = 2**14
+"""A greater value than 14 bits can hold: the image uses all 16."""
+
+_USUAL_WHITE = (1, 255, 1023, 4095, 16383, 65535)
+
+
+class UnknownRange(UnreadableSample):
+    """An image's values cannot be scaled, since nothing says which of them is white."""
+
+
+def _unknown_range(name: str, least: float, most: float) -> UnknownRange:
+    white = next((value for value in _USUAL_WHITE if value >= most), None)
+    example = f"[{min(0, least):g},{most if white is None else white:g}]"
+    return UnknownRange(
+        f"{name}: its values, {least:g} to {most:g}, have no known range; say which are black and "
+        f"white with data.value_range, such as data.value_range={example}"
+    )
 
 
 def _unreadable(name: str, error: Exception) -> UnreadableSample:

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import final, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from quadriga.contracts import Dataset, Split, UnreadableSample
-from quadriga.data.images.record import ImageRecord
-from quadriga.errors import UserError, nearest
+from quadriga.contracts import Split, UnreadableSample
+from quadriga.data.images.encoded import EncodedImages
+from quadriga.data.images.record import PLAIN, Decoding, ImageRecord
+from quadriga.errors import MissingData, UserError, nearest
 from quadriga.randomness import fold
-
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-)
-"""Lower-case suffixes of the files that count as images."""
-
 
 MAX_NUMBER_CLASSES = 100_000
 """A list may number its classes up to here even where it has fewer samples."""
@@ -67,7 +62,7 @@ class PackedNames(Sequence[str]):
 
 
 @final
-class ImageFiles(Dataset):
+class ImageFiles(EncodedImages):
     """Image files below one folder, by index."""
 
     def __init__(
@@ -76,6 +71,8 @@ class ImageFiles(Dataset):
         names: Iterable[str],
         labels: npt.NDArray[np.int64] | None,
         classes: tuple[str, ...] = (),
+        decoding: Decoding = PLAIN,
+        description: str = "",
     ) -> None:
         """Take the files ``root / name`` for each of `names`.
 
@@ -84,11 +81,15 @@ class ImageFiles(Dataset):
             names: Relative paths, in the order of the indices.
             labels: int64 (images,), the class of each image, or None without labels.
             classes: Class names in the order of the labels.
+            decoding: How the files are decoded.
+            description: See `Dataset.description`.
         """
         self._root = os.fspath(root)
         self._names = PackedNames(names)
         self._labels = labels
         self.classes = classes
+        self.decoding = decoding
+        self.description = description
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -107,7 +108,7 @@ class ImageFiles(Dataset):
         except OSError as error:
             raise UnreadableSample(f"{path}: {error.strerror or error}") from error
         label = None if self._labels is None else int(self._labels[index])
-        return ImageRecord(data, label, path)
+        return ImageRecord(data, label, path, self.decoding)
 
     def name(self, index: int) -> str:
         """Return the path of image `index`."""
@@ -126,7 +127,8 @@ def check_folder(path: Path, key: str) -> None:
         key: The config path that named it, for the sentence.
 
     Raises:
-        UserError: It is missing, no folder, or may not be read.
+        MissingData: It does not exist.
+        UserError: It is no folder, or may not be read.
     """
     if path.is_dir():
         try:
@@ -140,13 +142,7 @@ def check_folder(path: Path, key: str) -> None:
     if path.parent.is_dir():
         near = nearest(path.name, (entry.name for entry in os.scandir(path.parent)))
     hint = f"did you mean {path.parent / near}?" if near else f"set {key}=FOLDER"
-    raise UserError(f"{key} must be an existing folder, but {path} does not exist; {hint}")
-
-
-def subfolders(folder: Path) -> list[str]:
-    """Return the names of the folders directly in `folder`, sorted, without hidden ones."""
-    with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+    raise MissingData(f"{key} must be an existing folder, but {path} does not exist; {hint}")
 
 
 def number_classes(largest: int, samples: int, where: str) -> tuple[str, ...]:
@@ -163,53 +159,28 @@ def number_classes(largest: int, samples: int, where: str) -> tuple[str, ...]:
     return tuple(str(i) for i in range(largest + 1))
 
 
-def scan_images(folder: Path) -> list[str]:
-    """Return the images below `folder` at any depth, sorted, without hidden files and folders.
-
-    Args:
-        folder: Where to look; links to folders are followed.
-
-    Returns:
-        Paths relative to `folder`, with ``/`` between their parts.
-
-    Raises:
-        UserError: A folder below cannot be read.
-    """
-    return sorted(_images_below(os.fspath(folder), ""))
+HELD_OUT_BY_CLASS = "held out by class"
+"""`Dataset.identity` of what a hold-out has left or taken: earlier revisions drew another one."""
 
 
-def _images_below(folder: str, prefix: str) -> Iterator[str]:
-    deeper = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if is_image(entry.name):
-                    yield prefix + entry.name
-                elif entry.is_dir():
-                    deeper.append(entry.name)
-    except OSError as error:
-        raise UserError(f"the folder {folder} cannot be read: {error.strerror or error}") from error
-    for name in deeper:
-        yield from _images_below(os.path.join(folder, name), f"{prefix}{name}/")
-
-
-def is_image(name: str) -> bool:
-    """Return whether the suffix of `name` is one of `IMAGE_SUFFIXES`."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
-def in_split(names: Sequence[str], split: Split, holdout: float) -> npt.NDArray[np.int64]:
+def in_split(
+    names: Sequence[str],
+    split: Split,
+    holdout: float,
+    labels: Sequence[int] | npt.NDArray[np.int64] | None = None,
+) -> npt.NDArray[np.int64]:
     """Return the positions that belong to `split` where the data itself has no test split.
 
-    A name is held out for testing when its hash is below `holdout`: whichever other files there
-    are, whatever their order and whatever the run's seed.
+    Of each class the same share is held out for testing, to the nearest whole number, but at
+    least one image and never all of them. Which ones is decided by a hash of their names: by no
+    other class, no order and no seed of a run, and other files of their class matter only by
+    their number.
 
     Args:
         names: One name per sample, relative to the root of the data.
         split: Which part.
         holdout: Share of the samples that are held out, between 0 and 1.
+        labels: Class of each sample; None takes all as one class.
 
     Returns:
         int64 positions in `names`, ascending.
@@ -217,8 +188,14 @@ def in_split(names: Sequence[str], split: Split, holdout: float) -> npt.NDArray[
     Raises:
         UserError: Nothing falls into this part.
     """
-    bound = int(holdout * 2**64)
-    held = np.fromiter((fold("holdout", name) < bound for name in names), bool, len(names))
+    hashes = np.fromiter((fold("holdout", name) for name in names), np.uint64, len(names))
+    classes = np.zeros(len(names), np.int64) if labels is None else np.asarray(labels)
+    order = np.lexsort((hashes, classes))
+    _, starts, counts = np.unique(classes[order], return_index=True, return_counts=True)
+    quotas = np.minimum(np.maximum(np.floor(holdout * counts + 0.5), 1), counts - 1)
+    held = np.zeros(len(names), bool)
+    place = np.arange(len(names)) - np.repeat(starts, counts)
+    held[order] = place < np.repeat(quotas, counts)
     chosen = np.flatnonzero(held if split == "test" else ~held)
     if not len(chosen):
         raise UserError(

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import final
+from typing import NamedTuple, final
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
 from quadriga.config.base import Location
-from quadriga.contracts import DatasetConfig, Split
-from quadriga.data.images.files import ImageFiles, check_folder, in_split, scan_images, subfolders
+from quadriga.contracts import Split
+from quadriga.data.images.encoded import EncodedImagesConfig
+from quadriga.data.images.files import HELD_OUT_BY_CLASS, ImageFiles, check_folder, in_split
+from quadriga.data.images.scan import (
+    Skipped,
+    class_folders,
+    found_and_skipped,
+    scan_images,
+    subfolders,
+)
 from quadriga.errors import UserError, did_you_mean
 
 
 @final
-class ImageFolderConfig(DatasetConfig):
+class ImageFolderConfig(EncodedImagesConfig):
     """Images in class folders, in split folders or with a hold-out.
 
-    Classes are the sub-folders in sorted order, their images are found at any depth below, in
-    sorted order. With ``root/train`` the splits are sub-folders of the root; without it the root
-    itself holds the class folders and the test split is a fixed hold-out of its images.
+    Classes are the sub-folders that hold images, in sorted order; their images are found at any
+    depth below, in sorted order. With ``root/train`` the splits are sub-folders of the root;
+    without it the root itself holds the class folders and the test split is a fixed hold-out.
     """
 
     root: Location[Path]
@@ -43,14 +51,28 @@ class ImageFolderConfig(DatasetConfig):
         """
         check_folder(self.root, "data.root")
         train = self.root / self.train_split
+        skipped = Skipped()
         if train.is_dir():
             folder = train if split == "train" else self._test_folder()
-            return ImageFiles(folder, *self._labelled_names(folder, train))
+            found = self._find(folder, train, skipped)
+            return self._dataset(folder, found, f"{found} in {folder}", skipped)
         self._refuse_lone_test_split()
-        names, labels, classes = self._labelled_names(self.root, self.root)
-        chosen = in_split(names, split, self.holdout)
-        part = None if labels is None else labels[chosen]
-        return ImageFiles(self.root, [names[i] for i in chosen], part, classes)
+        found = self._find(self.root, self.root, skipped)
+        chosen = in_split(found.names, split, self.holdout, found.labels)
+        part = _Found(
+            [found.names[i] for i in chosen],
+            None if found.labels is None else found.labels[chosen],
+            found.classes,
+        )
+        whose = "to train on" if split == "train" else "held out for testing"
+        text = f"{found} in {self.root}, {len(chosen)} of them {whose}"
+        dataset = self._dataset(self.root, part, text, skipped)
+        dataset.identity = HELD_OUT_BY_CLASS
+        return dataset
+
+    def _dataset(self, folder: Path, found: _Found, text: str, skipped: Skipped) -> ImageFiles:
+        description = found_and_skipped(text, skipped)
+        return ImageFiles(folder, *found, self.decoding(), description)
 
     def _test_folder(self) -> Path:
         for name in self.test_split:
@@ -70,44 +92,54 @@ class ImageFolderConfig(DatasetConfig):
                 f"does not; name the training folder with data.train_split=NAME"
             )
 
-    def _labelled_names(
-        self, folder: Path, train: Path
-    ) -> tuple[list[str], npt.NDArray[np.int64] | None, tuple[str, ...]]:
-        """Return names, labels and classes of `folder`, with the classes of the folder `train`."""
+    def _find(self, folder: Path, train: Path, skipped: Skipped) -> _Found:
+        """Find the images of `folder`, with the classes of the folder `train`."""
         if not self.labelled:
-            found = scan_images(folder)
-            if not found:
-                raise _empty(folder)
-            return found, None, ()
-        classes = tuple(subfolders(train))
-        if not classes:
-            raise _without_classes(train)
+            names = scan_images(folder, skipped)
+            if not names:
+                raise _empty(folder, skipped)
+            return _Found(names, None, ())
+        own = class_folders(folder, skipped)
+        classes = own if folder == train else class_folders(train, Skipped())
+        if not own or not classes:
+            raise _without_classes(train if not classes else folder, skipped)
         position = {name: label for label, name in enumerate(classes)}
-        names: list[str] = []
+        found: list[str] = []
         counts = np.zeros(len(classes), np.int64)
-        for name in subfolders(folder):
+        for name in own:
             if name not in position:
                 hint = did_you_mean(name, classes) if len(classes) <= 20 else ""
                 raise UserError(
                     f"data.root: every class of {folder} must be one of {train}'s, but {name} is "
                     f"not{hint}"
                 )
-            found = scan_images(folder / name)
-            names += [f"{name}/{image}" for image in found]
-            counts[position[name]] = len(found)
-        if not names:
-            raise _without_classes(folder)
-        return names, np.repeat(np.arange(len(classes)), counts), classes
+            images = scan_images(folder / name, skipped, f"{name}/")
+            found += images
+            counts[position[name]] = len(images)
+        return _Found(found, np.repeat(np.arange(len(classes)), counts), tuple(classes))
 
 
-def _without_classes(folder: Path) -> UserError:
-    if not scan_images(folder):
-        return _empty(folder)
+class _Found(NamedTuple):
+    names: list[str]
+    labels: npt.NDArray[np.int64] | None
+    classes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        of = f" of {len(self.classes)} classes" if self.classes else " without labels"
+        return f"{len(self.names)} images{of}"
+
+
+def _without_classes(folder: Path, skipped: Skipped) -> UserError:
+    if not scan_images(folder, Skipped()):
+        return _empty(folder, skipped)
     return UserError(
         f"data.root must hold one folder per class, but {folder} holds images directly; "
         f"use data.kind=image_list, or data.labelled=false"
     )
 
 
-def _empty(folder: Path) -> UserError:
-    return UserError(f"data.root must hold images, but there are none in {folder}; check data.root")
+def _empty(folder: Path, skipped: Skipped) -> UserError:
+    passed_over = f" ({text})" if (text := str(skipped)) else ""
+    return UserError(
+        f"data.root must hold images, but there are none in {folder}{passed_over}; check data.root"
+    )

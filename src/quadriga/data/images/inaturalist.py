@@ -11,7 +11,8 @@ import numpy as np
 from pydantic import Field
 
 from quadriga.config.base import Location
-from quadriga.contracts import DatasetConfig, Split
+from quadriga.contracts import Split
+from quadriga.data.images.encoded import EncodedImagesConfig
 from quadriga.data.images.files import ImageFiles, check_folder
 from quadriga.errors import UserError
 
@@ -19,7 +20,7 @@ Level = Literal["name", "kingdom", "phylum", "class", "order", "supercategory", 
 
 
 @final
-class InaturalistConfig(DatasetConfig):
+class InaturalistConfig(EncodedImagesConfig):
     """The images of a year's challenge, with labels from any level of the taxonomy.
 
     ``train{year}.json`` and ``val{year}.json`` name the images and their categories,
@@ -66,9 +67,9 @@ class InaturalistConfig(DatasetConfig):
         if not named:
             raise _not_annotations(path, "it has no images")
         names = _on_disk(self.root, [name for name, _ in named], path)
-        return ImageFiles(
-            self.root, names, np.array([position[name] for _, name in named], np.int64), classes
-        )
+        labels = np.array([position[name] for _, name in named], np.int64)
+        text = f"{len(names)} images of {len(classes)} classes in {path}"
+        return ImageFiles(self.root, names, labels, classes, self.decoding(), text)
 
 
 def _read(path: Path) -> Any:

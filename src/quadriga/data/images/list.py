@@ -10,25 +10,26 @@ import numpy.typing as npt
 from pydantic import Field
 
 from quadriga.config.base import Location
-from quadriga.contracts import DatasetConfig, Split
+from quadriga.contracts import Split
+from quadriga.data.images.encoded import EncodedImagesConfig
 from quadriga.data.images.files import (
+    HELD_OUT_BY_CLASS,
     ImageFiles,
     check_folder,
     in_split,
-    is_image,
     number_classes,
-    scan_images,
 )
+from quadriga.data.images.scan import Skipped, found_and_skipped, is_image, scan_images
 from quadriga.errors import UserError, did_you_mean
 
 
 @final
-class ImageListConfig(DatasetConfig):
+class ImageListConfig(EncodedImagesConfig):
     """All images below a folder, or those that a list file names.
 
     A list file has one path relative to `root` per line, after it, if there are labels, a tab or
     a space and a class: a number from 0, or a name. Empty lines and lines that start with ``#``
-    are passed over.
+    are passed over. A list is looked for in the current folder, then in `root`.
     """
 
     root: Location[Path]
@@ -52,29 +53,49 @@ class ImageListConfig(DatasetConfig):
             UserError: A file or folder is missing or empty, or a line of a list is not valid.
         """
         check_folder(self.root, "data.root")
+        skipped = Skipped()
         if self.test_files is not None and split == "test":
-            test = _parse(self.test_files, "data.test_files")
-            classes = () if self.files is None else _classes(_parse(self.files, "data.files"))
-            return self._dataset(test, classes or _classes(test))
+            test = self._read(self.test_files, "data.test_files")
+            classes = () if self.files is None else _classes(self._read(self.files, "data.files"))
+            return self._dataset(test, classes or _classes(test), f"{test}", skipped)
         if self.files is not None:
-            entries = _parse(self.files, "data.files")
+            entries = self._read(self.files, "data.files")
         else:
-            entries = _Entries("data.root", self.root, scan_images(self.root), [])
-            if not entries.names:
+            names = scan_images(self.root, skipped)
+            entries = _Entries("data.root", self.root, names, [])
+            if not names:
+                passed_over = f" ({text})" if (text := str(skipped)) else ""
                 raise UserError(
-                    f"data.root must hold images, but there are none in {self.root}; "
+                    f"data.root must hold images, but there are none in {self.root}{passed_over}; "
                     f"check data.root"
                 )
-        return self._dataset(self._part(entries, split), _classes(entries))
+        part = self._part(entries, split)
+        whose = "to train on" if split == "train" else "held out for testing"
+        text = str(entries) if part is entries else f"{entries}, {len(part.names)} of them {whose}"
+        dataset = self._dataset(part, _classes(entries), text, skipped)
+        if self.test_files is None:
+            dataset.identity = HELD_OUT_BY_CLASS
+        return dataset
+
+    def _read(self, path: Path, key: str) -> _Entries:
+        """Read the list that is called `path` in the current folder or in the root."""
+        here = next((p for p in (path, self.root / path) if p.exists()), None)
+        if here is not None:
+            return _parse(here, key)
+        looked = f"{self.root / path} does not exist"
+        if not path.is_absolute():
+            looked = f"{path} is neither in the current folder, {Path.cwd()}, nor in {self.root}"
+        raise UserError(f"{key} must be a list of images, but {looked}; set {key}=FILE")
 
     def _part(self, entries: _Entries, split: Split) -> _Entries:
         """Return the entries of `split`: without the listed test images, or by the hold-out."""
         if self.test_files is None:
-            chosen = in_split(entries.names, split, self.holdout)
+            labels = np.unique(entries.labels, return_inverse=True)[1] if entries.labels else None
+            chosen = in_split(entries.names, split, self.holdout, labels)
         elif self.files is not None:
             return entries
         else:
-            test = set(_parse(self.test_files, "data.test_files").names)
+            test = set(self._read(self.test_files, "data.test_files").names)
             flags = np.array([name not in test for name in entries.names])
             chosen = np.flatnonzero(flags)
             if not len(chosen):
@@ -83,11 +104,20 @@ class ImageListConfig(DatasetConfig):
                     f"all of {self.root}; set data.files"
                 )
         names = [entries.names[i] for i in chosen]
-        labels = [entries.labels[i] for i in chosen] if entries.labels else []
-        return entries._replace(names=names, labels=labels)
+        own = [entries.labels[i] for i in chosen] if entries.labels else []
+        return entries._replace(names=names, labels=own)
 
-    def _dataset(self, entries: _Entries, classes: tuple[str, ...]) -> ImageFiles:
-        return ImageFiles(self.root, entries.names, _positions(entries, classes), classes)
+    def _dataset(
+        self, entries: _Entries, classes: tuple[str, ...], text: str, skipped: Skipped
+    ) -> ImageFiles:
+        return ImageFiles(
+            self.root,
+            entries.names,
+            _positions(entries, classes),
+            classes,
+            self.decoding(),
+            found_and_skipped(text, skipped),
+        )
 
 
 class _Entries(NamedTuple):
@@ -98,6 +128,10 @@ class _Entries(NamedTuple):
     labels: list[str]
     """One per name, or empty."""
 
+    def __str__(self) -> str:
+        of = f" of {len(set(self.labels))} classes" if self.labels else " without labels"
+        return f"{len(self.names)} images{of} in {self.source}"
+
 
 def _parse(path: Path, key: str) -> _Entries:
     """Read a list file.
@@ -106,7 +140,7 @@ def _parse(path: Path, key: str) -> _Entries:
         UserError: It is missing, not text or empty, or only some of its lines have a label.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise UserError(f"{key} {path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

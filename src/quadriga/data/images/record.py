@@ -7,6 +7,23 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+LARGEST_IMAGE = 178_956_970
+"""Pixels of the largest image that Pillow opens; beyond, it takes the file for an attack."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How encoded images become 8-bit pixels; the fields of `EncodedImagesConfig`."""
+
+    value_range: tuple[float, float] | None = None
+    """Values that become black and white in images of more than 8 bits per channel."""
+    max_pixels: int = LARGEST_IMAGE
+    """Larger images are unreadable."""
+
+
+PLAIN = Decoding()
+"""Decoding where nothing is set."""
+
 
 @dataclass(frozen=True, eq=False)
 class ImageRecord:
@@ -18,3 +35,5 @@ class ImageRecord:
     """Position of the class in `Dataset.classes`, or None without one."""
     name: str
     """What a person would call the image: a path, a member of an archive."""
+    decoding: Decoding = PLAIN
+    """How `data` is decoded."""

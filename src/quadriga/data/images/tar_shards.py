@@ -8,11 +8,9 @@ not at all, and made anew when the shard's size or time of change is another.
 
 from __future__ import annotations
 
-import glob
 import json
 import logging
 import os
-import re
 import tarfile
 import tempfile
 import zipfile
@@ -27,12 +25,21 @@ import numpy.typing as npt
 from pydantic import Field
 
 from quadriga.config.base import Location
-from quadriga.contracts import Dataset, DatasetConfig, Split, UnreadableSample
-from quadriga.data.images.files import PackedNames, check_folder, in_split, is_image, number_classes
-from quadriga.data.images.record import ImageRecord
+from quadriga.contracts import Split, UnreadableSample
+from quadriga.data.images.encoded import EncodedImages, EncodedImagesConfig
+from quadriga.data.images.files import (
+    HELD_OUT_BY_CLASS,
+    PackedNames,
+    check_folder,
+    in_split,
+    number_classes,
+)
+from quadriga.data.images.record import PLAIN, Decoding, ImageRecord
+from quadriga.data.images.scan import Skipped, found_and_skipped, is_image
+from quadriga.data.images.shard_names import find_shards, shards_by_name
 from quadriga.errors import UserError
 
-_VERSION = 1
+_VERSION = 2
 _BLOCK = 512
 
 
@@ -49,6 +56,8 @@ class ShardIndex:
     """int64 (samples,): position of each image in the shard, in bytes."""
     sizes: npt.NDArray[np.int64]
     """int64 (samples,): length of each image in bytes."""
+    skipped: PackedNames
+    """Last member of each sample without an image that can be read."""
 
 
 @dataclass
@@ -57,6 +66,7 @@ class _Sample:
     offset: int = 0
     size: int = 0
     label: str = ""
+    last: str = ""
 
 
 def load_or_build(path: Path) -> tuple[ShardIndex, str]:
@@ -115,6 +125,7 @@ def build(path: Path) -> ShardIndex:
         PackedNames(sample.label for sample in found.values()),
         np.array([sample.offset for sample in found.values()], np.int64),
         np.array([sample.size for sample in found.values()], np.int64),
+        PackedNames(sample.last for sample in samples.values() if not sample.image),
     )
 
 
@@ -134,6 +145,7 @@ def _enter(
     if not stem:
         return
     sample = samples.setdefault(f"{folder}/{stem}" if folder else stem, _Sample())
+    sample.last = member.name
     if suffix == "cls":
         sample.label = _text(member, file, path).strip()
     elif suffix == "json" and not sample.label:
@@ -179,6 +191,7 @@ def _load(path: Path, file: Path, stamp: npt.NDArray[np.int64]) -> ShardIndex | 
                 PackedNames.from_arrays(arrays["labels"], arrays["label_ends"]),
                 arrays["offsets"],
                 arrays["sizes"],
+                PackedNames.from_arrays(arrays["skipped"], arrays["skipped_ends"]),
             )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         # Missing, from another program, or damaged: the shard itself has it all.
@@ -198,6 +211,8 @@ def _save(index: ShardIndex, file: Path, stamp: npt.NDArray[np.int64]) -> None:
                 label_ends=index.labels.ends,
                 offsets=index.offsets,
                 sizes=index.sizes,
+                skipped=index.skipped.text,
+                skipped_ends=index.skipped.ends,
             )
             out.flush()
             os.fsync(out.fileno())
@@ -212,7 +227,7 @@ _OPEN_FILES = 64
 
 
 @final
-class TarShardsConfig(DatasetConfig):
+class TarShardsConfig(EncodedImagesConfig):
     """Images in ``tar`` files: the members ``NAME.jpg`` and ``NAME.cls`` are one sample.
 
     The label is the text of ``.cls``, or ``label`` in ``.json``: a number from 0, or a class
@@ -221,12 +236,14 @@ class TarShardsConfig(DatasetConfig):
 
     root: Location[Path]
     """The folder that holds the shards."""
-    shards: str = "*.tar"
-    """Training shards below `root`: a pattern with ``*``, or ``train-{000..146}.tar``."""
+    shards: str | None = None
+    """Training shards below `root`: a pattern with ``*``, or ``train-{000..146}.tar``; none: every
+    ``*.tar`` whose name does not hold val, valid, validation, test, eval or dev as a word."""
     test_shards: str | None = None
-    """Test shards below `root`; none: a fixed hold-out of the samples."""
+    """Test shards below `root`; none: without `shards` those with the first of these words that
+    any has, else a fixed hold-out of the samples."""
     holdout: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the samples held out for testing when `test_shards` is not given."""
+    """Share of the samples held out for testing when there are no test shards."""
 
     def build(self, split: Split) -> TarShards:
         """Open the shards of one split, and index those that are not indexed yet.
@@ -235,24 +252,51 @@ class TarShardsConfig(DatasetConfig):
             UserError: A shard is missing or damaged, or there are none.
         """
         check_folder(self.root, "data.root")
-        train = self._open("data.shards", self.shards)
-        if self.test_shards is None:
-            chosen = in_split(train.keys(), split, self.holdout)
-            return TarShards(train.shards, train.classes, chosen)
+        skipped = Skipped()
+        named = None
+        if self.test_shards is not None:
+            named = find_shards(self.root, self.test_shards, "data.test_shards")
+        if self.shards is not None:
+            paths, test_paths = find_shards(self.root, self.shards, "data.shards"), named
+        else:
+            paths, test_paths = shards_by_name(self.root, named, skipped)
+        train = self._open("data.shards", paths, skipped)
+        if not test_paths:
+            chosen = in_split(train.keys(), split, self.holdout, train.labels())
+            part = TarShards(train.shards, train.classes, chosen, self.decoding())
+            whose = "to train on" if split == "train" else "held out for testing"
+            part.description = f"{len(chosen)} {whose} of {train.description}"
+            part.identity = HELD_OUT_BY_CLASS
+            return part
         if split == "train":
             return train
-        return self._open("data.test_shards", self.test_shards, train.classes)
+        return self._open("data.test_shards", test_paths, Skipped(), train.classes)
 
-    def _open(self, key: str, pattern: str, classes: tuple[str, ...] | None = None) -> TarShards:
-        paths = find_shards(self.root, pattern, key)
+    def _open(
+        self,
+        key: str,
+        paths: list[Path],
+        skipped: Skipped,
+        classes: tuple[str, ...] | None = None,
+    ) -> TarShards:
         shards = list(index_shards(paths, logging.getLogger("quadriga").warning))
-        if not sum(len(shard.keys) for shard in shards):
+        images = sum(len(shard.keys) for shard in shards)
+        if not images:
             raise UserError(f"{key} must hold images, but there are none in {paths[0]} and so on")
-        return TarShards(shards, _classes(shards) if classes is None else classes)
+        for shard in shards:
+            if len(shard.skipped):
+                skipped.add("samples without an image", shard.skipped[0], len(shard.skipped))
+        opened = TarShards(
+            shards, _classes(shards) if classes is None else classes, None, self.decoding()
+        )
+        names = paths[0].name if len(paths) == 1 else f"{paths[0].name} to {paths[-1].name}"
+        found = f"{images} images in {len(paths)} shards of {self.root} ({names})"
+        opened.description = found_and_skipped(found, skipped)
+        return opened
 
 
 @final
-class TarShards(Dataset):
+class TarShards(EncodedImages):
     """The images of some shards, by index."""
 
     def __init__(
@@ -260,6 +304,7 @@ class TarShards(Dataset):
         shards: Sequence[ShardIndex],
         classes: tuple[str, ...],
         chosen: npt.NDArray[np.int64] | None = None,
+        decoding: Decoding = PLAIN,
     ) -> None:
         """Take the samples of `shards`, one shard after the other.
 
@@ -267,12 +312,14 @@ class TarShards(Dataset):
             shards: The indices of the shards.
             classes: Class names in the order of the labels.
             chosen: Positions among all samples; None takes all.
+            decoding: How the images are decoded.
 
         Raises:
             UserError: A label is not one of the classes.
         """
         self.shards = list(shards)
         self.classes = classes
+        self.decoding = decoding
         self._starts = np.cumsum([0, *(len(shard.keys) for shard in shards)])
         self._chosen = np.arange(self._starts[-1]) if chosen is None else chosen
         self._labels = np.concatenate([_positions(shard, classes) for shard in shards])
@@ -299,7 +346,7 @@ class TarShards(Dataset):
         if len(data) < size:
             raise UnreadableSample(f"{self.name(index)}: the shard ends after {len(data)} bytes")
         label = int(self._labels[self._chosen[index]])
-        return ImageRecord(data, label if label >= 0 else None, self.name(index))
+        return ImageRecord(data, label if label >= 0 else None, self.name(index), self.decoding)
 
     def name(self, index: int) -> str:
         """Return shard and member of image `index`."""
@@ -340,46 +387,6 @@ class TarShards(Dataset):
     def __del__(self) -> None:
         if hasattr(self, "_files"):
             self.close()
-
-
-def find_shards(root: Path, pattern: str, key: str) -> list[Path]:
-    """Return the shards that a pattern names, in order.
-
-    Args:
-        root: The folder the pattern is relative to.
-        pattern: May hold ``*``, ``?`` and ``{000..146}`` or ``{a,b}``.
-        key: The config path of the pattern, for the sentence.
-
-    Raises:
-        UserError: There are none, or one that braces name is missing.
-    """
-    found: list[Path] = []
-    for part in expand_braces(pattern):
-        if any(mark in part for mark in "*?["):
-            found += [root / name for name in sorted(glob.glob(part, root_dir=root))]
-        elif (root / part).is_file():
-            found.append(root / part)
-        else:
-            raise UserError(f"{key}: the shard {root / part} does not exist; check {key}")
-    if not found:
-        raise UserError(f"{key} must name tar files, but nothing in {root} matches {pattern!r}")
-    return list(dict.fromkeys(found))
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """Expand ``{000..146}`` (numbers, keeping leading zeros) and ``{a,b}`` as a shell does."""
-    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
-    if match is None:
-        return [pattern]
-    first, last, items = match.groups()
-    if items is not None:
-        values = items.split(",")
-    else:
-        step = 1 if int(first) <= int(last) else -1
-        width = max(len(first), len(last)) if first[0] == "0" or last[0] == "0" else 0
-        values = [f"{i:0{width}d}" for i in range(int(first), int(last) + step, step)]
-    head, tail = pattern[: match.start()], pattern[match.end() :]
-    return [head + value + rest for value in values for rest in expand_braces(tail)]
 
 
 def index_shards(paths: Sequence[Path], warn: Callable[[str], None]) -> Iterator[ShardIndex]:

@@ -97,6 +97,8 @@ class MixtureDataset(Dataset):
         self._parts, self.tasks = parts, tuple(parts)
         self._ends = list(itertools.accumulate(len(part) for part in parts.values()))
         self.identity = "; ".join(f"{n}: {len(p)} {p.identity}" for n, p in parts.items())
+        described = [f"{n}: {p.description}" for n, p in parts.items() if p.description]
+        self.description = "; ".join(described)
 
     def __len__(self) -> int:
         """Return the number of records of all tasks: an epoch of the mixture."""

@@ -21,11 +21,16 @@ class Selection(Dataset):
         self.whole = dataset
         self.classes = dataset.classes
         self.identity = dataset.identity
+        self.description = dataset.description
         self.vocabulary_size = dataset.vocabulary_size
         self.indices = indices
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def check(self) -> None:
+        """Look at a few records of the whole; see `Dataset.check`."""
+        self.whole.check()
 
     def read(self, index: int) -> Any:
         """Return record `index` of the selection; see `Dataset.read`."""

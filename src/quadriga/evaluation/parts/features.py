@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -179,8 +181,8 @@ def check_features(context: EvaluationContext, protocol: str) -> None:
     """Check that features can be extracted and that both splits have the same labels.
 
     Raises:
-        UserError: The objective has no image encoder, the data have no labels, a split is empty,
-            or the splits have different classes.
+        UserError: The objective has no image encoder, the data have no labels, or the images of a
+            split are of one class.
     """
     if not isinstance(context.objective, Encoder):
         name = type(context.objective).__name__
@@ -200,12 +202,56 @@ def check_features(context: EvaluationContext, protocol: str) -> None:
                 f"{protocol} needs at least one of the {split} images, but the split is empty;"
                 f" point data at a split with images, or leave {protocol} out"
             )
+        counts = class_counts(dataset)
+        if counts is not None and np.count_nonzero(counts) < 2:
+            raise UserError(
+                f"{protocol} needs {split} images of two classes or more, since its metric means"
+                f" nothing for one, but all {len(dataset)} are of one class"
+                f" ({dataset.classes[int(counts.argmax())]}); use other data, or leave {protocol}"
+                " out of evaluation.protocols"
+            )
     if train.classes != test.classes:
         raise UserError(
             f"{protocol} needs the same classes in both splits, but the training images have"
             f" {len(train.classes)} and the test images {len(test.classes)}, or under other names;"
             " give both splits the same class folders"
         )
+
+
+def class_counts(dataset: Dataset) -> npt.NDArray[np.int64] | None:
+    """Return int64 (classes,), the images of each class; None where labels are not at hand."""
+    labels = dataset.labels()
+    if labels is None:
+        return None
+    return np.bincount(labels[labels >= 0], minlength=len(dataset.classes))
+
+
+def warn_of_few_images(context: EvaluationContext, protocol: str, needed: int) -> None:
+    """Warn of classes whose images are too few for a metric to say something about them.
+
+    Args:
+        context: What is to be evaluated; its rank 0 warns.
+        protocol: Who asks.
+        needed: Training images of a class without which the protocol can hardly find it.
+    """
+    train, test = class_counts(context.data("train")), class_counts(context.data("test"))
+    if train is None or test is None or not context.env.is_main:
+        return
+    classes = context.data("train").classes
+    few = f"with fewer training images than the {needed} that {protocol} needs"
+    found = {
+        "without a test image: the metric says nothing of them": (train > 0) & (test == 0),
+        "without a training image: they cannot be found": (train == 0) & (test > 0),
+        f"{few}: for them the metric means little": (0 < train) & (train < needed) & (test > 0),
+    }
+    for what, mask in found.items():
+        names = [classes[i] for i in np.flatnonzero(mask)]
+        if names:
+            more = ", ..." if len(names) > 3 else ""
+            context.warn(
+                f"{protocol}: {len(names)} of {len(classes)} classes are {what} "
+                f"({', '.join(names[:3])}{more})"
+            )
 
 
 def reported_ranks(classes: int) -> tuple[int, ...]:

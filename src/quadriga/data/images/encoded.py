@@ -1,0 +1,69 @@
+"""What all data sets of encoded images have in common: how they are decoded, and a first look."""
+
+from __future__ import annotations
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from quadriga.config.base import Later
+from quadriga.contracts import Dataset, DatasetConfig, UnreadableSample
+from quadriga.data.images.decode import OpenedImage, UnknownRange
+from quadriga.data.images.record import LARGEST_IMAGE, Decoding
+from quadriga.errors import UserError
+
+_LOOKED_AT = 32
+"""Images of a data set that are looked at before a run."""
+_WIDEST = 1e12
+
+
+class EncodedImagesConfig(DatasetConfig):
+    """Images in files of any format that Pillow reads."""
+
+    value_range: Later[tuple[float, float] | None] = None
+    """Values that become black and white in images of more than 8 bits per channel, such as
+    ``[0,4095]``; none: 0 and 65535 for 16 bits of which the upper two are used, and any other
+    such image is refused."""
+    max_image_pixels: Later[int] = Field(default=2**26, ge=1, le=LARGEST_IMAGE)
+    """Images of more pixels are unreadable; decoding one takes some 10 bytes for each."""
+
+    @model_validator(mode="after")
+    def _check_value_range(self) -> EncodedImagesConfig:
+        if self.value_range is not None:
+            low, high = self.value_range
+            if not -_WIDEST <= low < high <= _WIDEST or high - low < 1 / _WIDEST:
+                raise ValueError(
+                    f"value_range must be two ascending values, at most {_WIDEST:g} in size, such "
+                    f"as [0,4095], but is [{low:g},{high:g}]"
+                )
+        return self
+
+    def decoding(self) -> Decoding:
+        """Return how the images are decoded."""
+        return Decoding(self.value_range, self.max_image_pixels)
+
+
+class EncodedImages(Dataset):
+    """Encoded images by index."""
+
+    decoding: Decoding
+
+    def check(self) -> None:
+        """Look at a few images, evenly spread: at the values only of those of more than 8 bits.
+
+        Raises:
+            UserError: None of them can be read, or one has values of no known range.
+        """
+        places = np.unique(np.linspace(0, len(self) - 1, _LOOKED_AT).astype(int))
+        reasons = []
+        for index in places.tolist():
+            try:
+                OpenedImage(self.read(index)).check_values()
+            except UnknownRange as error:
+                raise UserError(f"data.value_range must be set: {error}") from error
+            except UnreadableSample as error:
+                reasons.append(str(error))
+        if len(reasons) == len(places):
+            raise UserError(
+                f"data must have images that can be read, but of {len(places)} looked at none "
+                f"can; the first: {reasons[0]}; check data.root"
+            )
