@@ -15,8 +15,8 @@ from quadriga.data.images.encoded import EncodedImagesConfig
 from quadriga.data.images.files import HELD_OUT_BY_CLASS, ImageFiles, check_folder, in_split
 from quadriga.data.images.scan import (
     Skipped,
-    class_folders,
     found_and_skipped,
+    holds_image,
     scan_images,
     subfolders,
 )
@@ -85,7 +85,7 @@ class ImageFolderConfig(EncodedImagesConfig):
 
     def _refuse_lone_test_split(self) -> None:
         # Read as a class, the test images would be trained on.
-        folders = subfolders(self.root)
+        folders = subfolders(self.root, Skipped())
         if folders and set(folders) <= set(self.test_split):
             raise UserError(
                 f"data.root must hold {self.train_split} beside {folders[0]}, but {self.root} "
@@ -99,24 +99,27 @@ class ImageFolderConfig(EncodedImagesConfig):
             if not names:
                 raise _empty(folder, skipped)
             return _Found(names, None, ())
-        own = class_folders(folder, skipped)
-        classes = own if folder == train else class_folders(train, Skipped())
-        if not own or not classes:
-            raise _without_classes(train if not classes else folder, skipped)
-        position = {name: label for label, name in enumerate(classes)}
-        found: list[str] = []
-        counts = np.zeros(len(classes), np.int64)
-        for name in own:
-            if name not in position:
+        images: dict[str, list[str]] = {}
+        for name in subfolders(folder, skipped):
+            images[name] = scan_images(folder / name, skipped, f"{name}/")
+            if not images[name]:
+                del images[name]
+                skipped.add("without images", f"{name}/")
+        classes = list(images)
+        if folder != train:
+            classes = [n for n in subfolders(train, Skipped()) if holds_image(train / n)]
+        if not images or not classes:
+            raise _without_classes(folder if classes else train, skipped)
+        for name in images:
+            if name not in classes:
                 hint = did_you_mean(name, classes) if len(classes) <= 20 else ""
                 raise UserError(
                     f"data.root: every class of {folder} must be one of {train}'s, but {name} is "
                     f"not{hint}"
                 )
-            images = scan_images(folder / name, skipped, f"{name}/")
-            found += images
-            counts[position[name]] = len(images)
-        return _Found(found, np.repeat(np.arange(len(classes)), counts), tuple(classes))
+        counts = [len(images.get(name, ())) for name in classes]
+        names = [name for of_class in images.values() for name in of_class]
+        return _Found(names, np.repeat(np.arange(len(classes)), counts), tuple(classes))
 
 
 class _Found(NamedTuple):

@@ -68,35 +68,30 @@ def found_and_skipped(found: str, skipped: Skipped) -> str:
     return f"{found}; skipped: {text}" if (text := str(skipped)) else found
 
 
-def class_folders(folder: Path, skipped: Skipped) -> list[str]:
-    """Return the folders directly in `folder` that hold an image, sorted.
+def subfolders(folder: Path, skipped: Skipped) -> list[str]:
+    """Return the names of the folders directly in `folder`, sorted.
 
     Args:
         folder: Where to look.
-        skipped: Gets folders without images, and files beside the folders.
+        skipped: Gets hidden folders, and the files beside the folders.
 
     Raises:
-        UserError: A folder cannot be read.
+        UserError: The folder cannot be read.
     """
     found = []
     for name, is_folder in _entries(os.fspath(folder), "", skipped):
-        if not is_folder:
-            if is_image(name):
-                skipped.add("beside the class folders", name)
-            else:
-                skipped.add_file(name)
-        elif next(_images_below(os.path.join(folder, name), "", Skipped()), None) is None:
-            skipped.add("without images", f"{name}/")
-        else:
+        if is_folder:
             found.append(name)
+        elif is_image(name):
+            skipped.add("beside the class folders", name)
+        else:
+            skipped.add_file(name)
     return sorted(found)
 
 
-def subfolders(folder: Path) -> list[str]:
-    """Return the names of the folders directly in `folder`, sorted, without hidden ones."""
-    return sorted(
-        name for name, is_folder in _entries(os.fspath(folder), "", Skipped()) if is_folder
-    )
+def holds_image(folder: Path) -> bool:
+    """Return whether there is an image below a folder, at any depth; the first one ends it."""
+    return next(_images_below(os.fspath(folder), "", Skipped()), None) is not None
 
 
 def scan_images(folder: Path, skipped: Skipped, prefix: str = "") -> list[str]:
