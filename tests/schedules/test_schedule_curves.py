@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import transformers
 from torch.optim import lr_scheduler
 
 from errors import refuses
@@ -47,13 +48,23 @@ def after_warmup(make: type[lr_scheduler.LRScheduler], **values: object) -> list
 def test_the_warmup_is_torch_linear_lr(config: type[ScheduleConfig]) -> None:
     found = curve(config(warmup_steps=WARMUP, start_factor=0.1))[:WARMUP]
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=WARMUP - 1)
+    scheduler = lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=WARMUP)
     expected = []
     for _ in range(WARMUP):
         expected.append(float(optimizer.param_groups[0]["lr"]))
         optimizer.step()
         scheduler.step()
     assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_peak_is_at_the_first_step_after_the_warmup() -> None:
+    """Compared with the schedule of BERT's fine-tuning in Transformers, from rate 0."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = transformers.get_linear_schedule_with_warmup(optimizer, WARMUP, TOTAL)
+    expected = [scheduler.lr_lambdas[0](step) for step in range(TOTAL)]
+    found = curve(LinearConfig(warmup_steps=WARMUP, start_factor=0.0))
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert found.index(max(found)) == WARMUP
 
 
 @pytest.mark.parametrize("final", [0.0, 0.2])
@@ -100,7 +111,7 @@ def test_milestones_in_epochs_are_milestones_in_steps() -> None:
 
 def test_a_milestone_inside_the_warmup_acts_after_it() -> None:
     config = StepDecayConfig(warmup_steps=WARMUP, milestone_steps=(2,), gamma=0.5)
-    assert curve(config)[WARMUP - 1 : WARMUP + 1] == [1.0, 0.5]
+    assert curve(config)[WARMUP - 1 : WARMUP + 1] == pytest.approx([0.80002, 0.5])
 
 
 @pytest.mark.parametrize(

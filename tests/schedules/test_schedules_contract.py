@@ -49,10 +49,10 @@ def test_factors_are_bounded_rise_in_the_warmup_and_fall_after_it(
     rise, fall = factors[:warmup], factors[warmup:]
     assert rise == sorted(rise)
     assert fall == sorted(fall, reverse=True)
-    if warmup > 1:
+    if warmup:
         assert rise[0] == start
-        if warmup <= len(factors):
-            assert rise[-1] == 1.0
+        steps = range(len(rise))
+        assert rise == pytest.approx([start + (1 - start) * step / warmup for step in steps])
     if warmup < total:
         assert fall[0] == 1.0
 

@@ -24,14 +24,13 @@ def warmup_length(config: ScheduleConfig, progress: Progress) -> int:
 def warmup_factor(config: ScheduleConfig, progress: Progress) -> float | None:
     """Return the multiplier of the peak learning rate during the warm-up; None after it.
 
-    With the warm-up's length W and start factor s, step t < W has ``s + (1 - s) t / (W - 1)``:
-    the peak is reached at the last step of the warm-up.
+    With the warm-up's length W and start factor s, step t < W has ``s + (1 - s) t / W``: step W,
+    the first after the warm-up, has the peak, as in timm, BERT, DeiT and MAE.
     """
     warmup = warmup_length(config, progress)
     if progress.step >= warmup:
         return None
-    rise = progress.step / (warmup - 1) if warmup > 1 else 1.0
-    return config.start_factor + (1.0 - config.start_factor) * rise
+    return config.start_factor + (1.0 - config.start_factor) * progress.step / warmup
 
 
 def share_after_warmup(config: ScheduleConfig, progress: Progress) -> float:
