@@ -53,7 +53,7 @@ def test_black_pictures_are_refused_by_name(
     proposed: str,
     words: list[str],
 ) -> None:
-    for i in range(8):
+    for i in range(24):
         write(tmp_path / "photos" / "ab"[i % 2] / f"{i}" / name, data)
     words = [*words, "--work-dir", str(tmp_path / "run")]
     command = train(f"data.root={tmp_path / 'photos'}", RECONSTRUCTION, *words)

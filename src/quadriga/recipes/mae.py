@@ -32,6 +32,9 @@ from quadriga.optim.adam import AdamWConfig
 from quadriga.schedules.curves import WarmupCosineConfig
 from quadriga.workflow.graph import Node, Workflow
 
+NO_DECAY = ("norm", "bias", "position", "register_token")
+"""What does not decay: as in the reference, class and mask tokens do."""
+
 PROTOCOLS = EvaluationConfig(
     protocols=(KNNConfig(), LinearProbeConfig(), ReconstructionConfig()),
 )
@@ -51,7 +54,7 @@ def mae_digits(epochs: float = 50) -> RunConfig:
         views=ImageViewsConfig(
             image_px=32, crop_scale=(0.6, 1.0), flip_probability=0.0, test_crop_fraction=1.0
         ),
-        optim=AdamWConfig(lr=2e-3, lr_batch=64, weight_decay=0.05),
+        optim=AdamWConfig(lr=2e-3, lr_batch=64, weight_decay=0.05, no_decay=NO_DECAY),
         schedule=WarmupCosineConfig(warmup_epochs=3),
         train=TrainConfig(epochs=epochs, batch_size=64, ranks=2),
         loader=LoaderConfig(workers=0),
@@ -74,7 +77,7 @@ def mae_cifar10(root: Path = Path("data/cifar10"), epochs: float = 2.5) -> RunCo
         objective=MAEConfig(decoder_width=96, decoder_depth=2, decoder_heads=4),
         data=ImageFolderConfig(root=root),
         views=ImageViewsConfig(image_px=32, crop_scale=(0.4, 1.0), test_crop_fraction=1.0),
-        optim=AdamWConfig(lr=1e-3, lr_batch=64, weight_decay=0.05),
+        optim=AdamWConfig(lr=1e-3, lr_batch=64, weight_decay=0.05, no_decay=NO_DECAY),
         schedule=WarmupCosineConfig(warmup_steps=100),
         train=TrainConfig(epochs=epochs, batch_size=64, ranks=2, dataset_size=50_000),
         loader=LoaderConfig(workers=0),
@@ -92,7 +95,9 @@ def _imagenet(name: str, model: ViTConfig, root: Path, epochs: float) -> RunConf
         objective=MAEConfig(),
         data=ImageFolderConfig(root=root),
         views=ImageViewsConfig(image_px=model.image_px, crop_scale=(0.2, 1.0)),
-        optim=AdamWConfig(lr=2.4e-3, lr_batch=4096, betas=(0.9, 0.95), weight_decay=0.05),
+        optim=AdamWConfig(
+            lr=2.4e-3, lr_batch=4096, betas=(0.9, 0.95), weight_decay=0.05, no_decay=NO_DECAY
+        ),
         # The reference starts its runs of 800 and 1600 epochs lower than those of 400.
         schedule=WarmupCosineConfig(warmup_epochs=40, start_factor=1e-9 if epochs >= 800 else 1e-4),
         train=TrainConfig(epochs=epochs, batch_size=4096, dataset_size=1_281_167),

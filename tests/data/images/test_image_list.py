@@ -38,6 +38,7 @@ def listed(root, text, name="list.txt", **options):
     ("text", "expected", "classes"),
     [
         ("b.jpg\na cat.jpg\n", [("b.jpg", None), ("a cat.jpg", None)], ()),
+        ("\ufeffb.jpg 1\nd.jpg 0\n", [("b.jpg", 1), ("d.jpg", 0)], ("0", "1")),
         ("# comment\n\nb.jpg 2\na cat.jpg 0\n", [("b.jpg", 2), ("a cat.jpg", 0)], ("0", "1", "2")),
         ("b.jpg\tdog\na cat.jpg\tcat\r\n", [("b.jpg", 1), ("a cat.jpg", 0)], ("cat", "dog")),
         ("b.jpg\tbig dog\nd.jpg\tcat\n", [("b.jpg", 0), ("d.jpg", 1)], ("big dog", "cat")),
