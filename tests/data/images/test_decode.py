@@ -13,13 +13,16 @@ from pictures import encoded, noise
 from quadriga.contracts import UnreadableSample
 from quadriga.data.images import decode
 from quadriga.data.images.decode import Box, OpenedImage, reduced_box, reduction, resize
-from quadriga.data.images.record import ImageRecord
+from quadriga.data.images.record import PLAIN, Decoding, ImageRecord
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
-def opened(data, fast=True):
-    return OpenedImage(ImageRecord(data, None, "sample"), fast)
+REDUCED = Decoding(reduced=True)
+
+
+def opened(data, fast=True, decoding=PLAIN):
+    return OpenedImage(ImageRecord(data, None, "sample", decoding), fast)
 
 
 def pillow_view(image, box, size, interpolation="bicubic"):
@@ -65,7 +68,7 @@ def test_fast_and_pillow_path_are_bit_equal_at_full_size(box):
 @pytest.mark.parametrize(("shape", "eighths"), [((203, 301), 4), ((405, 410), 2), ((805, 830), 1)])
 def test_reduced_decoding_keeps_the_geometry(shape, eighths):
     data = encoded(gradient(*shape))
-    image = opened(data)
+    image = opened(data, decoding=REDUCED)
     box = Box(3, 5, shape[0] - 7, shape[1] - 11)
     size = min(box.height, box.width) * eighths // 8
     assert reduction(box, size, size) == eighths
@@ -91,11 +94,19 @@ def test_reduced_decoding_keeps_the_geometry(shape, eighths):
 def test_reduced_decoding_is_close_to_the_full_one():
     data = encoded(noise(400, 402, cells=25))
     box = Box(8, 16, 384, 376)
-    fast = resize(opened(data).crop(box, 64, 64), 64, 64, "bicubic").astype(int)
+    fast = opened(data, decoding=REDUCED).crop(box, 64, 64)
+    fast = resize(fast, 64, 64, "bicubic").astype(int)
     full = pillow_view(Image.open(io.BytesIO(data)), box, 64)
     assert reduction(box, 64, 64) == 2
     assert np.abs(fast - full).mean() < 1.0
     assert np.abs(fast - full)[:, 2:-2, 2:-2].max() <= 8
+
+
+def test_every_pixel_is_decoded_unless_a_config_says_otherwise():
+    data, box = encoded(noise(400, 402)), Box(9, 17, 384, 376)
+    whole = np.asarray(Image.open(io.BytesIO(data)))[9:393, 17:393]
+    np.testing.assert_array_equal(opened(data).crop(box, 64, 64), whole)
+    assert opened(data, decoding=REDUCED).crop(box, 64, 64).shape[0] < 384
 
 
 @settings(deadline=None)
@@ -182,7 +193,7 @@ def test_truncated_jpegs_are_unreadable(fast, keep):
 
 def test_truncated_jpegs_are_unreadable_at_reduced_size():
     data = encoded(noise(320, 320, cells=2))
-    image = opened(data[: len(data) // 2])
+    image = opened(data[: len(data) // 2], decoding=REDUCED)
     with refuses("truncated", error=UnreadableSample):
         image.crop(image.whole, 40, 40)
 

@@ -1,8 +1,9 @@
 """From an encoded image to uint8 pixels of one crop at one size.
 
-Baseline: Pillow decodes everything. Fast path: JPEG through TurboJPEG, decoded at 1/2, 1/4 or 1/8
-of its size by dropping DCT coefficients where the crop stays at least as large as the output.
-The resize is torch's antialiased one on uint8, the same for both paths.
+Baseline: Pillow decodes everything. Fast path: JPEG through TurboJPEG, which gives the same pixels.
+Where a config asks for it, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size by dropping DCT
+coefficients, as long as the crop stays at least as large as the output. The resize is torch's
+antialiased one on uint8, the same for all.
 
 Images of 8 bits per channel or fewer are taken as they are. Those with more are scaled to 8 bits:
 black and white are the two values of `Decoding.value_range`, or 0 and 65535 where an image uses the
@@ -102,7 +103,7 @@ class OpenedImage:
     def crop(
         self, box: Box, height: int = 0, width: int = 0
     ) -> UInt8[np.ndarray, "crop_height crop_width 3"]:
-        """Decode the pixels of `box`, possibly at 1/2, 1/4 or 1/8 of the size.
+        """Decode the pixels of `box`, where `Decoding.reduced` allows it at 1/2, 1/4 or 1/8 size.
 
         Args:
             box: A rectangle inside the image.
@@ -120,7 +121,7 @@ class OpenedImage:
         if isinstance(data, np.ndarray):
             return _cut(data, box)
         if self._pillow is None:
-            eighths = reduction(box, height, width)
+            eighths = reduction(box, height, width) if self._record.decoding.reduced else 8
             pixels = _decode_jpeg(data, self.height, self.width, eighths)
             if pixels is not None:
                 return _cut(pixels, reduced_box(box, eighths))

@@ -23,6 +23,10 @@ class EncodedImagesConfig(DatasetConfig):
     """Values that become black and white in images of more than 8 bits per channel, such as
     ``[0,4095]``; none: 0 and 65535 for 16 bits of which the upper two are used, and any other
     such image is refused."""
+    reduced_decoding: bool = False
+    """Whether a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where a training crop still has as
+    many pixels as the view: faster for images much larger than the views, which then differ from
+    those of full decoding by some 5 of 255 levels on average (docs/log.md)."""
     max_image_pixels: Later[int] = Field(default=2**26, ge=1, le=LARGEST_IMAGE)
     """Images of more pixels are unreadable; decoding one takes some 10 bytes for each."""
 
@@ -39,7 +43,7 @@ class EncodedImagesConfig(DatasetConfig):
 
     def decoding(self) -> Decoding:
         """Return how the images are decoded."""
-        return Decoding(self.value_range, self.max_image_pixels)
+        return Decoding(self.value_range, self.reduced_decoding, self.max_image_pixels)
 
 
 class EncodedImages(Dataset):

@@ -17,6 +17,8 @@ class Decoding:
 
     value_range: tuple[float, float] | None = None
     """Values that become black and white in images of more than 8 bits per channel."""
+    reduced: bool = False
+    """Whether a JPEG may be decoded at a fraction of its size where a crop is made smaller."""
     max_pixels: int = LARGEST_IMAGE
     """Larger images are unreadable."""
 
