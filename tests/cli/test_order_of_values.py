@@ -75,11 +75,8 @@ def test_paths_are_stored_as_seen_from_where_they_were_typed(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "list.txt").write_text("")
-    found = resolve(
-        "mae_cifar10",
-        None,
-        ["data.kind=image_list", "root=~/x/../pictures", "data.files=list.txt", "warm_start.path=w.st"],
-    ).config
+    words = ["data.kind=image_list", "root=~/x/../pictures", "data.files=list.txt"]
+    found = resolve("mae_cifar10", None, [*words, "warm_start.path=w.st"]).config
     leaves = dict(found.leaves())
     assert leaves["data.root"] == str(tmp_path / "home" / "pictures")
     assert leaves["data.files"] == str(tmp_path / "list.txt")
