@@ -10,9 +10,10 @@ import pytest
 from errors import refuses
 from quadriga.cli import main
 from quadriga.cli.entry import run, split_resume
-from quadriga.cli.resolve import find_recipes, flatten, resolve
+from quadriga.cli.resolve import flatten, resolve
 from quadriga.config.provenance import Resolved, read_overrides
 from quadriga.engine.run_config import RunConfig
+from quadriga.recipes.find import list_recipes
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_flatten_keeps_lists_whole() -> None:
     }
 
 
-@pytest.mark.parametrize("name", sorted(find_recipes()))
+@pytest.mark.parametrize("name", sorted(list_recipes()))
 def test_every_recipe_round_trips_and_can_be_rehearsed(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from quadriga.cli.resolve import find_recipes, find_workflows
 from quadriga.engine.build import build_on_meta
+from quadriga.recipes.find import find_recipe, find_workflow, list_recipes, list_workflows
 from quadriga.workflow.graph import check_graph, needs_of
 from quadriga.workflow.preview import Planner
 
-MODULAR = [name for name in find_workflows() if name.startswith("deep_incubation")]
+MODULAR = [name for name in list_workflows() if name.startswith("deep_incubation")]
 
 
 @pytest.mark.parametrize("name", MODULAR)
 def test_an_incubation_is_meta_modules_and_the_whole(name):
-    workflow = find_workflows()[name]()
+    workflow = find_workflow(name)()
     check_graph(workflow)
     modules = [node.name for node in workflow.nodes if node.name.startswith("module_")]
     needs = needs_of(workflow)
@@ -23,7 +23,7 @@ def test_an_incubation_is_meta_modules_and_the_whole(name):
     assert all(needs[module] == ("meta",) for module in modules)
     assert needs["finetune"] == tuple(modules)
     assert workflow.result == "finetune"
-    together = find_workflows()[name](modules_per_run=3)
+    together = find_workflow(name)(modules_per_run=3)
     assert [node.name for node in together.nodes][1:3] == ["module_0_1_2", "module_3"]
 
 
@@ -39,7 +39,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_sizes_and_costs(name):
     target, meta, modules, ratio, drop_path = PUBLISHED[name]
-    workflow = find_workflows()[name]()
+    workflow = find_workflow(name)()
     configs = {
         node.name: node.config.override({"objective.classes": 1000}) for node in workflow.nodes
     }
@@ -69,8 +69,8 @@ def test_the_published_sizes_and_costs(name):
     assert configs["meta"].optim.lr * 2048 / configs["meta"].optim.lr_batch == 2e-3
 
 
-@pytest.mark.parametrize("name", [name for name in find_recipes() if name.startswith("deit")])
+@pytest.mark.parametrize("name", [name for name in list_recipes() if name.startswith("deit")])
 def test_the_baselines_are_built(name):
-    config = find_recipes()[name]().override({"objective.classes": 1000})
+    config = find_recipe(name)().override({"objective.classes": 1000})
     objective = build_on_meta(config)
     assert objective.metric_names == ("accuracy", "accuracy_5")

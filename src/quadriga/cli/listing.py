@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import shutil
 from pathlib import Path
 
-import psutil
-import torch
-
-from quadriga.cli.resolve import find_recipes, find_workflows
-from quadriga.distributed.environment import SINGLE
-from quadriga.engine.logs.environment import describe_environment, version_of
-from quadriga.engine.meters.devices import device_name
 from quadriga.formatting import bytes_
+from quadriga.recipes.find import list_recipes, list_workflows
 
 OPTIONAL = {
     "transformers": "checking exports to Hugging Face (pip install 'quadriga[hf]')",
@@ -25,18 +18,24 @@ OPTIONAL = {
 
 def recipes() -> None:
     """Print each recipe with the first line of its docstring; then the workflows."""
-    runs, workflows = find_recipes(), find_workflows()
+    runs, workflows = list_recipes(), list_workflows()
     width = max(len(name) for name in (*runs, *workflows))
     for found, title in ((runs, ""), (workflows, "several runs, for quadriga run")):
         if found and title:
             print(f"\n{title}")
-        for name, function in found.items():
-            summary = (inspect.getdoc(function) or "").splitlines()[0]
+        for name, summary in found.items():
             print(f"{name:<{width}}  {summary}")
 
 
 def doctor() -> None:
-    """Print the environment, one value a line, then the missing packages and devices."""
+    """Print the environment as plain lines, then what is missing."""
+    import psutil
+    import torch
+
+    from quadriga.distributed.environment import SINGLE
+    from quadriga.engine.logs.environment import describe_environment, version_of
+    from quadriga.engine.meters.devices import device_name
+
     environment = describe_environment(SINGLE)
     environment.pop("command")
     environment.pop("started")
@@ -48,7 +47,7 @@ def doctor() -> None:
         for i in range(torch.cuda.device_count())
     )
     environment["distributed"] = ", ".join(
-        name for name in ("gloo", "nccl", "mpi") if _backend_available(name)
+        name for name in ("gloo", "nccl", "mpi") if torch.distributed.is_backend_available(name)
     )
     environment.update({package: version_of(package) for package in OPTIONAL})
     width = max(len(name) for name in environment)
@@ -60,7 +59,3 @@ def doctor() -> None:
     print("missing" if missing else "nothing is missing")
     for line in missing:
         print(f"  {line}")
-
-
-def _backend_available(name: str) -> bool:
-    return bool(torch.distributed.is_backend_available(name))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
-import pkgutil
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,64 +18,7 @@ from quadriga.config.provenance import COMMAND_LINE, Resolved, read_overrides
 from quadriga.engine.preflight import infer_num_classes
 from quadriga.engine.run_config import RunConfig, complete
 from quadriga.errors import UserError, did_you_mean
-
-Recipe = Callable[..., Any]
-
-
-def find_recipes() -> dict[str, Recipe]:
-    """Return every recipe by name: the public functions of `quadriga.recipes` that return a run."""
-    return _functions_returning("RunConfig")
-
-
-def find_workflows() -> dict[str, Recipe]:
-    """Return every workflow by name: the recipes that return several runs."""
-    return _functions_returning("Workflow")
-
-
-def _functions_returning(kind: str) -> dict[str, Recipe]:
-    package = importlib.import_module("quadriga.recipes")
-    found: dict[str, Recipe] = {}
-    for info in pkgutil.iter_modules(package.__path__):
-        if info.name.startswith("_"):
-            continue
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
-        for name, function in vars(module).items():
-            own = inspect.isfunction(function) and function.__module__ == module.__name__
-            if own and not name.startswith("_") and _returned(function) == kind:
-                found[name] = function
-    return dict(sorted(found.items()))
-
-
-def _returned(function: Recipe) -> str:
-    return getattr(typing.get_type_hints(function).get("return"), "__name__", "")
-
-
-def find_recipe(name: str) -> Recipe:
-    """Return the recipe called `name`.
-
-    Raises:
-        UserError: No recipe has that name, or it is a workflow.
-    """
-    recipes = find_recipes()
-    if name not in recipes:
-        if name in find_workflows():
-            raise UserError(f"{name} is a workflow of several runs; use quadriga run {name}")
-        raise UserError(f"unknown recipe {name}{did_you_mean(name, recipes)}")
-    return recipes[name]
-
-
-def find_workflow(name: str) -> Recipe:
-    """Return the workflow called `name`.
-
-    Raises:
-        UserError: No workflow has that name, or it is a recipe of one run.
-    """
-    workflows = find_workflows()
-    if name not in workflows:
-        if name in find_recipes():
-            raise UserError(f"{name} is one run and no workflow; use quadriga train {name}")
-        raise UserError(f"unknown workflow {name}{did_you_mean(name, workflows)}")
-    return workflows[name]
+from quadriga.recipes.find import Recipe, find_recipe, is_file
 
 
 def recipe_arguments(recipe: Recipe, values: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
@@ -159,9 +100,7 @@ def resolve(
                 f"{key} is set twice: {values[key]} and {value} on the {COMMAND_LINE}, of which "
                 "one is by the option that is short for it; keep one of the two"
             )
-    layers = [(read_values(file), str(file))] if file is not None else []
-    layers.append((values, COMMAND_LINE))
-    if recipe.endswith(".json") or Path(recipe).is_file():
+    if is_file(recipe):
         resolved = Resolved.from_json(RunConfig, _read_text(Path(recipe)))
     else:
         resolved, layers = _of_recipe(recipe, layers)

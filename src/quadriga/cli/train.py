@@ -12,7 +12,6 @@ from quadriga.distributed.collectives import all_gather_values
 from quadriga.distributed.environment import pick_device, read_launch
 from quadriga.distributed.process_group import process_group
 from quadriga.engine.checkpoint.store import list_checkpoints
-from quadriga.engine.dry_run import dry_run
 from quadriga.engine.faults.preemption import Preemption
 from quadriga.engine.initial_weights import check_initial_weights
 from quadriga.engine.logs.console import Console
@@ -22,9 +21,7 @@ from quadriga.engine.resume import Request
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.session import run
 from quadriga.errors import UserError
-from quadriga.launch.attempts import restarts
-from quadriga.launch.torchrun import run_ranks
-from quadriga.report.run import write_report
+from quadriga.launch.attempts import RESTARTS, restarts
 
 
 @dataclass(frozen=True)
@@ -80,19 +77,15 @@ def train(request: TrainRequest) -> int:
         print("\n".join(config_lines(resolved)))
         return 0
     if request.dry_run:
+        from quadriga.engine.dry_run import dry_run
+
         rows = dry_run(resolved.config, max(launch.world_size, resolved.config.train.ranks))
         width = max(len(name) for name, _ in rows)
         print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
         return 0
     work_dir = request.work_dir or Path("runs") / resolved.config.name
     if launch.launcher == "none" and resolved.config.train.ranks > 1:
-        ranks = resolved.config.train.ranks
-        for local_rank in range(ranks):
-            pick_device(resolved.config.train.device, local_rank)
-        check_start(resolved.config, ranks)
-        if not list_checkpoints(RunDirectory(work_dir).checkpoints):
-            check_initial_weights(resolved.config)
-        return run_ranks(ranks, request.arguments, request.max_restarts)
+        return _start_ranks(request, resolved.config, work_dir)
     with (
         # Outside the process group, so that a signal during its shutdown does not kill the rank.
         Preemption() as preemption,
@@ -104,8 +97,23 @@ def train(request: TrainRequest) -> int:
         start = start_of(request, work_dir, again)
         run(resolved, start, env, console, preemption)
         if env.is_main:
+            from quadriga.report.run import write_report
+
             console.say(f"report: {write_report(work_dir)}")
     return 0
+
+
+def _start_ranks(request: TrainRequest, config: RunConfig, work_dir: Path) -> int:
+    """Check what can be checked before any rank is started, start them, return the exit code."""
+    from quadriga.launch.torchrun import run_ranks
+
+    ranks = config.train.ranks
+    for local_rank in range(ranks):
+        pick_device(config.train.device, local_rank)
+    check_start(config, ranks)
+    if not list_checkpoints(RunDirectory(work_dir).checkpoints):
+        check_initial_weights(config)
+    return run_ranks(ranks, request.arguments, request.max_restarts)
 
 
 def start_of(request: TrainRequest, work_dir: Path, again: bool) -> Request:
@@ -122,7 +130,8 @@ def start_of(request: TrainRequest, work_dir: Path, again: bool) -> Request:
     named = request.resume_from
     if again and list_checkpoints(RunDirectory(work_dir).checkpoints):
         named = None
-    return Request(work_dir, request.resume or again, named)
+    # Ranks that `_start_ranks` has started know RESTARTS.
+    return Request(work_dir, request.resume or again, named, is_checked=RESTARTS in os.environ)
 
 
 def config_lines(resolved: Resolved[RunConfig]) -> list[str]:

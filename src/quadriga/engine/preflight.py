@@ -95,14 +95,18 @@ def check_weights(config: RunConfig) -> None:
 
 
 def check_start(
-    config: RunConfig, world_size: int, dataset: Dataset | None = None
+    config: RunConfig,
+    world_size: int,
+    dataset: Dataset | None = None,
+    try_shapes: bool = True,
 ) -> tuple[Dataset, RunPlan]:
     """Run all checks that need no device memory, no process and no work directory.
 
     Args:
         config: The run.
-        world_size: Number of ranks.
-        dataset: Its training data, if already open.
+        world_size: Ranks it is to run on.
+        dataset: Its training data, where it is open already.
+        try_shapes: Whether the model is tried on samples of the views' shapes.
 
     Returns:
         The training data and the plan of the run's steps.
@@ -120,7 +124,8 @@ def check_start(
     config.executor.check(config, objective, world_size)
     plan = make_plan(config, len(dataset), config.executor.share(0, world_size).of)
     config.views.check(dataset, "train", plan)
-    check_shapes(config)
+    if try_shapes:
+        check_shapes(config)
     if (group := objective.statistics_group) is not None:
         ranks_of_group(group, deal(plan.batch_size, plan.world_size, plan.accumulate))
     _check_independence(config, objective)

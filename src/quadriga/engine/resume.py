@@ -38,6 +38,8 @@ class Request:
     """Whether to continue the run in the work directory, if there is one."""
     resume_from: Path | None = None
     """A checkpoint to start from instead of the newest of the work directory."""
+    is_checked: bool = False
+    """Whether the launcher has tried the model on the views' shapes, which takes half a second."""
 
 
 def choose(

@@ -69,7 +69,7 @@ def run(
     """
     config = resolved.config
     directory = RunDirectory(request.work_dir)
-    dataset, plan = on_all(lambda: _check(config, env), env)
+    dataset, plan = on_all(lambda: _check(config, env, request.is_checked), env)
     with contextlib.ExitStack() as stack:
 
         def claim() -> Path | None:
@@ -98,11 +98,11 @@ def run(
             raise session.out_of_memory() from error
 
 
-def _check(config: RunConfig, env: DistEnv) -> tuple[Dataset, RunPlan]:
+def _check(config: RunConfig, env: DistEnv, is_checked: bool) -> tuple[Dataset, RunPlan]:
     check_precision(config.train, env.device)
     if config.train.compile:
         check_compile(env.device)
-    return check_start(config, env.world_size)
+    return check_start(config, env.world_size, try_shapes=not is_checked)
 
 
 @final

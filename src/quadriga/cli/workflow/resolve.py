@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from quadriga.cli.resolve import call, find_workflow, recipe_arguments
+from quadriga.cli.resolve import call, recipe_arguments
 from quadriga.config.provenance import COMMAND_LINE, Resolved, read_overrides
 from quadriga.engine.preflight import infer_num_classes
 from quadriga.engine.run_config import RunConfig, complete
 from quadriga.errors import UserError
+from quadriga.recipes.find import find_workflow
 from quadriga.workflow.graph import Node, Workflow, check_graph, matching, needs_of
 
 REFERENCE_NAME = "reference"

@@ -17,10 +17,6 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
 
 from quadriga.distributed.collectives import all_gather_values, on_all
 from quadriga.distributed.environment import DistEnv
@@ -93,19 +89,40 @@ def read_objective(
 
 def _read(path: Path, state: dict[str, Any], known: set[str] | None) -> None:
     _check(path, state, _stored(path), known)
-    with _readable(path), _quiet():
-        load(state, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+    with _readable(path):
+        _load(path, state)
 
 
 def _stored(path: Path) -> dict[str, Any]:
     """Return name -> metadata of each tensor, from the files' headers."""
     with _readable(path):
-        return HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+        return _headers(path)
+
+
+# torch.distributed.checkpoint is imported when it is first used: it takes half as long as torch.
+
+
+def _headers(path: Path) -> dict[str, Any]:
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    return HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+
+
+def _load(path: Path, state: dict[str, Any]) -> None:
+    """Read tensors in place, without torch's warning that each rank loads by itself."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        load(state, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
 
 
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Return a context that turns read errors into a `UserError` naming the checkpoint."""
+    """Say of an error inside that the checkpoint cannot be read."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
     try:
         yield
     except (OSError, SafetensorError, CheckpointException) as error:
@@ -129,14 +146,6 @@ def _check(
                 f"checkpoint {path} is of another model: tensor {name} has shape "
                 f"{list(size)} instead of {list(tensor.shape)}"
             )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress torch's warning that each rank loads on its own, which is intended."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
 
 
 def root_cause(error: BaseException) -> str:
@@ -187,9 +196,11 @@ def stored_tensors(folder: Path) -> list[StoredTensor]:
     Raises:
         InvalidCheckpoint: A header is damaged.
     """
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
     try:
-        stored = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    # A damaged header can raise any exception, depending on its bytes.
+        stored = _headers(folder)
+    # A damaged header fails wherever its bytes lead the reader: there is no list of errors.
     except Exception as error:
         raise InvalidCheckpoint(f"its headers cannot be read ({error})") from error
     return [
@@ -314,9 +325,7 @@ def _read_tensors(folder: Path, tensors: Sequence[StoredTensor]) -> dict[str, Te
     if not state:
         return state
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            load(state, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+        _load(folder, state)
     except OSError as error:
         raise UserError(f"checkpoint {folder} cannot be read: {error}") from error
     return state

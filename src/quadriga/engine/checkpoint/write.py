@@ -26,8 +26,8 @@ from typing import Any, TypeVar, final
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
+from quadriga.distributed.collectives import is_dtensor
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.checkpoint.folder import (
     FORMAT,
@@ -94,7 +94,7 @@ def inventory(state: Mapping[str, Any]) -> dict[Chunk, Tensor]:
             raise TypeError(f"{name} cannot be saved: it is {kind}")
         whole = tuple(value.shape)
         local, offset = value.detach(), (0,) * len(whole)
-        if isinstance(value, DTensor):
+        if is_dtensor(value):
             if value.device_mesh.get_coordinate() is None:
                 continue
             (box,) = value.__create_chunk_list__()  # type: ignore[no-untyped-call]

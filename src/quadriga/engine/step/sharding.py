@@ -5,17 +5,11 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import cast, final
+from typing import TYPE_CHECKING, cast, final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import (
-    FSDPModule,
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
 
 from quadriga.contracts import Objective, PooledObjective
 from quadriga.distributed.allocator import LARGEST_KEPT_SHARDED, keep_freed_memory
@@ -27,6 +21,9 @@ from quadriga.engine.run_config import RunConfig, TrainConfig
 from quadriga.engine.step.blocks import blocks_of
 from quadriga.engine.step.gradients import GradientSum
 from quadriga.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 
 class Layout(ABC):
@@ -115,6 +112,13 @@ class Sharded(Layout):
 
     def __init__(self, objective: Objective, train: TrainConfig, ranks: Ranks) -> None:
         """Shard the parameters in place, with or without memory; every rank calls it."""
+        from torch.distributed.fsdp import (  # half of torch's own import time: only when used
+            FSDPModule,
+            MixedPrecisionPolicy,
+            fully_shard,
+            register_fsdp_forward_method,
+        )
+
         self.device, self._copies, mesh = ranks.env.device, ranks.size("data"), ranks.sharded()
         self._reshard = train.reshard_after_forward
         if self.device.type == "cpu":
@@ -138,7 +142,7 @@ class Sharded(Layout):
         methods = ("embed", "targets", "combine") if isinstance(objective, PooledObjective) else ()
         for name in (*methods, *objective.entry_points):
             register_fsdp_forward_method(objective, name)
-        self._sharded = cast(FSDPModule, objective)
+        self._sharded = cast("FSDPModule", objective)
 
     @contextlib.contextmanager
     def backward(self, is_last: bool, complete: Sequence[str] = ()) -> Iterator[None]:
