@@ -205,4 +205,4 @@ def test_the_data_may_move_but_not_change_its_size(
     Image.new("RGB", (20, 20)).save(tmp_path / "there" / "a" / "more.png")
     Image.new("RGB", (20, 20)).save(tmp_path / "there" / "a" / "and_more.png")
     capsys.readouterr()
-    assert_command_refused(command("there", "--resume"), capsys, "samples", "19", "--work-dir")
+    assert_command_refused(command("there", "--resume"), capsys, "samples", "20", "--work-dir")

@@ -79,8 +79,8 @@ def test_warmup_is_linear_and_the_cosine_falls_to_its_floor() -> None:
     schedule = WarmupCosineConfig(warmup_epochs=1, start_factor=0.1, final_factor=0.2)
     values = factors(schedule, 50)
     assert values[0] == 0.1
-    assert values[9] == values[10] == 1.0
-    assert values[:10] == pytest.approx([0.1 + 0.1 * step for step in range(10)])
+    assert values[10] == 1.0
+    assert values[:10] == pytest.approx([0.1 + 0.09 * step for step in range(10)])
     for step in range(10, 50):
         expected = 0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * (step - 10) / 40))
         assert values[step] == pytest.approx(expected)

@@ -70,8 +70,8 @@ def choose(
     ):
         raise UserError(
             f"work dir {directory.path} was trained on another number of samples than "
-            f"{plan.dataset_size}, with another vocabulary, or by an earlier revision that decoded "
-            "or held out images otherwise; restore the data or choose another --work-dir"
+            f"{plan.dataset_size}, with another vocabulary, or by an earlier revision that held "
+            "other images out for testing; restore the data or choose another --work-dir"
         )
     elif not request.resume and read_manifest(found).step < plan.total_steps:
         raise UserError(

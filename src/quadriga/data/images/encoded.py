@@ -23,7 +23,8 @@ class EncodedImagesConfig(DatasetConfig):
     """Values that become black and white in images of more than 8 bits per channel, such as
     ``[0,4095]``; none: 0 and 65535 for 16 bits of which the upper two are used, and any other
     such image is refused."""
-    reduced_decoding: bool = False
+    # Runs saved without it were reduced wherever that was possible; they go on with every pixel.
+    reduced_decoding: Later[bool] = False
     """Whether a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where a training crop still has as
     many pixels as the view: faster for images much larger than the views, which then differ from
     those of full decoding by some 5 of 255 levels on average (docs/log.md)."""
