@@ -100,6 +100,8 @@ def resolve(
                 f"{key} is set twice: {values[key]} and {value} on the {COMMAND_LINE}, of which "
                 "one is by the option that is short for it; keep one of the two"
             )
+    layers = [(read_values(file), str(file))] if file is not None else []
+    layers.append((values, COMMAND_LINE))
     if is_file(recipe):
         resolved = Resolved.from_json(RunConfig, _read_text(Path(recipe)))
     else:
