@@ -2,9 +2,9 @@
 
     python benchmarks/launch_times.py [--source TREE ...] [--runs 7]
 
-Every round times the import of torch and each command once, so that what else the machine does
-meets all of them alike; the table has the medians. A training run counts until its first logged
-step. TREE is a checkout of this project; by default the one of this file.
+Every round times each command of each tree once, and the import of torch just before it, so that
+what else the machine does meets both alike; the table has the medians. A training run counts
+until its first logged step. TREE is a checkout of this project; by default the one of this file.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ def main() -> None:
     seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
     imports = []
     for _ in range(given.runs):
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "import torch"], check=True)
-        imports.append(time.perf_counter() - began)
         for source in given.source:
             for name, words in COMMANDS.items():
+                began = time.perf_counter()
+                subprocess.run([sys.executable, "-c", "import torch"], check=True)
+                imports.append(time.perf_counter() - began)
                 taken = time_command(source.resolve(), words)
                 seconds[str(source), name].append(taken)
                 ratios[str(source), name].append(taken / imports[-1])
-    print(f"import torch: {statistics.median(imports):.2f} s, median of {given.runs}")
+    print(f"import torch: {statistics.median(imports):.2f} s, median of {len(imports)}")
     print("| tree | command | seconds | ratio | goal |\n|---|---|---|---|---|")
     for key, found in ratios.items():
         second, ratio = statistics.median(seconds[key]), statistics.median(found)
