@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from quadriga.config.base import Location
 from quadriga.contracts import Dataset, DatasetConfig, Split
+from quadriga.data.images.files import check_folder
 from quadriga.data.text.files import RULES, find_text
 from quadriga.data.text.store import (
     VERSION,
@@ -170,6 +171,8 @@ class TextCorpusConfig(DatasetConfig):
             UserError: The text or the vocabulary is missing or invalid, or the split has no
                 sentence with a successor.
         """
+        if self.root is not None and not self.root.is_file():
+            check_folder(self.root, "data.root")
         vocabulary_path = self.vocabulary_file()
         vocabulary = read_vocabulary(vocabulary_path, self.lowercase)
         own = self.test_files if split == "test" and self.test_files else self.files

@@ -12,6 +12,7 @@ from pydantic import field_validator
 
 from quadriga.config.base import Location
 from quadriga.contracts import Dataset, DatasetConfig, Split
+from quadriga.data.images.files import check_folder
 from quadriga.data.parts.subsets import Subset
 from quadriga.data.text.glue.rows import GlueRows, Row, Skipped
 from quadriga.data.text.glue.tasks import TASKS, GlueTask, task_called, task_folder
@@ -56,10 +57,7 @@ class GlueConfig(DatasetConfig):
                 read.
         """
         task = TASKS[self.task]
-        if not self.root.is_dir():
-            raise UserError(
-                f"data.root must be the folder of the GLUE tasks, but {self.root} is no folder"
-            )
+        check_folder(self.root, "data.root")
         folder = task_folder(self.root, task)
         if folder is None:
             raise UserError(
