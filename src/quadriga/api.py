@@ -8,7 +8,7 @@ from pathlib import Path
 
 from quadriga.config.base import kinds
 from quadriga.config.provenance import read_overrides
-from quadriga.contracts import EvaluatorConfig
+from quadriga.contracts import EvaluationResult, EvaluatorConfig
 from quadriga.distributed.allocator import is_out_of_memory
 from quadriga.distributed.collectives import from_main
 from quadriga.distributed.environment import DistEnv
@@ -16,28 +16,38 @@ from quadriga.distributed.process_group import process_group
 from quadriga.engine import evaluate as evaluate_module
 from quadriga.engine import preflight
 from quadriga.engine.build import build_on_meta
+from quadriga.engine.checkpoint.store import step_of
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
+from quadriga.engine.logs.results import EvaluationRecord, differences, find_record, read_records
 from quadriga.engine.run_config import RunConfig
 from quadriga.errors import UserError
 from quadriga.formatting import bytes_
 from quadriga.report.run import write_report
 
 
-def evaluate(run: Path, words: Sequence[str], device: str) -> None:
+def evaluate(
+    run: Path, words: Sequence[str], device: str, again: bool = False
+) -> list[EvaluationResult]:
     """Evaluate a run's newest whole checkpoint with some protocols and write its report.
 
     Args:
         run: The work directory.
-        words: Names of protocols, and ``key=value`` overrides of a protocol or of the run.
+        words: Names of protocols, several in one word with commas, and ``key=value`` overrides, a
+            key being a protocol's or the run's.
         device: Where to run.
+        again: Whether protocols that have been run with these values are run once more.
+
+    Returns:
+        One result per protocol, in order, those that had been found before too.
 
     Raises:
         UserError: No run, no whole checkpoint, or an unknown protocol or key.
     """
     directory = RunDirectory(run)
     saved = directory.read_config().config
-    names = [word for word in words if "=" not in word]
+    named = [word for word in words if "=" not in word]
+    names = [name for word in named for name in word.split(",") if name]
     values = read_overrides([word for word in words if "=" in word])
     try:
         config = evaluate_module.choose_protocols(saved, names, values)
@@ -53,16 +63,43 @@ def evaluate(run: Path, words: Sequence[str], device: str) -> None:
         Console(env.is_main) as console,
         _memory_named(config, env),
     ):
-        objective, step, ranks = evaluate_module.load_objective(config, run, env, console)
-        from_main(directory.create, env)
-        data = evaluate_module.evaluation_data(config)
-        context = evaluate_module.make_context(
-            config, objective, data, directory.report, env, console, ranks
-        )
-        protocols = config.evaluation.protocols
-        evaluate_module.evaluate(protocols, context, step, console, overrides=values)
-        if env.is_main:
-            console.say(f"report: {write_report(run)}")
+        checkpoint = evaluate_module.find_checkpoint(run, env, console)
+        step = step_of(checkpoint)
+        known = {} if again else from_main(lambda: _known(directory, step, config, saved), env)
+        for record in known.values():
+            when = f" on {record.time}" if record.time else ""
+            console.say(evaluate_module.describe(record.result))
+            console.say(f"{record.kind} was evaluated at step {step}{when}; --again does it anew")
+        protocols = [p for p in config.evaluation.protocols if p.kind() not in known]
+        found = {kind: record.result for kind, record in known.items()}
+        if protocols:
+            objective, _, ranks = evaluate_module.load_objective(
+                config, run, env, console, checkpoint
+            )
+            from_main(directory.create, env)
+            data = evaluate_module.evaluation_data(config)
+            context = evaluate_module.make_context(
+                config, objective, data, directory.report, env, console, ranks
+            )
+            results = evaluate_module.evaluate(config, protocols, context, step, console, run=saved)
+            found |= {result.protocol: result for result in results}
+            if env.is_main:
+                console.say(f"report: {write_report(run)}")
+        return [found[protocol.kind()] for protocol in config.evaluation.protocols]
+
+
+def _known(
+    directory: RunDirectory, step: int, config: RunConfig, run: RunConfig
+) -> dict[str, EvaluationRecord]:
+    """Return the records of the protocols that were run with these very values: kind -> record."""
+    records = read_records(directory.report)
+    found = {}
+    for protocol in config.evaluation.protocols:
+        overrides = differences(config, run, protocol)
+        record = find_record(records, step, config, protocol, overrides)
+        if record is not None:
+            found[protocol.kind()] = record
+    return found
 
 
 @contextlib.contextmanager

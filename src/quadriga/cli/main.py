@@ -96,7 +96,7 @@ def train(
     "eval",
     epilog=options.examples(
         "quadriga eval runs/mae_digits",
-        "quadriga eval runs/x knn linear_probe",
+        "quadriga eval runs/x knn,linear_probe knn.neighbours=5",
         "quadriga eval runs/bert_tiny_pydoc held_out",
     ),
 )
@@ -105,16 +105,22 @@ def evaluate(
     protocols: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Protocols (knn, linear_probe, reconstruction), with overrides such as "
+            help="Protocols (knn,linear_probe or knn linear_probe), with overrides such as "
             "linear_probe.epochs=10 or data.root=...; those of the run's config by default."
         ),
     ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Evaluate once more what has been evaluated.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
-    """Evaluate a run's newest whole checkpoint and write its report."""
+    """Evaluate a run's newest whole checkpoint and write its report.
+
+    Every result stays: those with other values or data stand beside the run's own.
+    """
     from quadriga import api
 
-    api.evaluate(run, tuple(protocols or ()), device)
+    api.evaluate(run, tuple(protocols or ()), device, again)
 
 
 @app.command(

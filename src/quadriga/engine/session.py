@@ -25,7 +25,7 @@ from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.logs.journal import Journal
 from quadriga.engine.logs.profile import Profiler
-from quadriga.engine.logs.results import metrics_at, missing_protocols, owes_evaluation
+from quadriga.engine.logs.results import metrics_at, missing_protocols
 from quadriga.engine.logs.samples import SampleLog
 from quadriga.engine.loop import train
 from quadriga.engine.meters.phase_timer import PhaseTimer
@@ -175,9 +175,8 @@ class _Session:
             )
             self._make_up(start)
             return
-        owed = from_main(
-            lambda: owes_evaluation(self._directory.report, start, plan.evaluate_every), env
-        ) or (start == 0 and config.evaluation.at_start)
+        # Of a step that is evaluated already, nothing is missing.
+        owed = start % plan.evaluate_every == 0 if start else config.evaluation.at_start
         from_main(
             lambda: write_start(self._resolved, self._directory, env, self._objective, start), env
         )
@@ -268,7 +267,7 @@ class _Session:
         )
         if missing:
             with self._executor.frozen(config.evaluation.weights) as objective:
-                evaluate(missing, self._context(objective), step, self._console)
+                evaluate(config, missing, self._context(objective), step, self._console)
         return from_main(lambda: metrics_at(self._directory.report, step), self._env)
 
     def _make_up(self, step: int) -> None:

@@ -16,6 +16,7 @@ from quadriga.report.sections import (
     evaluation_section,
     header,
     notes,
+    other_evaluations_section,
     pictures_section,
     reproduce_section,
 )
@@ -63,6 +64,7 @@ def render(run: RunFiles, curves: list[Curve]) -> str:
     drawn += shares_chart(run.metrics)
     sections = [
         ("Evaluation", evaluation_section(run)),
+        ("Evaluated otherwise", other_evaluations_section(run)),
         ("Pictures", pictures_section(run)),
         ("Curves", _curves(drawn)),
         ("Reproduce", reproduce_section(run)),

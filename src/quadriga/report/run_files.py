@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quadriga.config.base import leaves_of
+from quadriga.engine.logs.results import EvaluationRecord, read_records
 from quadriga.errors import UserError
 
 Record = dict[str, Any]
@@ -23,7 +24,8 @@ class RunFiles:
     environment: dict[str, Any]
     metrics: list[Record]
     """One record per logged step, in the order of the steps."""
-    evaluation: dict[str, Any]
+    evaluations: list[EvaluationRecord]
+    """One record per evaluation, in the order in which they were made."""
     events: list[Record] = field(default_factory=list)
     """Events, each with its name ``event`` and its ``step``."""
     notes: list[str] = field(default_factory=list)
@@ -80,15 +82,16 @@ def read_run(folder: Path) -> RunFiles:
         )
     notes: list[str] = []
     saved = _read_object(folder / "config.json", notes)
+    evaluations = read_records(folder / "report", notes)
+    if not evaluations:
+        notes.append("no evaluation has been made yet")
     return RunFiles(
         folder=folder,
         config=mapping_of(saved.get("config")),
         sources=mapping_of(saved.get("sources")),
         environment=_read_object(folder / "environment.json", notes),
         metrics=_read_metrics(folder / "metrics.jsonl", notes),
-        evaluation=_read_object(
-            folder / "report" / "evaluation.json", notes, absent="no evaluation has been made yet"
-        ),
+        evaluations=evaluations,
         events=_read_events(folder / "events.jsonl"),
         notes=notes,
     )
@@ -106,12 +109,12 @@ def number_of(value: Any) -> float | None:
     return float(value)
 
 
-def _read_object(path: Path, notes: list[str], absent: str | None = None) -> dict[str, Any]:
-    """Read a JSON object; return an empty dict and add a note when there is none."""
+def _read_object(path: Path, notes: list[str]) -> dict[str, Any]:
+    """Read a JSON object; a note says why there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        notes.append(absent or f"{path.name} is missing")
+        notes.append(f"{path.name} is missing")
         return {}
     except (OSError, ValueError) as error:
         notes.append(f"{path.name} cannot be read: {error}")

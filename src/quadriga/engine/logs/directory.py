@@ -15,7 +15,7 @@ WORK_DIR/
     replay/             the weights before each bad step: quadriga replay FILE
     checkpoints/        step_00001000/ ...
     sidecars.json       which files of other layouts are written beside checkpoints, if any
-    report/             pictures, evaluation.json, index.html
+    report/             index.html, evaluations.jsonl, pictures in evaluations/
 """
 
 from __future__ import annotations
