@@ -73,19 +73,36 @@ def evaluate(
         protocols = [p for p in config.evaluation.protocols if p.kind() not in known]
         found = {kind: record.result for kind, record in known.items()}
         if protocols:
-            objective, _, ranks = evaluate_module.load_objective(
-                config, run, env, console, checkpoint
-            )
-            from_main(directory.create, env)
-            data = evaluate_module.evaluation_data(config)
-            context = evaluate_module.make_context(
-                config, objective, data, directory.report, env, console, ranks
-            )
-            results = evaluate_module.evaluate(config, protocols, context, step, console, run=saved)
+            results = _run(config, saved, run, checkpoint, protocols, env, console)
             found |= {result.protocol: result for result in results}
-            if env.is_main:
-                console.say(f"report: {write_report(run)}")
         return [found[protocol.kind()] for protocol in config.evaluation.protocols]
+
+
+def _run(
+    config: RunConfig,
+    saved: RunConfig,
+    run: Path,
+    checkpoint: Path,
+    protocols: Sequence[EvaluatorConfig],
+    env: DistEnv,
+    console: Console,
+) -> list[EvaluationResult]:
+    """Run protocols on a run's checkpoint and write its report."""
+    directory = RunDirectory(run)
+    objective, step, ranks = evaluate_module.load_objective(config, run, env, console, checkpoint)
+    from_main(directory.create, env)
+    data = evaluate_module.evaluation_data(config)
+    classes = evaluate_module.class_names(saved, directory, checkpoint, env)
+    if not classes and preflight.is_classifier(config):
+        # No names are known: labels are taken by number, if there are no more of them.
+        preflight.check_classes(config, data("test"))
+    context = evaluate_module.make_context(
+        config, objective, data, directory.report, env, console, ranks, classes
+    )
+    results = evaluate_module.evaluate(config, protocols, context, step, console, run=saved)
+    if env.is_main:
+        console.say(f"report: {write_report(run)}")
+    return results
 
 
 def _known(

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from errors import assert_command_refused, assert_says
+from pictures import encoded, noise, write, write_classes
 from quadriga.cli.entry import run
+from quadriga.contracts import Dataset
+from quadriga.data.images.record import ImageRecord
+from quadriga.data.parts.classes import match_classes
 from quadriga.engine import evaluate as evaluate_module
-from quadriga.engine.logs.results import read_records
+from quadriga.engine.logs.results import EvaluationRecord, read_records
 from quadriga.engine.status import state_of
 from tiny import tiny_run
 
@@ -99,3 +106,139 @@ def test_unknown_protocols_between_commas_are_refused(
     work_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert_command_refused(["eval", work_dir, "knn,probe"], capsys, "probe", "linear_probe")
+
+
+TYPES = ("ant", "bee", "cat", "dog", "elk")
+RATE = "optim.lr=0.05"
+
+
+def classifier(root: Path, folder: Path, *words: str) -> list[str]:
+    own = (
+        "data.kind=image_folder",
+        f"data.root={root}",
+        "objective.kind=supervised",
+        "model.pool=class",
+        'evaluation.protocols=[{"kind":"held_out"}]',
+        "loader.workers=0",
+        "evaluation.workers=0",
+        *words,
+    )
+    return [
+        word
+        for word in tiny_run(folder, 30, *own)
+        if not word.startswith(("data.image_px", "objective.decoder"))
+    ]
+
+
+@pytest.fixture(scope="module")
+def classified(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("classified")
+    for split, count in (("train", 12), ("val", 4)):
+        for place, name in enumerate(TYPES):
+            for i in range(count):
+                pixels = noise(20, 20, seed=100 * place + 10 * count + i) // 4 + 40 * place
+                pixels[..., place % 3] = 255 - 60 * place
+                write(folder / "images" / split / name / f"{i:03d}.png", encoded(pixels, "PNG"))
+    assert run(classifier(folder / "images", folder / "run", RATE)) == 0
+    return folder
+
+
+def last_of(folder: Path) -> EvaluationRecord:
+    return read_records(folder / "report")[-1]
+
+
+def renamed(classified: Path, folder: Path, names: dict[str, str]) -> Path:
+    """Return a copy of the images with the classes under other names."""
+    for split in ("train", "val"):
+        for old, new in names.items():
+            shutil.copytree(classified / "images" / split / old, folder / split / new)
+    return folder
+
+
+def test_the_names_of_the_classes_are_kept(classified: Path, tmp_path: Path) -> None:
+    work_dir = classified / "run"
+    facts = json.loads((work_dir / "data.json").read_text())
+    assert facts["classes"] == list(TYPES)
+    assert facts["samples"] == {"train": 60}
+    manifest = json.loads((work_dir / "checkpoints/step_00000030/manifest.json").read_text())
+    assert manifest["extra"]["classes"] == list(TYPES)
+    export = ["checkpoint", "export", str(work_dir), str(tmp_path / "hf"), "--to", "hf"]
+    assert run([*export, "--part", "all"]) == 0
+    described = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert described["id2label"] == {str(i): name for i, name in enumerate(TYPES)}
+    assert described["label2id"] == {name: i for i, name in enumerate(TYPES)}
+    record = last_of(work_dir)
+    assert record.metrics["accuracy"] > 0.5
+    assert record.data["classes"] == list(TYPES)
+    found = record.details["per_class"]
+    assert (found["names"], found["samples"]) == (list(TYPES), [4] * 5)
+    assert sum(found["correct"]) == pytest.approx(20 * record.metrics["accuracy"])
+    assert [sum(row) for row in found["confusion"]] == [4] * 5
+    assert [row[i] for i, row in enumerate(found["confusion"])] == found["correct"]
+
+
+def test_other_classes_are_an_error_that_lists_both(
+    classified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = renamed(classified, tmp_path / "other", {name: name for name in TYPES})
+    for split in ("train", "val"):
+        write_classes(root / split, ("fox", "gnu"), 2)
+    words = ["eval", classified / "run", f"data.root={root}"]
+    assert_command_refused(words, capsys, "5", "7", *TYPES, "fox", "gnu")
+    # Other names sort otherwise, and labels would be other numbers.
+    words[-1] = f"data.root={renamed(classified, tmp_path / 'new', {c: c[::-1] for c in TYPES})}"
+    assert_command_refused(words, capsys, "ant", "tna", "elk", "kle")
+
+
+def test_labels_are_matched_by_name(
+    classified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work_dir = classified / "run"
+    own = last_of(work_dir)
+    # A data set whose classes come in another order: what the run knows as 0 is another class.
+    numbers = {c: len(TYPES) - 1 - i for i, c in enumerate(TYPES)}
+    data = InOrder(classified / "images" / "val", numbers)
+    matched = match_classes(data, TYPES, "the run", "the images")
+    names = [Path(matched.name(i)).parent.name for i in range(len(matched))]
+    assert [TYPES[matched.read(i).label] for i in range(len(matched))] == names
+    assert [TYPES[label] for label in matched.labels()] == names
+    subset = renamed(classified, tmp_path / "subset", {"bee": "bee", "dog": "dog"})
+    capsys.readouterr()
+    assert run(["eval", str(work_dir), f"data.root={subset}"]) == 0
+    assert_says(capsys.readouterr().err, "2", "5", "bee", "dog")
+    found, whole = last_of(work_dir).details["per_class"], own.details["per_class"]
+    assert found["samples"] == [0, 4, 0, 4, 0]
+    assert found["correct"][1] == whole["correct"][1]
+    assert found["correct"][3] == whole["correct"][3]
+
+
+class InOrder(Dataset):
+    """The images of a folder, with classes in an order of their own."""
+
+    def __init__(self, folder: Path, numbers: dict[str, int]) -> None:
+        self._paths = sorted(folder.rglob("*.png"))
+        self._numbers = numbers
+        self.classes = tuple(sorted(numbers, key=numbers.__getitem__))
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, index: int) -> ImageRecord:
+        path = self._paths[index]
+        return ImageRecord(path.read_bytes(), self._numbers[path.parent.name], str(path))
+
+    def name(self, index: int) -> str:
+        return str(self._paths[index])
+
+    def labels(self) -> npt.NDArray[np.int64]:
+        return np.array([self._numbers[path.parent.name] for path in self._paths])
+
+
+def test_a_run_does_not_go_on_with_renamed_classes(
+    classified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work_dir = Path(shutil.copytree(classified / "run", tmp_path / "run"))
+    moved = {"ant": "zebra", **{name: name for name in TYPES[1:]}}
+    root = renamed(classified, tmp_path / "images", moved)
+    words = classifier(root, work_dir, RATE, "--resume")
+    assert_command_refused(words, capsys, "ant", "zebra")

@@ -24,11 +24,12 @@ from quadriga.distributed.collectives import from_main
 from quadriga.distributed.environment import DistEnv
 from quadriga.distributed.mesh import Ranks, make_ranks
 from quadriga.engine.build import build_objective, build_on_meta
-from quadriga.engine.checkpoint.store import newest_valid, read_objective
+from quadriga.engine.checkpoint.store import newest_valid, read_manifest, read_objective
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.logs.results import RECORDS, append_record, differences, record_of
 from quadriga.engine.logs.times import evaluated
+from quadriga.engine.preflight import is_classifier
 from quadriga.engine.run_config import EvaluationConfig, RunConfig
 from quadriga.engine.step.sharding import place
 from quadriga.errors import UserError, did_you_mean
@@ -129,6 +130,33 @@ def load_objective(
     return objective, read_objective(found, objective, env, config.evaluation.weights), ranks
 
 
+def class_names(
+    run: RunConfig, directory: RunDirectory, checkpoint: Path, env: DistEnv
+) -> tuple[str, ...]:
+    """Return the classes that a run was trained on, in the order of its classifier's outputs.
+
+    The checkpoint's manifest has them; those of older revisions are asked of the training data.
+    Every rank must call this function.
+
+    Returns:
+        Their names; empty where they are not known, or the run classifies nothing.
+    """
+
+    def find() -> tuple[str, ...]:
+        if not is_classifier(run):
+            return ()
+        known: Sequence[str] | None
+        known = read_manifest(checkpoint).extra.get("classes") or directory.read_data().get(
+            "classes"
+        )
+        if not known:
+            with contextlib.suppress(UserError):
+                known = run.data.build("train").classes
+        return tuple(known or ())
+
+    return from_main(find, env)
+
+
 def make_context(
     config: RunConfig,
     objective: Objective,
@@ -137,6 +165,7 @@ def make_context(
     env: DistEnv,
     console: Console,
     ranks: Ranks | None = None,
+    classes: Sequence[str] = (),
 ) -> EvaluationContext:
     """Return the input of the protocols.
 
@@ -149,6 +178,7 @@ def make_context(
         console: Prints progress and warnings.
         ranks: The ranks over which the objective is sharded as the run says; without them each
             rank holds all of it.
+        classes: Names of the classes that a classifier was trained on.
 
     Raises:
         UserError: The run is a mixture of tasks.
@@ -168,6 +198,7 @@ def make_context(
         env=env,
         seed=config.seed,
         output=folder,
+        classes=tuple(classes) if is_classifier(config) else (),
         workers=config.evaluation.workers,
         report_progress=console.advance,
         warn=console.warn,

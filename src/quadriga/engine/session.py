@@ -25,13 +25,19 @@ from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.logs.journal import Journal
 from quadriga.engine.logs.profile import Profiler
-from quadriga.engine.logs.results import metrics_at, missing_protocols
+from quadriga.engine.logs.results import classes_of, metrics_at, missing_protocols
 from quadriga.engine.logs.samples import SampleLog
 from quadriga.engine.loop import train
 from quadriga.engine.meters.phase_timer import PhaseTimer
 from quadriga.engine.meters.throughput import Work, measure_work
 from quadriga.engine.preflight import check_start
-from quadriga.engine.resume import Request, announce, choose, write_start
+from quadriga.engine.resume import (
+    Request,
+    announce,
+    check_same_classes,
+    choose,
+    write_start,
+)
 from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.engine.run_plan import RunPlan
 from quadriga.engine.step.bad_step import RollBack
@@ -77,7 +83,10 @@ def run(
             stack.enter_context(directory.lock())
             with directory.writing():
                 console.open_log(directory.path / "log.txt")
-                return choose(request, directory, config, plan, console)
+                found = choose(request, directory, config, plan, console)
+                if found is not None:
+                    check_same_classes(found, config, dataset)
+                return found
 
         start_from = from_main(claim, env)
         session = _Session(
@@ -155,17 +164,7 @@ class _Session:
         )
         self._ranks = self._executor.ranks
         self._stack.callback(self._executor.close)
-        self._store = self._stack.enter_context(
-            CheckpointStore(
-                self._directory.checkpoints,
-                env,
-                config.checkpoint,
-                config_hash(config, plan.dataset_size, plan.data_identity),
-                self._console.warn,
-                on_saved=self.on_saved,
-                on_reported=self.on_reported,
-            )
-        )
+        self._store = self._open_store()
         start = 0
         if start_from is not None:
             start = self._store.load(start_from, self._executor)
@@ -178,7 +177,10 @@ class _Session:
         # Of a step that is evaluated already, nothing is missing.
         owed = start % plan.evaluate_every == 0 if start else config.evaluation.at_start
         from_main(
-            lambda: write_start(self._resolved, self._directory, env, self._objective, start), env
+            lambda: write_start(
+                self._resolved, self._directory, env, self._objective, self._dataset, start
+            ),
+            env,
         )
         announce(self._console, config, plan, self._objective, start, env)
         members = all_gather_values(host_and_pid(), env)
@@ -187,6 +189,21 @@ class _Session:
         if owed:
             self._make_up(start)
         self._train(start)
+
+    def _open_store(self) -> CheckpointStore:
+        plan, classes = self._plan, classes_of(self._dataset)
+        return self._stack.enter_context(
+            CheckpointStore(
+                self._directory.checkpoints,
+                self._env,
+                self._config.checkpoint,
+                config_hash(self._config, plan.dataset_size, plan.data_identity),
+                self._console.warn,
+                on_saved=self.on_saved,
+                on_reported=self.on_reported,
+                extra={"classes": classes} if classes else {},
+            )
+        )
 
     def out_of_memory(self) -> UserError:
         """Return the error for an exhausted memory, with the size of the run's state."""
@@ -257,6 +274,7 @@ class _Session:
             self._env,
             self._console,
             self._ranks,
+            self._dataset.classes,
         )
 
     def _evaluate(self, step: int) -> Mapping[str, float]:

@@ -108,14 +108,21 @@ def record_of(
 
 def data_facts(config: RunConfig, opened: Mapping[Split, Dataset]) -> dict[str, Any]:
     """Return what identifies data: its config, samples per split, and the classes by name."""
-    classes = {name: None for data in opened.values() for name in data.classes}
+    named = [classes_of(data) for data in opened.values()]
     identities = {split: data.identity for split, data in opened.items() if data.identity}
     facts: dict[str, Any] = {
         "config": config.data.as_dict(),
         "samples": {split: len(data) for split, data in opened.items()},
-        "classes": list(classes),
+        "classes": next(filter(None, named), []),
     }
     return {**facts, "identity": identities} if identities else facts
+
+
+def classes_of(dataset: Dataset) -> list[str] | dict[str, list[str]]:
+    """Return the class names in the order of the labels; of a mixture, task -> its classes."""
+    if dataset.tasks:
+        return {task: list(dataset.of_task(task).classes) for task in dataset.tasks}
+    return list(dataset.classes)
 
 
 def differences(config: RunConfig, run: RunConfig, protocol: EvaluatorConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from quadriga.contracts import Dataset, Encoder, EvaluationContext, Objective
+from quadriga.data.parts.classes import match_classes
 from quadriga.data.reading.loader import sequential
 from quadriga.distributed.collectives import all_gather_values, all_reduce_sum, is_sharded, slice_of
 from quadriga.errors import UserError
@@ -48,7 +49,13 @@ class FeatureBank:
     trained: Encoded
     random: Encoded
     """The same encoder before training: the baseline."""
-    classes: int
+    names: tuple[str, ...]
+    """Class names in the order of the labels: those of the training split."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.names)
 
 
 def feature_bank(context: EvaluationContext, protocol: str) -> FeatureBank:
@@ -72,11 +79,12 @@ def feature_bank(context: EvaluationContext, protocol: str) -> FeatureBank:
     with contextlib.ExitStack() as stack:
         encoders = [stack.enter_context(frozen_encoder(objective)) for objective in objectives]
         train = extract(encoders, context.data("train"), context, "features of the training images")
-        test = extract(encoders, context.data("test"), context, "features of the test images")
+        matched = _matched_test(context, protocol, context.warn)
+        test = extract(encoders, matched, context, "features of the test images")
     bank = FeatureBank(
         trained=Encoded(train[0], test[0]),
         random=Encoded(train[1], test[1]),
-        classes=len(context.data("train").classes),
+        names=context.data("train").classes,
     )
     context.cache["feature_bank"] = bank
     return bank
@@ -180,7 +188,7 @@ def check_features(context: EvaluationContext, protocol: str) -> None:
 
     Raises:
         UserError: The objective has no image encoder, the data have no labels, a split is empty,
-            or the splits have different classes.
+            or the test split has a class that the training split lacks.
     """
     if not isinstance(context.objective, Encoder):
         name = type(context.objective).__name__
@@ -200,12 +208,16 @@ def check_features(context: EvaluationContext, protocol: str) -> None:
                 f"{protocol} needs at least one of the {split} images, but the split is empty;"
                 f" point data at a split with images, or leave {protocol} out"
             )
-    if train.classes != test.classes:
-        raise UserError(
-            f"{protocol} needs the same classes in both splits, but the training images have"
-            f" {len(train.classes)} and the test images {len(test.classes)}, or under other names;"
-            " give both splits the same class folders"
-        )
+    _matched_test(context, protocol)
+
+
+def _matched_test(
+    context: EvaluationContext, protocol: str, say: Callable[[str], None] = lambda text: None
+) -> Dataset:
+    """Return the test split under the training split's labels, matched by class name."""
+    classes = context.data("train").classes
+    what = f"{protocol}'s test images"
+    return match_classes(context.data("test"), classes, "its training images", what, say)
 
 
 def reported_ranks(classes: int) -> tuple[int, ...]:
