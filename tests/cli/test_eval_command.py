@@ -175,6 +175,9 @@ def test_the_names_of_the_classes_are_kept(classified: Path, tmp_path: Path) -> 
     assert sum(found["correct"]) == pytest.approx(20 * record.metrics["accuracy"])
     assert [sum(row) for row in found["confusion"]] == [4] * 5
     assert [row[i] for i, row in enumerate(found["confusion"])] == found["correct"]
+    page = page_of(work_dir)
+    for text in ("Accuracy of each class", "Confusion matrix", "95 %: ", *TYPES):
+        assert text in page
 
 
 def test_other_classes_are_an_error_that_lists_both(

@@ -15,6 +15,7 @@ from typing import Any
 
 from quadriga.engine.logs.results import EvaluationRecord
 from quadriga.formatting import count, duration, reading
+from quadriga.report.per_class import class_tables, interval, samples_of
 from quadriga.report.run_files import RunFiles, mapping_of, number_of
 from quadriga.report.series import short
 
@@ -50,6 +51,8 @@ class Row:
     random: float | None
     """The same metric of the encoder before training."""
     details: dict[str, Any]
+    interval: str = ""
+    """The 95 % confidence interval of an accuracy; empty for other metrics."""
 
     @property
     def is_percent(self) -> bool:
@@ -100,6 +103,7 @@ def _rows_of_record(record: EvaluationRecord) -> Iterator[Row]:
                 value=number * factor,
                 random=None if random is None else random * factor,
                 details=record.details,
+                interval=interval(name, number * factor, samples_of(record)),
             )
 
 
@@ -152,9 +156,10 @@ def _table_row(row: Row, compared: bool) -> str:
     beside = f'<td class="n">{baseline}</td><td class="n{tone}">{difference}</td>'
     if not compared:
         beside = ""
+    sure = f"<br><small>95 %: {row.interval}</small>" if row.interval else ""
     return (
         f"<tr><td>{escape(_label(row.protocol))}</td><td>{escape(_label(row.name))}</td>"
-        f'<td class="n"><b>{_shown(row, row.value)}{suffix}</b></td>{beside}'
+        f'<td class="n"><b>{_shown(row, row.value)}{suffix}</b>{sure}</td>{beside}'
         f'<td class="barcell">{_bar(row)}</td></tr>'
     )
 
@@ -185,16 +190,18 @@ def _details(record: EvaluationRecord) -> str:
         **{name: value for name, value in record.protocol.items() if name != "kind"},
         **(record.settings or {}),
         **{f"{split} samples": number for split, number in samples},
-        **record.details,
+        **{name: value for name, value in record.details.items() if name != "per_class"},
     }
+    tables = class_tables(record)
     if not known:
-        return ""
+        return tables
     listed = "".join(
         f"<dt>{escape(_label(str(name)))}</dt><dd>{escape(plain(value))}</dd>"
         for name, value in known.items()
     )
     title = escape(_label(record.kind))
-    return f"<details><summary>How {title} was measured</summary><dl>{listed}</dl></details>"
+    how = f"<details><summary>How {title} was measured</summary><dl>{listed}</dl></details>"
+    return how + tables
 
 
 def plain(value: Any) -> str:
