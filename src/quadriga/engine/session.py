@@ -23,7 +23,7 @@ from quadriga.engine.faults.recovery import Recovery
 from quadriga.engine.initial_weights import fill_from_sources
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
-from quadriga.engine.logs.journal import Journal
+from quadriga.engine.logs.journal import Journal, log_evaluation
 from quadriga.engine.logs.profile import Profiler
 from quadriga.engine.logs.results import classes_of, metrics_at, missing_protocols
 from quadriga.engine.logs.samples import SampleLog
@@ -173,6 +173,8 @@ class _Session:
                 f"finished: {self._directory.path} already holds all {plan.total_steps} steps"
             )
             self._make_up(start)
+            if env.is_main:
+                self._log_late(start)
             return
         # Of a step that is evaluated already, nothing is missing.
         owed = start % plan.evaluate_every == 0 if start else config.evaluation.at_start
@@ -188,7 +190,7 @@ class _Session:
         self._stack.enter_context(HangDetector(timer, config.health, env, hangs, members))
         if owed:
             self._make_up(start)
-        self._train(start)
+        self._train(start, owed)
 
     def _open_store(self) -> CheckpointStore:
         plan, classes = self._plan, classes_of(self._dataset)
@@ -222,7 +224,23 @@ class _Session:
             self._console.say(line)
         objective.after_initial_weights()
 
-    def _train(self, start: int) -> None:
+    def _log_late(self, step: int) -> None:
+        """Log an evaluation that a stop had cut off after the last step."""
+        loggers = LoggerSet(self._console.warn)
+
+        def opened() -> LoggerSet:
+            self._open(loggers, step)
+            return loggers
+
+        log_evaluation(self._directory, self._plan, step, opened)
+        loggers.close()
+
+    def _open(self, loggers: LoggerSet, start: int) -> None:
+        config = self._config
+        context = LoggerContext(self._directory.path, config.name, config.as_dict(), start)
+        loggers.open(config.log.loggers, context, self._console.say)
+
+    def _train(self, start: int, owed: bool) -> None:
         """Train to the end; return to a checkpoint if a bad step requires it."""
         work = None
         if self._env.is_main:
@@ -237,6 +255,8 @@ class _Session:
                         self._config.log, self._directory, self._env, self._console, start
                     ) as profiler,
                 ):
+                    if owed:
+                        journal.evaluated(start)
                     train(
                         self._executor,
                         loader,
@@ -296,8 +316,7 @@ class _Session:
     def _journal(self, start: int, work: Work | None) -> Journal:
         config, directory, env = self._config, self._directory, self._env
         loggers = LoggerSet(self._console.warn)
-        context = LoggerContext(directory.path, config.name, config.as_dict(), start)
-        from_main(lambda: loggers.open(config.log.loggers, context, self._console.say), env)
+        from_main(lambda: self._open(loggers, start), env)
         return Journal(
             directory,
             config.log,

@@ -156,7 +156,7 @@ def headline(folder: Path, last: Mapping[str, Any]) -> tuple[str | None, float |
 
 
 def _last_record(path: Path) -> dict[str, Any]:
-    """Return the last complete record of metrics.jsonl; reads only the end of the file."""
+    """Return the last complete record of a step in metrics.jsonl; reads only the file's end."""
     try:
         with path.open("rb") as stream:
             stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
@@ -168,7 +168,7 @@ def _last_record(path: Path) -> dict[str, Any]:
             record = json.loads(line)
         except ValueError:
             continue
-        if isinstance(record, dict):
+        if isinstance(record, dict) and "eta_seconds" in record:  # of a step, no evaluation
             return record
     return {}
 

@@ -36,7 +36,7 @@ def write_report(run_dir: Path) -> Path:
         UserError: The folder holds no run, or the report cannot be written.
     """
     run = read_run(run_dir)
-    curves = curves_of(run.metrics, run.events)
+    curves = curves_of(run.metrics, run.events, run.evaluations)
     folder = run_dir / "report"
     try:
         folder.mkdir(exist_ok=True)

@@ -157,7 +157,8 @@ def _read_metrics(path: Path, notes: list[str]) -> list[Record]:
         except (ValueError, KeyError, TypeError):
             step, record = None, {}
         if step is not None:
-            by_step[step] = record
+            if "lr" in record:  # an evaluation has a line of its own, and is read as a record
+                by_step[step] = record
         elif position + 1 == len(lines):
             notes.append("the last line of metrics.jsonl is still being written")
         elif line.strip():

@@ -5,7 +5,7 @@ WORK_DIR/
     data.json           the training data: its config, its samples and the names of its classes
     environment.json    versions, device, ranks, command line
     log.txt             console output
-    metrics.jsonl       one JSON object per logged step
+    metrics.jsonl       one JSON object per logged step, and per evaluation
     events.jsonl        one JSON object per event: a spike of the loss, a skipped step
     times.jsonl         times of attempts, with their steps, evaluations and ends
     console.txt         output of the run's process, if another process started it

@@ -328,6 +328,16 @@ def metrics_at(folder: Path, step: int) -> dict[str, float]:
     return found
 
 
+def pictures_at(folder: Path, step: int) -> dict[str, Path]:
+    """Return ``PROTOCOL.NAME`` and the file of each picture by the run's own protocols."""
+    return {
+        f"{record.kind}.{Path(name).stem}": folder / (record.folder or "") / name
+        for record in read_records(folder)
+        if record.own and record.step == step
+        for name in record.pictures
+    }
+
+
 def last_metrics(folder: Path) -> dict[str, float]:
     """Return `metrics_at` of the last step that the run's own protocols have evaluated."""
     steps = [record.step for record in read_records(folder) if record.own]
