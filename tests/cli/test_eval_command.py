@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from errors import assert_command_refused, assert_says
 from pictures import encoded, noise, write, write_classes
@@ -19,6 +20,7 @@ from quadriga.data.parts.classes import match_classes
 from quadriga.engine import evaluate as evaluate_module
 from quadriga.engine.logs.results import EvaluationRecord, read_records
 from quadriga.engine.status import state_of
+from quadriga.weights.files import write_tensors
 from tiny import tiny_run
 
 PROTOCOLS = 'evaluation.protocols=[{"kind":"knn","neighbours":3},{"kind":"reconstruction"}]'
@@ -245,3 +247,111 @@ def test_a_run_does_not_go_on_with_renamed_classes(
     root = renamed(classified, tmp_path / "images", moved)
     words = classifier(root, work_dir, RATE, "--resume")
     assert_command_refused(words, capsys, "ant", "zebra")
+
+
+def test_a_checkpoint_is_evaluated_at_its_step(tmp_path: Path) -> None:
+    work_dir = tmp_path / "run"
+    words = tiny_run(work_dir, 4, *WORDS, "checkpoint.every_steps=2", "checkpoint.keep=9")
+    assert run(words) == 0
+    before = state_of(work_dir, None)
+    older = work_dir / "checkpoints" / "step_00000002"
+    assert run(["eval", str(older), "knn"]) == 0
+    record = read_records(work_dir / "report")[-1]
+    assert (record.step, record.kind, record.own) == (2, "knn", True)
+    assert state_of(work_dir, None) == before
+    knn = before.value
+    # What a run that went back has left is of another history.
+    assert run([*words, "--resume", str(older)]) == 0
+    aside = work_dir / "checkpoints" / "superseded" / "step_00000004"
+    assert run(["eval", str(aside), "knn"]) == 0
+    record = read_records(work_dir / "report")[-1]
+    assert (record.step, record.own) == (4, False)
+    assert record.overrides == {"checkpoint": "checkpoints/superseded/step_00000004"}
+    state = state_of(work_dir, None)
+    assert (state.state, state.step, state.metric, state.value) == ("finished", 4, "knn.top1", knn)
+
+
+def test_a_checkpoint_without_a_run_is_one_line(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lone = shutil.copytree(trained / "checkpoints" / "step_00000002", tmp_path / "step_00000002")
+    assert_command_refused(["eval", lone, "knn"], capsys, lone, "config.json", "export")
+
+
+@pytest.mark.parametrize("layout", ["safetensors", "timm", "hf"])
+def test_weights_are_evaluated_as_the_run_was(
+    classified: Path, tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exported, and read back with nothing but the file: the same answers, class by class."""
+    monkeypatch.chdir(tmp_path)
+    own = last_of(classified / "run")
+    target = tmp_path / ("hf" if layout == "hf" else "model.safetensors")
+    export = ["checkpoint", "export", str(classified / "run"), str(target), "--to", layout]
+    assert run([*export, "--part", "all"]) == 0
+    words = [f"data.root={classified / 'images'}", "evaluation.workers=0"]
+    words.append(f"views.test_crop_fraction={crop_of(classified / 'run')}")
+    assert run(["eval", str(target), *words]) == 0
+    folder = tmp_path / "runs" / ("eval_hf" if layout == "hf" else "eval_model")
+    record = last_of(folder)
+    assert record.details["per_class"] == own.details["per_class"]
+    assert record.metrics["accuracy"] == own.metrics["accuracy"]
+    assert record.metrics["loss"] == pytest.approx(own.metrics["loss"], rel=1e-4)
+    assert record.overrides["weights"] == str(
+        target / "model.safetensors" if layout == "hf" else target
+    )
+    assert "Accuracy of each class" in page_of(folder)
+    # Another protocol, and another file, stand beside it where --out says so.
+    assert run(["eval", str(target), "knn", "knn.neighbours=3", *words, "--out", str(folder)]) == 0
+    assert [r.kind for r in read_records(folder / "report")] == ["held_out", "knn"]
+
+
+def crop_of(work_dir: Path) -> float:
+    config = json.loads((work_dir / "config.json").read_text())["config"]
+    return float(config["views"]["test_crop_fraction"])
+
+
+def test_an_encoder_is_evaluated_alone(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of tensors under timm's names, with no word on its architecture beside it."""
+    monkeypatch.chdir(tmp_path)
+    target = tmp_path / "encoder.safetensors"
+    export = ["checkpoint", "export", str(trained), str(target), "--to", "timm"]
+    assert run(export) == 0
+    target.with_suffix(".json").unlink()
+    write_classes(tmp_path / "images" / "train", TYPES, 3)
+    write_classes(tmp_path / "images" / "val", TYPES, 2, seed=9)
+    words = ["knn", "knn.neighbours=3", "data.root=images", "evaluation.workers=0"]
+    assert run(["eval", str(target), *words]) == 0
+    record = last_of(tmp_path / "runs" / "eval_encoder")
+    assert record.details["width"] == 16
+    assert sum(record.details["per_class"]["samples"]) == 10
+
+
+def test_weights_that_are_of_no_image_encoder_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "other.safetensors"
+    write_tensors({"a.weight": torch.zeros(2, 2)}, path)
+    assert_command_refused(["eval", path, "knn"], capsys, path, "a.weight")
+
+
+def test_outputs_without_names_are_not_guessed(
+    classified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As many classes are taken by number, with a warning; fewer cannot be told apart."""
+    target = tmp_path / "model.safetensors"
+    export = ["checkpoint", "export", str(classified / "run"), str(target), "--to", "timm"]
+    assert run([*export, "--part", "all"]) == 0
+    beside = target.with_suffix(".json")
+    described = json.loads(beside.read_text())
+    del described["quadriga"]["class_names"]
+    beside.write_text(json.dumps(described))
+    root = renamed(classified, tmp_path / "subset", {"bee": "bee", "dog": "dog"})
+    words = ["evaluation.workers=0", "--out", str(tmp_path / "out")]
+    refused = ["eval", target, f"data.root={root}", *words]
+    assert_command_refused(refused, capsys, "5", "2", "names")
+    assert run(["eval", str(target), "knn", "knn.neighbours=3", f"data.root={root}", *words]) == 0
+    capsys.readouterr()
+    assert run(["eval", str(target), f"data.root={classified / 'images'}", *words]) == 0
+    assert_says(capsys.readouterr().err, "by number")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from quadriga import randomness
 from quadriga.config.base import kinds
@@ -212,6 +213,7 @@ def evaluate(
     step: int,
     console: Console,
     run: RunConfig | None = None,
+    source: Mapping[str, Any] | None = None,
 ) -> list[EvaluationResult]:
     """Run `protocols` and append a record of what each finds; every rank calls it.
 
@@ -223,6 +225,7 @@ def evaluate(
         console: Where the metrics are said.
         run: The run's own config, from which `config` may differ. None where a run evaluates
             itself: the time is then its own, and noted with its others.
+        source: What names the state, where it is not the run's at `step`; counts as a difference.
 
     Returns:
         One result per protocol, in order; the same on every rank.
@@ -251,7 +254,7 @@ def evaluate(
                         step,
                         config,
                         protocol,
-                        overrides={} if run is None else differences(config, run, protocol),
+                        overrides=_overrides(config, run, protocol, source),
                         opened=opened,
                         folder=inner.output.relative_to(context.output).as_posix(),
                     )
@@ -260,6 +263,15 @@ def evaluate(
     finally:
         objective.train(was_training)
     return results
+
+
+def _overrides(
+    config: RunConfig,
+    run: RunConfig | None,
+    protocol: EvaluatorConfig,
+    source: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    return {**(source or {}), **({} if run is None else differences(config, run, protocol))}
 
 
 def _noted(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quadriga.config.base import leaves_of
-from quadriga.engine.logs.results import EvaluationRecord, read_records
+from quadriga.engine.logs.results import RECORDS, EvaluationRecord, read_records
 from quadriga.errors import UserError
 
 Record = dict[str, Any]
@@ -74,7 +74,7 @@ def read_run(folder: Path) -> RunFiles:
     """
     if not folder.is_dir():
         raise UserError(f"the run directory must exist, but {folder} does not; check the path")
-    known = ("config.json", "environment.json", "metrics.jsonl")
+    known = ("config.json", "environment.json", "metrics.jsonl", f"report/{RECORDS}")
     if not any((folder / name).is_file() for name in known):
         raise UserError(
             f"a run directory must hold config.json, but {folder} has none of"
@@ -85,12 +85,16 @@ def read_run(folder: Path) -> RunFiles:
     evaluations = read_records(folder / "report", notes)
     if not evaluations:
         notes.append("no evaluation has been made yet")
+    environment = _read_object(folder / "environment.json", notes)
+    metrics = _read_metrics(folder / "metrics.jsonl", notes)
+    if evaluations and not any((folder / name).is_file() for name in known[:3]):
+        notes = []  # of weights from elsewhere, which have no run
     return RunFiles(
         folder=folder,
         config=mapping_of(saved.get("config")),
         sources=mapping_of(saved.get("sources")),
-        environment=_read_object(folder / "environment.json", notes),
-        metrics=_read_metrics(folder / "metrics.jsonl", notes),
+        environment=environment,
+        metrics=metrics,
         evaluations=evaluations,
         events=_read_events(folder / "events.jsonl"),
         notes=notes,
