@@ -149,6 +149,11 @@ def last_of(folder: Path) -> EvaluationRecord:
     return read_records(folder / "report")[-1]
 
 
+def own_of(folder: Path) -> EvaluationRecord:
+    (record,) = [record for record in read_records(folder / "report") if record.own]
+    return record
+
+
 def renamed(classified: Path, folder: Path, names: dict[str, str]) -> Path:
     """Return a copy of the images with the classes under other names."""
     for split in ("train", "val"):
@@ -169,7 +174,7 @@ def test_the_names_of_the_classes_are_kept(classified: Path, tmp_path: Path) -> 
     described = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert described["id2label"] == {str(i): name for i, name in enumerate(TYPES)}
     assert described["label2id"] == {name: i for i, name in enumerate(TYPES)}
-    record = last_of(work_dir)
+    record = own_of(work_dir)
     assert record.metrics["accuracy"] > 0.5
     assert record.data["classes"] == list(TYPES)
     found = record.details["per_class"]
@@ -199,7 +204,7 @@ def test_labels_are_matched_by_name(
     classified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     work_dir = classified / "run"
-    own = last_of(work_dir)
+    own = own_of(work_dir)
     # A data set whose classes come in another order: what the run knows as 0 is another class.
     numbers = {c: len(TYPES) - 1 - i for i, c in enumerate(TYPES)}
     data = InOrder(classified / "images" / "val", numbers)
@@ -284,7 +289,7 @@ def test_weights_are_evaluated_as_the_run_was(
 ) -> None:
     """Exported, and read back with nothing but the file: the same answers, class by class."""
     monkeypatch.chdir(tmp_path)
-    own = last_of(classified / "run")
+    own = own_of(classified / "run")
     target = tmp_path / ("hf" if layout == "hf" else "model.safetensors")
     export = ["checkpoint", "export", str(classified / "run"), str(target), "--to", layout]
     assert run([*export, "--part", "all"]) == 0
