@@ -11,7 +11,13 @@ import torch
 from errors import assert_says, refuses
 from parallel_worker import tiny_config
 from quadriga.config.provenance import read_overrides
-from quadriga.contracts import EvaluationContext, EvaluationResult, Evaluator, EvaluatorConfig
+from quadriga.contracts import (
+    Dataset,
+    EvaluationContext,
+    EvaluationResult,
+    Evaluator,
+    EvaluatorConfig,
+)
 from quadriga.data.parts.subsets import Subset
 from quadriga.distributed.environment import SINGLE, DistEnv
 from quadriga.engine.build import build_objective
@@ -140,17 +146,23 @@ def note(folder: Path, step: int, kind: str, value: float, *words: str) -> None:
     (protocol,) = changed.evaluation.protocols
     result = EvaluationResult(kind, {"top1": value}, {"a.png": "A"}, {"samples": 3})
     own = differences(changed, PROTOCOLS, protocol)
-    given = {"overrides": own, "opened": {"test": Digits()}, "folder": None}
+    given = {"overrides": own, "opened": {"test": Twelve()}, "folder": None}
     append_record(folder, record_of(result, step, changed, protocol, **given))
 
 
-class Digits:
+class Twelve(Dataset):
     """What a record says of data."""
 
-    classes, identity = ("0", "1"), ""
+    classes = ("0", "1")
 
     def __len__(self) -> int:
         return 12
+
+    def read(self, index: int) -> None:
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        raise NotImplementedError
 
 
 PROTOCOLS = CONFIG.override({"evaluation.protocols": [{"kind": "knn"}, {"kind": "linear_probe"}]})
