@@ -157,13 +157,15 @@ def log_evaluation(
     Raises:
         UserError: metrics.jsonl cannot be written.
     """
-    samples = plan.samples(step)
+    found, samples = metrics_at(directory.report, step), plan.samples(step)
+    if not found:
+        return
     with directory.writing(), directory.metrics.open("a+", encoding="utf-8") as stream:
         stream.seek(0)
         there = [line for line in stream if line.startswith(f'{{"step": {step},')]
         values = {
             name: value
-            for name, value in metrics_at(directory.report, step).items()
+            for name, value in found.items()
             if math.isfinite(value) and not any(f'"{name}": ' in line for line in there)
         }
         if not values:
