@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ from modular_arms import ZERO, Arm, Arms
 from modular_picture import Row, draw
 from quadriga.cli.workflow.command import RunRequest, make
 from quadriga.cli.workflow.resolve import as_it_is
-from quadriga.engine.logs.results import RESULTS
+from quadriga.engine.logs.results import read_records
 from quadriga.errors import EXIT_USER_ERROR, UserError
 from quadriga.formatting import duration, flops
 from quadriga.workflow.directory import Graph, WorkflowDirectory
@@ -120,8 +119,7 @@ def results_of(directory: WorkflowDirectory, arms: Sequence[Arm]) -> dict[str, R
 
 def _result(directory: WorkflowDirectory, graph: Graph, arm: Arm) -> Result:
     states = directory.states(graph)
-    file = directory.run_of(arm.result) / "report" / RESULTS
-    history = json.loads(file.read_text(encoding="utf-8"))["history"]
+    records = [r for r in read_records(directory.run_of(arm.result) / "report") if r.own]
     planned = {name: graph.planned[name] for name in arm.nodes}
     work = {name: plan.flops or 0.0 for name, plan in planned.items()}
     times = {name: states[name].cost.seconds for name in arm.nodes}
@@ -129,8 +127,8 @@ def _result(directory: WorkflowDirectory, graph: Graph, arm: Arm) -> Result:
     memory = {name: plan.memory_gib or 0.0 for name, plan in planned.items()}
     modules = [gib for name, gib in memory.items() if "module_" in name]
     return Result(
-        accuracy=100 * history[-1]["numbers"][METRIC],
-        before=100 * history[0]["numbers"][METRIC] if history[0]["step"] == 0 else None,
+        accuracy=100 * records[-1].named_metrics[METRIC],
+        before=100 * records[0].named_metrics[METRIC] if records[0].step == 0 else None,
         flops=sum(work.values()),
         path_flops=_longest(needs, work, arm.result),
         seconds=sum(times.values()),

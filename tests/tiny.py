@@ -73,8 +73,8 @@ def tiny_run(work_dir: Path, steps: int, *words: str) -> list[str]:
 
 def read_metrics(work_dir: Path) -> list[dict[str, Any]]:
     """Return the logged steps without the fields that depend on the clock."""
-    lines = (work_dir / "metrics.jsonl").read_text().splitlines()
-    return [without_clock(json.loads(line)) for line in lines]
+    rows = map(json.loads, (work_dir / "metrics.jsonl").read_text().splitlines())
+    return [without_clock(row) for row in rows if "lr" in row]  # the others are of evaluations
 
 
 def read_checkpoint(work_dir: Path, step: int) -> dict[str, torch.Tensor]:

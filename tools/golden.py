@@ -155,7 +155,8 @@ class Runner:
             raise Failed(f"did not end within {TIMEOUT_SECONDS} s") from error
         tensors = read_tensors(folder / "run")
         lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
-        return summary(tensors, map(json.loads, lines)), tensors
+        steps = [line for line in map(json.loads, lines) if "lr" in line]  # others: evaluations
+        return summary(tensors, steps), tensors
 
     def run_all(
         self, names: Sequence[str], cores: int

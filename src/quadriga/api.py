@@ -1,4 +1,4 @@
-"""Evaluation of a saved run, as ``quadriga eval`` and Python callers use it."""
+"""Evaluation of a saved run or of weights, as ``quadriga eval`` and Python callers use it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from quadriga.config.base import kinds
 from quadriga.config.provenance import read_overrides
-from quadriga.contracts import EvaluatorConfig
+from quadriga.contracts import Dataset, EvaluationResult, EvaluatorConfig
 from quadriga.distributed.allocator import is_out_of_memory
 from quadriga.distributed.collectives import from_main
 from quadriga.distributed.environment import DistEnv
@@ -17,33 +17,47 @@ from quadriga.engine import evaluate as evaluate_module
 from quadriga.engine import preflight
 from quadriga.engine.build import build_on_meta
 from quadriga.engine.logs.console import Console
-from quadriga.engine.logs.directory import RunDirectory
+from quadriga.engine.logs.results import EvaluationRecord, differences, find_record, read_records
 from quadriga.engine.run_config import RunConfig
+from quadriga.engine.subject import Subject, open_subject
 from quadriga.errors import UserError
 from quadriga.formatting import bytes_
 from quadriga.report.run import write_report
 
 
-def evaluate(run: Path, words: Sequence[str], device: str) -> None:
-    """Evaluate a run's newest whole checkpoint with some protocols and write its report.
+def evaluate(
+    path: Path,
+    words: Sequence[str],
+    device: str,
+    again: bool = False,
+    out: Path | None = None,
+) -> list[EvaluationResult]:
+    """Evaluate a run or weights with some protocols, and write the report.
 
     Args:
-        run: The work directory.
-        words: Names of protocols, and ``key=value`` overrides of a protocol or of the run.
+        path: A run (its newest whole checkpoint), a checkpoint of one, a file of weights or the
+            folder of a published model.
+        words: Names of protocols, several in one word with commas, and ``key=value`` overrides, a
+            key being a protocol's or the run's.
         device: Where to run.
+        again: Whether protocols that have been run with these values are run once more.
+        out: Where the results of weights go; ``runs/eval_NAME`` by default.
+
+    Returns:
+        One result per protocol, in order, those that had been found before too.
 
     Raises:
-        UserError: No run, no whole checkpoint, or an unknown protocol or key.
+        UserError: Nothing is there to be evaluated, or an unknown protocol or key.
     """
-    directory = RunDirectory(run)
-    saved = directory.read_config().config
-    names = [word for word in words if "=" not in word]
+    subject = open_subject(path, out)
+    named = [word for word in words if "=" not in word]
+    names = [name for word in named for name in word.split(",") if name]
     values = read_overrides([word for word in words if "=" in word])
     try:
-        config = evaluate_module.choose_protocols(saved, names, values)
+        config = evaluate_module.choose_protocols(subject.run, names, values)
         if not config.evaluation.protocols:
             valid = ", ".join(kinds(EvaluatorConfig))
-            raise UserError(f"{run} names no protocols; name some: {valid}")
+            raise UserError(f"{path} names no protocols; name some: {valid}")
         preflight.check_weights(config)
     except UserError as error:
         error.on_every_rank = True
@@ -53,16 +67,74 @@ def evaluate(run: Path, words: Sequence[str], device: str) -> None:
         Console(env.is_main) as console,
         _memory_named(config, env),
     ):
-        objective, step, ranks = evaluate_module.load_objective(config, run, env, console)
-        from_main(directory.create, env)
-        data = evaluate_module.evaluation_data(config)
-        context = evaluate_module.make_context(
-            config, objective, data, directory.report, env, console, ranks
+        found, step = subject.find(env, console)
+        known = {} if again else from_main(lambda: _known(subject, step, config), env)
+        for record in known.values():
+            when = f" on {record.time}" if record.time else ""
+            console.say(evaluate_module.describe(record.result))
+            console.say(f"{record.kind} was evaluated at step {step}{when}; --again does it anew")
+        results = {kind: record.result for kind, record in known.items()}
+        protocols = [p for p in config.evaluation.protocols if p.kind() not in known]
+        if protocols:
+            made = _run(subject, config, found, step, protocols, env, console)
+            results |= {result.protocol: result for result in made}
+        return [results[protocol.kind()] for protocol in config.evaluation.protocols]
+
+
+def _run(
+    subject: Subject,
+    config: RunConfig,
+    found: Path,
+    step: int,
+    protocols: Sequence[EvaluatorConfig],
+    env: DistEnv,
+    console: Console,
+) -> list[EvaluationResult]:
+    """Run protocols on what was found and write the report."""
+    directory = subject.directory
+    objective, ranks, classes = subject.load(config, found, env, console)
+    from_main(directory.create, env)
+    data = evaluate_module.evaluation_data(config)
+    if not classes and any(protocol.kind() == "held_out" for protocol in protocols):
+        _check_by_number(config, data("test"), console)
+    context = evaluate_module.make_context(
+        config, objective, data, directory.report, env, console, ranks, classes
+    )
+    results = evaluate_module.evaluate(
+        config, protocols, context, step, console, run=subject.run, source=subject.source
+    )
+    if env.is_main:
+        console.say(f"report: {write_report(directory.path)}")
+    return results
+
+
+def _check_by_number(config: RunConfig, dataset: Dataset, console: Console) -> None:
+    """Take labels by number where nobody knows the names of a classifier's outputs.
+
+    Raises:
+        UserError: There are more or fewer classes than outputs.
+    """
+    if not preflight.is_classifier(config):
+        return
+    outputs, found = getattr(config.objective, "classes", None), len(dataset.classes)
+    if outputs != found:
+        raise UserError(
+            f"the classifier has {outputs} outputs without names, and the test images {found} "
+            "classes: which is which cannot be told; evaluate on data with the same classes"
         )
-        protocols = config.evaluation.protocols
-        evaluate_module.evaluate(protocols, context, step, console, overrides=values)
-        if env.is_main:
-            console.say(f"report: {write_report(run)}")
+    console.warn(f"the names of the {outputs} classes are not known: labels are taken by number")
+
+
+def _known(subject: Subject, step: int, config: RunConfig) -> dict[str, EvaluationRecord]:
+    """Return the records of the protocols that were run with these very values: kind -> record."""
+    records = read_records(subject.directory.report)
+    found = {}
+    for protocol in config.evaluation.protocols:
+        overrides = {**subject.source, **differences(config, subject.run, protocol)}
+        record = find_record(records, step, config, protocol, overrides)
+        if record is not None:
+            found[protocol.kind()] = record
+    return found
 
 
 @contextlib.contextmanager

@@ -110,7 +110,7 @@ def test_the_held_out_pictures_are_shared_out_by_class(
     command = train(f"data.root={tmp_path / 'photos'}", KNN, "data.holdout=0.2")
     assert run([*command, "--work-dir", str(tmp_path / "run")]) == 0
     assert "without a test image" not in capsys.readouterr().err
-    report = (tmp_path / "run" / "report" / "evaluation.json").read_text()
+    report = (tmp_path / "run" / "report" / "evaluations.jsonl").read_text()
     assert re.search(r'"test_samples": 2\b', report)
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from quadriga.cli.entry import run
 from quadriga.engine.checkpoint.store import read_manifest
 from quadriga.engine.logs.directory import RunDirectory
+from quadriga.engine.logs.results import read_records
 from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.pipeline.config import PipelineConfig
 from tiny import assert_bit_equal, read_metrics
@@ -44,11 +45,11 @@ def config_of(folder: Path) -> RunConfig:
 
 def history(folder: Path) -> dict[int, dict[str, float]]:
     """Return what was found of the trained weights, by step; random ones are drawn otherwise."""
-    content = json.loads((folder / "report" / "evaluation.json").read_text())
-    return {
-        entry["step"]: {k: v for k, v in entry["numbers"].items() if not k.endswith("_random")}
-        for entry in content["history"]
-    }
+    found: dict[int, dict[str, float]] = {}
+    for record in read_records(folder / "report"):
+        metrics = {k: v for k, v in record.named_metrics.items() if not k.endswith("_random")}
+        found.setdefault(record.step, {}).update(metrics)
+    return found
 
 
 def test_the_config_is_translated(runs: Path) -> None:
@@ -75,14 +76,21 @@ def test_it_is_the_same_run(runs: Path, name: str) -> None:
 )
 def test_it_goes_on(runs: Path, name: str, words: list[str]) -> None:
     before, found = read_metrics(runs / name), history(runs / name)
+    assert sorted(found) == [2, 4]
+    old = (runs / name / "report" / "evaluation.json").read_bytes()
     command = ["train", f"{name}/config.json", *MOVED[name], *words, "--resume"]
     assert run([*command, "--work-dir", name]) == 0
     after = read_metrics(runs / name)
     assert [row["step"] for row in after] == [1, 2, 3, 4]
     for key in ("loss", "lr", "grad_norm"):
         assert [row[key] for row in after] == pytest.approx([row[key] for row in before], **CLOSE)
+    again = history(runs / name)
     for step in (2, 4):
-        assert history(runs / name)[step] == pytest.approx(found[step], **CLOSE)
+        assert again[step] == pytest.approx(found[step], **CLOSE)
+    # Step 4 was made and evaluated anew; what the older revision wrote is left as it was.
+    (record,) = [r for r in read_records(runs / name / "report") if r.step == 4]
+    assert record.time is not None
+    assert (runs / name / "report" / "evaluation.json").read_bytes() == old
     saved = json.loads((runs / name / "config.json").read_text())["config"]
     assert "pipeline" not in saved
     assert saved["executor"]["kind"] == config_of(runs / name).executor.kind()
@@ -91,11 +99,10 @@ def test_it_goes_on(runs: Path, name: str, words: list[str]) -> None:
 @pytest.mark.parametrize("name", ["mae", "bert"])
 def test_it_is_evaluated_and_reported(runs: Path, name: str) -> None:
     expected = history(runs / name)[2]
-    assert run(["eval", name, *MOVED[name]]) == 0
-    content = json.loads((runs / name / "report" / "evaluation.json").read_text())
-    (result,) = content["results"]
-    assert content["step"] == 2
-    metrics = {f"{result['protocol']}.{k}": v for k, v in result["numbers"].items()}
+    assert run(["eval", name, *MOVED[name], "--again"]) == 0
+    record = read_records(runs / name / "report")[-1]
+    assert (record.step, record.own) == (2, True)
+    metrics = record.named_metrics
     assert {k: metrics[k] for k in expected} == pytest.approx(expected, **CLOSE)
     assert run(["report", name]) == 0
     page = (runs / name / "report" / "index.html").read_text()

@@ -103,8 +103,8 @@ def without_labels() -> fakes.ArrayDataset:
         ({"train": without_labels()}, ("knn", "labelled training")),
         ({"test": without_labels()}, ("knn", "labelled test")),
         (
-            {"test": fakes.ArrayDataset(fakes.images_of(4, 0), np.zeros(4, int), 3)},
-            ("knn", "same classes", "7", "3"),
+            {"train": fakes.ArrayDataset(fakes.images_of(4, 0), np.zeros(4, int), 3)},
+            ("knn", "classes", "7", "3"),
         ),
     ],
 )

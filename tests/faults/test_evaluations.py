@@ -44,11 +44,11 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     steps: list[int] = []
     evaluate: Callable[..., Any] = session.evaluate
 
-    def watching(protocols: Any, context: Any, step: int, console: Any) -> Any:
+    def watching(config: Any, protocols: Any, context: Any, step: int, console: Any) -> Any:
         steps.append(step)
         if len(steps) == 2 and watching.stops:  # type: ignore[attr-defined]
             raise Preempted(step, "SIGTERM")
-        return evaluate(protocols, context, step, console)
+        return evaluate(config, protocols, context, step, console)
 
     watching.stops = False  # type: ignore[attr-defined]
     monkeypatch.setattr(session, "evaluate", watching)

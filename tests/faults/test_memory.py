@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from errors import assert_refused
+from quadriga.engine.logs.results import read_records
 from ranks import quadriga
 from tiny import tiny_run
 
@@ -77,4 +77,4 @@ def _limited(*words: str, limit: int = LIMIT) -> subprocess.CompletedProcess[str
 
 def _results(run: Path) -> object:
     """Return what the protocols found at the last step."""
-    return json.loads((run / "report" / "evaluation.json").read_text())["results"]
+    return [record.metrics for record in read_records(run / "report")]

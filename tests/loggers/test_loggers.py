@@ -64,6 +64,23 @@ def test_the_table_grows_columns(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
+def test_what_is_found_of_a_step_joins_its_row(tmp_path: Path) -> None:
+    logger = CSVConfig().open(context(tmp_path))
+    logger.log({"loss": 0.5}, 1)
+    logger.log({"loss": 0.25}, 2)
+    logger.log({"knn.top1": 90.0}, 2)
+    logger.log({"loss": 0.125}, 3)
+    logger.close()
+    logger = CSVConfig().open(context(tmp_path, start=3))
+    logger.log({"knn.top1": 95.0}, 3)
+    logger.close()
+    assert [list(row.values()) for row in table(tmp_path)] == [
+        ["1", "0.5", ""],
+        ["2", "0.25", "90.0"],
+        ["3", "0.125", "95.0"],
+    ]
+
+
 def test_the_table_is_rewound_and_a_torn_line_dropped(tmp_path: Path) -> None:
     logger = CSVConfig().open(context(tmp_path))
     for step in range(1, 5):

@@ -39,7 +39,10 @@ OF_TEXT = ("masked_lm", "sequence_classification")
 MIXTURES = {"mixture"}
 """What is put together from the others, and needs batches of its own."""
 
-KINDS = sorted({*kinds(ObjectiveConfig)} - MIXTURES)  # type: ignore[type-abstract]
+WITHOUT_LOSS = {"encoder"}
+"""What is evaluated and not trained."""
+
+KINDS = sorted({*kinds(ObjectiveConfig)} - MIXTURES - WITHOUT_LOSS)  # type: ignore[type-abstract]
 
 pytestmark = pytest.mark.parametrize("kind", KINDS)
 

@@ -119,25 +119,42 @@ def train(
     "eval",
     epilog=options.examples(
         "quadriga eval runs/mae_digits",
-        "quadriga eval runs/x knn linear_probe",
-        "quadriga eval runs/bert_tiny_pydoc held_out",
+        "quadriga eval runs/x knn,linear_probe knn.neighbours=5",
+        "quadriga eval runs/x/checkpoints/step_00001000 knn",
+        "quadriga eval model.safetensors knn,linear_probe data.root=flowers --out runs/flowers",
     ),
 )
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="The run's work directory.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="A run's work directory, a checkpoint of one, a file of weights (of this project, "
+            "timm or Hugging Face), or the folder of a published model."
+        ),
+    ],
     protocols: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Protocols (knn, linear_probe, reconstruction), with overrides such as "
+            help="Protocols (knn,linear_probe or knn linear_probe), with overrides such as "
             "linear_probe.epochs=10 or data.root=...; those of the run's config by default."
         ),
     ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Evaluate once more what has been evaluated.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where the results of weights go; runs/eval_NAME by default."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
-    """Evaluate a run's newest whole checkpoint and write its report."""
+    """Evaluate a run's newest whole checkpoint, or another state, and write the report.
+
+    Every result stays: those with other values or data stand beside the run's own.
+    """
     from quadriga import api
 
-    api.evaluate(run, tuple(protocols or ()), device)
+    api.evaluate(run, tuple(protocols or ()), device, again, out)
 
 
 @app.command(

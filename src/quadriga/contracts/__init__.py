@@ -31,6 +31,7 @@ from quadriga.contracts.evaluation import EvaluationContext, EvaluationResult, E
 from quadriga.contracts.executor import Executor, ExecutorConfig, Share, StepConfig, StepOutput
 from quadriga.contracts.logging import Logger, LoggerConfig, LoggerContext
 from quadriga.contracts.objective import (
+    PREDICTED,
     Batch,
     Encoder,
     LossOutput,
@@ -47,6 +48,7 @@ from quadriga.contracts.step import EmaConfig, StepPlan, TrainConfig
 from quadriga.contracts.weights import WeightSource
 
 __all__ = [
+    "PREDICTED",
     "Batch",
     "Dataset",
     "DatasetConfig",

@@ -29,6 +29,9 @@ class EvaluationContext:
     seed: int
     output: Path
     """An existing folder for pictures."""
+    classes: tuple[str, ...] = ()
+    """Class names of the objective's outputs, in order; empty where it classifies nothing, or
+    where they are not known."""
     workers: int = 0
     """Worker processes that read samples; 0 reads in the calling process."""
     report_progress: Callable[[str, int, int], None] = field(default=lambda what, done, total: None)

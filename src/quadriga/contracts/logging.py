@@ -42,6 +42,15 @@ class Logger(ABC):
             step: Finished optimizer steps.
         """
 
+    def picture(self, name: str, path: Path, step: int) -> None:  # noqa: B027
+        """Take a picture of an evaluation; a logger without a place for pictures leaves it out.
+
+        Args:
+            name: ``PROTOCOL.PICTURE``.
+            path: An image file of the run directory.
+            step: Finished optimizer steps.
+        """
+
     @abstractmethod
     def close(self) -> None:
         """Write buffered records; nothing is logged afterwards."""

@@ -83,6 +83,10 @@ class Term(NamedTuple):
     """Factor of this part in the loss."""
 
 
+PREDICTED = "predicted"
+"""Name of int64 (samples,): the class that a classifier predicts for each sample."""
+
+
 class LossOutput(NamedTuple):
     """The loss of one micro-batch, or of one rank's rows of a step.
 
@@ -99,7 +103,7 @@ class LossOutput(NamedTuple):
     names and shapes are those of `Objective.sum_shapes`."""
     rows: Rows = {}  # noqa: RUF012
     """Name -> detached (samples, *any), gathered over the step in slot order and passed to
-    `Objective.after_step`."""
+    `Objective.after_step`. In evaluation mode a classifier returns `PREDICTED`."""
 
     @classmethod
     def of(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from quadriga import randomness
 from quadriga.config.base import kinds
@@ -22,11 +24,12 @@ from quadriga.data.parts.subsets import Subset
 from quadriga.distributed.collectives import from_main
 from quadriga.distributed.environment import DistEnv
 from quadriga.distributed.mesh import Ranks, make_ranks
-from quadriga.engine.checkpoint.store import newest_valid, read_objective
+from quadriga.engine.checkpoint.store import newest_valid, read_manifest, read_objective
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
-from quadriga.engine.logs.results import RESULTS, merge_results
+from quadriga.engine.logs.results import RECORDS, append_record, differences, record_of
 from quadriga.engine.logs.times import evaluated
+from quadriga.engine.preflight import is_classifier
 from quadriga.engine.run_config import EvaluationConfig, RunConfig
 from quadriga.engine.step.sharding import build_to_evaluate
 from quadriga.errors import UserError, did_you_mean
@@ -96,13 +99,31 @@ def choose_protocols(config: RunConfig, names: Sequence[str], values: dict[str, 
     return config.override(paths, COMMAND_LINE) if paths else config
 
 
-def load_objective(
-    config: RunConfig, run_dir: Path, env: DistEnv, console: Console
-) -> tuple[Objective, int, Ranks]:
-    """Read the objective of a run's newest valid checkpoint; every rank calls it.
+def find_checkpoint(run_dir: Path, env: DistEnv, console: Console) -> Path:
+    """Return a run's newest valid checkpoint; every rank calls it.
 
-    Its weights are those that ``evaluation.weights`` names. A run that shards its state, or
-    cuts its model, is read in shards over all ranks, whatever number trained it.
+    Raises:
+        UserError: There is none.
+    """
+    checkpoints = RunDirectory(run_dir).checkpoints
+    found = from_main(lambda: newest_valid(checkpoints, console.warn), env)
+    if found is None:
+        raise UserError(f"{run_dir} has no whole checkpoint to evaluate; train it first")
+    return found
+
+
+def load_objective(
+    config: RunConfig,
+    run_dir: Path,
+    env: DistEnv,
+    console: Console,
+    checkpoint: Path | None = None,
+) -> tuple[Objective, int, Ranks]:
+    """Read the objective of a run's newest valid checkpoint, or of one that has been verified.
+
+    Every rank calls it. Its weights are those that ``evaluation.weights`` names. A run that
+    shards its state, or cuts its model, is read in shards over all ranks, whatever number
+    trained it.
 
     Returns:
         The objective, the step it is at, and the ranks, over whose shard axis it is sharded.
@@ -110,14 +131,38 @@ def load_objective(
     Raises:
         UserError: The run has no whole checkpoint, or no moving average.
     """
-    directory = RunDirectory(run_dir)
-    found = from_main(lambda: newest_valid(directory.checkpoints, console.warn), env)
-    if found is None:
-        raise UserError(f"{run_dir} has no whole checkpoint to evaluate; train it first")
+    found = checkpoint or find_checkpoint(run_dir, env, console)
     is_parted = config.executor.is_cut or config.train.parallel != "ddp"
     ranks = make_ranks(env, shard=env.world_size if is_parted else 1)
     objective = build_to_evaluate(config, ranks, config.seed)
     return objective, read_objective(found, objective, env, config.evaluation.weights), ranks
+
+
+def class_names(
+    run: RunConfig, directory: RunDirectory, checkpoint: Path, env: DistEnv
+) -> tuple[str, ...]:
+    """Return the classes that a run was trained on, in the order of its classifier's outputs.
+
+    The checkpoint's manifest has them; those of older revisions are asked of the training data.
+    Every rank must call this function.
+
+    Returns:
+        Their names; empty where they are not known, or the run classifies nothing.
+    """
+
+    def find() -> tuple[str, ...]:
+        if not is_classifier(run):
+            return ()
+        known: Sequence[str] | None
+        known = read_manifest(checkpoint).extra.get("classes") or directory.read_data().get(
+            "classes"
+        )
+        if not known:
+            with contextlib.suppress(UserError):
+                known = run.data.build("train").classes
+        return tuple(known or ())
+
+    return from_main(find, env)
 
 
 def make_context(
@@ -128,6 +173,7 @@ def make_context(
     env: DistEnv,
     console: Console,
     ranks: Ranks | None = None,
+    classes: Sequence[str] = (),
 ) -> EvaluationContext:
     """Return the input of the protocols.
 
@@ -137,9 +183,10 @@ def make_context(
         data: `evaluation_data` of the run.
         folder: Folder for results and pictures.
         env: This process among the run's.
-        console: Where progress and warnings go.
+        console: Prints progress and warnings.
         ranks: The ranks, over whose shard axis a random objective is sharded like this one;
             without them each rank holds all of it.
+        classes: Names of the classes that a classifier was trained on.
 
     Raises:
         UserError: The run is a mixture of tasks.
@@ -159,6 +206,7 @@ def make_context(
         env=env,
         seed=config.seed,
         output=folder,
+        classes=tuple(classes) if is_classifier(config) else (),
         workers=config.evaluation.workers,
         report_progress=console.advance,
         warn=console.warn,
@@ -166,21 +214,25 @@ def make_context(
 
 
 def evaluate(
+    config: RunConfig,
     protocols: Sequence[EvaluatorConfig],
     context: EvaluationContext,
     step: int,
     console: Console,
-    overrides: Mapping[str, str] | None = None,
+    run: RunConfig | None = None,
+    source: Mapping[str, Any] | None = None,
 ) -> list[EvaluationResult]:
-    """Run `protocols` and store their results; every rank calls it.
+    """Run `protocols` and append a record of what each finds; every rank calls it.
 
     Args:
-        protocols: The protocols to run.
-        context: Their input; pictures and ``evaluation.json`` go to its output folder.
-        step: The objective's step, for the record.
-        console: Prints the metrics.
-        overrides: Differences from the run's own config; results with other overrides are
-            replaced. None if a run evaluates itself; its times.jsonl then records the time.
+        config: What is evaluated.
+        protocols: What to run.
+        context: What they work on; its output folder gets the records, and a folder for pictures.
+        step: The step the objective is at, for the record.
+        console: Where the metrics are said.
+        run: The run's own config, from which `config` may differ. None where a run evaluates
+            itself: the time is then its own, and noted with its others.
+        source: What names the state, where it is not the run's at `step`; counts as a difference.
 
     Returns:
         One result per protocol, in order; the same on every rank.
@@ -189,27 +241,83 @@ def evaluate(
         UserError: A protocol cannot evaluate this objective or data, or the results cannot be
             written.
     """
-    objective = context.objective
+    objective, env = context.objective, context.env
     was_training = objective.training
+    opened: dict[Split, Dataset] = {}
     objective.eval()
     results = []
     clock = contextlib.ExitStack()
-    if overrides is None and context.env.is_main:
-        clock.enter_context(evaluated(context.output.parent, step, context.env.world_size))
+    if run is None and env.is_main:
+        clock.enter_context(evaluated(context.output.parent, step, env.world_size))
     try:
-        with clock:
+        with clock, _folder(context, step) as inner:
+            inner = dataclasses.replace(inner, data=_noted(context.data, opened))
             for protocol in protocols:
-                results.append(protocol.build().run(context))
+                results.append(protocol.build().run(inner))
                 console.say(describe(results[-1]))
+                if env.is_main:
+                    record = record_of(
+                        results[-1],
+                        step,
+                        config,
+                        protocol,
+                        overrides=_overrides(config, run, protocol, source),
+                        opened=opened,
+                        folder=inner.output.relative_to(context.output).as_posix(),
+                    )
+                    with _writing(context.output / RECORDS):
+                        append_record(context.output, record)
     finally:
         objective.train(was_training)
-    if context.env.is_main:
-        path = context.output / RESULTS
-        try:
-            merge_results(path, step, results, overrides)
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror}; make room") from error
     return results
+
+
+def _overrides(
+    config: RunConfig,
+    run: RunConfig | None,
+    protocol: EvaluatorConfig,
+    source: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    return {**(source or {}), **({} if run is None else differences(config, run, protocol))}
+
+
+def _noted(
+    data: Callable[[Split], Dataset], opened: dict[Split, Dataset]
+) -> Callable[[Split], Dataset]:
+    def open_split(split: Split) -> Dataset:
+        opened[split] = data(split)
+        return opened[split]
+
+    return open_split
+
+
+@contextlib.contextmanager
+def _folder(context: EvaluationContext, step: int) -> Iterator[EvaluationContext]:
+    """Yield the context with a new folder for an evaluation's files, on the rank that writes."""
+    if not context.env.is_main:
+        yield context
+        return
+    above = context.output / "evaluations"
+    with _writing(above):
+        above.mkdir(exist_ok=True)
+        number = 1
+        while (folder := above / f"step_{step:08d}{f'_{number}' * (number > 1)}").exists():
+            number += 1
+        folder.mkdir()
+    try:
+        yield dataclasses.replace(context, output=folder)
+    finally:
+        for path in (folder, above):
+            with contextlib.suppress(OSError):  # there are files in it
+                path.rmdir()
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; make room") from error
 
 
 def describe(result: EvaluationResult) -> str:

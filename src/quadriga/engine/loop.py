@@ -40,8 +40,7 @@ def train(
         start: Finished steps.
         journal: Logs the outputs of the steps.
         checkpoints: Saves the state.
-        evaluate: Called with the number of finished steps, after the checkpoint of that step if
-            one is due; returns metrics by name.
+        evaluate: Called with the finished steps, after a checkpoint of that step; returns metrics.
         preemption: The stop signals; by default the run never stops early.
         phase_timer: Records when the state is saved and evaluated.
         profiler: Profiles some of the steps.
@@ -72,5 +71,6 @@ def train(
             saved = done if segment.save else None
             with phase_timer.during("evaluate"), preemption.leave_at_once(saved):
                 checkpoints.report(done, evaluate(done))
+                journal.evaluated(done)
     with phase_timer.during("save"):
         checkpoints.wait(final=True)

@@ -24,9 +24,14 @@ ASSUMED = 1000
 _KEY = "objective.classes"
 
 
+def is_classifier(config: RunConfig) -> bool:
+    """Return whether the method has a number of classes: its outputs are the data's classes."""
+    return "classes" in type(config.objective).model_fields
+
+
 def leaves_it_to_data(config: RunConfig) -> bool:
     """Return whether the method has a number of classes that the config does not set."""
-    return "classes" in type(config.objective).model_fields and _stated(config) is None
+    return is_classifier(config) and _stated(config) is None
 
 
 def infer_num_classes(resolved: Resolved[RunConfig]) -> Resolved[RunConfig]:
@@ -51,7 +56,7 @@ def check_classes(config: RunConfig, dataset: Dataset) -> None:
     Raises:
         UserError: There are no labels, some records have none, or the classifier has fewer outputs.
     """
-    if "classes" not in type(config.objective).model_fields:
+    if not is_classifier(config):
         return
     stated, found = _stated(config), len(dataset.classes)
     method, data = config.objective.kind(), config.data.kind()

@@ -20,7 +20,7 @@ from quadriga.engine.initial_weights import check_initial_weights
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.logs.environment import describe_environment
-from quadriga.engine.logs.results import forget_results_after
+from quadriga.engine.logs.results import classes_of, data_facts, forget_results_after
 from quadriga.engine.logs.samples import rewind_samples
 from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.engine.run_plan import RunPlan, describe_batch
@@ -102,16 +102,37 @@ def _chosen(path: Path, config: RunConfig, plan: RunPlan, console: Console) -> P
     return folder
 
 
+def check_same_classes(checkpoint: Path, config: RunConfig, dataset: Dataset) -> None:
+    """Check that the training data has the classes that a checkpoint was trained on, in order.
+
+    Raises:
+        UserError: It has others: a label would mean another class.
+    """
+    now = classes_of(dataset)
+    before = read_manifest(checkpoint).extra.get("classes", now)
+    if before != now:
+        gone = [name for name in before if name not in now]
+        new = [name for name in now if name not in before]
+        what = f"gone: {', '.join(gone[:5]) or 'none'}; new: {', '.join(new[:5]) or 'none'}"
+        raise UserError(
+            f"the classes of data.kind={config.data.kind()} must be those that {checkpoint} was "
+            f"trained on, but they have changed ({what}); restore the names of their folders, or "
+            "choose another --work-dir"
+        )
+
+
 def write_start(
     resolved: Resolved[RunConfig],
     directory: RunDirectory,
     env: DistEnv,
     objective: Objective,
+    dataset: Dataset,
     start: int,
 ) -> None:
     """Write config.json and environment.json, and drop logs of steps that will be repeated."""
     directory.write_config(resolved)
     directory.keep_files(resolved.config)
+    directory.write_data(data_facts(resolved.config, {"train": dataset}))
     parameters = sum(p.numel() for p in objective.parameters())
     directory.write_environment({**describe_environment(env), "parameters": parameters})
     directory.rewind_metrics(start)

@@ -24,15 +24,21 @@ from quadriga.engine.faults.recovery import Recovery
 from quadriga.engine.initial_weights import fill_from_sources
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
-from quadriga.engine.logs.journal import Journal
+from quadriga.engine.logs.journal import Journal, log_evaluation
 from quadriga.engine.logs.profile import Profiler
-from quadriga.engine.logs.results import metrics_at, missing_protocols, owes_evaluation
+from quadriga.engine.logs.results import classes_of, metrics_at, missing_protocols
 from quadriga.engine.logs.samples import SampleLog
 from quadriga.engine.loop import train
 from quadriga.engine.meters.phase_timer import PhaseTimer
 from quadriga.engine.meters.throughput import Work, measure_work
 from quadriga.engine.preflight import check_start
-from quadriga.engine.resume import Request, announce, choose, write_start
+from quadriga.engine.resume import (
+    Request,
+    announce,
+    check_same_classes,
+    choose,
+    write_start,
+)
 from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.engine.run_plan import RunPlan
 from quadriga.engine.step.bad_step import RollBack
@@ -78,7 +84,10 @@ def run(
             stack.enter_context(directory.lock())
             with directory.writing():
                 console.open_log(directory.path / "log.txt")
-                return choose(request, directory, config, plan, console)
+                found = choose(request, directory, config, plan, console)
+                if found is not None:
+                    check_same_classes(found, config, dataset)
+                return found
 
         start_from = from_main(claim, env)
         session = _Session(
@@ -156,17 +165,7 @@ class _Session:
         )
         self._ranks = self._executor.ranks
         self._stack.callback(self._executor.close)
-        self._store = self._stack.enter_context(
-            CheckpointStore(
-                self._directory.checkpoints,
-                env,
-                config.checkpoint,
-                config_hash(config, plan.dataset_size, plan.data_identity),
-                self._console.warn,
-                on_saved=self.on_saved,
-                on_reported=self.on_reported,
-            )
-        )
+        self._store = self._open_store()
         start = 0
         if start_from is not None:
             start = self._store.load(start_from, self._executor)
@@ -175,12 +174,16 @@ class _Session:
                 f"finished: {self._directory.path} already holds all {plan.total_steps} steps"
             )
             self._make_up(start)
+            if env.is_main:
+                self._log_late(start)
             return
-        owed = from_main(
-            lambda: owes_evaluation(self._directory.report, start, plan.evaluate_every), env
-        ) or (start == 0 and config.evaluation.at_start)
+        # Of a step that is evaluated already, nothing is missing.
+        owed = start % plan.evaluate_every == 0 if start else config.evaluation.at_start
         from_main(
-            lambda: write_start(self._resolved, self._directory, env, self._objective, start), env
+            lambda: write_start(
+                self._resolved, self._directory, env, self._objective, self._dataset, start
+            ),
+            env,
         )
         announce(self._console, config, plan, self._objective, start, env, self._dataset)
         members = all_gather_values(host_and_pid(), env)
@@ -188,7 +191,22 @@ class _Session:
         self._stack.enter_context(HangDetector(timer, config.health, env, hangs, members))
         if owed:
             self._make_up(start)
-        self._train(start)
+        self._train(start, owed)
+
+    def _open_store(self) -> CheckpointStore:
+        plan, classes = self._plan, classes_of(self._dataset)
+        return self._stack.enter_context(
+            CheckpointStore(
+                self._directory.checkpoints,
+                self._env,
+                self._config.checkpoint,
+                config_hash(self._config, plan.dataset_size, plan.data_identity),
+                self._console.warn,
+                on_saved=self.on_saved,
+                on_reported=self.on_reported,
+                extra={"classes": classes} if classes else {},
+            )
+        )
 
     def out_of_memory(self) -> UserError:
         """Return the error for an exhausted memory, with the size of the run's state."""
@@ -207,7 +225,23 @@ class _Session:
             self._console.say(line)
         objective.after_initial_weights()
 
-    def _train(self, start: int) -> None:
+    def _log_late(self, step: int) -> None:
+        """Log an evaluation that a stop had cut off after the last step."""
+        loggers = LoggerSet(self._console.warn)
+
+        def opened() -> LoggerSet:
+            self._open(loggers, step)
+            return loggers
+
+        log_evaluation(self._directory, self._plan, step, opened)
+        loggers.close()
+
+    def _open(self, loggers: LoggerSet, start: int) -> None:
+        config = self._config
+        context = LoggerContext(self._directory.path, config.name, config.as_dict(), start)
+        loggers.open(config.log.loggers, context, self._console.say)
+
+    def _train(self, start: int, owed: bool) -> None:
         """Train to the end; return to a checkpoint if a bad step requires it."""
         work = None
         if self._env.is_main:
@@ -222,6 +256,8 @@ class _Session:
                         self._config.log, self._directory, self._env, self._console, start
                     ) as profiler,
                 ):
+                    if owed:
+                        journal.evaluated(start)
                     train(
                         self._executor,
                         loader,
@@ -259,6 +295,7 @@ class _Session:
             self._env,
             self._console,
             self._ranks,
+            self._dataset.classes,
         )
 
     def _evaluate(self, step: int) -> Mapping[str, float]:
@@ -269,7 +306,7 @@ class _Session:
         )
         if missing:
             with self._executor.frozen(config.evaluation.weights) as objective:
-                evaluate(missing, self._context(objective), step, self._console)
+                evaluate(config, missing, self._context(objective), step, self._console)
             # Sharded modules are in cycles: what was made for the evaluation alone goes at once.
             del objective
             gc.collect()
@@ -283,8 +320,7 @@ class _Session:
     def _journal(self, start: int, work: Work | None) -> Journal:
         config, directory, env = self._config, self._directory, self._env
         loggers = LoggerSet(self._console.warn)
-        context = LoggerContext(directory.path, config.name, config.as_dict(), start)
-        from_main(lambda: loggers.open(config.log.loggers, context, self._console.say), env)
+        from_main(lambda: self._open(loggers, start), env)
         return Journal(
             directory,
             config.log,

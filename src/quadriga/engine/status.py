@@ -16,7 +16,7 @@ from typing import Any, Literal, final
 
 from quadriga.engine.checkpoint.store import InvalidCheckpoint, list_checkpoints, read_manifest
 from quadriga.engine.logs.directory import RunDirectory
-from quadriga.engine.logs.results import RESULTS, metrics_at, missing_protocols, read_results
+from quadriga.engine.logs.results import last_metrics, missing_protocols
 from quadriga.engine.logs.run_cost import RunCost, run_cost
 from quadriga.engine.logs.times import FAILED, Event, read_times
 from quadriga.engine.run_config import RunConfig
@@ -145,9 +145,8 @@ def headline(folder: Path, last: Mapping[str, Any]) -> tuple[str | None, float |
         folder: The work directory.
         last: The last record of its metrics.jsonl.
     """
-    report = RunDirectory(folder).report
-    step = int(read_results(report / RESULTS)["step"])
-    metrics = {n: v for n, v in metrics_at(report, step).items() if not n.endswith("_random")}
+    found = last_metrics(RunDirectory(folder).report)
+    metrics = {name: value for name, value in found.items() if not name.endswith("_random")}
     accuracies = [name for name in metrics if name.endswith(".accuracy")]  # of several modules
     for name in (*_HEADLINES, *accuracies, *metrics):
         if name in metrics:
@@ -157,7 +156,7 @@ def headline(folder: Path, last: Mapping[str, Any]) -> tuple[str | None, float |
 
 
 def _last_record(path: Path) -> dict[str, Any]:
-    """Return the last complete record of metrics.jsonl; reads only the end of the file."""
+    """Return the last complete record of a step in metrics.jsonl; reads only the file's end."""
     try:
         with path.open("rb") as stream:
             stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
@@ -169,7 +168,7 @@ def _last_record(path: Path) -> dict[str, Any]:
             record = json.loads(line)
         except ValueError:
             continue
-        if isinstance(record, dict):
+        if isinstance(record, dict) and "eta_seconds" in record:  # of a step, no evaluation
             return record
     return {}
 

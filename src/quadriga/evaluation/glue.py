@@ -108,8 +108,8 @@ class GlueConfig(EvaluatorConfig):
     batch_size: int = Field(64, ge=1)
     """Samples per batch."""
     predictions: bool = True
-    """Whether to predict the test sets whose files exist, and write the predictions to the report's
-    folder in the format of the benchmark's server."""
+    """Whether the test sets are predicted, where their files are: the files that the benchmark's
+    server takes are written to the evaluation's folder."""
 
     def build(self) -> Glue:
         """Make the evaluator."""

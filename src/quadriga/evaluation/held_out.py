@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import final
+from collections.abc import Callable
+from typing import Any, final
 
 import torch
 from pydantic import Field
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from quadriga import randomness
 from quadriga.contracts import (
+    PREDICTED,
     Batch,
+    Dataset,
     EvaluationContext,
     EvaluationResult,
     Evaluator,
@@ -19,9 +22,11 @@ from quadriga.contracts import (
     LossOutput,
     Objective,
 )
+from quadriga.data.parts.classes import match_classes
 from quadriga.data.reading.loader import sequential
 from quadriga.distributed.collectives import all_reduce_sum, slice_of
 from quadriga.evaluation.parts.features import equal_calls, evaluation_mode
+from quadriga.evaluation.parts.per_class import per_class
 
 
 @final
@@ -57,14 +62,14 @@ class HeldOut(Evaluator):
         """Open the test split.
 
         Raises:
-            UserError: The split is missing.
+            UserError: The split is missing, or has a class that the objective does not know.
         """
-        context.data("test")
+        _test_data(context)
 
     def run(self, context: EvaluationContext) -> EvaluationResult:
         """Evaluate the whole test split; any number of ranks returns the same metrics."""
         objective, env, size = context.objective, context.env, self.config.batch_size
-        dataset = context.data("test")
+        dataset = _test_data(context, context.warn)
         names = (*objective.term_names, *objective.metric_names)
         batches = math.ceil(len(dataset) / size)
         own = slice_of(batches, env.rank, env.world_size)
@@ -72,6 +77,8 @@ class HeldOut(Evaluator):
         # One row per batch, zero on all ranks but one: the order of summation does not depend on
         # the number of ranks.
         table = torch.zeros(batches, 2, len(names), dtype=torch.float64)
+        # The label and the predicted class of each sample, counted from 1: 0 is none.
+        answers = torch.zeros(2, len(dataset), dtype=torch.int64)
         read = sequential(
             dataset,
             context.transform,
@@ -88,6 +95,9 @@ class HeldOut(Evaluator):
                     output = objective(batch)
                 if number < own.stop:
                     table[number] = _row(output, names)
+                    if PREDICTED in output.rows and "label" in batch:
+                        pair = torch.stack([batch["label"], output.rows[PREDICTED]])
+                        answers[:, batch["index"].cpu()] = pair.cpu() + 1
                 done = (number + 1 - own.start) * size
                 context.report_progress("held out", min(done, len(samples)), len(samples))
         sums, counts = all_reduce_sum(table.to(env.device), env).cpu().sum(dim=0)
@@ -96,7 +106,21 @@ class HeldOut(Evaluator):
             for name, total, count in zip(names, sums, counts, strict=True)
             if count > 0
         }
-        return EvaluationResult("held_out", metrics, details={"samples": len(dataset)})
+        label, predicted = all_reduce_sum(answers.to(env.device), env).cpu() - 1
+        answered = label >= 0
+        details: dict[str, Any] = {"samples": len(dataset)}
+        if bool(answered.any()):
+            details |= per_class(label[answered], predicted[answered], dataset.classes)
+        return EvaluationResult("held_out", metrics, details=details)
+
+
+def _test_data(
+    context: EvaluationContext, say: Callable[[str], None] = lambda text: None
+) -> Dataset:
+    """Return the test split, its labels by the names of the objective's classes."""
+    return match_classes(
+        context.data("test"), context.classes, "the classifier", "held_out's test images", say
+    )
 
 
 def _row(output: LossOutput, names: tuple[str, ...]) -> Tensor:

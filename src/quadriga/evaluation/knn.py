@@ -28,6 +28,7 @@ from quadriga.evaluation.parts.features import (
     top_hits,
     warn_of_few_images,
 )
+from quadriga.evaluation.parts.per_class import per_class, predictions_of
 
 QUERY_CHUNK = 512
 BANK_CHUNK = 65536
@@ -82,8 +83,8 @@ class KNN(Evaluator):
         bank = feature_bank(context, "knn")
         samples = len(bank.trained.train.labels)
         self._check_neighbours(samples)
-        trained = self._classify(bank.trained, bank.classes, context, "knn")
-        random = self._classify(bank.random, bank.classes, context, "knn, random encoder")
+        trained, predicted = self._classify(bank.trained, bank.classes, context, "knn")
+        random, _ = self._classify(bank.random, bank.classes, context, "knn, random encoder")
         return EvaluationResult(
             protocol="knn",
             metrics=beside_random(trained, random),
@@ -94,26 +95,31 @@ class KNN(Evaluator):
                 "test_samples": len(bank.trained.test.labels),
                 "classes": bank.classes,
                 "width": bank.trained.train.values.shape[1],
+                **per_class(bank.trained.test.labels, predicted, bank.names),
             },
         )
 
     def _classify(
         self, encoded: Encoded, classes: int, context: EvaluationContext, what: str
-    ) -> dict[str, float]:
+    ) -> tuple[dict[str, float], Tensor]:
+        """Return the accuracies in percent, and the predicted class of each test sample."""
         env, total = context.env, len(encoded.test.labels)
         ranks = reported_ranks(classes)
         reference = functional.normalize(encoded.train.values.to(env.device), dim=1)
         reference_labels = encoded.train.labels.to(env.device)
         mine = slice_of(total, env.rank, env.world_size)
         hits = torch.zeros(len(ranks), dtype=torch.int64, device=env.device)
+        predicted = torch.zeros(total, dtype=torch.int64, device=env.device)
         for start in range(mine.start, mine.stop, QUERY_CHUNK):
             stop = min(start + QUERY_CHUNK, mine.stop)
             queries = functional.normalize(encoded.test.values[start:stop].to(env.device), dim=1)
             similarity, index = nearest_neighbours(queries, reference, self.config.neighbours)
             scores = votes(similarity, reference_labels[index], classes, self.config.temperature)
             hits += top_hits(scores, encoded.test.labels[start:stop].to(env.device), ranks)
+            predicted[start:stop] = predictions_of(scores)
             context.report_progress(what, stop - mine.start, len(mine))
-        return percentages(all_reduce_sum(hits, env), total, ranks)
+        accuracies = percentages(all_reduce_sum(hits, env), total, ranks)
+        return accuracies, all_reduce_sum(predicted, env).cpu()
 
 
 def nearest_neighbours(

@@ -39,6 +39,7 @@ from quadriga.evaluation.parts.features import (
     top_hits,
     warn_of_few_images,
 )
+from quadriga.evaluation.parts.per_class import per_class, predictions_of
 from quadriga.randomness import fold, shuffled
 
 MOMENTUM = 0.9
@@ -194,8 +195,10 @@ class LinearProbe(Evaluator):
         return shared
 
     def _result(self, bank: FeatureBank, context: EvaluationContext) -> EvaluationResult:
-        trained, chosen = self._probe(bank.trained, bank.classes, context, "linear probe")
-        random, chosen_random = self._probe(
+        trained, chosen, predicted = self._probe(
+            bank.trained, bank.classes, context, "linear probe"
+        )
+        random, chosen_random, _ = self._probe(
             bank.random, bank.classes, context, "linear probe, random encoder"
         )
         return EvaluationResult(
@@ -212,13 +215,14 @@ class LinearProbe(Evaluator):
                 "test_samples": len(bank.trained.test.labels),
                 "classes": bank.classes,
                 "width": bank.trained.train.values.shape[1],
+                **per_class(bank.trained.test.labels, predicted, bank.names),
             },
         )
 
     def _probe(
         self, encoded: Encoded, classes: int, context: EvaluationContext, what: str
-    ) -> tuple[dict[str, float], float]:
-        """Return the test accuracies in percent and the chosen learning rate."""
+    ) -> tuple[dict[str, float], float, Tensor]:
+        """Return the test accuracies in percent, the chosen learning rate and the predictions."""
         device = context.env.device
         train = encoded.train.values.to(device)
         labels = encoded.train.labels.to(device)
@@ -250,7 +254,9 @@ class LinearProbe(Evaluator):
         test = (encoded.test.values.to(device) - mean).mul_(scale)
         ranks = reported_ranks(classes)
         hits = head_hits(head, test, encoded.test.labels.to(device), ranks)[0]
-        return percentages(hits, len(test), ranks), chosen
+        chunks = torch.split(test, PREDICT_CHUNK)
+        predicted = torch.cat([predictions_of(head.scores(chunk)[:, 0]) for chunk in chunks])
+        return percentages(hits, len(test), ranks), chosen, predicted.cpu()
 
 
 def statistics_of(

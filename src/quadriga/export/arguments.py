@@ -52,7 +52,10 @@ def timm_arguments(model: ViTConfig, classes: int = 0) -> dict[str, Any]:
 
 
 def hf_arguments(
-    model: ViTConfig, method: Mapping[str, Any] | None = None, classes: int = 0
+    model: ViTConfig,
+    method: Mapping[str, Any] | None = None,
+    classes: int = 0,
+    names: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the config.json of one of Hugging Face's classes of vision transformers.
 
@@ -62,6 +65,7 @@ def hf_arguments(
         model: The encoder.
         method: An MAE's config as plain values, for encoder and decoder; None for the encoder.
         classes: Classes of a classifier on the class token; 0 for none.
+        names: Names of the first classes; the others are ``LABEL_N``.
 
     Raises:
         UserError: The class has no argument for a value of the model.
@@ -92,10 +96,8 @@ def hf_arguments(
         "dtype": "float32",
     }
     if classes:
-        names = {str(number): f"LABEL_{number}" for number in range(classes)}
-        labels = {"id2label": names, "label2id": {v: int(k) for k, v in names.items()}}
         head = {"architectures": ["ViTForImageClassification"], "model_type": "vit"}
-        return {**head, **arguments, **labels}
+        return {**head, **arguments, **_labels(classes, names)}
     if method is None:
         return {"architectures": ["ViTModel"], "model_type": "vit", **arguments}
     width = int(method["decoder_width"])
@@ -109,6 +111,14 @@ def hf_arguments(
     }
     head = {"architectures": ["ViTMAEForPreTraining"], "model_type": "vit_mae"}
     return {**head, **arguments, **decoder}
+
+
+def _labels(classes: int, names: Sequence[str]) -> dict[str, Any]:
+    named = [*names, *(f"LABEL_{number}" for number in range(len(names), classes))]
+    return {
+        "id2label": {str(number): name for number, name in enumerate(named)},
+        "label2id": {name: number for number, name in enumerate(named)},
+    }
 
 
 def hf_bert_arguments(model: BertConfig, architecture: str) -> dict[str, Any]:

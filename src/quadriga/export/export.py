@@ -151,12 +151,15 @@ def _subject(config: RunConfig, folder: Path, request: ExportRequest) -> Subject
     objective = build_objective(config, torch.device("cpu"), config.seed)
     tensors = read_model(folder, request.weights, "--weights")
     load_tensors(objective, tensors, folder, "quadriga", remedies=_REMEDIES)
+    manifest = read_manifest(folder)
+    names = manifest.extra.get("classes", ())  # of a mixture they are by task
     return Subject(
         config=config,
         objective=objective.eval(),
         part=request.part,
-        step=read_manifest(folder).step,
+        step=manifest.step,
         weights=request.weights,
+        class_names=tuple(names) if isinstance(names, list) else (),
     )
 
 

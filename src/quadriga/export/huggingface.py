@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,10 @@ class HuggingFaceFormat(Format):
         """Write weights and config."""
         target.mkdir()
         export_weights(subject.module, target / WEIGHTS, "hf")
-        described = {**_arguments(subject.config, subject.part), "quadriga": subject.notes()}
+        described = {
+            **_arguments(subject.config, subject.part, subject.class_names),
+            "quadriga": subject.notes(),
+        }
         (target / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
 
     def remark(self, subject: Subject) -> str | None:
@@ -209,7 +212,7 @@ def _comparison(subject: Subject, installed: bool) -> Callable[[Subject, Path], 
     return _encoder_read_back if encoder else _objective_read_back
 
 
-def _arguments(config: RunConfig, part: Part) -> dict[str, Any]:
+def _arguments(config: RunConfig, part: Part, names: Sequence[str] = ()) -> dict[str, Any]:
     """Return the folder's config.json.
 
     Raises:
@@ -221,7 +224,7 @@ def _arguments(config: RunConfig, part: Part) -> dict[str, Any]:
     if part == "encoder":
         return hf_arguments(model)
     if classes := classes_of(config, part):
-        return hf_arguments(model, classes=classes)
+        return hf_arguments(model, classes=classes, names=names)
     if method.kind() != "mae":
         raise UserError(
             f"--part must be encoder for --to hf and objective.kind={method.kind()}, but is all: "

@@ -47,6 +47,8 @@ class Subject:
     step: int
     weights: str
     """raw or ema."""
+    class_names: tuple[str, ...] = ()
+    """Classes of the training data in the order of the outputs; empty where they are not known."""
 
     @property
     def module(self) -> nn.Module:
@@ -80,13 +82,15 @@ class Subject:
     def notes(self) -> dict[str, Any]:
         """Return the origin of the weights, and mean and deviation of the images they expect."""
         views = self.config.views.as_dict()
-        origin = {
+        origin: dict[str, Any] = {
             "version": __version__,
             "run": self.config.name,
             "step": self.step,
             "weights": self.weights,
             "part": self.part,
         }
+        if self.class_names and classes_of(self.config, self.part):
+            origin["class_names"] = list(self.class_names)
         return {**origin, **{f"image_{k}": views[k] for k in ("mean", "std") if k in views}}
 
 

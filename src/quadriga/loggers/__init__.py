@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import final
 
 from quadriga.contracts.logging import Logger, LoggerConfig, LoggerContext
@@ -91,6 +92,10 @@ class LoggerSet:
     def log(self, record: Mapping[str, float], step: int) -> None:
         """Pass a record to every logger."""
         self._each(lambda logger: logger.log(record, step))
+
+    def picture(self, name: str, path: Path, step: int) -> None:
+        """Pass a picture to every logger."""
+        self._each(lambda logger: logger.picture(name, path, step))
 
     def close(self) -> None:
         """Close every logger."""

@@ -32,18 +32,29 @@ class CSV(Logger):
         self._path = context.folder / "metrics.csv"
         rows = [row for row in read_rows(self._path) if int(row["step"]) <= context.start]
         self._names = list(rows[0]) if rows else ["step"]
+        self._last = int(rows[-1]["step"]) if rows else None
         self._file = self._rewritten(rows)
 
     def log(self, record: Mapping[str, float], step: int) -> None:
-        """Append a row; first add a column for each new metric."""
+        """Write a row, after new columns for new names; what is logged of the last step joins it.
+
+        Args:
+            record: As for `Logger.log`.
+            step: Finished optimizer steps.
+        """
         values = {name: value for name, value in record.items() if name != "step"}
         new = [name for name in values if name not in self._names]
-        if new:
+        if new or step == self._last:
             self._names += new
             self._file.close()
-            self._file = self._rewritten(read_rows(self._path))
-        self._writer().writerow({"step": step, **values})
-        self._file.flush()
+            rows = read_rows(self._path)
+            if step == self._last:
+                rows[-1] |= {name: str(value) for name, value in values.items()}
+            self._file = self._rewritten(rows)
+        if step != self._last:
+            self._writer().writerow({"step": step, **values})
+            self._file.flush()
+        self._last = step
 
     def close(self) -> None:
         """Close the file."""

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, final
+
+import numpy as np
+from PIL import Image
 
 from quadriga.contracts.logging import Logger, LoggerConfig, LoggerContext
 
@@ -33,6 +37,12 @@ class Tensorboard(Logger):
         for name, value in record.items():
             if name != "samples":
                 self._writer.add_scalar(name, value, step)
+
+    def picture(self, name: str, path: Path, step: int) -> None:
+        """Add an image."""
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        self._writer.add_image(name, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush and close the event file."""

@@ -13,7 +13,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from quadriga import randomness
-from quadriga.contracts import Batch, LossOutput, ModelConfig, Objective, ObjectiveConfig, Stage
+from quadriga.contracts import (
+    PREDICTED,
+    Batch,
+    LossOutput,
+    ModelConfig,
+    Objective,
+    ObjectiveConfig,
+    Stage,
+)
 from quadriga.contracts.stage import check_depths
 from quadriga.errors import UserError
 from quadriga.losses.soft_targets import Criterion, soft_target_loss
@@ -177,4 +185,5 @@ def _output(
         metrics = {"accuracy": (first[:, 0].sum().to(loss.dtype), count)}
         if classes > _TOP:
             metrics[f"accuracy_{_TOP}"] = (first.sum().to(loss.dtype), count)
-    return LossOutput.of(loss, count, metrics)
+        rows = {} if is_training else {PREDICTED: scores.argmax(dim=1)}
+    return LossOutput.of(loss, count, metrics)._replace(rows=rows)

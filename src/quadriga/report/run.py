@@ -16,6 +16,7 @@ from quadriga.report.sections import (
     evaluation_section,
     header,
     notes,
+    other_evaluations_section,
     pictures_section,
     reproduce_section,
 )
@@ -35,7 +36,7 @@ def write_report(run_dir: Path) -> Path:
         UserError: The folder holds no run, or the report cannot be written.
     """
     run = read_run(run_dir)
-    curves = curves_of(run.metrics, run.events)
+    curves = curves_of(run.metrics, run.events, run.evaluations)
     folder = run_dir / "report"
     try:
         folder.mkdir(exist_ok=True)
@@ -63,6 +64,7 @@ def render(run: RunFiles, curves: list[Curve]) -> str:
     drawn += shares_chart(run.metrics)
     sections = [
         ("Evaluation", evaluation_section(run)),
+        ("Evaluated otherwise", other_evaluations_section(run)),
         ("Pictures", pictures_section(run)),
         ("Curves", _curves(drawn)),
         ("Reproduce", reproduce_section(run)),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quadriga.config.base import leaves_of
+from quadriga.engine.logs.results import RECORDS, EvaluationRecord, read_records
 from quadriga.errors import UserError
 
 Record = dict[str, Any]
@@ -23,7 +24,8 @@ class RunFiles:
     environment: dict[str, Any]
     metrics: list[Record]
     """One record per logged step, in the order of the steps."""
-    evaluation: dict[str, Any]
+    evaluations: list[EvaluationRecord]
+    """One record per evaluation, in the order in which they were made."""
     events: list[Record] = field(default_factory=list)
     """Events, each with its name ``event`` and its ``step``."""
     notes: list[str] = field(default_factory=list)
@@ -72,7 +74,7 @@ def read_run(folder: Path) -> RunFiles:
     """
     if not folder.is_dir():
         raise UserError(f"the run directory must exist, but {folder} does not; check the path")
-    known = ("config.json", "environment.json", "metrics.jsonl")
+    known = ("config.json", "environment.json", "metrics.jsonl", f"report/{RECORDS}")
     if not any((folder / name).is_file() for name in known):
         raise UserError(
             f"a run directory must hold config.json, but {folder} has none of"
@@ -80,15 +82,20 @@ def read_run(folder: Path) -> RunFiles:
         )
     notes: list[str] = []
     saved = _read_object(folder / "config.json", notes)
+    evaluations = read_records(folder / "report", notes)
+    if not evaluations:
+        notes.append("no evaluation has been made yet")
+    environment = _read_object(folder / "environment.json", notes)
+    metrics = _read_metrics(folder / "metrics.jsonl", notes)
+    if evaluations and not any((folder / name).is_file() for name in known[:3]):
+        notes = []  # of weights from elsewhere, which have no run
     return RunFiles(
         folder=folder,
         config=mapping_of(saved.get("config")),
         sources=mapping_of(saved.get("sources")),
-        environment=_read_object(folder / "environment.json", notes),
-        metrics=_read_metrics(folder / "metrics.jsonl", notes),
-        evaluation=_read_object(
-            folder / "report" / "evaluation.json", notes, absent="no evaluation has been made yet"
-        ),
+        environment=environment,
+        metrics=metrics,
+        evaluations=evaluations,
         events=_read_events(folder / "events.jsonl"),
         notes=notes,
     )
@@ -106,12 +113,12 @@ def number_of(value: Any) -> float | None:
     return float(value)
 
 
-def _read_object(path: Path, notes: list[str], absent: str | None = None) -> dict[str, Any]:
-    """Read a JSON object; return an empty dict and add a note when there is none."""
+def _read_object(path: Path, notes: list[str]) -> dict[str, Any]:
+    """Read a JSON object; a note says why there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        notes.append(absent or f"{path.name} is missing")
+        notes.append(f"{path.name} is missing")
         return {}
     except (OSError, ValueError) as error:
         notes.append(f"{path.name} cannot be read: {error}")
@@ -154,7 +161,8 @@ def _read_metrics(path: Path, notes: list[str]) -> list[Record]:
         except (ValueError, KeyError, TypeError):
             step, record = None, {}
         if step is not None:
-            by_step[step] = record
+            if "lr" in record:  # an evaluation has a line of its own, and is read as a record
+                by_step[step] = record
         elif position + 1 == len(lines):
             notes.append("the last line of metrics.jsonl is still being written")
         elif line.strip():

@@ -6,14 +6,16 @@ import base64
 import json
 import math
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from quadriga.engine.logs.results import EvaluationRecord
 from quadriga.formatting import count, duration, reading
+from quadriga.report.per_class import class_tables, interval, samples_of
 from quadriga.report.run_files import RunFiles, mapping_of, number_of
 from quadriga.report.series import short
 
@@ -49,6 +51,8 @@ class Row:
     random: float | None
     """The same metric of the encoder before training."""
     details: dict[str, Any]
+    interval: str = ""
+    """The 95 % confidence interval of an accuracy; empty for other metrics."""
 
     @property
     def is_percent(self) -> bool:
@@ -62,47 +66,78 @@ class Row:
 
 
 def rows_of(run: RunFiles) -> list[Row]:
-    """Return every metric of every protocol; ``x_random`` becomes the baseline of ``x``."""
-    return [row for result in _results(run) for row in _rows_of_result(result)]
+    """Return every number of the run's own protocols; ``x_random`` is the baseline of ``x``."""
+    return [row for record in own_records(run) for row in _rows_of_record(record)]
 
 
-def _results(run: RunFiles) -> list[dict[str, Any]]:
-    results = run.evaluation.get("results")
-    return [mapping_of(result) for result in results] if isinstance(results, list) else []
+def own_records(run: RunFiles) -> list[EvaluationRecord]:
+    """Return what the run's own protocols found of the last step that they evaluated."""
+    own = [record for record in run.evaluations if record.own]
+    last = max((record.step for record in own), default=0)
+    return list({record.kind: record for record in own if record.step == last}.values())
 
 
-def _rows_of_result(result: dict[str, Any]) -> Iterator[Row]:
-    metrics = mapping_of(result.get("numbers"))
-    for name, value in metrics.items():
+def other_records(run: RunFiles) -> list[EvaluationRecord]:
+    """Return what was evaluated with other values than the run's: the last of each."""
+    found = {}
+    for record in run.evaluations:
+        if not record.own:
+            found[record.step, record.kind, _other_values(record)] = record
+    return list(found.values())
+
+
+def _other_values(record: EvaluationRecord) -> str:
+    return ", ".join(f"{name} = {plain(value)}" for name, value in record.overrides.items())
+
+
+def _rows_of_record(record: EvaluationRecord) -> Iterator[Row]:
+    for name, value in record.metrics.items():
         number = number_of(value)
-        is_baseline = name.endswith("_random") and name.removesuffix("_random") in metrics
+        is_baseline = name.endswith("_random") and name.removesuffix("_random") in record.metrics
         if number is not None and not is_baseline:
-            protocol = str(result.get("protocol", "unnamed"))
-            factor, _ = reading(f"{protocol}.{name}")
-            random = number_of(metrics.get(f"{name}_random"))
+            factor, _ = reading(f"{record.kind}.{name}")
+            random = number_of(record.metrics.get(f"{name}_random"))
             yield Row(
-                protocol=protocol,
+                protocol=record.kind,
                 name=name,
                 value=number * factor,
                 random=None if random is None else random * factor,
-                details=mapping_of(result.get("details")),
+                details=record.details,
+                interval=interval(name, number * factor, samples_of(record)),
             )
 
 
 def evaluation_section(run: RunFiles) -> str:
-    """Return the table of metrics, or a sentence when there is none."""
-    rows = rows_of(run)
-    if not rows:
-        return '<p class="empty">No evaluation has been made yet.</p>'
+    """Return the tables of the run's own protocols, or a sentence when there is none."""
+    own = own_records(run)
+    if not own:
+        return '<p class="empty">No evaluation by the run\'s own protocols yet.</p>'
+    return _records(own, f"after step {own[0].step:,}")
+
+
+def other_evaluations_section(run: RunFiles) -> str:
+    """Return what was evaluated with other values, each under those; empty when nothing was."""
+    return "".join(
+        f'<p class="subtitle lead-in">step {record.step:,}, <code>'
+        f"{escape(_other_values(record))}</code></p>{_records([record], _when(record))}"
+        for record in other_records(run)
+    )
+
+
+def _when(record: EvaluationRecord) -> str:
+    return "" if record.time is None else f"on {_date(record.time)}"
+
+
+def _records(records: Sequence[EvaluationRecord], caption: str) -> str:
+    """Return a table of records and how each was measured."""
+    rows = [row for record in records for row in _rows_of_record(record)]
     compared = any(row.random is not None for row in rows)
     body = "".join(_table_row(row, compared) for row in rows)
-    step = number_of(run.evaluation.get("step"))
-    caption = f"after step {step:,.0f}" if step is not None else ""
-    details = "".join(_details(result) for result in _results(run))
+    details = "".join(_details(record) for record in records)
     columns = ("this encoder", "random encoder", "difference") if compared else ("value",)
     values = "".join(f'<th class="n">{column}</th>' for column in columns)
     return f"""<div class="card scroll"><table class="numbers">
-<thead><tr><th>protocol {caption}</th><th>number</th>{values}<th></th></tr></thead>
+<thead><tr><th>protocol {escape(caption)}</th><th>number</th>{values}<th></th></tr></thead>
 <tbody>{body}</tbody></table></div>{details}"""
 
 
@@ -121,9 +156,10 @@ def _table_row(row: Row, compared: bool) -> str:
     beside = f'<td class="n">{baseline}</td><td class="n{tone}">{difference}</td>'
     if not compared:
         beside = ""
+    sure = f"<br><small>95 %: {row.interval}</small>" if row.interval else ""
     return (
         f"<tr><td>{escape(_label(row.protocol))}</td><td>{escape(_label(row.name))}</td>"
-        f'<td class="n"><b>{_shown(row, row.value)}{suffix}</b></td>{beside}'
+        f'<td class="n"><b>{_shown(row, row.value)}{suffix}</b>{sure}</td>{beside}'
         f'<td class="barcell">{_bar(row)}</td></tr>'
     )
 
@@ -148,16 +184,24 @@ def _label(name: str) -> str:
     return _NAMES.get(words, words)
 
 
-def _details(result: dict[str, Any]) -> str:
-    details = mapping_of(result.get("details"))
-    if not details:
-        return ""
+def _details(record: EvaluationRecord) -> str:
+    samples = mapping_of(record.data.get("samples")).items()
+    known = {
+        **{name: value for name, value in record.protocol.items() if name != "kind"},
+        **(record.settings or {}),
+        **{f"{split} samples": number for split, number in samples},
+        **{name: value for name, value in record.details.items() if name != "per_class"},
+    }
+    tables = class_tables(record)
+    if not known:
+        return tables
     listed = "".join(
         f"<dt>{escape(_label(str(name)))}</dt><dd>{escape(plain(value))}</dd>"
-        for name, value in details.items()
+        for name, value in known.items()
     )
-    title = escape(_label(str(result.get("protocol", "unnamed"))))
-    return f"<details><summary>How {title} was measured</summary><dl>{listed}</dl></details>"
+    title = escape(_label(record.kind))
+    how = f"<details><summary>How {title} was measured</summary><dl>{listed}</dl></details>"
+    return how + tables
 
 
 def plain(value: Any) -> str:
@@ -172,19 +216,21 @@ def plain(value: Any) -> str:
 
 
 def pictures_section(run: RunFiles) -> str:
-    """Return the pictures of the protocols, embedded in the page; empty when there are none."""
+    """Return the pictures of the run's own protocols, embedded; empty when there is none."""
+    report = run.folder / "report"
     figures = [
-        _figure(run.folder / "report", str(name), str(caption))
-        for result in _results(run)
-        for name, caption in mapping_of(result.get("pictures")).items()
+        _figure(report, report / (record.folder or ""), str(name), str(caption))
+        for record in own_records(run)
+        for name, caption in record.pictures.items()
     ]
     return "".join(figures)
 
 
-def _figure(folder: Path, name: str, caption: str) -> str:
+def _figure(report: Path, folder: Path, name: str, caption: str) -> str:
     kind = _IMAGE_TYPES.get(Path(name).suffix.lower())
-    # Reports are shared: a name with a folder in it could embed any file of this machine.
-    if kind is None or Path(name).name != name:
+    # What lies elsewhere could be any file of the machine, in a page that is passed on.
+    is_inside = folder.resolve().is_relative_to(report.resolve())
+    if kind is None or Path(name).name != name or not is_inside:
         return f'<p class="empty">Picture {escape(name)} is not an image in report/.</p>'
     try:
         data = base64.b64encode((folder / name).read_bytes()).decode("ascii")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from quadriga.engine.logs.results import EvaluationRecord
 from quadriga.formatting import reading
 from quadriga.report.run_files import Record, number_of
 
@@ -62,19 +63,27 @@ class Curve:
         return self.values if self.smoothed is None else self.smoothed
 
 
-def curves_of(metrics: Sequence[Record], events: Sequence[Record] = ()) -> list[Curve]:
+def curves_of(
+    metrics: Sequence[Record],
+    events: Sequence[Record] = (),
+    evaluations: Sequence[EvaluationRecord] = (),
+) -> list[Curve]:
     """Return the curves of a run: the loss, the method's metrics and the engine's measurements.
 
     Args:
         metrics: Logged records in the order of the steps.
         events: Events that are marked on the loss.
+        evaluations: Evaluations; the run's own have a curve for each number.
     """
     marks = tuple((float(e["step"]), str(e["event"])) for e in events)
     others = dict.fromkeys(name for record in metrics for name in record)
-    named = [name for name in others if name not in (*_BOOKKEEPING, "loss")]
+    evaluated = _evaluated(evaluations)
+    found_later = dict.fromkeys(name for record in evaluated for name in record)
+    named = [name for name in others if name not in (*_BOOKKEEPING, "loss", *found_later)]
     found = [
         replace(curve_of(metrics, "loss", "loss"), marks=marks),
         *(_metric_curve(metrics, name) for name in named),
+        *_evaluation_curves(evaluated, found_later),
         curve_of(metrics, "lr", "learning rate", smooth=False, from_zero=True),
         curve_of(metrics, "grad_norm", "gradient norm"),
         curve_of(metrics, "samples_per_second", "throughput", unit="samples/s", from_zero=True),
@@ -93,6 +102,24 @@ def curves_of(metrics: Sequence[Record], events: Sequence[Record] = ()) -> list[
         ),
     ]
     return [curve for curve in found if curve.values]
+
+
+def _evaluated(evaluations: Sequence[EvaluationRecord]) -> list[Record]:
+    """Return what the run's own protocols found: a record per step, with the names they have."""
+    by_step: dict[int, Record] = {}
+    for record in evaluations:
+        if record.own:
+            by_step.setdefault(record.step, {}).update(record.named_metrics)
+    return [{**by_step[step], "step": step} for step in sorted(by_step)]
+
+
+def _evaluation_curves(evaluated: Sequence[Record], names: Iterable[str]) -> Iterator[Curve]:
+    """Yield a curve of each evaluated number that there are several values of."""
+    for name in names:
+        factor, unit = reading(name)
+        curve = curve_of(evaluated, name, name, unit=unit, scale=factor, smooth=False)
+        if name != "step" and not name.endswith("_random") and len(curve.values) > 1:
+            yield curve
 
 
 def _metric_curve(metrics: Sequence[Record], name: str) -> Curve:

@@ -20,6 +20,7 @@ from quadriga.contracts import Progress
 from quadriga.data.text.corpus import TextCorpusConfig
 from quadriga.data.text.glue.tasks import TASKS
 from quadriga.data.text.sentence_pairs import SentencePairsConfig
+from quadriga.engine.logs.results import read_records
 from quadriga.engine.run_config import LoaderConfig, LogConfig, RunConfig, TrainConfig
 from quadriga.methods.masked_lm import MaskedLMConfig
 from quadriga.models.bert import BertConfig
@@ -99,10 +100,9 @@ def test_the_table_is_what_the_runs_found(finished: Path) -> None:
     found = json.loads((finished / "glue.json").read_text())
     scores = []
     for seed in range(2):
-        report = finished / "sst2" / f"seed_{seed}" / "report" / "evaluation.json"
-        (result,) = json.loads(report.read_text())["results"]
-        assert result["numbers"]["accuracy"] == result["numbers"]["score"]
-        scores.append(result["numbers"]["score"])
+        (record,) = read_records(finished / "sst2" / f"seed_{seed}" / "report")
+        assert record.metrics["accuracy"] == record.metrics["score"]
+        scores.append(record.metrics["score"])
     score = found["tasks"]["sst2"]["score"]
     assert score["by_seed"] == {"0": scores[0], "1": scores[1]}
     assert score["mean"] == pytest.approx(statistics.fmean(scores))
@@ -132,7 +132,7 @@ def test_finished_runs_stay_and_a_stopped_one_goes_on(
     kept = (folder / "sst2" / "seed_0" / "metrics.jsonl").stat().st_mtime_ns
     stopped = folder / "sst2" / "seed_1"
     shutil.rmtree(stopped / "checkpoints" / "step_00000012")
-    (stopped / "report" / "evaluation.json").unlink()
+    (stopped / "report" / "evaluations.jsonl").unlink()
     table = json.loads((folder / "glue.json").read_text())
     words = arguments_of(place, "run", folder, "--tasks", "sst2", "--seeds", "2")
     assert run([*words, "--dry-run"]) == 0

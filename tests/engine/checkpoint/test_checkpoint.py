@@ -177,9 +177,11 @@ def test_the_manifest_names_every_file(store: CheckpointStore) -> None:
     assert set(manifest["files"]) == {p.name for p in path.glob("*.safetensors")}
 
 
-def test_what_the_manifest_says_is_protected_as_well(store: CheckpointStore) -> None:
+def test_what_the_manifest_says_is_protected_as_well(tmp_path: Path) -> None:
     """No single flipped bit of the manifest goes unnoticed."""
-    path = store.save(3, Tensors(1.0), {"layout": "fsdp"})
+    config = CheckpointConfig(asynchronous=False)
+    store = CheckpointStore(tmp_path, SINGLE, config, "h", extra={"layout": "fsdp"})
+    path = store.save(3, Tensors(1.0))
     manifest = path / "manifest.json"
     whole = manifest.read_bytes()
     assert verify(path).extra == {"layout": "fsdp"}

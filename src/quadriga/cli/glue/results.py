@@ -10,7 +10,7 @@ from typing import Any
 
 from quadriga.data.text.glue.tasks import GlueTask
 from quadriga.engine.logs.directory import RunDirectory
-from quadriga.engine.logs.results import RESULTS, read_results
+from quadriga.engine.logs.results import metrics_at
 from quadriga.errors import UserError
 from quadriga.files import write_text
 
@@ -22,14 +22,9 @@ Found = Mapping[str, Mapping[int, Mapping[str, float]]]
 
 
 def metrics_of(run: Path, step: int) -> dict[str, float]:
-    """Return the GLUE metrics of a run after `step` steps; empty if it is not evaluated."""
-    results = read_results(RunDirectory(run).report / RESULTS)
-    if results["step"] != step or results.get("overrides"):
-        return {}
-    for result in results["results"]:
-        if result.get("protocol") == "glue":
-            return {name: float(value) for name, value in result["numbers"].items()}
-    return {}
+    """Return the GLUE metrics of a run after `step` steps; none where it has not been evaluated."""
+    found = metrics_at(RunDirectory(run).report, step)
+    return {n.removeprefix("glue."): v for n, v in found.items() if n.startswith("glue.")}
 
 
 def summary(source: str, seeds: Sequence[int], tasks: Sequence[GlueTask], found: Found) -> Any:

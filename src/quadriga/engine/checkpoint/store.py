@@ -69,7 +69,6 @@ class _Save:
     """A save in progress."""
 
     step: int
-    extra: dict[str, Any]
     problem: str | None = None
     """The error, if any; the same on every rank once the save has ended."""
     thread: threading.Thread | None = None
@@ -89,6 +88,7 @@ class CheckpointStore:
         *,
         on_saved: OnSaved | None = None,
         on_reported: OnReported | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> None:
         """Store checkpoints in `folder`, which need not exist yet; every rank calls it.
 
@@ -100,6 +100,7 @@ class CheckpointStore:
             warn: Called on rank 0, in the training thread, with errors that do not stop the run.
             on_saved: Writes the sidecar files of a checkpoint.
             on_reported: Stores the metrics of a saved state.
+            extra: Plain JSON for the manifest, the same on every rank.
         """
         self._folder, self._env, self._config = folder, env, config
         self._warn: Callable[[str], None] = warn if env.is_main else lambda text: None
@@ -107,12 +108,13 @@ class CheckpointStore:
         self._retention = Retention(folder, config, self._warn) if env.is_main else None
         self._on_saved = on_saved if env.is_main else None
         self._on_reported = on_reported if env.is_main else None
+        self._extra = dict(extra or {})
         self._saving: _Save | None = None
         self._unsaved: UserError | None = None
         self._notes: list[str] = []  # warnings that the training thread prints
         self._stalled = 0.0
 
-    def save(self, step: int, executor: Executor, extra: dict[str, Any] | None = None) -> Path:
+    def save(self, step: int, executor: Executor) -> Path:
         """Save the executor's state after `step` steps; every rank calls it.
 
         With ``checkpoint.asynchronous`` it returns when the state is copied; the checkpoint is
@@ -121,7 +123,6 @@ class CheckpointStore:
         Args:
             step: Finished steps.
             executor: Its `state_dict` is name -> tensor; a DTensor holds this rank's shard.
-            extra: Plain JSON for the manifest, the same on every rank.
 
         Returns:
             The checkpoint's path.
@@ -133,7 +134,7 @@ class CheckpointStore:
         began = time.perf_counter()
         try:
             self._settle()
-            save = _Save(step, extra or {}, self._writer.stage(executor.state_dict()))
+            save = _Save(step, self._writer.stage(executor.state_dict()))
             if self._config.asynchronous:
                 # Not a daemon, so that the interpreter waits for it at exit.
                 save.thread = threading.Thread(
@@ -281,7 +282,7 @@ class CheckpointStore:
 
     def _write(self, save: _Save) -> None:
         """Write the staged state, then the sidecar files, and prune old checkpoints."""
-        save.problem = self._writer.write(save.step, save.extra, save.problem)
+        save.problem = self._writer.write(save.step, self._extra, save.problem)
         if save.problem is None and self._on_saved is not None:
             folder = checkpoint_path(self._folder, save.step)
             try:

@@ -2,9 +2,10 @@
 
 WORK_DIR/
     config.json         the resolved config and the source of each value
+    data.json           the training data: its config, its samples and the names of its classes
     environment.json    versions, device, ranks, command line
     log.txt             console output
-    metrics.jsonl       one JSON object per logged step
+    metrics.jsonl       one JSON object per logged step, and per evaluation
     events.jsonl        one JSON object per event: a spike of the loss, a skipped step
     times.jsonl         times of attempts, with their steps, evaluations and ends
     console.txt         output of the run's process, if another process started it
@@ -16,7 +17,7 @@ WORK_DIR/
     checkpoints/        step_00001000/ ...
     files/              copies of small files that the run needs: its vocabulary
     sidecars.json       which files of other layouts are written beside checkpoints, if any
-    report/             pictures, evaluation.json, index.html
+    report/             index.html, evaluations.jsonl, pictures in evaluations/
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from quadriga.engine.run_config import RunConfig, identity
 from quadriga.errors import UserError
 from quadriga.files import LOCK, take_lock, write_text
 
-_SIDECARS = "sidecars.json"
+_SIDECARS, _DATA = "sidecars.json", "data.json"
 _OWN = (LOCK, "log.txt", "report", ".config.json.partial", "times.jsonl", "console.txt")
 """Files that a run may leave if it was stopped before it wrote its config."""
 
@@ -237,6 +238,28 @@ class RunDirectory:
             write_text(
                 self.path / "environment.json", json.dumps(dict(environment), indent=2) + "\n"
             )
+
+    def write_data(self, facts: Mapping[str, Any]) -> None:
+        """Write data.json.
+
+        Raises:
+            UserError: The file cannot be written.
+        """
+        with self.writing():
+            write_text(self.path / _DATA, json.dumps(dict(facts), indent=2) + "\n")
+
+    def read_data(self) -> dict[str, Any]:
+        """Return the content of data.json; empty where an older revision wrote none.
+
+        Raises:
+            UserError: The file is damaged.
+        """
+        try:
+            return dict(json.loads((self.path / _DATA).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{self.path / _DATA} is damaged: {error}") from error
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the logged steps after `step`, which will be repeated, and incomplete lines.

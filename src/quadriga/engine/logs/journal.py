@@ -9,6 +9,7 @@ import statistics
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ from quadriga.contracts import StepOutput
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
+from quadriga.engine.logs.results import metrics_at, pictures_at
 from quadriga.engine.logs.times import TimeLog
 from quadriga.engine.meters.throughput import Interval, Work
 from quadriga.engine.run_config import HealthConfig, LogConfig
@@ -138,6 +140,45 @@ class SpikeDetector:
 Record = dict[str, Any]
 
 
+def log_evaluation(
+    directory: RunDirectory, plan: RunPlan, step: int, loggers: Callable[[], LoggerSet]
+) -> None:
+    """Log what the run's own protocols found of a step; call on rank 0 only.
+
+    Their metrics become a line of metrics.jsonl and go to the loggers, as do their pictures;
+    nothing is logged twice.
+
+    Args:
+        directory: The run's directory.
+        plan: The run's numbers.
+        step: Finished steps.
+        loggers: Called where there is something to log.
+
+    Raises:
+        UserError: metrics.jsonl cannot be written.
+    """
+    found, samples = metrics_at(directory.report, step), plan.samples(step)
+    if not found:
+        return
+    with directory.writing(), directory.metrics.open("a+", encoding="utf-8") as stream:
+        stream.seek(0)
+        there = [line for line in stream if line.startswith(f'{{"step": {step},')]
+        values = {
+            name: value
+            for name, value in found.items()
+            if math.isfinite(value) and not any(f'"{name}": ' in line for line in there)
+        }
+        if not values:
+            return
+        epoch = samples / plan.dataset_size
+        record = {"step": step, "epoch": epoch, "samples": samples, **values}
+        stream.write(json.dumps(record) + "\n")
+    chosen = loggers()
+    chosen.log(values, step)
+    for name, path in pictures_at(directory.report, step).items():
+        chosen.picture(name, path, step)
+
+
 class Journal:
     """Logs every ``every_steps``-th step, the first and the last, on rank 0.
 
@@ -171,7 +212,7 @@ class Journal:
             health: Limits of a loss spike; `HealthConfig` defaults if None.
         """
         self._config, self._plan, self._env, self._console = config, plan, env, console
-        self._start, self._folder = start, directory.path
+        self._start, self._folder, self._directory = start, directory.path, directory
         self._loggers = loggers or LoggerSet(console.warn)
         self._began = time.perf_counter()
         self._interval = Interval(work or Work(), self._began)
@@ -238,6 +279,11 @@ class Journal:
         self._show(record, done)
         self._times.steps(done, record["memory_peak_gib"])
         self._interval.restart(time.perf_counter())
+
+    def evaluated(self, step: int) -> None:
+        """Log what the run's own protocols found of a step; see `log_evaluation`."""
+        if self._env.is_main:
+            log_evaluation(self._directory, self._plan, step, lambda: self._loggers)
 
     def add_stall(self, seconds: float) -> None:
         """Add seconds that training waited for a checkpoint."""

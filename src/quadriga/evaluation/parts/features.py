@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from quadriga.contracts import Dataset, Encoder, EvaluationContext, Objective
+from quadriga.data.parts.classes import match_classes
 from quadriga.data.reading.loader import sequential
 from quadriga.distributed.collectives import all_gather_values, all_reduce_sum, is_sharded, slice_of
 from quadriga.errors import UserError
@@ -50,7 +51,13 @@ class FeatureBank:
     trained: Encoded
     random: Encoded
     """The same encoder before training: the baseline."""
-    classes: int
+    names: tuple[str, ...]
+    """Class names in the order of the labels: those of the training split."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.names)
 
 
 def feature_bank(context: EvaluationContext, protocol: str) -> FeatureBank:
@@ -74,11 +81,12 @@ def feature_bank(context: EvaluationContext, protocol: str) -> FeatureBank:
     with contextlib.ExitStack() as stack:
         encoders = [stack.enter_context(frozen_encoder(objective)) for objective in objectives]
         train = extract(encoders, context.data("train"), context, "features of the training images")
-        test = extract(encoders, context.data("test"), context, "features of the test images")
+        matched = _matched_test(context, protocol, context.warn)
+        test = extract(encoders, matched, context, "features of the test images")
     bank = FeatureBank(
         trained=Encoded(train[0], test[0]),
         random=Encoded(train[1], test[1]),
-        classes=len(context.data("train").classes),
+        names=context.data("train").classes,
     )
     context.cache["feature_bank"] = bank
     return bank
@@ -181,8 +189,8 @@ def check_features(context: EvaluationContext, protocol: str) -> None:
     """Check that features can be extracted and that both splits have the same labels.
 
     Raises:
-        UserError: The objective has no image encoder, the data have no labels, or the images of a
-            split are of one class.
+        UserError: The objective has no image encoder, the data have no labels, the images of a
+            split are of one class, or the test split has a class that the training split lacks.
     """
     if not isinstance(context.objective, Encoder):
         name = type(context.objective).__name__
@@ -210,12 +218,16 @@ def check_features(context: EvaluationContext, protocol: str) -> None:
                 f" ({dataset.classes[int(counts.argmax())]}); use other data, or leave {protocol}"
                 " out of evaluation.protocols"
             )
-    if train.classes != test.classes:
-        raise UserError(
-            f"{protocol} needs the same classes in both splits, but the training images have"
-            f" {len(train.classes)} and the test images {len(test.classes)}, or under other names;"
-            " give both splits the same class folders"
-        )
+    _matched_test(context, protocol)
+
+
+def _matched_test(
+    context: EvaluationContext, protocol: str, say: Callable[[str], None] = lambda text: None
+) -> Dataset:
+    """Return the test split under the training split's labels, matched by class name."""
+    classes = context.data("train").classes
+    what = f"{protocol}'s test images"
+    return match_classes(context.data("test"), classes, "its training images", what, say)
 
 
 def class_counts(dataset: Dataset) -> npt.NDArray[np.int64] | None:
@@ -234,7 +246,8 @@ def warn_of_few_images(context: EvaluationContext, protocol: str, needed: int) -
         protocol: Who asks.
         needed: Training images of a class without which the protocol can hardly find it.
     """
-    train, test = class_counts(context.data("train")), class_counts(context.data("test"))
+    train = class_counts(context.data("train"))
+    test = class_counts(_matched_test(context, protocol))
     if train is None or test is None or not context.env.is_main:
         return
     classes = context.data("train").classes

@@ -105,7 +105,7 @@ def _evaluate(
     ):
         data = engine.evaluation_data(config)
         context = engine.make_context(config, objective, data, Path(folder), env, console)
-        (result,) = engine.evaluate(config.evaluation.protocols[:1], context, 0, console)
+        (result,) = engine.evaluate(config, config.evaluation.protocols[:1], context, 0, console)
     return result.metrics
 
 

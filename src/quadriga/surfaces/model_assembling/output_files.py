@@ -340,7 +340,7 @@ def log_epoch(
     logged = [
         row
         for row in _json_lines(directory.metrics)
-        if step - files.epoch_steps < row.get("step", 0) <= step
+        if step - files.epoch_steps < row.get("step", 0) <= step and "lr" in row
     ]
     losses = [row["loss"] for row in logged if "loss" in row]
     first = 100 * metrics["held_out.accuracy"]

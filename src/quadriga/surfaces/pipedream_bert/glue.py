@@ -23,7 +23,7 @@ from quadriga.engine.checkpoint.store import list_checkpoints
 from quadriga.engine.faults.preemption import Preemption
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
-from quadriga.engine.logs.results import RESULTS, read_results
+from quadriga.engine.logs.results import last_metrics
 from quadriga.engine.resume import Request
 from quadriga.engine.run_config import RunConfig, complete
 from quadriga.engine.session import run
@@ -225,16 +225,14 @@ def _prepare(flags: argparse.Namespace, work_dir: Path, config: RunConfig) -> bo
 def _evaluate(flags: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Evaluate the fine-tuned run in ``--output_dir``."""
     words = ("glue", f"glue.batch_size={flags.eval_batch_size}")
-    api.evaluate(flags.output_dir, words, "cpu" if flags.no_cuda else "auto")
+    (result,) = api.evaluate(flags.output_dir, words, "cpu" if flags.no_cuda else "auto")
     if read_launch(environ).rank == 0:
-        print("\n".join(_scores(RunDirectory(flags.output_dir))), flush=True)
+        print("\n".join(_scores(result.metrics)), flush=True)
     return 0
 
 
-def _scores(directory: RunDirectory) -> list[str]:
-    """Return a line for each score of the last evaluation."""
-    results = read_results(directory.report / RESULTS)["results"]
-    found: dict[str, float] = next((r["numbers"] for r in results if r["protocol"] == "glue"), {})
+def _scores(found: Mapping[str, float]) -> list[str]:
+    """Return a line for each score."""
     return [f"{name} = {found[name]:.2f}" for name in sorted(found)]
 
 
@@ -244,7 +242,8 @@ def _tell(flags: argparse.Namespace, work_dir: Path, env: DistEnv, console: Cons
         return
     directory = RunDirectory(work_dir)
     if flags.do_eval:
-        for line in _scores(directory):
+        found = last_metrics(directory.report)
+        for line in _scores({name.removeprefix("glue."): v for name, v in found.items()}):
             console.say(line)
     if flags.output_dir is None:
         shutil.rmtree(directory.checkpoints, ignore_errors=True)
