@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from errors import assert_says, refuses
+from errors import refuses
 from quadriga import randomness
 from quadriga.contracts import Executor
 from quadriga.distributed.environment import SINGLE

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from errors import assert_command_refused, assert_refused, assert_says
 from quadriga.cli.entry import run
 from quadriga.engine.checkpoint.store import list_checkpoints, newest_valid
+from quadriga.engine.logs.directory import RunDirectory
 from quadriga.verify_resume.children import Progress
-from ranks import Rank, run_ranks, start_ranks
+from ranks import Rank, quadriga, run_ranks, start_ranks
 from tiny import assert_same_run, tiny_run
 
 STEPS = 24
@@ -87,3 +93,39 @@ def test_two_runs_in_one_work_dir(
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert_same_run(work_dir, straight, STEPS)
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("moment", ["the ranks start", "they train"])
+def test_ranks_end_with_their_launcher(tmp_path: Path, moment: str) -> None:
+    work_dir = tmp_path / "run"
+    words = [w for w in tiny_run(work_dir, 100_000, *WORDS) if not w.startswith("train.ranks")]
+    progress = Progress(work_dir)
+    launcher = subprocess.Popen(
+        quadriga(*words, "--ranks", "2"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    family: list[psutil.Process] = []
+
+    def started() -> bool:
+        family[:] = psutil.Process(launcher.pid).children(recursive=True)
+        return len(family) >= 2 and (moment == "the ranks start" or progress.reached(2))
+
+    try:
+        wait_until(started, 120)
+        launcher.kill()
+        launcher.wait(10)
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert not alive
+    finally:
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    if moment == "they train":
+        with RunDirectory(work_dir).lock():
+            pass

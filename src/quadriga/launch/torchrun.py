@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from quadriga.engine.faults.preemption import SIGNALS, handling
 from quadriga.engine.logs.environment import cores
 from quadriga.errors import INTERRUPTED
-from quadriga.launch.attempts import FINAL, RESTARTS
+from quadriga.launch.attempts import FINAL, RESTARTS, WITH_PARENT
 
 _OURS = "--signals-to-handle"
 
@@ -66,7 +66,8 @@ def run_ranks(
 ) -> int:
     """Run a module's command on several ranks of this machine and wait for them.
 
-    SIGTERM and SIGUSR1 are handed on to the ranks, which save and end; they are waited for.
+    SIGTERM and SIGUSR1 are handed on to the ranks, which save and end; they are waited for. If
+    this process is killed, the ranks end with it.
 
     Args:
         ranks: Number of processes; the machine's cores are shared between them.
@@ -84,13 +85,16 @@ def run_ranks(
     for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     hand_on = _HandOn()
+    before = os.environ.get(WITH_PARENT)
     with hand_on.installed():
         for attempt in range(max_restarts + 1):
-            os.environ[RESTARTS] = str(attempt)
+            os.environ |= {RESTARTS: str(attempt), WITH_PARENT: str(os.getpid())}
             try:
                 code = _run_once(torchrun_arguments(ranks, arguments, module))
             finally:
-                del os.environ[RESTARTS]
+                del os.environ[RESTARTS], os.environ[WITH_PARENT]
+                if before is not None:
+                    os.environ[WITH_PARENT] = before
             final = code in (0, INTERRUPTED, *FINAL) or hand_on.asked
             if final or attempt == max_restarts:
                 break
