@@ -80,6 +80,19 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
     return close[0] if close else None
 
 
+def nearest_multiples(value: int, of: int) -> str:
+    """Return ``the nearest are A and B``: the multiples of `of` around `value`, at least `of`."""
+    below = max(value // of, 1) * of
+    return f"the nearest are {below} and {below + of}" if below < value else f"the nearest is {of}"
+
+
+def nearest_divisors(value: int, of: int) -> str:
+    """Return ``the nearest are A and B``: the divisors of `of` around `value`."""
+    below = next((n for n in range(min(value, of), 0, -1) if of % n == 0), 1)
+    above = next((n for n in range(value, of + 1) if of % n == 0), None)
+    return f"the nearest are {below} and {above}" if above else f"the nearest is {below}"
+
+
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """Return ``; did you mean X?``, or the valid names when nothing is near.
 

@@ -31,7 +31,7 @@ from quadriga.engine.checkpoint.store import MANIFEST, InvalidCheckpoint, read_m
 from quadriga.engine.run_config import RunConfig, WarmStartConfig
 from quadriga.errors import UserError
 from quadriga.weights import Remedies, WeightReport, load_tensors
-from quadriga.weights.files import check_suffix, read_tensors, read_weights
+from quadriga.weights.files import check_suffix, read_weights
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of the weights' file in the folder of a published model."""
@@ -216,8 +216,10 @@ def warm_start(
     source = from_main(lambda: _resolve(path, config), env)
 
     def fill() -> WeightReport:
+        group = ""
         if source.is_file:
-            tensors = read_tensors(source.path)
+            content = read_weights(source.path)
+            tensors, group = content.tensors, content.group
         else:
             tensors = read_model(source.path, config.weights, "warm_start.weights")
         return load_tensors(
@@ -229,6 +231,7 @@ def warm_start(
             interpolate=config.interpolate,
             remedies=_SWITCHES,
             detail=source.detail,
+            group=group,
         )
 
     return on_all(fill, env)

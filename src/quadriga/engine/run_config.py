@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -261,6 +262,25 @@ def identity(config: RunConfig) -> Identity:
         for path, value in config.leaves()
         if not any(within(path, name) for name in neutral)
     }
+
+
+def first_difference(
+    there: Mapping[str, Any], here: Mapping[str, Any], same: Callable[[str], bool] = lambda _: False
+) -> str | None:
+    """Return how two identities differ: the first value, and the number of others; None if equal.
+
+    Args:
+        there: As `identity` returns it, of a saved run.
+        here: The same of the run that the user asked for.
+        same: Returns whether a key's values mean the same although they differ.
+    """
+    names = sorted(there.keys() | here.keys())
+    different = [n for n in names if there.get(n) != here.get(n) and not same(n)]
+    if not different:
+        return None
+    first, more = different[0], len(different) - 1
+    tail = f" (and {more} more differences)" if more else ""
+    return f"{first} is {there.get(first)!r} there and {here.get(first)!r} here{tail}"
 
 
 def config_hash(config: RunConfig, dataset_size: int, data_identity: str = "") -> str:

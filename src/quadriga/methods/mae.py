@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from quadriga import randomness
 from quadriga.contracts import Batch, LossOutput, ModelConfig, Objective, ObjectiveConfig
-from quadriga.errors import UserError
+from quadriga.errors import UserError, nearest_divisors, nearest_multiples
 from quadriga.methods.parts.encoders import one_view
 from quadriga.models.parts.initialise import Filler, initialise
 from quadriga.models.parts.patches import channels_first, channels_last, take_rows, unpatchify
@@ -48,11 +48,15 @@ class MAEConfig(ObjectiveConfig):
     @model_validator(mode="after")
     def _fields_agree(self) -> MAEConfig:
         if self.decoder_width % 4:
-            raise ValueError(f"decoder_width must be a multiple of 4, but is {self.decoder_width}")
+            raise ValueError(
+                f"decoder_width must be a multiple of 4, but is {self.decoder_width}; "
+                + nearest_multiples(self.decoder_width, 4)
+            )
         if self.decoder_width % self.decoder_heads:
             raise ValueError(
                 f"decoder_heads must divide decoder_width ({self.decoder_width}), "
-                f"but is {self.decoder_heads}"
+                f"but is {self.decoder_heads}; "
+                + nearest_divisors(self.decoder_heads, self.decoder_width)
             )
         return self
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from quadriga import randomness
 from quadriga.contracts import Batch, Dataset, ModelConfig, ViewsConfig
-from quadriga.errors import UserError
+from quadriga.errors import UserError, nearest_divisors
 from quadriga.models.parts.bert_blocks import BertBlock, BertShape, Places, collect_rows
 from quadriga.models.parts.transformer import Dropout
 
@@ -60,7 +60,10 @@ class BertConfig(ModelConfig):
     @model_validator(mode="after")
     def _fields_agree(self) -> BertConfig:
         if self.width % self.heads:
-            raise ValueError(f"heads must divide width ({self.width}), but is {self.heads}")
+            raise ValueError(
+                f"heads must divide width ({self.width}), but is {self.heads}; "
+                + nearest_divisors(self.heads, self.width)
+            )
         return self
 
     def block_shape(self) -> BertShape:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from quadriga import randomness
 from quadriga.contracts import ModelConfig
-from quadriga.errors import UserError
+from quadriga.errors import UserError, nearest_divisors, nearest_multiples
 from quadriga.models.parts.initialise import Filler
 from quadriga.models.parts.patches import patchify
 from quadriga.models.parts.positions import sincos_table
@@ -58,13 +58,18 @@ class ViTConfig(ModelConfig):
     def _fields_agree(self) -> ViTConfig:
         if self.image_px % self.patch_px:
             raise ValueError(
-                f"image_px must be a multiple of patch_px ({self.patch_px}), but is {self.image_px}"
+                f"image_px must be a multiple of patch_px ({self.patch_px}), but is "
+                f"{self.image_px}; {nearest_multiples(self.image_px, self.patch_px)}"
             )
         if self.width % self.heads:
-            raise ValueError(f"heads must divide width ({self.width}), but is {self.heads}")
+            raise ValueError(
+                f"heads must divide width ({self.width}), but is {self.heads}; "
+                + nearest_divisors(self.heads, self.width)
+            )
         if self.positions == "sincos" and self.width % 4:
             raise ValueError(
-                f"width must be a multiple of 4 for positions=sincos, but is {self.width}"
+                f"width must be a multiple of 4 for positions=sincos, but is {self.width}; "
+                + nearest_multiples(self.width, 4)
             )
         if self.pool == "class" and not self.class_token:
             raise ValueError("pool must be mean for class_token=false, but is class")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from quadriga.contracts import Objective, Share, Splittable
-from quadriga.errors import UserError
+from quadriga.errors import UserError, nearest_divisors
 from quadriga.files import write_text
 from quadriga.formatting import bytes_
 from quadriga.pipeline.config import PipelineConfig
@@ -63,7 +63,8 @@ def replicas_of(pipeline: PipelineConfig, world_size: int) -> int:
     if world_size % pipeline.stages:
         raise UserError(
             f"executor.stages must divide the number of ranks ({world_size}), but is "
-            f"{pipeline.stages}; change it or start with --ranks {pipeline.stages}"
+            f"{pipeline.stages}; {nearest_divisors(pipeline.stages, world_size)}, or start with "
+            f"--ranks {pipeline.stages}"
         )
     return world_size // pipeline.stages
 

@@ -22,7 +22,7 @@ from typing import IO, Any, final
 from quadriga.config.provenance import Resolved
 from quadriga.engine.checkpoint.store import list_checkpoints
 from quadriga.engine.logs.directory import RunDirectory
-from quadriga.engine.run_config import RunConfig, identity
+from quadriga.engine.run_config import RunConfig, first_difference, identity
 from quadriga.engine.status import RunState, is_finished, state_of
 from quadriga.errors import UserError
 from quadriga.files import LOCK, take_lock, write_text
@@ -209,17 +209,9 @@ class WorkflowDirectory:
             return None
         there, here = identity(before), identity(config)
         edges = references(config)
-        different = [
-            path
-            for path in sorted(there.keys() | here.keys())
-            if there.get(path) != here.get(path)
-            and not (path in edges and _ends_in(there.get(path), edges[path]))
-        ]
-        if not different:
-            return None
-        path, more = different[0], len(different) - 1
-        tail = f" (and {more} more differences)" if more else ""
-        return f"{path} is {there.get(path)!r} there and {here.get(path)!r} here{tail}"
+        return first_difference(
+            there, here, lambda path: path in edges and _ends_in(there.get(path), edges[path])
+        )
 
     def set_aside_if_void(self, node: str, config: RunConfig) -> None:
         """Move the directory of a node without checkpoints away if it has another config.

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from quadriga.config.provenance import Resolved
-from quadriga.engine.run_config import RunConfig, identity
+from quadriga.engine.run_config import RunConfig, first_difference, identity
 from quadriga.errors import UserError
 from quadriga.files import LOCK, take_lock, write_text
 
@@ -88,6 +88,11 @@ class RunDirectory:
             text = self.config.read_text(encoding="utf-8")
         except FileNotFoundError as error:
             raise UserError(f"{self.path} holds no run: there is no {self.config.name}") from error
+        except NotADirectoryError as error:
+            raise UserError(
+                f"{self.path} is one file and no run: a file of weights holds weights only; start "
+                f"a run from it with warm_start.path={self.path} and name that run"
+            ) from error
         except OSError as error:
             raise UserError(f"{self.config} cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:
@@ -137,14 +142,10 @@ class RunDirectory:
                 )
             return
         there, here = identity(self.read_config().config), identity(config)
-        names = sorted(set(there) | set(here))
-        different = [name for name in names if there.get(name) != here.get(name)]
-        if different:
-            first = different[0]
-            more = f" (and {len(different) - 1} more differences)" if len(different) > 1 else ""
+        if there != here:
             raise UserError(
-                f"work dir {self.path} belongs to another run: {first} is {there.get(first)!r} "
-                f"there and {here.get(first)!r} here{more}; choose another --work-dir"
+                f"work dir {self.path} belongs to another run: {first_difference(there, here)}; "
+                "choose another --work-dir"
             )
 
     def create(self) -> None:
