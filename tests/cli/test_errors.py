@@ -200,15 +200,15 @@ def test_resume_of_another_run_names_the_difference_and_one_of_weights_says_so(
 ) -> None:
     there = tmp_path / "there"
     assert run(tiny_run(there, 2)) == 0
-    words = tiny_run(tmp_path / "here", 2, "objective.mask_ratio=0.5", "--resume")
+    words = tiny_run(tmp_path / "here", 2, "objective.mask_ratio=0.5")
     for path in (there, there / "checkpoints" / "step_00000002"):
         named = ("objective.mask_ratio", "0.75", "0.5")
-        assert_command_refused([*words, str(path)], capsys, "step_00000002", *named)
+        assert_command_refused([*words, "--resume", str(path)], capsys, "step_00000002", *named)
     weights = tmp_path / "model.safetensors"
     save_file({"x": torch.ones(2)}, weights)
     for path in (weights, tmp_path):
         remedy = f"warm_start.path={path}"
-        assert_command_refused([*words, str(path)], capsys, "weights only", remedy)
+        assert_command_refused([*words, "--resume", str(path)], capsys, "weights only", remedy)
     assert_command_refused(["eval", str(weights)], capsys, "weights only", "warm_start.path")
 
 

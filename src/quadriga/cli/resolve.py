@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import pkgutil
 import tomllib
 import typing
@@ -18,7 +17,8 @@ from quadriga.config.messages import sentence
 from quadriga.config.provenance import COMMAND_LINE, Resolved, read_overrides
 from quadriga.engine.preflight import infer_num_classes
 from quadriga.engine.run_config import RunConfig, clear_conflicting
-from quadriga.errors import UserError, did_you_mean
+from quadriga.errors import UserError, did_you_mean, reading
+from quadriga.files import parse_json
 
 Recipe = Callable[..., Any]
 
@@ -153,7 +153,8 @@ def resolve(
                 "one is by the option that is short for it; keep one of the two"
             )
     if recipe.endswith(".json") or Path(recipe).is_file():
-        resolved = Resolved.from_json(RunConfig, _read_text(Path(recipe)))
+        with reading(recipe, "a saved config"):
+            resolved = Resolved.from_json(RunConfig, _read_text(Path(recipe)))
     else:
         function = find_recipe(recipe)
         arguments, used = recipe_arguments(function, values)
@@ -161,7 +162,8 @@ def resolve(
         resolved = Resolved.of(config, f"recipe {recipe}")
         values = {key: value for key, value in values.items() if key not in used}
     if file is not None:
-        resolved = resolved.override(clear_conflicting(read_values(file)), str(file))
+        with reading(file, "values of a run"):
+            resolved = resolved.override(clear_conflicting(read_values(file)), str(file))
     return infer_num_classes(
         resolved.override(clear_conflicting(values), COMMAND_LINE) if values else resolved
     )
@@ -188,16 +190,14 @@ def read_values(file: Path) -> dict[str, Any]:
         UserError: The file cannot be read, or is neither JSON nor TOML.
     """
     text = _read_text(file)
-    try:
-        tree = tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{file} must be valid JSON (or TOML, named .toml): {error}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{file} must hold a group of keys, but holds {type(tree).__name__}")
-    if tree.keys() == {"config", "sources"}:  # the config.json of a run
-        RunConfig.upgraded(tree["config"], tree["sources"])
-        tree = tree["config"]
-    return flatten(tree)
+    with reading(file, "valid JSON (or TOML, named .toml)"):
+        tree = tomllib.loads(text) if file.suffix == ".toml" else parse_json(text)
+        if not isinstance(tree, dict):
+            raise UserError(f"{file} must hold a group of keys, but holds {type(tree).__name__}")
+        if tree.keys() == {"config", "sources"}:  # the config.json of a run
+            RunConfig.upgraded(tree["config"], tree["sources"])
+            tree = tree["config"]
+        return flatten(tree)
 
 
 def _read_text(file: Path) -> str:

@@ -7,7 +7,6 @@ step 0 and not on resumption, after random initialisation and before training.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from quadriga.engine.checkpoint.read import (
 from quadriga.engine.checkpoint.store import MANIFEST, InvalidCheckpoint, read_manifest
 from quadriga.engine.run_config import RunConfig, WarmStartConfig
 from quadriga.errors import UserError
+from quadriga.files import parse_json
 from quadriga.weights import Remedies, WeightReport, load_tensors
 from quadriga.weights.files import check_suffix, read_weights
 
@@ -116,7 +116,7 @@ def _config_beside(checkpoint: Path) -> Mapping[str, Any] | None:
     """Return the values in the config.json of the checkpoint's run; None if there is none."""
     path = checkpoint.parent.parent / "config.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

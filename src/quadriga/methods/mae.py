@@ -36,11 +36,11 @@ class MAEConfig(ObjectiveConfig):
 
     mask_ratio: float = Field(0.75, gt=0, lt=1)
     """Fraction of the patches that is masked."""
-    decoder_width: int = Field(512, ge=4)
+    decoder_width: int = Field(512, ge=4, le=2**20)
     """Features of a token in the decoder."""
-    decoder_depth: int = Field(8, ge=0)
+    decoder_depth: int = Field(8, ge=0, le=10_000)
     """Blocks of the decoder."""
-    decoder_heads: int = Field(16, ge=1)
+    decoder_heads: int = Field(16, ge=1, le=10_000)
     """Attention heads of the decoder."""
     normalise_pixels: bool = True
     """Whether each target patch is normalised by its own mean and variance."""

@@ -23,26 +23,26 @@ from quadriga.models.parts.transformer import Block, BlockShape, Dropout, drop_p
 class ViTConfig(ModelConfig):
     """A vision transformer of any size."""
 
-    image_px: int = Field(224, ge=1)
+    image_px: int = Field(224, ge=1, le=2**14)
     """Side of the square images."""
-    patch_px: int = Field(16, ge=1)
+    patch_px: int = Field(16, ge=1, le=2**14)
     """Side of the square patches."""
-    width: int = Field(768, ge=1)
+    width: int = Field(768, ge=1, le=2**20)
     """Features of a token."""
-    depth: int = Field(12, ge=0)
+    depth: int = Field(12, ge=0, le=10_000)
     """Number of blocks."""
-    heads: int = Field(12, ge=1)
+    heads: int = Field(12, ge=1, le=10_000)
     """Attention heads."""
-    mlp_ratio: float = Field(4.0, gt=0)
+    mlp_ratio: float = Field(4.0, gt=0, le=1e3)
     """Hidden features of the MLP per feature of a token."""
     positions: Literal["sincos", "learned"] = "sincos"
     """Fixed sine-cosine table, or a learned one."""
     pool: Literal["class", "mean"] = "class"
     """How an image's feature vector is computed: the class token, or the mean of its patches."""
     class_token: bool = True
-    registers: int = Field(0, ge=0)
+    registers: int = Field(0, ge=0, le=10_000)
     """Learned tokens that belong to no patch (Darcet et al., 2024)."""
-    layer_scale: float | None = None
+    layer_scale: float | None = Field(None, ge=-1e3, le=1e3)
     """Initial factor of each residual branch; none: no factors."""
     drop_path: float = Field(0.0, ge=0, lt=1)
     """Stochastic depth of the last block; it grows linearly from 0 at the first."""
@@ -50,8 +50,8 @@ class ViTConfig(ModelConfig):
     """Probability that a feature is dropped: of the embedded tokens, of the MLP's hidden layer, and
     of each residual branch."""
     qkv_bias: bool = True
-    norm_eps: float = Field(1e-6, gt=0)
-    channels: int = Field(3, ge=1)
+    norm_eps: float = Field(1e-6, gt=0, le=1.0)
+    channels: int = Field(3, ge=1, le=10_000)
     """Channels of an image."""
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from typing import Any
 
 from quadriga.contracts import Objective, Share, Splittable
 from quadriga.errors import UserError, nearest_divisors
-from quadriga.files import write_text
+from quadriga.files import parse_json, write_text
 from quadriga.formatting import bytes_
 from quadriga.pipeline.config import PipelineConfig
 
@@ -125,7 +125,7 @@ def read_conf(path: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise UserError(f"executor.conf: {path} cannot be read: {reason}") from error
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError:
         try:
             value = ast.literal_eval(text.strip())

@@ -25,7 +25,7 @@ from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.run_config import RunConfig, first_difference, identity
 from quadriga.engine.status import RunState, is_finished, state_of
 from quadriga.errors import UserError
-from quadriga.files import LOCK, take_lock, write_text
+from quadriga.files import LOCK, parse_json, take_lock, write_text
 from quadriga.workflow.graph import Needs, references
 from quadriga.workflow.ledger import as_json
 
@@ -140,7 +140,7 @@ class WorkflowDirectory:
             UserError: The file is missing, unreadable or damaged.
         """
         try:
-            content = json.loads(self.graph.read_text(encoding="utf-8"))
+            content = parse_json(self.graph.read_text(encoding="utf-8"))
             nodes = content["nodes"]
             return Graph(
                 name=content["name"],
@@ -186,8 +186,9 @@ class WorkflowDirectory:
             text = self.config_of(node).read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise UserError(f"{self.config_of(node)} cannot be read: {error.strerror}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no text"
+            raise UserError(f"{self.config_of(node)} cannot be read: {reason}") from error
         try:
             return Resolved.from_json(RunConfig, text).config
         except UserError as error:

@@ -9,7 +9,6 @@ not at all, and made anew when the shard's size or time of change is another.
 from __future__ import annotations
 
 import glob
-import json
 import logging
 import os
 import re
@@ -31,6 +30,7 @@ from quadriga.contracts import Dataset, DatasetConfig, Split, UnreadableSample
 from quadriga.data.images.files import PackedNames, check_folder, in_split, is_image, number_classes
 from quadriga.data.images.record import ImageRecord
 from quadriga.errors import UserError
+from quadriga.files import parse_json
 
 _VERSION = 1
 _BLOCK = 512
@@ -160,7 +160,7 @@ def _text(member: tarfile.TarInfo, file: IO[bytes], path: Path) -> str:
 
 def _label_in_json(text: str, name: str, path: Path) -> str:
     try:
-        values = json.loads(text)
+        values = parse_json(text)
     except ValueError as error:
         raise _damaged(path, f"its member {name} is no JSON: {error}") from error
     label = values.get("label") if isinstance(values, dict) else None

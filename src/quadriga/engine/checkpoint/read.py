@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -108,7 +106,10 @@ def _readable(path: Path) -> Iterator[None]:
     """Return a context that turns read errors into a `UserError` naming the checkpoint."""
     try:
         yield
-    except (OSError, SafetensorError, CheckpointException) as error:
+    except UserError:
+        raise
+    # A damaged header can raise any exception, depending on its bytes.
+    except Exception as error:
         raise UserError(
             f"checkpoint {path} cannot be read: {root_cause(error)}; name an older one with "
             "--resume, or restore its files"
@@ -324,10 +325,6 @@ def _read_tensors(folder: Path, tensors: Sequence[StoredTensor]) -> dict[str, Te
     state: dict[str, Any] = {t.name: torch.empty(t.shape, dtype=t.dtype) for t in tensors}
     if not state:
         return state
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            load(state, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
-    except OSError as error:
-        raise UserError(f"checkpoint {folder} cannot be read: {error}") from error
+    with _readable(folder), _quiet():
+        load(state, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
     return state

@@ -30,7 +30,7 @@ from typing import IO, Any
 from quadriga.config.provenance import Resolved
 from quadriga.engine.run_config import RunConfig, first_difference, identity
 from quadriga.errors import UserError
-from quadriga.files import LOCK, take_lock, write_text
+from quadriga.files import LOCK, parse_json, take_lock, write_text
 
 _SIDECARS = "sidecars.json"
 _OWN = (LOCK, "log.txt", "report", ".config.json.partial", "times.jsonl", "console.txt")
@@ -118,9 +118,9 @@ class RunDirectory:
         """
         try:
             if (self.path / _SIDECARS).is_file():
-                return dict(json.loads((self.path / _SIDECARS).read_text(encoding="utf-8")))
+                return dict(parse_json((self.path / _SIDECARS).read_text(encoding="utf-8")))
             # Up to revision 7f9c01b the config contained these values.
-            saved = json.loads(self.config.read_text(encoding="utf-8"))["config"]
+            saved = parse_json(self.config.read_text(encoding="utf-8"))["config"]
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -222,7 +222,7 @@ class RunDirectory:
             text = self.metrics.read_text(encoding="utf-8", errors="replace")
         for line in text.splitlines():
             try:
-                record = json.loads(line)
+                record = parse_json(line)
             except ValueError:
                 continue
             if isinstance(record, dict) and record.get("step", step + 1) <= step:

@@ -10,7 +10,7 @@ from typing import Any
 
 from quadriga.contracts import EvaluationResult, EvaluatorConfig
 from quadriga.engine.run_config import RunConfig
-from quadriga.files import write_text
+from quadriga.files import parse_json, write_text
 
 RESULTS = "evaluation.json"
 
@@ -70,9 +70,9 @@ def read_results(path: Path) -> dict[str, Any]:
     if not path.exists():
         return nothing
     try:
-        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        loaded: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         return loaded if {"step", "results"} <= loaded.keys() else nothing
-    except (ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError):
         return nothing
 
 
