@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,3 +130,37 @@ def test_ranks_end_with_their_launcher(tmp_path: Path, moment: str) -> None:
     if moment == "they train":
         with RunDirectory(work_dir).lock():
             pass
+
+
+@pytest.mark.parametrize("how", ["deleted", "renamed", "replaced"])
+def test_a_work_dir_that_goes_away_is_noticed_at_once(tmp_path: Path, how: str) -> None:
+    work_dir = tmp_path / "run"
+    process = start_and_wait(quadriga(*tiny_run(work_dir, 100_000, *WORDS)), work_dir, 5)
+    if how == "deleted":
+        shutil.rmtree(work_dir, ignore_errors=True)
+    else:
+        work_dir.rename(tmp_path / "elsewhere")
+    if how == "replaced":
+        shutil.copytree(tmp_path / "elsewhere", work_dir)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 2, errors
+    (line,) = [line for line in errors.splitlines() if "error" in line]
+    assert_says(line, work_dir)
+    if how == "renamed":
+        assert not work_dir.exists()
+
+
+def test_what_a_kill_left_of_the_last_clean_up_is_cleaned_up(tmp_path: Path) -> None:
+    work_dir = tmp_path / "run"
+    words = tiny_run(work_dir, 8, *WORDS, "checkpoint.keep=1")
+    folder = work_dir / "checkpoints"
+    assert run([w for w in words if w != "checkpoint.keep=1"]) == 0
+    half = folder / ".step_00000002.removed"
+    half.mkdir()
+    assert [p.name for p in list_checkpoints(folder)] == ["step_00000008", "step_00000004"]
+    assert run([*words, "--resume"]) == 0
+    assert [p.name for p in list_checkpoints(folder)] == ["step_00000008"]
+    assert not half.exists()

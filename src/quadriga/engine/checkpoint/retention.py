@@ -135,7 +135,7 @@ class Retention:
                 "value": values[best],
                 "values": {str(step): value for step, value in values.items()},
             }
-            self._folder.mkdir(parents=True, exist_ok=True)  # may run before the first save
+            self._folder.mkdir(exist_ok=True)  # may run before the first save
             write_text(self._folder / BEST, json.dumps(content, indent=2) + "\n")
 
     def _read(self) -> dict[int, float]:
