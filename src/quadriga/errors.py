@@ -27,12 +27,64 @@ class UserError(Exception):
     The message names the value, the rule, the actual value and the remedy.
     """
 
+    def __init__(self, message: str) -> None:
+        """Keep the message as one short line, whatever names, paths and values it quotes."""
+        super().__init__(short_line(message))
+
     on_every_rank = False
     """Whether every rank raises the same error, so that rank 0 alone shows it."""
 
 
 class MissingData(UserError):
     """The place that data is read from does not exist; a rehearsal may go on without it."""
+
+
+_LONGEST_WORD, _LONGEST_LINE = 400, 3000
+"""Characters; the longest sensible ones are a path in a command, and a list of tensors' shapes."""
+
+
+def short_line(text: str) -> str:
+    """Return a text as one line of printable characters; the middle of what is too long is cut."""
+    plain = "".join(map(_printable, text[: 16 * _LONGEST_LINE]))
+    words = (_cut(word, _LONGEST_WORD) for word in plain.split(" "))
+    return _cut(" ".join(words).strip(), _LONGEST_LINE)
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    return " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"
+
+
+def _cut(text: str, longest: int) -> str:
+    if len(text) <= longest:
+        return text
+    return f"{text[: longest // 2]}...{text[-longest // 4 :]}"
+
+
+@contextlib.contextmanager
+def reading(path: object, kind: str) -> Iterator[None]:
+    """Return a context that turns what a file's content can raise into one error with its name.
+
+    Args:
+        path: The file.
+        kind: What it should be, such as "a whole replay file".
+
+    Raises:
+        UserError: The file cannot be read or is damaged.
+    """
+    try:
+        yield
+    except UserError as error:
+        if str(path) in str(error):
+            raise
+        raise UserError(f"{path}: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    # Damaged and hostile bytes make readers raise nearly anything.
+    except Exception as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{path} is not {kind}: {reason or type(error).__name__}") from error
 
 
 @contextlib.contextmanager
@@ -82,6 +134,19 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
         return same_leaf[0]
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return close[0] if close else None
+
+
+def nearest_multiples(value: int, of: int) -> str:
+    """Return ``the nearest are A and B``: the multiples of `of` around `value`, at least `of`."""
+    below = max(value // of, 1) * of
+    return f"the nearest are {below} and {below + of}" if below < value else f"the nearest is {of}"
+
+
+def nearest_divisors(value: int, of: int) -> str:
+    """Return ``the nearest are A and B``: the divisors of `of` around `value`."""
+    below = next((n for n in range(min(value, of), 0, -1) if of % n == 0), 1)
+    above = next((n for n in range(value, of + 1) if of % n == 0), None)
+    return f"the nearest are {below} and {above}" if above else f"the nearest is {below}"
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:

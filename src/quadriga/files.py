@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import time
 import weakref
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 def fsync_file(path: Path) -> None:
@@ -45,6 +46,33 @@ def write_text(path: Path, text: str) -> None:
         beside.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+_MOST_LEVELS = 100
+"""Groups and lists within each other; more would exhaust the stack of whoever walks them."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: It is not JSON, or is nested too deeply.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"it is nested in more than {_MOST_LEVELS} levels") from error
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(_MOST_LEVELS):
+        if not level:
+            return value
+        level = [
+            item
+            for outer in level
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(item, (dict, list))
+        ]
+    raise ValueError(f"it is nested in more than {_MOST_LEVELS} levels")
 
 
 LOCK = ".lock"

@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from errors import assert_command_refused, assert_says, refuses
 from quadriga.cli.entry import run
@@ -191,6 +193,23 @@ def test_resume_from_a_path_that_is_none(
 ) -> None:
     words = tiny_run(tmp_path / "run", 2, "--resume", str(tmp_path))
     assert_command_refused(words, capsys, tmp_path, "manifest.json")
+
+
+def test_resume_of_another_run_names_the_difference_and_one_of_weights_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = tmp_path / "there"
+    assert run(tiny_run(there, 2)) == 0
+    words = tiny_run(tmp_path / "here", 2, "objective.mask_ratio=0.5")
+    for path in (there, there / "checkpoints" / "step_00000002"):
+        named = ("objective.mask_ratio", "0.75", "0.5")
+        assert_command_refused([*words, "--resume", str(path)], capsys, "step_00000002", *named)
+    weights = tmp_path / "model.safetensors"
+    save_file({"x": torch.ones(2)}, weights)
+    for path in (weights, tmp_path):
+        remedy = f"warm_start.path={path}"
+        assert_command_refused([*words, "--resume", str(path)], capsys, "weights only", remedy)
+    assert_command_refused(["eval", str(weights)], capsys, "weights only", "warm_start.path")
 
 
 def test_eval_of_a_moving_average_that_is_not_there(

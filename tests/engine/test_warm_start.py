@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from errors import assert_says, refuses
+from errors import refuses
 from quadriga import randomness
 from quadriga.contracts import Executor
 from quadriga.distributed.environment import SINGLE
@@ -43,8 +43,7 @@ def save(run: Path, executor: Executor, *steps: int) -> None:
 def start(objective: nn.Module, path: Path, **fields: Any) -> WeightReport:
     config = WarmStartConfig(path=str(path), **fields)
     check_warm_start(config)
-    warnings: list[str] = []
-    report = warm_start(config, objective, SINGLE, warnings.append)
+    report = warm_start(config, objective, SINGLE)
     assert report is not None
     return report
 
@@ -78,25 +77,28 @@ def test_moving_averages_replace_parameters_and_no_buffer(tmp_path: Path) -> Non
         assert torch.equal(objective.get_parameter(name), ema), name
     assert torch.equal(objective.encoder.positions, source.encoder.positions)
     save(tmp_path / "other", Trained(source, has_ema=False), 10)
-    for function in (check_warm_start, lambda c: warm_start(c, objective, SINGLE, print)):
+    for function in (check_warm_start, lambda c: warm_start(c, objective, SINGLE)):
         with refuses(tmp_path / "other", "ema.decay", "warm_start.weights=raw"):
             function(WarmStartConfig(path=str(tmp_path / "other"), weights="ema"))
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+def test_no_older_checkpoint_stands_in_for_a_damaged_one(tmp_path: Path) -> None:
     save(tmp_path, Trained(mae(1)), 10)
     save(tmp_path, Trained(mae(3)), 20)
     shard = next((tmp_path / "checkpoints" / "step_00000020").glob("*.safetensors"))
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(bytes(data))
-    objective, warnings = mae(2), []
-    config = WarmStartConfig(path=str(tmp_path))
-    warm_start(config, objective, SINGLE, warnings.append)
-    assert_same(objective, mae(1))
-    assert_says(warnings[0], "step_00000020")
-    with refuses("step_00000020", "checksum"):
-        start(mae(2), shard.parent)
+    for path in (tmp_path, shard.parent):
+        with refuses("step_00000020", "checksum", "name another"):
+            start(mae(2), path)
+    assert start(mae(2), shard.parent.with_name("step_00000010")).complete
+    (tmp_path / "config.json").write_text("{}")
+    with refuses("step_00000020", "quadriga train", tmp_path / "config.json", "--resume"):
+        start(mae(2), tmp_path)
+    shard.parent.with_name("step_00000010").rename(tmp_path / "elsewhere")
+    with refuses("step_00000020", "remove it", "--resume"):
+        start(mae(2), tmp_path)
 
 
 @pytest.mark.parametrize("layout", ["quadriga", "timm", "hf"])
@@ -174,7 +176,7 @@ def test_what_can_be_told_before_any_process(tmp_path: Path) -> None:
         config = WarmStartConfig(path=str(tmp_path / name), weights=weights)
         with refuses(*fragments):
             check_warm_start(config)
-    assert warm_start(WarmStartConfig(), mae(1), SINGLE, print) is None
+    assert warm_start(WarmStartConfig(), mae(1), SINGLE) is None
 
 
 def test_two_ranks_get_the_same_weights(tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ with process_group("cpu") as env:
     objective, expected = method.build(MODEL), method.build(MODEL)
     objective.initialise(10 + env.rank)
     expected.initialise(1)
-    warm_start(WarmStartConfig(path=sys.argv[1]), objective, env, print)
+    warm_start(WarmStartConfig(path=sys.argv[1]), objective, env)
     pairs = zip(objective.state_dict().values(), expected.state_dict().values(), strict=True)
     print("equal" if all(torch.equal(one, other) for one, other in pairs) else "different")
     try:
-        warm_start(WarmStartConfig(path=str(Path(sys.argv[1]).parent)), objective, env, print)
+        warm_start(WarmStartConfig(path=str(Path(sys.argv[1]).parent)), objective, env)
     except UserError as error:
         print("no checkpoint" if error.on_every_rank else f"only here: {error}")

@@ -171,7 +171,7 @@ def test_onnx_computes_the_same(trained: Path, tmp_path: Path) -> None:
         assert_says(str(check), "18", "1, 2 and 3")
     # A small model takes the place of a large one: nothing of the old export stays.
     request = ExportRequest(source=trained, output=tmp_path / "0.onnx", to="onnx", force=True)
-    assert export(request, print).files == (request.output,)
+    assert export(request).files == (request.output,)
     assert not (tmp_path / "0.onnx.data").exists()
 
 
@@ -184,7 +184,7 @@ def test_a_wrong_export_is_not_kept(
     monkeypatch.setattr(timm.TimmFormat, "verify", fail)
     request = ExportRequest(source=trained, output=tmp_path / "x.safetensors", to="timm")
     with refuses("nan"):
-        export(request, print)
+        export(request)
     assert not os.listdir(tmp_path)
 
 
@@ -254,8 +254,8 @@ def test_damaged_and_missing_sources(trained: Path, tmp_path: Path, capsys: Capt
         shard = next(folder.glob("*.safetensors"))
         shard.write_bytes(shard.read_bytes()[:-1])
     words = [output, "--to", "safetensors"]
-    refused([copy, *words], capsys, copy, "whole")
     damaged = copy / "checkpoints" / "step_00000002"
+    refused([copy, *words], capsys, damaged, "damaged", "--resume")
     refused([damaged, *words], capsys, damaged, "damaged", "shard_00000_000.safetensors")
     refused([tmp_path / "absent", *words], capsys, tmp_path / "absent")
     other = tmp_path / "other.json"

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from errors import assert_command_refused, assert_refused, assert_says
 from quadriga.cli.entry import run
 from quadriga.engine.checkpoint.store import list_checkpoints, newest_valid
+from quadriga.engine.logs.directory import RunDirectory
 from quadriga.verify_resume.children import Progress
-from ranks import Rank, run_ranks, start_ranks
+from ranks import Rank, quadriga, run_ranks, start_ranks
 from tiny import assert_same_run, tiny_run
 
 STEPS = 24
@@ -87,3 +94,73 @@ def test_two_runs_in_one_work_dir(
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert_same_run(work_dir, straight, STEPS)
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("moment", ["the ranks start", "they train"])
+def test_ranks_end_with_their_launcher(tmp_path: Path, moment: str) -> None:
+    work_dir = tmp_path / "run"
+    words = [w for w in tiny_run(work_dir, 100_000, *WORDS) if not w.startswith("train.ranks")]
+    progress = Progress(work_dir)
+    launcher = subprocess.Popen(
+        quadriga(*words, "--ranks", "2"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    family: list[psutil.Process] = []
+
+    def started() -> bool:
+        family[:] = psutil.Process(launcher.pid).children(recursive=True)
+        return len(family) >= 2 and (moment == "the ranks start" or progress.reached(2))
+
+    try:
+        wait_until(started, 120)
+        launcher.kill()
+        launcher.wait(10)
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert not alive
+    finally:
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    if moment == "they train":
+        with RunDirectory(work_dir).lock():
+            pass
+
+
+@pytest.mark.parametrize("how", ["deleted", "renamed", "replaced"])
+def test_a_work_dir_that_goes_away_is_noticed_at_once(tmp_path: Path, how: str) -> None:
+    work_dir = tmp_path / "run"
+    process = start_and_wait(quadriga(*tiny_run(work_dir, 100_000, *WORDS)), work_dir, 5)
+    if how == "deleted":
+        shutil.rmtree(work_dir, ignore_errors=True)
+    else:
+        work_dir.rename(tmp_path / "elsewhere")
+    if how == "replaced":
+        shutil.copytree(tmp_path / "elsewhere", work_dir)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 2, errors
+    (line,) = [line for line in errors.splitlines() if "error" in line]
+    assert_says(line, work_dir)
+    if how == "renamed":
+        assert not work_dir.exists()
+
+
+def test_what_a_kill_left_of_the_last_clean_up_is_cleaned_up(tmp_path: Path) -> None:
+    work_dir = tmp_path / "run"
+    words = tiny_run(work_dir, 8, *WORDS, "checkpoint.keep=1")
+    folder = work_dir / "checkpoints"
+    assert run([w for w in words if w != "checkpoint.keep=1"]) == 0
+    half = folder / ".step_00000002.removed"
+    half.mkdir()
+    assert [p.name for p in list_checkpoints(folder)] == ["step_00000008", "step_00000004"]
+    assert run([*words, "--resume"]) == 0
+    assert [p.name for p in list_checkpoints(folder)] == ["step_00000008"]
+    assert not half.exists()

@@ -330,7 +330,7 @@ def export_checkpoint(
         force=force,
     )
     with Console() as console:
-        done = exports.export(request, console.warn)
+        done = exports.export(request)
         console.say(f"{part} of {done.checkpoint} ({weights} weights of step {done.step})")
         console.say(str(done.check))
         for file in done.files:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import tomllib
 import types
 import typing
@@ -17,7 +16,8 @@ from quadriga.config.messages import sentence
 from quadriga.config.provenance import COMMAND_LINE, Resolved, read_overrides
 from quadriga.engine.preflight import infer_num_classes
 from quadriga.engine.run_config import RunConfig, complete
-from quadriga.errors import UserError, did_you_mean
+from quadriga.errors import UserError, did_you_mean, reading
+from quadriga.files import parse_json
 from quadriga.recipes.find import Recipe, find_recipe, is_file
 
 
@@ -100,10 +100,14 @@ def resolve(
                 f"{key} is set twice: {values[key]} and {value} on the {COMMAND_LINE}, of which "
                 "one is by the option that is short for it; keep one of the two"
             )
-    layers = [(read_values(file), str(file))] if file is not None else []
+    layers: Layers = []
+    if file is not None:
+        with reading(file, "values of a run"):
+            layers.append((read_values(file), str(file)))
     layers.append((values, COMMAND_LINE))
     if is_file(recipe):
-        resolved = Resolved.from_json(RunConfig, _read_text(Path(recipe)))
+        with reading(recipe, "a saved config"):
+            resolved = Resolved.from_json(RunConfig, _read_text(Path(recipe)))
     else:
         resolved, layers = _of_recipe(recipe, layers)
     for layer, source in layers:
@@ -177,16 +181,14 @@ def read_values(file: Path) -> dict[str, Any]:
         UserError: The file cannot be read, or is neither JSON nor TOML.
     """
     text = _read_text(file)
-    try:
-        tree = tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{file} must be valid JSON (or TOML, named .toml): {error}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{file} must hold a group of keys, but holds {type(tree).__name__}")
-    if tree.keys() == {"config", "sources"}:  # the config.json of a run
-        RunConfig.upgraded(tree["config"], tree["sources"])
-        tree = tree["config"]
-    return flatten(tree)
+    with reading(file, "valid JSON (or TOML, named .toml)"):
+        tree = tomllib.loads(text) if file.suffix == ".toml" else parse_json(text)
+        if not isinstance(tree, dict):
+            raise UserError(f"{file} must hold a group of keys, but holds {type(tree).__name__}")
+        if tree.keys() == {"config", "sources"}:  # the config.json of a run
+            RunConfig.upgraded(tree["config"], tree["sources"])
+            tree = tree["config"]
+        return flatten(tree)
 
 
 def _read_text(file: Path) -> str:

@@ -23,10 +23,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quadriga.config.messages import sentence
 from quadriga.errors import UserError, did_you_mean
+from quadriga.files import parse_json
 
 _LOCATION = "location"
 T = TypeVar("T")
@@ -41,6 +42,11 @@ NamedFile = Annotated[T, _FILE]
 _LATER = "later"
 Later = Annotated[T, _LATER]
 """The type of a field that older saved runs lack: its default behaves as those runs did."""
+
+Number = Annotated[float, Field(ge=-1e6, le=1e6)]
+"""A number in a list. Every number in a config is bounded, so that no later sum overflows."""
+Depth = Annotated[int, Field(ge=0, le=10_000)]
+"""A number of blocks, or a module's, in a list."""
 
 
 def leaves_of(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -414,7 +420,7 @@ def _read(annotation: Any, value: Any, path: str, context: _Context) -> Any:
         is_text = len(compound) < len([arm for arm in arms if arm is not type(None)])
         if not is_text and value[:1] in ("[", "{"):
             try:
-                value = json.loads(value)
+                value = parse_json(value)
             except ValueError as error:
                 raise UserError(f"{path} must be valid JSON, but is {value!r}: {error}") from error
         elif any(typing.get_origin(arm) is tuple for arm in arms):

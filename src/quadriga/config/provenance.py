@@ -8,6 +8,7 @@ from typing import Any, Generic
 
 from quadriga.config.base import Choice, Config, ConfigT, within
 from quadriga.errors import UserError
+from quadriga.files import parse_json
 
 
 class Resolved(Generic[ConfigT]):
@@ -60,14 +61,17 @@ class Resolved(Generic[ConfigT]):
             UserError: The text is not such a file.
         """
         try:
-            tree = json.loads(text)
+            tree = parse_json(text)
             values, sources = tree["config"], tree["sources"]
             config_class.upgraded(values, sources)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"not a saved config: {error}") from error
-        config = config_class.from_dict(values)
-        # A config that was saved before a field existed has that field's default.
-        return cls(config, {path: sources.get(path, "default") for path, _ in config.leaves()})
+            config = config_class.from_dict(values)
+            # A config that was saved before a field existed has that field's default.
+            found = {path: str(sources.get(path, "default")) for path, _ in config.leaves()}
+        except UserError:
+            raise
+        except Exception as error:  # a damaged file can hold anything in any place
+            raise UserError(f"not a saved config: {error or type(error).__name__}") from error
+        return cls(config, found)
 
 
 def _named(config: Config, prefix: str = "") -> Iterator[str]:

@@ -218,13 +218,13 @@ class OptimizerConfig(Choice, ABC):
 
     room: ClassVar[str] = "quadriga.optim"
 
-    lr: float = Field(ge=0)
+    lr: float = Field(ge=0, le=1e6)
     """Peak learning rate at a batch of `lr_batch` samples."""
-    lr_batch: int = Field(256, ge=1)
+    lr_batch: int = Field(256, ge=1, le=2**30)
     """The batch size that `lr` is stated for."""
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
     """How the learning rate scales with the actual batch size."""
-    weight_decay: float = Field(ge=0)
+    weight_decay: float = Field(ge=0, le=1e6)
     """Weight decay of the parameters that `no_decay` does not exempt."""
     no_decay: tuple[str, ...] = (
         "norm",
@@ -240,7 +240,7 @@ class OptimizerConfig(Choice, ABC):
     """Factor of the learning rate per layer, from the head to the input."""
     lr_scales: dict[str, Annotated[float, Field(ge=0)]] = Field({})
     """Part of a parameter's name -> factor of its learning rate; several matches multiply."""
-    clip_norm: float | None = Field(None, gt=0)
+    clip_norm: float | None = Field(None, gt=0, le=1e6)
     """Global gradient norm to clip to; none for no clipping."""
 
     @abstractmethod
@@ -261,9 +261,9 @@ class ScheduleConfig(Choice, ABC):
 
     room: ClassVar[str] = "quadriga.schedules"
 
-    warmup_epochs: float = Field(0.0, ge=0)
+    warmup_epochs: float = Field(0.0, ge=0, le=1e6)
     """Length of the warm-up in epochs."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(0, ge=0, le=2**30)
     """Length of the warm-up in optimizer steps, instead of epochs."""
     start_factor: float = Field(1e-4, ge=0, le=1)
     """Multiplier of the peak learning rate at step 0 of a warm-up."""

@@ -207,7 +207,7 @@ class StepConfig(Config):
     name: str
     """Name of the recipe; also the default work directory, ``runs/NAME``: a relative path without
     ``..``."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**63 - 1)
     """Seed of every random draw of the run."""
     model: ModelConfig
     """The architecture."""

@@ -14,20 +14,20 @@ from quadriga.contracts.objective import Progress
 class TrainConfig(Config):
     """Length, batch, device, precision and parallelism of the training."""
 
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0, le=1e6)
     """Length of the run in epochs; either this or `steps`."""
-    steps: int | None = Field(None, ge=1)
+    steps: int | None = Field(None, ge=1, le=2**30)
     """Length of the run in optimizer steps."""
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=2**30)
     """Samples of one optimizer step, over all ranks and micro-batches."""
-    repeats: int = Field(1, ge=1)
+    repeats: int = Field(1, ge=1, le=2**30)
     """Views of each sample within one step (repeated augmentation). The number of distinct samples
     per step is divided by it; epochs count views."""
-    accumulate: int = Field(1, ge=1)
+    accumulate: int = Field(1, ge=1, le=2**30)
     """Micro-batches per optimizer step on each rank; more of them need less memory."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """auto, cpu, cuda or cuda:N."""
-    ranks: int = Field(1, ge=1)
+    ranks: int = Field(1, ge=1, le=2**20)
     """Processes to start on this machine, if no launcher has started them."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Dtype of the matrix products (`--amp` is bfloat16). Weights, gradients and optimizer state
@@ -40,12 +40,12 @@ class TrainConfig(Config):
     parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
     """How several ranks hold the state: all of it on each rank; a shard on each; or shards
     within groups of `shard_ranks` and copies between the groups."""
-    shard_ranks: int | None = Field(None, ge=2)
+    shard_ranks: int | None = Field(None, ge=2, le=2**20)
     """Ranks that share one copy of the state under hsdp; none for the ranks of one host."""
     reshard_after_forward: bool = True
     """Whether a block's gathered weights are freed after its forward pass (ZeRO-3) or kept until
     the step's last backward pass (ZeRO-2: fewer gathers, more memory)."""
-    dataset_size: int | None = Field(None, ge=1)
+    dataset_size: int | None = Field(None, ge=1, le=2**40)
     """Samples per epoch that the recipe was written for. The dry run uses it if the data is not
     available; training always counts the real samples."""
 

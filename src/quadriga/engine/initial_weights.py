@@ -7,8 +7,7 @@ step 0 and not on resumption, after random initialisation and before training.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from quadriga.engine.checkpoint.read import (
     EMA,
     Weights,
     checkpoints_of,
+    damaged,
     read_model,
     stored_tensors,
     whole_checkpoint,
@@ -29,8 +29,9 @@ from quadriga.engine.checkpoint.read import (
 from quadriga.engine.checkpoint.store import MANIFEST, InvalidCheckpoint, read_manifest
 from quadriga.engine.run_config import RunConfig, WarmStartConfig
 from quadriga.errors import UserError
+from quadriga.files import parse_json
 from quadriga.weights import Remedies, WeightReport, load_tensors
-from quadriga.weights.files import check_suffix, read_tensors, read_weights
+from quadriga.weights.files import check_suffix, read_weights
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of the weights' file in the folder of a published model."""
@@ -72,16 +73,14 @@ def check_source(path: Path | str, option: str) -> None:
 def read_source(
     path: Path | str,
     option: str,
-    warn: Callable[[str], None] = lambda text: None,
     weights: Weights = "raw",
 ) -> WeightSource:
     """Read a run, a checkpoint or a file to the CPU, without collectives.
 
     Args:
-        path: A run (its newest valid checkpoint is read), a checkpoint, a file of weights, or the
-            folder of a published model.
+        path: A run (its newest checkpoint is read), a checkpoint, a file of weights, or the folder
+            of a published model.
         option: The option that names the path, such as ``modular.meta``, for the error message.
-        warn: Called with one line for each checkpoint of a run that fails verification.
         weights: Raw or averaged weights of a checkpoint.
 
     Returns:
@@ -103,7 +102,7 @@ def read_source(
                 stages=content.stages,
                 notes=content.notes,
             )
-        folder = whole_checkpoint(found, warn)
+        folder = whole_checkpoint(found)
         return WeightSource(
             path=Path(path),
             tensors=read_model(folder, weights, f"{option} (weights)"),
@@ -117,7 +116,7 @@ def _config_beside(checkpoint: Path) -> Mapping[str, Any] | None:
     """Return the values in the config.json of the checkpoint's run; None if there is none."""
     path = checkpoint.parent.parent / "config.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -145,8 +144,8 @@ def check_warm_start(config: WarmStartConfig) -> None:
     """Check ``warm_start`` quickly, without hashing a file or reading a tensor.
 
     Raises:
-        UserError: ``warm_start.path`` is missing, not a file of weights, or holds no checkpoint
-            with a manifest; or ``warm_start.weights`` is ema and there is no moving average.
+        UserError: ``warm_start.path`` is missing, not a file of weights, or its newest checkpoint
+            has no manifest; or ``warm_start.weights`` is ema and there is no moving average.
     """
     if config.path is None:
         return
@@ -168,21 +167,17 @@ def check_warm_start(config: WarmStartConfig) -> None:
 
 
 def _check_checkpoints(path: Path, config: WarmStartConfig) -> None:
-    problems = []
-    for folder in checkpoints_of(path):
-        try:
-            read_manifest(folder)
-            tensors = stored_tensors(folder)
-        except InvalidCheckpoint as error:
-            problems.append(f"{folder.name}: {error}")
-            continue
-        if config.weights == "ema" and not any(t.name.startswith(EMA) for t in tensors):
-            raise UserError(
-                f"{folder} holds no moving average (its run had no ema.decay); set "
-                "warm_start.weights=raw"
-            )
-        return
-    raise UserError(f"{path} holds no whole checkpoint ({'; '.join(problems)})")
+    newest = checkpoints_of(path)[0]
+    try:
+        read_manifest(newest)
+        tensors = stored_tensors(newest)
+    except InvalidCheckpoint as error:
+        raise damaged(newest, error) from error
+    if config.weights == "ema" and not any(t.name.startswith(EMA) for t in tensors):
+        raise UserError(
+            f"{newest} holds no moving average (its run had no ema.decay); set "
+            "warm_start.weights=raw"
+        )
 
 
 def _check_raw(path: Path, config: WarmStartConfig) -> None:
@@ -197,7 +192,6 @@ def warm_start(
     config: WarmStartConfig,
     objective: nn.Module,
     env: DistEnv,
-    warn: Callable[[str], None],
 ) -> WeightReport | None:
     """Load ``warm_start.path`` into an objective; every rank calls it and fills its own copy.
 
@@ -208,7 +202,6 @@ def warm_start(
         config: What to start from.
         objective: The whole objective with its initial values, on any device.
         env: The ranks.
-        warn: Called with one line for each checkpoint of a run that fails verification.
 
     Returns:
         Which tensors were loaded, resampled or skipped, the same on every rank; None without a
@@ -220,11 +213,13 @@ def warm_start(
     if config.path is None:
         return None
     path = weights_of(Path(config.path))
-    source = from_main(lambda: _resolve(path, config, warn), env)
+    source = from_main(lambda: _resolve(path, config), env)
 
     def fill() -> WeightReport:
+        group = ""
         if source.is_file:
-            tensors = read_tensors(source.path)
+            content = read_weights(source.path)
+            tensors, group = content.tensors, content.group
         else:
             tensors = read_model(source.path, config.weights, "warm_start.weights")
         return load_tensors(
@@ -236,17 +231,18 @@ def warm_start(
             interpolate=config.interpolate,
             remedies=_SWITCHES,
             detail=source.detail,
+            group=group,
         )
 
     return on_all(fill, env)
 
 
-def _resolve(path: Path, config: WarmStartConfig, warn: Callable[[str], None]) -> _Source:
+def _resolve(path: Path, config: WarmStartConfig) -> _Source:
     """Return the verified file or checkpoint at a path, with the digest of its content."""
     check_warm_start(config)
     if not path.is_dir():
         return _Source(path, True, f"SHA-256 {_digest(path)}")
-    folder = whole_checkpoint(path, warn)
+    folder = whole_checkpoint(path)
     step = read_manifest(folder).step
     ema = ", moving average" if config.weights == "ema" else ""
     # The manifest contains the digests of all shards, so its digest identifies the checkpoint.
@@ -286,16 +282,13 @@ def check_initial_weights(config: RunConfig, later: str | None = None) -> None:
             check_source(path, option)
 
 
-def fill_from_sources(
-    config: RunConfig, objective: Objective, env: DistEnv, warn: Callable[[str], None]
-) -> list[str]:
+def fill_from_sources(config: RunConfig, objective: Objective, env: DistEnv) -> list[str]:
     """Load the config's sources of weights into an initialised objective; every rank calls it.
 
     Args:
         config: The run.
         objective: The whole objective, on any device.
         env: The ranks.
-        warn: Called with one line for each checkpoint of a run that fails verification.
 
     Returns:
         Lines to print, the same on every rank.
@@ -303,13 +296,13 @@ def fill_from_sources(
     Raises:
         UserError: The weights cannot be read or do not fit; raised on every rank.
     """
-    report = warm_start(config.warm_start, objective, env, warn)
+    report = warm_start(config.warm_start, objective, env)
     told = [] if report is None else [f"warm start: {report}"]
     modular = config.modular
     if modular is not None:
 
         def fill() -> str:
-            found = [read_source(path, option, warn) for option, path in modular.sources()]
+            found = [read_source(path, option) for option, path in modular.sources()]
             return modular.fill(objective, config.objective, config.model, found)
 
         told.append(on_all(fill, env))

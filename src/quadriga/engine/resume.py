@@ -16,13 +16,13 @@ from quadriga.engine.checkpoint.store import (
     set_aside_after,
     verify,
 )
-from quadriga.engine.initial_weights import check_initial_weights
+from quadriga.engine.initial_weights import check_initial_weights, weights_of
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.logs.environment import describe_environment
 from quadriga.engine.logs.results import classes_of, data_facts, forget_results_after
 from quadriga.engine.logs.samples import rewind_samples
-from quadriga.engine.run_config import RunConfig, config_hash
+from quadriga.engine.run_config import RunConfig, config_hash, first_difference, identity
 from quadriga.engine.run_plan import RunPlan, describe_batch
 from quadriga.errors import UserError
 from quadriga.formatting import count
@@ -83,6 +83,11 @@ def choose(
 
 def _chosen(path: Path, config: RunConfig, plan: RunPlan, console: Console) -> Path:
     """Return the verified checkpoint at a path that the user gave: a checkpoint or a run."""
+    if weights_of(path).is_file():
+        raise UserError(
+            f"{path} holds weights only, no optimizer and no step to resume from; start a new run "
+            f"from them with warm_start.path={path}, or name a run or a checkpoint"
+        )
     folder = path
     if (path / "checkpoints").is_dir():
         folder = newest_valid(path / "checkpoints", console.warn) or path
@@ -95,9 +100,8 @@ def _chosen(path: Path, config: RunConfig, plan: RunPlan, console: Console) -> P
         ) from error
     if manifest.config_hash != config_hash(config, plan.dataset_size, plan.data_identity):
         raise UserError(
-            f"checkpoint {folder} is of a run with another config, or with another number of "
-            f"samples than {plan.dataset_size}; resume it with the config it was made with "
-            "(config.json in its run)"
+            f"checkpoint {folder} is of another run: {_difference(folder, config, plan)}; resume "
+            "it with the config it was made with (config.json in its run)"
         )
     return folder
 
@@ -119,6 +123,17 @@ def check_same_classes(checkpoint: Path, config: RunConfig, dataset: Dataset) ->
             f"trained on, but they have changed ({what}); restore the names of their folders, or "
             "choose another --work-dir"
         )
+
+
+def _difference(folder: Path, config: RunConfig, plan: RunPlan) -> str:
+    """Return how the run of a checkpoint differs from this one."""
+    there = RunDirectory(folder.absolute().parent.parent)
+    of_data = (
+        f"its data has another number of samples than {plan.dataset_size}, or another vocabulary"
+    )
+    if not there.config.is_file():
+        return f"its config differs, or {of_data}"
+    return first_difference(identity(there.read_config().config), identity(config)) or of_data
 
 
 def write_start(

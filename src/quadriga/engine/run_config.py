@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -42,18 +43,18 @@ class HealthConfig(Config):
     """Response to a non-finite loss or gradient. stop: end the run before the update; skip: skip
     the update; rollback: return to the last checkpoint and repeat the steps, and if the step is
     bad again, skip the updates from the checkpoint to it."""
-    max_bad_steps: int = Field(10, ge=1)
+    max_bad_steps: int = Field(10, ge=1, le=2**30)
     """The run stops when more steps than this are bad within `window` steps. Under rollback it is
     also the limit of different steps that cause one."""
-    window: int = Field(100, ge=8)
+    window: int = Field(100, ge=8, le=2**30)
     """Number of previous steps that a loss is compared with, and within which bad steps count."""
-    spike_factor: float | None = Field(8.0, gt=1)
+    spike_factor: float | None = Field(8.0, gt=1, le=1e6)
     """A loss that exceeds the window's median by this many median absolute deviations is reported
     as a spike; none for no reports."""
-    hang_factor: float | None = Field(20.0, gt=1)
+    hang_factor: float | None = Field(20.0, gt=1, le=1e6)
     """A step that takes this many times the median of recent steps is a hang; none for no hang
     detection."""
-    hang_seconds: float = Field(300.0, gt=0)
+    hang_seconds: float = Field(300.0, gt=0, le=1e6)
     """A shorter step, in seconds, is never a hang."""
 
 
@@ -84,9 +85,9 @@ def profiled_steps(text: str, start: int) -> range | None:
 class LoaderConfig(Config):
     """How samples are read; does not change which samples are read."""
 
-    workers: int = Field(2, ge=0)
+    workers: int = Field(2, ge=0, le=1024)
     """Worker processes per rank; 0 reads in the training process."""
-    prefetch: int = Field(4, ge=1)
+    prefetch: int = Field(4, ge=1, le=1024)
     """Micro-batches that each worker reads ahead."""
     max_unreadable_fraction: float = Field(0.01, ge=0, le=1)
     """The run stops if a larger fraction of the samples cannot be read."""
@@ -95,7 +96,7 @@ class LoaderConfig(Config):
 class LogConfig(Config):
     """What is logged during training."""
 
-    every_steps: int = Field(20, ge=1)
+    every_steps: int = Field(20, ge=1, le=2**30)
     """Optimizer steps between two lines of metrics.jsonl."""
     loggers: tuple[LoggerConfig, ...] = (TensorboardConfig(),)
     """Loggers in addition to metrics.jsonl: ``[{"kind": "tensorboard"}, {"kind": "csv"}]``; other
@@ -119,13 +120,13 @@ class LogConfig(Config):
 class CheckpointConfig(Config):
     """When checkpoints are saved and which are kept."""
 
-    every_steps: int | None = Field(None, ge=1)
+    every_steps: int | None = Field(None, ge=1, le=2**30)
     """Optimizer steps between two checkpoints; either this or `every_epochs`, or neither."""
-    every_epochs: float | None = Field(None, gt=0)
+    every_epochs: float | None = Field(None, gt=0, le=1e6)
     """Epochs between two checkpoints."""
-    keep: int = Field(3, ge=1)
+    keep: int = Field(3, ge=1, le=2**30)
     """How many of the newest checkpoints are kept."""
-    keep_every_steps: int | None = Field(None, ge=1)
+    keep_every_steps: int | None = Field(None, ge=1, le=2**30)
     """Checkpoints whose step is a multiple of this are always kept."""
     keep_best: str | None = None
     """A metric (``loss``, ``linear_probe.top1``); the checkpoint with its best value is kept."""
@@ -152,18 +153,18 @@ class EvaluationConfig(Config):
 
     protocols: tuple[EvaluatorConfig, ...] = ()
     """The protocols, run in order at the end of training."""
-    every_epochs: float | None = Field(None, gt=0)
+    every_epochs: float | None = Field(None, gt=0, le=1e6)
     """Epochs between two evaluations during training; none for the end only."""
     at_start: bool = False
     """Whether to evaluate before the first step as well, such as an assembled model."""
     weights: Literal["raw", "ema"] = "raw"
     """Which weights are evaluated: those of the last step, or their moving average
     (`ema.decay`)."""
-    train_samples: int | None = Field(None, ge=1)
+    train_samples: int | None = Field(None, ge=1, le=2**40)
     """Size of the fixed subset of the training data to evaluate with; none for all of it."""
-    test_samples: int | None = Field(None, ge=1)
+    test_samples: int | None = Field(None, ge=1, le=2**40)
     """Size of the fixed subset of the test data to evaluate on; none for all of it."""
-    workers: int = Field(1, ge=0)
+    workers: int = Field(1, ge=0, le=1024)
     """Worker processes that read the evaluation data."""
 
 
@@ -261,6 +262,25 @@ def identity(config: RunConfig) -> Identity:
         for path, value in config.leaves()
         if not any(within(path, name) for name in neutral)
     }
+
+
+def first_difference(
+    there: Mapping[str, Any], here: Mapping[str, Any], same: Callable[[str], bool] = lambda _: False
+) -> str | None:
+    """Return how two identities differ: the first value, and the number of others; None if equal.
+
+    Args:
+        there: As `identity` returns it, of a saved run.
+        here: The same of the run that the user asked for.
+        same: Returns whether a key's values mean the same although they differ.
+    """
+    names = sorted(there.keys() | here.keys())
+    different = [n for n in names if there.get(n) != here.get(n) and not same(n)]
+    if not different:
+        return None
+    first, more = different[0], len(different) - 1
+    tail = f" (and {more} more differences)" if more else ""
+    return f"{first} is {there.get(first)!r} there and {here.get(first)!r} here{tail}"
 
 
 def config_hash(config: RunConfig, dataset_size: int, data_identity: str = "") -> str:

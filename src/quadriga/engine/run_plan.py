@@ -11,7 +11,7 @@ from quadriga.contracts import Dataset, OptimizerConfig, Progress, TaskBlocks
 from quadriga.contracts.step import StepPlan
 from quadriga.data.reading.stream import BlockDraws
 from quadriga.engine.run_config import RunConfig, TrainConfig
-from quadriga.errors import UserError
+from quadriga.errors import UserError, nearest_multiples
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _check_blocks(train: TrainConfig, blocks: TaskBlocks, world_size: int) -> No
     if blocks.number % world_size:
         raise UserError(
             f"data.blocks must be a multiple of the ranks ({world_size}), but is {blocks.number}; "
-            "change it, or the number of ranks"
+            f"{nearest_multiples(blocks.number, world_size)}, or change the number of ranks"
         )
     for name, value in (("accumulate", train.accumulate), ("repeats", train.repeats)):
         if value != 1:

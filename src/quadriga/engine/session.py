@@ -221,7 +221,7 @@ class _Session:
         )
 
     def _fill(self, objective: Objective) -> None:
-        for line in fill_from_sources(self._config, objective, self._env, self._console.warn):
+        for line in fill_from_sources(self._config, objective, self._env):
             self._console.say(line)
         objective.after_initial_weights()
 

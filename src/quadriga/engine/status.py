@@ -6,7 +6,6 @@ start.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from quadriga.engine.logs.results import last_metrics, missing_protocols
 from quadriga.engine.logs.run_cost import RunCost, run_cost
 from quadriga.engine.logs.times import FAILED, Event, read_times
 from quadriga.engine.run_config import RunConfig
-from quadriga.files import LOCK, is_locked
+from quadriga.files import LOCK, is_locked, parse_json
 
 State = Literal["finished", "running", "stopped", "failed", "waiting"]
 """finished: all steps are done and evaluated; running: a process trains in the directory; stopped:
@@ -110,7 +109,7 @@ def _saved_step(directory: RunDirectory) -> int:
                 (path / name).stat().st_size == known["bytes"]
                 for name, known in manifest.files.items()
             )
-        except (InvalidCheckpoint, OSError, KeyError, TypeError):
+        except (InvalidCheckpoint, OSError, KeyError, TypeError, AttributeError):
             continue
         if whole:
             return manifest.step
@@ -165,7 +164,7 @@ def _last_record(path: Path) -> dict[str, Any]:
         return {}
     for line in reversed(lines):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             continue
         if isinstance(record, dict) and "eta_seconds" in record:  # of a step, no evaluation

@@ -56,7 +56,7 @@ class Subject:
         if named is None:
             found = find_checkpoint(self.directory.path, env, console)
         else:
-            found = from_main(lambda: whole_checkpoint(named, console.warn), env)
+            found = from_main(lambda: whole_checkpoint(named), env)
         return found, step_of(found)
 
     def load(

@@ -105,7 +105,7 @@ class Scorer(Protocol):
 class GlueConfig(EvaluatorConfig):
     """The metrics of the run's GLUE task."""
 
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, le=2**30)
     """Samples per batch."""
     predictions: bool = True
     """Whether the test sets are predicted, where their files are: the files that the benchmark's

@@ -33,7 +33,7 @@ from quadriga.evaluation.parts.per_class import per_class
 class HeldOutConfig(EvaluatorConfig):
     """Loss and metrics of the objective on the test split, such as a masked-LM loss."""
 
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, le=2**30)
     """Samples per batch; if an objective returns plain means, the result is their mean."""
 
     def build(self) -> HeldOut:

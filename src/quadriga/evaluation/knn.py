@@ -39,9 +39,9 @@ BANK_CHUNK = 65536
 class KNNConfig(EvaluatorConfig):
     """Weighted k-nearest-neighbour classification of frozen features."""
 
-    neighbours: int = Field(20, ge=1)
+    neighbours: int = Field(20, ge=1, le=2**30)
     """Number of training samples that vote."""
-    temperature: float = Field(0.07, gt=0)
+    temperature: float = Field(0.07, gt=0, le=1e3)
     """Softness of the vote: the weight is exp(cosine similarity / temperature)."""
 
     def build(self) -> KNN:

@@ -142,13 +142,13 @@ EPSILON = 1e-6
 class LinearProbeConfig(EvaluatorConfig):
     """A linear classifier trained on frozen features."""
 
-    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+    learning_rates: tuple[Annotated[float, Field(gt=0, le=1e6)], ...] = Field(
         (0.01, 0.03, 0.1, 0.3, 1.0), min_length=1
     )
     """Peak learning rates to choose from, for the gradient averaged over a batch."""
-    epochs: int = Field(90, ge=1)
+    epochs: int = Field(90, ge=1, le=1_000_000)
     """Passes over the training features."""
-    batch_size: int = Field(512, ge=1)
+    batch_size: int = Field(512, ge=1, le=2**30)
     """Features per step."""
     holdout: float = Field(0.1, gt=0, lt=1)
     """Fraction of the training split on which the learning rate is chosen."""

@@ -132,7 +132,7 @@ class Reconstructor(Protocol):
 class ReconstructionConfig(EvaluatorConfig):
     """A picture of reconstructed test images."""
 
-    images: int = Field(8, ge=1)
+    images: int = Field(8, ge=1, le=2**30)
     """Number of test images in the picture."""
 
     def build(self) -> Reconstruction:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,12 +74,11 @@ class Exported:
     """A hint for users of the export, or None."""
 
 
-def export(request: ExportRequest, warn: Callable[[str], None]) -> Exported:
+def export(request: ExportRequest) -> Exported:
     """Export the model of a checkpoint; the export appears only if both compute the same.
 
     Args:
         request: What to export.
-        warn: Called with a line for each damaged checkpoint that is skipped.
 
     Raises:
         UserError: There is no whole checkpoint, the format cannot hold the model, the output
@@ -95,7 +94,7 @@ def export(request: ExportRequest, warn: Callable[[str], None]) -> Exported:
         )
     form.check(config, request.part)
     _check_output(form, request)
-    folder = whole_checkpoint(request.source, warn)
+    folder = whole_checkpoint(request.source)
     subject = _subject(config, folder, request)
     with _staging(request.output) as staging:
         staged = staging / request.output.name

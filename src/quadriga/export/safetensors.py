@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from quadriga import randomness
 from quadriga.contracts import ModelConfig, ObjectiveConfig
 from quadriga.engine.run_config import RunConfig
-from quadriga.errors import UserError
+from quadriga.errors import UserError, reading
 from quadriga.export.subject import (
     OWN_TOLERANCE,
     Check,
@@ -23,6 +23,7 @@ from quadriga.export.subject import (
     keyed_batch,
     keyed_images,
 )
+from quadriga.files import parse_json
 from quadriga.models.bert import Bert
 from quadriga.models.vit import ViT
 from quadriga.weights import load_weights
@@ -76,7 +77,7 @@ def rebuild(path: Path | str) -> nn.Module:
     path = Path(path)
     try:
         with safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {})[HEADER])
+            described = parse_json((file.metadata() or {})[HEADER])
     except KeyError as error:
         raise UserError(
             f"{path} does not say what model it is of: it was not written by checkpoint export; "
@@ -84,8 +85,8 @@ def rebuild(path: Path | str) -> nn.Module:
         ) from error
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{path} is not a whole safetensors file: {error}") from error
-    model = ModelConfig.from_dict(described["model"])
-    with torch.device("meta"):
+    with reading(path, "an export of this project"), torch.device("meta"):
+        model = ModelConfig.from_dict(described["model"])
         if "objective" in described:
             made: nn.Module = ObjectiveConfig.from_dict(described["objective"]).build(model)
         else:

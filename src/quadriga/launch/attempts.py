@@ -67,24 +67,23 @@ def remembered(environ: Mapping[str, str]) -> int | None:
 
 
 WITH_PARENT = "QUADRIGA_WITH_PARENT"
-"""Variable that makes a process and its children end with their parents. Its value is the process
-id of the process that set it."""
+"""Variable that makes a process end with its parent. Its value is the process id of the parent."""
 
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 1.0
 
 
 def end_with_parent(environ: Mapping[str, str]) -> None:
-    """Kill this process when its parent ends, if the environment sets `WITH_PARENT`.
+    """Kill this process when its parent ends: a process that sets `WITH_PARENT`, or torchrun.
 
     On Linux the kernel sends SIGKILL; elsewhere a thread polls every second. Checkpoints are
     complete at any moment, so only the steps since the last one are lost.
     """
     asked_by = environ.get(WITH_PARENT)
-    if asked_by is None:
+    if asked_by is None and "TORCHELASTIC_RUN_ID" not in environ:
         return
     parent = os.getppid()
-    if "RANK" not in environ and asked_by != str(parent):  # the parent ended before this call
+    if asked_by is not None and asked_by != str(parent):  # the parent ended before this call
         os.kill(os.getpid(), signal.SIGKILL)
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -37,7 +37,7 @@ from quadriga.distributed.environment import LOOPBACK, RENDEZVOUS_FILE
 from quadriga.engine.faults.preemption import SIGNALS, handling
 from quadriga.engine.logs.environment import cores
 from quadriga.errors import INTERRUPTED
-from quadriga.launch.attempts import FINAL, RESTARTS
+from quadriga.launch.attempts import FINAL, RESTARTS, WITH_PARENT
 
 
 @final
@@ -105,7 +105,8 @@ def run_ranks(
 ) -> int:
     """Run a module's command on several ranks of this machine and wait for them.
 
-    SIGTERM and SIGUSR1 are handed on to the ranks, which save and end; they are waited for.
+    SIGTERM and SIGUSR1 are handed on to the ranks, which save and end; they are waited for. If
+    this process is killed, the ranks end with it.
 
     Args:
         ranks: Number of processes; the machine's cores are shared between them.
@@ -148,7 +149,7 @@ def _run_once(ranks: int, arguments: Sequence[str], module: str, attempt: int, a
         if alone:
             variables |= LOOPBACK
         variables |= os.environ
-        variables[RESTARTS] = str(attempt)
+        variables |= {RESTARTS: str(attempt), WITH_PARENT: str(os.getpid())}
         if alone:
             variables[RENDEZVOUS_FILE] = str(Path(folder, "rendezvous"))
         try:

@@ -39,27 +39,27 @@ from quadriga.models.vit import ViTConfig
 class DINOConfig(ObjectiveConfig):
     """Self-distillation without labels, on two views."""
 
-    prototypes: int = Field(65_536, ge=2)
+    prototypes: int = Field(65_536, ge=2, le=2**24)
     """Number of prototypes, the outputs that the softmax runs over."""
-    hidden_width: int = Field(2048, ge=1)
+    hidden_width: int = Field(2048, ge=1, le=2**20)
     """Features of the head's hidden layers."""
-    bottleneck_width: int = Field(256, ge=1)
+    bottleneck_width: int = Field(256, ge=1, le=2**20)
     """Features of the vectors that are compared with the prototypes."""
-    student_temperature: float = Field(0.1, gt=0)
+    student_temperature: float = Field(0.1, gt=0, le=1e3)
     """Temperature of the student's softmax."""
-    teacher_temperature: float = Field(0.07, gt=0)
+    teacher_temperature: float = Field(0.07, gt=0, le=1e3)
     """Temperature of the teacher's softmax after its warm-up."""
-    first_teacher_temperature: float = Field(0.04, gt=0)
+    first_teacher_temperature: float = Field(0.04, gt=0, le=1e3)
     """Temperature of the teacher's softmax at step 0; it rises linearly."""
-    temperature_warmup_epochs: float = Field(30.0, ge=0)
+    temperature_warmup_epochs: float = Field(30.0, ge=0, le=1e6)
     """Length of the temperature's warm-up in epochs."""
     centre_momentum: float = Field(0.9, ge=0, lt=1)
     """Weight of the old centre in the new one."""
     momentum: float = Field(0.996, ge=0, le=1)
     """Weight of the old teacher in the new one at step 0; it rises to 1 along a half cosine."""
-    frozen_epochs: float = Field(1.0, ge=0)
+    frozen_epochs: float = Field(1.0, ge=0, le=1e6)
     """Epochs at the start in which the prototypes are not trained."""
-    statistics_group: int | None = Field(None, ge=1)
+    statistics_group: int | None = Field(None, ge=1, le=2**30)
     """Consecutive samples of a step that share statistics in a ResNet's batch normalisation; none:
     each micro-batch."""
 

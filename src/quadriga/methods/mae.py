@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from quadriga import randomness
 from quadriga.contracts import Batch, LossOutput, ModelConfig, Objective, ObjectiveConfig
-from quadriga.errors import UserError
+from quadriga.errors import UserError, nearest_divisors, nearest_multiples
 from quadriga.methods.parts.encoders import one_view
 from quadriga.models.parts.initialise import Filler, initialise
 from quadriga.models.parts.patches import channels_first, channels_last, take_rows, unpatchify
@@ -36,11 +36,11 @@ class MAEConfig(ObjectiveConfig):
 
     mask_ratio: float = Field(0.75, gt=0, lt=1)
     """Fraction of the patches that is masked."""
-    decoder_width: int = Field(512, ge=4)
+    decoder_width: int = Field(512, ge=4, le=2**20)
     """Features of a token in the decoder."""
-    decoder_depth: int = Field(8, ge=0)
+    decoder_depth: int = Field(8, ge=0, le=10_000)
     """Blocks of the decoder."""
-    decoder_heads: int = Field(16, ge=1)
+    decoder_heads: int = Field(16, ge=1, le=10_000)
     """Attention heads of the decoder."""
     normalise_pixels: bool = True
     """Whether each target patch is normalised by its own mean and variance."""
@@ -48,11 +48,15 @@ class MAEConfig(ObjectiveConfig):
     @model_validator(mode="after")
     def _fields_agree(self) -> MAEConfig:
         if self.decoder_width % 4:
-            raise ValueError(f"decoder_width must be a multiple of 4, but is {self.decoder_width}")
+            raise ValueError(
+                f"decoder_width must be a multiple of 4, but is {self.decoder_width}; "
+                + nearest_multiples(self.decoder_width, 4)
+            )
         if self.decoder_width % self.decoder_heads:
             raise ValueError(
                 f"decoder_heads must divide decoder_width ({self.decoder_width}), "
-                f"but is {self.decoder_heads}"
+                f"but is {self.decoder_heads}; "
+                + nearest_divisors(self.decoder_heads, self.decoder_width)
             )
         return self
 

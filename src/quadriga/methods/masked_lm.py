@@ -46,7 +46,7 @@ class MaskedLMConfig(ObjectiveConfig):
     """micro_batch: all micro-batches have equal weight; the loss of each is the mean over its
     masked tokens plus the mean over its sentence pairs. token: all masked tokens of a step have
     equal weight."""
-    chunk_elements: int = Field(CHUNK_ELEMENTS, ge=1)
+    chunk_elements: int = Field(CHUNK_ELEMENTS, ge=1, le=2**40)
     """Maximum number of logits over the vocabulary in memory at once."""
 
     @model_validator(mode="after")

@@ -34,7 +34,7 @@ class Task(Config):
     """Its method."""
     model: ModelConfig | None = None
     """Its architecture; none for the run's model. Tasks never share parameters."""
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(1.0, gt=0, le=1e6)
     """Factor of its loss."""
 
 

@@ -42,17 +42,17 @@ _VIEWS = ("first", "second")
 class MoCoV3Config(ObjectiveConfig):
     """Contrastive learning against a momentum encoder, with the step's images as negatives."""
 
-    temperature: float = Field(0.2, gt=0)
+    temperature: float = Field(0.2, gt=0, le=1e3)
     """Temperature of the logits; the default is the paper's value for a ViT (1 for a ResNet)."""
     momentum: float = Field(0.99, ge=0, le=1)
     """Weight of the old momentum encoder in the new one at step 0; rises to 1 along a cosine."""
-    hidden_width: int = Field(4096, ge=1)
+    hidden_width: int = Field(4096, ge=1, le=2**20)
     """Features of the hidden layers of projector and predictor."""
-    output_width: int = Field(256, ge=1)
+    output_width: int = Field(256, ge=1, le=2**20)
     """Features of the vectors that are compared."""
     freeze_patches: bool = True
     """Whether a ViT's patch projection is not trained (section 4.2 of the paper)."""
-    statistics_group: int | None = Field(None, ge=1)
+    statistics_group: int | None = Field(None, ge=1, le=2**30)
     """Consecutive samples of a step that share statistics in a ResNet's batch normalisation; none:
     each micro-batch. The paper uses statistics of the whole step."""
 

@@ -36,7 +36,7 @@ from quadriga.models.parts.transformer import Dropout
 class SequenceClassificationConfig(ObjectiveConfig):
     """Classification of, or regression on, one or two texts."""
 
-    outputs: int = Field(2, ge=1)
+    outputs: int = Field(2, ge=1, le=2**24)
     """Number of classes; 1 for a regression."""
     regression: bool = False
     """Whether the label is a real number instead of a class."""

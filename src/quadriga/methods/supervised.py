@@ -39,7 +39,7 @@ _PASS = "encoder"
 class SupervisedConfig(ObjectiveConfig):
     """An encoder and a linear classifier on its feature vector, trained together."""
 
-    classes: int | None = Field(None, ge=2)
+    classes: int | None = Field(None, ge=2, le=2**24)
     """Number of classes; none: that of the training data, determined before the run starts."""
     loss: Criterion = "cross_entropy"
     """Cross-entropy of a softmax over all classes, or binary cross-entropy per class (DeiT III)."""

@@ -43,26 +43,26 @@ _VIEWS = ("first", "second")
 class SwAVConfig(ObjectiveConfig):
     """Online clustering: views of an image predict each other's assignment."""
 
-    prototypes: int = Field(3000, ge=2)
+    prototypes: int = Field(3000, ge=2, le=2**24)
     """Number of clusters."""
-    hidden_width: int = Field(2048, ge=1)
+    hidden_width: int = Field(2048, ge=1, le=2**20)
     """Features of the projector's hidden layer."""
-    output_width: int = Field(128, ge=1)
+    output_width: int = Field(128, ge=1, le=2**20)
     """Features of the vectors that are compared with the prototypes."""
-    temperature: float = Field(0.1, gt=0)
+    temperature: float = Field(0.1, gt=0, le=1e3)
     """Temperature of the predictions."""
-    epsilon: float = Field(0.05, ge=0.002)
+    epsilon: float = Field(0.05, ge=0.002, le=1e3)
     """Regularisation of the assignments; the lower, the sharper they are."""
-    sinkhorn_iterations: int = Field(3, ge=1)
+    sinkhorn_iterations: int = Field(3, ge=1, le=10_000)
     """Iterations that balance the assignments."""
-    queue: int = Field(0, ge=0)
+    queue: int = Field(0, ge=0, le=2**40)
     """Length of the queue of earlier embeddings of each view, over all ranks, that are assigned
     together with the step's; used once it is full. 3840 in the paper's runs with small batches."""
-    queue_start_epoch: float = Field(15.0, ge=0)
+    queue_start_epoch: float = Field(15.0, ge=0, le=1e6)
     """Epoch from which embeddings enter the queue."""
-    frozen_epochs: float = Field(1.0, ge=0)
+    frozen_epochs: float = Field(1.0, ge=0, le=1e6)
     """Epochs at the start in which the prototypes are not trained."""
-    statistics_group: int | None = Field(None, ge=1)
+    statistics_group: int | None = Field(None, ge=1, le=2**30)
     """Consecutive samples of a step that share statistics in a ResNet's batch normalisation; none:
     each micro-batch. The paper uses statistics of the whole step."""
 

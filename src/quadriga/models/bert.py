@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import final
 
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 
 from quadriga import randomness
 from quadriga.contracts import Batch, Dataset, ModelConfig, ViewsConfig
-from quadriga.errors import UserError
+from quadriga.errors import UserError, nearest_divisors
+from quadriga.files import parse_json
 from quadriga.models.parts.bert_blocks import BertBlock, BertShape, Places, collect_rows
 from quadriga.models.parts.transformer import Dropout
 
@@ -37,21 +37,21 @@ _GOOGLE_OPTIONAL = frozenset({"layer_norm_eps"})
 class BertConfig(ModelConfig):
     """BERT of any size."""
 
-    vocabulary_size: int = Field(30522, ge=1)
+    vocabulary_size: int = Field(30522, ge=1, le=2**24)
     """Rows of the word embedding."""
-    width: int = Field(768, ge=1)
+    width: int = Field(768, ge=1, le=2**20)
     """Features of a token."""
-    depth: int = Field(12, ge=0)
+    depth: int = Field(12, ge=0, le=10_000)
     """Number of blocks."""
-    heads: int = Field(12, ge=1)
+    heads: int = Field(12, ge=1, le=10_000)
     """Attention heads."""
-    mlp_width: int = Field(3072, ge=1)
+    mlp_width: int = Field(3072, ge=1, le=2**20)
     """Hidden features of the MLP."""
-    max_positions: int = Field(512, ge=1)
+    max_positions: int = Field(512, ge=1, le=2**20)
     """Longest sequence, in tokens."""
-    segment_types: int = Field(2, ge=1)
+    segment_types: int = Field(2, ge=1, le=10_000)
     """Kinds of segments: the first and the second sentence."""
-    norm_eps: float = Field(1e-12, gt=0)
+    norm_eps: float = Field(1e-12, gt=0, le=1.0)
     dropout: float = Field(0.1, ge=0, lt=1)
     """Probability that a feature of an embedding or of a residual branch is dropped."""
     attention_dropout: float = Field(0.1, ge=0, lt=1)
@@ -60,7 +60,10 @@ class BertConfig(ModelConfig):
     @model_validator(mode="after")
     def _fields_agree(self) -> BertConfig:
         if self.width % self.heads:
-            raise ValueError(f"heads must divide width ({self.width}), but is {self.heads}")
+            raise ValueError(
+                f"heads must divide width ({self.width}), but is {self.heads}; "
+                + nearest_divisors(self.heads, self.width)
+            )
         return self
 
     def block_shape(self) -> BertShape:
@@ -139,7 +142,7 @@ class BertConfig(ModelConfig):
         """
         path = Path(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, ValueError) as error:
             raise UserError(f"{path} must be a bert_config.json: {error}") from error
         if not isinstance(content, dict):

@@ -23,11 +23,11 @@ _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 class ResNetConfig(ModelConfig):
     """A residual network of 18, 34 or 50 layers."""
 
-    image_px: int = Field(224, ge=1)
+    image_px: int = Field(224, ge=1, le=2**14)
     """Side of the square images of a run; the network itself takes images of any size."""
     depth: Literal[18, 34, 50] = 50
     """Layers with weights. 18 and 34 have basic blocks, 50 has bottlenecks."""
-    stem_width: int = Field(64, ge=1)
+    stem_width: int = Field(64, ge=1, le=2**20)
     """Channels of the stem and of the first stage's 3x3 convolutions; each stage doubles them."""
     stem: Literal["standard", "small"] = "standard"
     """A 7x7 convolution of stride 2 and a max pooling; or, for images of about 32 px, a 3x3
@@ -35,7 +35,7 @@ class ResNetConfig(ModelConfig):
     zero_init_residual: bool = False
     """Whether the last scale of each residual branch starts at 0, so that each block starts as its
     shortcut (Goyal et al., 2017, arXiv:1706.02677, section 5.1)."""
-    channels: int = Field(3, ge=1)
+    channels: int = Field(3, ge=1, le=10_000)
     """Channels of an image."""
 
     @property

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from quadriga import randomness
 from quadriga.contracts import ModelConfig
-from quadriga.errors import UserError
+from quadriga.errors import UserError, nearest_divisors, nearest_multiples
 from quadriga.models.parts.initialise import Filler
 from quadriga.models.parts.patches import patchify
 from quadriga.models.parts.positions import sincos_table
@@ -23,26 +23,26 @@ from quadriga.models.parts.transformer import Block, BlockShape, Dropout, drop_p
 class ViTConfig(ModelConfig):
     """A vision transformer of any size."""
 
-    image_px: int = Field(224, ge=1)
+    image_px: int = Field(224, ge=1, le=2**14)
     """Side of the square images."""
-    patch_px: int = Field(16, ge=1)
+    patch_px: int = Field(16, ge=1, le=2**14)
     """Side of the square patches."""
-    width: int = Field(768, ge=1)
+    width: int = Field(768, ge=1, le=2**20)
     """Features of a token."""
-    depth: int = Field(12, ge=0)
+    depth: int = Field(12, ge=0, le=10_000)
     """Number of blocks."""
-    heads: int = Field(12, ge=1)
+    heads: int = Field(12, ge=1, le=10_000)
     """Attention heads."""
-    mlp_ratio: float = Field(4.0, gt=0)
+    mlp_ratio: float = Field(4.0, gt=0, le=1e3)
     """Hidden features of the MLP per feature of a token."""
     positions: Literal["sincos", "learned"] = "sincos"
     """Fixed sine-cosine table, or a learned one."""
     pool: Literal["class", "mean"] = "class"
     """How an image's feature vector is computed: the class token, or the mean of its patches."""
     class_token: bool = True
-    registers: int = Field(0, ge=0)
+    registers: int = Field(0, ge=0, le=10_000)
     """Learned tokens that belong to no patch (Darcet et al., 2024)."""
-    layer_scale: float | None = None
+    layer_scale: float | None = Field(None, ge=-1e3, le=1e3)
     """Initial factor of each residual branch; none: no factors."""
     drop_path: float = Field(0.0, ge=0, lt=1)
     """Stochastic depth of the last block; it grows linearly from 0 at the first."""
@@ -50,21 +50,26 @@ class ViTConfig(ModelConfig):
     """Probability that a feature is dropped: of the embedded tokens, of the MLP's hidden layer, and
     of each residual branch."""
     qkv_bias: bool = True
-    norm_eps: float = Field(1e-6, gt=0)
-    channels: int = Field(3, ge=1)
+    norm_eps: float = Field(1e-6, gt=0, le=1.0)
+    channels: int = Field(3, ge=1, le=10_000)
     """Channels of an image."""
 
     @model_validator(mode="after")
     def _fields_agree(self) -> ViTConfig:
         if self.image_px % self.patch_px:
             raise ValueError(
-                f"image_px must be a multiple of patch_px ({self.patch_px}), but is {self.image_px}"
+                f"image_px must be a multiple of patch_px ({self.patch_px}), but is "
+                f"{self.image_px}; {nearest_multiples(self.image_px, self.patch_px)}"
             )
         if self.width % self.heads:
-            raise ValueError(f"heads must divide width ({self.width}), but is {self.heads}")
+            raise ValueError(
+                f"heads must divide width ({self.width}), but is {self.heads}; "
+                + nearest_divisors(self.heads, self.width)
+            )
         if self.positions == "sincos" and self.width % 4:
             raise ValueError(
-                f"width must be a multiple of 4 for positions=sincos, but is {self.width}"
+                f"width must be a multiple of 4 for positions=sincos, but is {self.width}; "
+                + nearest_multiples(self.width, 4)
             )
         if self.pool == "class" and not self.class_token:
             raise ValueError("pool must be mean for class_token=false, but is class")

@@ -7,7 +7,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from quadriga.config.base import Location
+from quadriga.config.base import Depth, Location
 from quadriga.contracts import ModelConfig, ModularConfig, Objective, ObjectiveConfig, WeightSource
 from quadriga.errors import UserError
 from quadriga.modular.parts.cut import check_cut, classes_of, copy_into, depth_of, misfits
@@ -18,7 +18,7 @@ from quadriga.modular.parts.sources import SourceModule, check_facts, source_mod
 class AssemblyConfig(ModularConfig):
     """The whole target model, started from modules that were trained independently."""
 
-    depths: tuple[int, ...]
+    depths: tuple[Depth, ...]
     """Blocks of each module; they add up to `model.depth`."""
     modules: Location[tuple[str, ...]]
     """Paths of the modules, in any order: the sources determine the modules' numbers."""

@@ -17,6 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from quadriga.config.base import Depth
 from quadriga.contracts import (
     Batch,
     LossOutput,
@@ -36,14 +37,14 @@ from quadriga.modular.parts.start import Start, start_module
 class HybridConfig(FromMetaConfig):
     """Some modules of the target, each trained among the frozen stages of the meta model."""
 
-    live: tuple[int, ...]
+    live: tuple[Depth, ...]
     """Numbers of the modules that train, from 0, ascending. Several modules in one process share
     the data and the frozen stages below them, and are otherwise trained independently."""
     initialise: Start = "function_preserving"
     """How a module starts. random: as in the published method; inherit: with the meta model's
     embedding or classifier; function_preserving: as the meta model's stage followed by identity
     blocks, so that the hybrid equals the meta model at step 0."""
-    imitation: float = Field(0.0, ge=0)
+    imitation: float = Field(0.0, ge=0, le=1e3)
     """Weight of the mean squared difference between the outputs of a module and of the meta
     model's stage for the same input; 0 for the published method. The last module returns a loss,
     so it has no such term."""

@@ -27,16 +27,16 @@ _SQUARE_EPS = 1e-30  # Epsilon 1 of the paper, added to squared gradients.
 class AdafactorConfig(OptimizerConfig):
     """Adafactor: steps relative to the weights, factored second moments of matrices."""
 
-    lr: float = Field(1e-2, ge=0)
+    lr: float = Field(1e-2, ge=0, le=1e6)
     """Peak step relative to the weights' root mean square, at a batch of `lr_batch` samples;
     limited to ``1 / sqrt(step)``."""
-    beta2_exponent: float = Field(0.8, ge=0)
+    beta2_exponent: float = Field(0.8, ge=0, le=1e3)
     """Exponent c of the second moment's decay rate ``1 - step^-c``."""
-    least_scale: float = Field(1e-3, ge=0)
+    least_scale: float = Field(1e-3, ge=0, le=1e3)
     """Lower limit of the weights' root mean square (epsilon 2 of the paper)."""
-    clip_threshold: float = Field(1.0, gt=0)
+    clip_threshold: float = Field(1.0, gt=0, le=1e6)
     """Upper limit of the root mean square of an update, before the learning rate."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=1e6)
     """Decoupled weight decay of the parameters that `no_decay` does not exempt."""
 
     def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:

@@ -18,6 +18,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from quadriga.config.base import Number
 from quadriga.contracts import OptimizerConfig
 from quadriga.optim.parts.foreach import ForeachOptimizer, state_like
 from quadriga.optim.parts.groups import groups_of, require_below_one
@@ -27,13 +28,13 @@ from quadriga.optim.parts.groups import groups_of, require_below_one
 class AdamConfig(OptimizerConfig):
     """Adam, torch's fused implementation; kind ``adamw`` has decoupled weight decay."""
 
-    lr: float = Field(1e-3, ge=0)
+    lr: float = Field(1e-3, ge=0, le=1e6)
     """Peak learning rate at a batch of `lr_batch` samples."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Number, Number] = (0.9, 0.999)
     """Decay rates of the first and second moment."""
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(1e-8, gt=0, le=1.0)
     """Added to the root of the second moment."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=1e6)
     """Weight decay added to the gradient, for parameters that `no_decay` does not exempt."""
     amsgrad: bool = False
     """Whether to use the maximum of the second moment so far (Reddi et al., arXiv:1904.09237)."""
@@ -59,13 +60,13 @@ class AdamConfig(OptimizerConfig):
 class AdamWConfig(OptimizerConfig):
     """AdamW, torch's fused implementation."""
 
-    lr: float = Field(1e-3, ge=0)
+    lr: float = Field(1e-3, ge=0, le=1e6)
     """Peak learning rate at a batch of `lr_batch` samples."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Number, Number] = (0.9, 0.95)
     """Decay rates of the first and second moment."""
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(1e-8, gt=0, le=1.0)
     """Added to the root of the second moment."""
-    weight_decay: float = Field(0.05, ge=0)
+    weight_decay: float = Field(0.05, ge=0, le=1e6)
     """Decoupled weight decay of the parameters that `no_decay` does not exempt."""
 
     @model_validator(mode="after")
@@ -83,13 +84,13 @@ class AdamWConfig(OptimizerConfig):
 class BertAdamConfig(OptimizerConfig):
     """The optimizer of the original BERT."""
 
-    lr: float = Field(1e-4, ge=0)
+    lr: float = Field(1e-4, ge=0, le=1e6)
     """Peak learning rate at a batch of `lr_batch` samples."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Number, Number] = (0.9, 0.999)
     """Decay rates of the first and second moment."""
-    eps: float = Field(1e-6, gt=0)
+    eps: float = Field(1e-6, gt=0, le=1.0)
     """Added to the root of the second moment."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, le=1e6)
     """Decoupled weight decay of the parameters that `no_decay` does not exempt."""
     no_decay: tuple[str, ...] = ("norm", "bias")
     """Parameters whose name contains one of these have no weight decay, nor have scalars and
@@ -149,17 +150,17 @@ class BertAdam(ForeachOptimizer):
 class NAdamConfig(OptimizerConfig):
     """Adam with Nesterov momentum."""
 
-    lr: float = Field(2e-3, ge=0)
+    lr: float = Field(2e-3, ge=0, le=1e6)
     """Peak learning rate at a batch of `lr_batch` samples."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Number, Number] = (0.9, 0.999)
     """Decay rates of the first and second moment."""
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(1e-8, gt=0, le=1.0)
     """Added to the root of the second moment."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=1e6)
     """Weight decay of the parameters that `no_decay` does not exempt."""
     decoupled: bool = True
     """Whether the weight decay is decoupled, as in AdamW; false adds it to the gradient."""
-    momentum_decay: float = Field(4e-3, ge=0)
+    momentum_decay: float = Field(4e-3, ge=0, le=1e3)
     """psi in the momentum's schedule ``beta1 (1 - 0.96^(t psi) / 2)``."""
 
     @model_validator(mode="after")
@@ -184,13 +185,13 @@ class NAdamConfig(OptimizerConfig):
 class RAdamConfig(OptimizerConfig):
     """Rectified Adam: plain momentum in the first steps, until the second moment is reliable."""
 
-    lr: float = Field(1e-3, ge=0)
+    lr: float = Field(1e-3, ge=0, le=1e6)
     """Peak learning rate at a batch of `lr_batch` samples."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Number, Number] = (0.9, 0.999)
     """Decay rates of the first and second moment."""
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(1e-8, gt=0, le=1.0)
     """Added to the root of the second moment."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=1e6)
     """Weight decay of the parameters that `no_decay` does not exempt."""
     decoupled: bool = True
     """Whether the weight decay is decoupled, as in AdamW; false adds it to the gradient."""

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from quadriga.config.base import Number
 from quadriga.contracts import OptimizerConfig
 from quadriga.optim.parts.foreach import (
     ForeachOptimizer,
@@ -28,13 +29,13 @@ from quadriga.optim.parts.groups import groups_of, is_exempt, require_below_one
 class LAMBConfig(OptimizerConfig):
     """LAMB with bias correction."""
 
-    lr: float = Field(3e-3, ge=0)
+    lr: float = Field(3e-3, ge=0, le=1e6)
     """Peak learning rate at a batch of `lr_batch` samples."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Number, Number] = (0.9, 0.999)
     """Decay rates of the first and second moment."""
-    eps: float = Field(1e-6, gt=0)
+    eps: float = Field(1e-6, gt=0, le=1.0)
     """Added to the root of the second moment."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, le=1e6)
     """Decoupled weight decay of the parameters that `no_decay` does not exempt."""
     adapt_all: bool = False
     """Whether parameters without weight decay have a trust ratio as well."""
@@ -105,15 +106,15 @@ class LAMB(ForeachOptimizer):
 class LARSConfig(OptimizerConfig):
     """LARS; parameters without weight decay use plain momentum SGD."""
 
-    lr: float = Field(0.3, ge=0)
+    lr: float = Field(0.3, ge=0, le=1e6)
     """Peak learning rate at a batch of `lr_batch` samples."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum: factor of the previous update in the next one."""
-    weight_decay: float = Field(1e-6, ge=0)
+    weight_decay: float = Field(1e-6, ge=0, le=1e6)
     """Weight decay added to the gradient, for parameters that `no_decay` does not exempt."""
-    trust_coefficient: float = Field(1e-3, gt=0)
+    trust_coefficient: float = Field(1e-3, gt=0, le=1e3)
     """Length of a tensor's step relative to its norm, at a learning rate of 1."""
-    eps: float = Field(1e-8, ge=0)
+    eps: float = Field(1e-8, ge=0, le=1.0)
     """Added to the denominator of the trust ratio."""
 
     def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from quadriga.config.base import Number
 from quadriga.contracts import OptimizerConfig
 from quadriga.errors import UserError
 from quadriga.optim.parts.foreach import ForeachOptimizer, gathered, state_like, step_counts
@@ -88,9 +89,9 @@ StepLength = Literal["match_rms_adamw", "original"]
 class MuonConfig(OptimizerConfig):
     """Muon for hidden matrices, and AdamW for everything else, as one optimizer."""
 
-    lr: float = Field(1e-3, ge=0)
+    lr: float = Field(1e-3, ge=0, le=1e6)
     """Peak learning rate at a batch of `lr_batch` samples."""
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: float = Field(0.1, ge=0, le=1e6)
     """Decoupled weight decay of the parameters that `no_decay` does not exempt."""
     hidden: tuple[str, ...] = ("blocks.",)
     """Matrices whose name contains one of these use Muon."""
@@ -103,11 +104,11 @@ class MuonConfig(OptimizerConfig):
     step_length: StepLength = "match_rms_adamw"
     """Factor of a (rows, columns) update: match_rms_adamw: 0.2 sqrt(max(rows, columns)); original:
     sqrt(max(1, rows / columns))."""
-    adamw_lr_scale: float = Field(1.0, ge=0)
+    adamw_lr_scale: float = Field(1.0, ge=0, le=1e6)
     """Learning rate of AdamW's parameters as a multiple of Muon's."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Number, Number] = (0.9, 0.95)
     """AdamW's decay rates of the first and second moment."""
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(1e-8, gt=0, le=1.0)
     """Added to the root of AdamW's second moment."""
 
     @model_validator(mode="after")

@@ -22,13 +22,13 @@ from quadriga.optim.parts.groups import groups_of
 class SGDConfig(OptimizerConfig):
     """SGD with momentum; weight decay is added to the gradient (L2)."""
 
-    lr: float = Field(0.03, ge=0)
+    lr: float = Field(0.03, ge=0, le=1e6)
     """Peak learning rate at a batch of `lr_batch` samples."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum: factor of the previous update in the next one."""
     nesterov: bool = False
     """Whether to use Nesterov momentum."""
-    weight_decay: float = Field(1e-4, ge=0)
+    weight_decay: float = Field(1e-4, ge=0, le=1e6)
     """Weight decay added to the gradient, for parameters that `no_decay` does not exempt."""
 
     @model_validator(mode="after")
@@ -53,13 +53,13 @@ class SGDConfig(OptimizerConfig):
 class AdadeltaConfig(OptimizerConfig):
     """Adadelta: gradients scaled by the ratio of the RMS of past updates to that of gradients."""
 
-    lr: float = Field(1.0, ge=0)
+    lr: float = Field(1.0, ge=0, le=1e6)
     """Peak factor of the update at a batch of `lr_batch` samples."""
     rho: float = Field(0.9, ge=0, lt=1)
     """Decay rate of the mean squares."""
-    eps: float = Field(1e-6, gt=0)
+    eps: float = Field(1e-6, gt=0, le=1.0)
     """Added to the mean squares before their roots."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=1e6)
     """Weight decay added to the gradient, for parameters that `no_decay` does not exempt."""
 
     def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
@@ -72,17 +72,17 @@ class AdadeltaConfig(OptimizerConfig):
 class RMSpropConfig(OptimizerConfig):
     """RMSprop: gradients divided by the root of their running mean square, with momentum."""
 
-    lr: float = Field(1e-2, ge=0)
+    lr: float = Field(1e-2, ge=0, le=1e6)
     """Peak learning rate at a batch of `lr_batch` samples."""
     alpha: float = Field(0.9, ge=0, lt=1)
     """Decay rate of the mean square."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum: factor of the previous update in the next one."""
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(1e-8, gt=0, le=1.0)
     """Added to the root of the mean square."""
     centered: bool = False
     """Whether to subtract the square of the mean from the mean square."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=1e6)
     """Weight decay added to the gradient, for parameters that `no_decay` does not exempt."""
 
     def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, final
 
 from pydantic import Field
 
-from quadriga.config.base import NamedFile, load
+from quadriga.config.base import Depth, NamedFile, load
 from quadriga.contracts.executor import Executor, ExecutorConfig, Share, StepConfig
 from quadriga.contracts.objective import Objective
 from quadriga.contracts.step import StepPlan
@@ -41,20 +41,20 @@ class PipelineConfig(ExecutorConfig):
     ] = "1f1b"
     """Ours: sequential, gpipe, 1f1b, and 2bw (PipeDream-2BW: no flush, gradients one step late).
     torch's: the others, with `stages_per_rank` stages on each rank."""
-    stages: int = Field(1, ge=1)
+    stages: int = Field(1, ge=1, le=10_000)
     """Ranks that hold one replica of the model; the other ranks hold further replicas."""
-    depths: tuple[int, ...] | None = None
+    depths: tuple[Depth, ...] | None = None
     """Blocks of each stage; none for an even split."""
-    stages_per_rank: int = Field(1, ge=1)
+    stages_per_rank: int = Field(1, ge=1, le=10_000)
     """Stages on each rank, for torch's interleaved schedules."""
     conf: NamedFile[Path | None] = None
     """A ``conf.json`` that maps modules to stages and stages to ranks; it replaces `stages` and
     `depths`."""
     deferred_update: bool = True
     """Whether 2bw reduces, clips and steps while the next micro-batches run, or before them."""
-    flushed_steps: int = Field(0, ge=0)
+    flushed_steps: int = Field(0, ge=0, le=2**30)
     """Steps at the start that 2bw makes without delay, with a flush after each."""
-    error_feedback: float = Field(0.0, ge=0)
+    error_feedback: float = Field(0.0, ge=0, le=1e3)
     """Strength of 2bw's correction of the delay: with u(t) the optimizer's update,
     ``W -= u(t) + c * (u(t) - u(t-1))``; 0 for none."""
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from quadriga.contracts import Objective, Share, Splittable
-from quadriga.errors import UserError
-from quadriga.files import write_text
+from quadriga.errors import UserError, nearest_divisors
+from quadriga.files import parse_json, write_text
 from quadriga.formatting import bytes_
 from quadriga.pipeline.config import PipelineConfig
 
@@ -63,7 +63,8 @@ def replicas_of(pipeline: PipelineConfig, world_size: int) -> int:
     if world_size % pipeline.stages:
         raise UserError(
             f"executor.stages must divide the number of ranks ({world_size}), but is "
-            f"{pipeline.stages}; change it or start with --ranks {pipeline.stages}"
+            f"{pipeline.stages}; {nearest_divisors(pipeline.stages, world_size)}, or start with "
+            f"--ranks {pipeline.stages}"
         )
     return world_size // pipeline.stages
 
@@ -124,7 +125,7 @@ def read_conf(path: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise UserError(f"executor.conf: {path} cannot be read: {reason}") from error
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError:
         try:
             value = ast.literal_eval(text.strip())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from quadriga.config.base import leaves_of
 from quadriga.engine.logs.results import RECORDS, EvaluationRecord, read_records
 from quadriga.errors import UserError
+from quadriga.files import parse_json
 
 Record = dict[str, Any]
 
@@ -110,13 +110,16 @@ def number_of(value: Any) -> float | None:
     """Return `value` as a float when it is a number and not a bool, else None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return None
 
 
 def _read_object(path: Path, notes: list[str]) -> dict[str, Any]:
     """Read a JSON object; a note says why there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         notes.append(f"{path.name} is missing")
         return {}
@@ -138,7 +141,7 @@ def _read_events(path: Path) -> list[Record]:
     found = []
     for line in lines:
         try:
-            event = mapping_of(json.loads(line))
+            event = mapping_of(parse_json(line))
         except ValueError:
             continue
         if isinstance(event.get("event"), str) and number_of(event.get("step")) is not None:
@@ -156,7 +159,7 @@ def _read_metrics(path: Path, notes: list[str]) -> list[Record]:
     damaged = 0
     for position, line in enumerate(lines):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             step = number_of(record["step"])
         except (ValueError, KeyError, TypeError):
             step, record = None, {}

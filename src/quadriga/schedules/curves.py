@@ -80,7 +80,7 @@ class LinearConfig(ScheduleConfig):
 class PolynomialConfig(ScheduleConfig):
     """Linear warm-up, then decay as a power of the remaining fraction of the run."""
 
-    power: float = Field(2.0, gt=0)
+    power: float = Field(2.0, gt=0, le=1e3)
     """Exponent of the remaining fraction."""
     final_factor: float = Field(0.0, ge=0, le=1)
     """Final multiplier of the peak learning rate."""
@@ -101,9 +101,9 @@ class PolynomialConfig(ScheduleConfig):
 class StepDecayConfig(ScheduleConfig):
     """Linear warm-up, then a constant that is multiplied by `gamma` at each milestone."""
 
-    milestone_epochs: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    milestone_epochs: tuple[Annotated[float, Field(gt=0, le=1e6)], ...] = ()
     """Epochs, from the start of the run, at which the learning rate falls."""
-    milestone_steps: tuple[Annotated[int, Field(gt=0)], ...] = ()
+    milestone_steps: tuple[Annotated[int, Field(gt=0, le=2**30)], ...] = ()
     """Optimizer steps at which the learning rate falls, instead of epochs."""
     gamma: float = Field(0.1, ge=0, le=1)
     """Factor of the learning rate at each milestone."""
@@ -138,9 +138,9 @@ class StepDecayConfig(ScheduleConfig):
 class TanhConfig(ScheduleConfig):
     """Linear warm-up, then a hyperbolic tangent: long near the peak, then a fast decay."""
 
-    lower: float = -6.0
+    lower: float = Field(-6.0, ge=-1e3, le=1e3)
     """Start of tanh's argument; the lower, the longer the rate stays near the peak."""
-    upper: float = 4.0
+    upper: float = Field(4.0, ge=-1e3, le=1e3)
     """End of tanh's argument; the higher, the longer the rate stays near the minimum."""
     final_factor: float = Field(0.0, ge=0, le=1)
     """Final multiplier: the minimum learning rate over the peak learning rate."""

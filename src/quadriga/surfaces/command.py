@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from quadriga.engine.faults.preemption import Preempted
 from quadriga.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, INTERRUPTED, UserError, nearest
+from quadriga.launch.attempts import end_with_parent
 from quadriga.launch.exit import GRACE_SECONDS, leave
 
 
@@ -66,6 +67,7 @@ def run_command(command: Callable[[], int], in_flags: Callable[[str], str]) -> N
         command: Returns the exit code.
         in_flags: Translates a message of the engine to the flags of the command.
     """
+    end_with_parent(os.environ)
     # Otherwise OpenMP's waiting threads spin and starve another rank on the same core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import psutil
 
 from quadriga.engine.checkpoint.store import list_checkpoints
 from quadriga.errors import EXIT_PREEMPTED, UserError
+from quadriga.launch.attempts import WITH_PARENT
 from quadriga.verify_resume.compare import Kill
 
 STALL_SECONDS = 1800.0
@@ -340,9 +342,13 @@ class Runner:
 
     def _start(self, layout: Layout, work_dir: Path, resume: bool) -> subprocess.Popen[bytes]:
         work_dir.parent.mkdir(parents=True, exist_ok=True)
+        environ = dict(os.environ)
+        if not self._launcher:
+            environ[WITH_PARENT] = str(os.getpid())
         with _output(work_dir).open("ab") as output:
             return subprocess.Popen(
                 self.command(layout, work_dir, resume),
+                env=environ,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

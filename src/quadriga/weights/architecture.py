@@ -15,6 +15,7 @@ from quadriga.contracts import ModelConfig
 from quadriga.errors import UserError
 from quadriga.weights.fit import ENCODER
 from quadriga.weights.names import huggingface, timm
+from quadriga.weights.prefixes import prefixes_of, take
 
 _WIDE = {1280: 16, 1408: 16, 1664: 16}
 """Published widths whose heads are not of 64 features."""
@@ -90,13 +91,16 @@ def _views(known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_tensors(path: Path, raw: dict[str, Tensor], known: Mapping[str, Any]) -> Architecture:
-    if timm.RESNET_LAYOUT.holds(raw):
-        return _resnet(raw, known)
-    for layout in (timm.LAYOUT, huggingface.LAYOUT):
-        if layout.holds(raw):
-            named = {layout.table.ours(layout.plain(name)): t for name, t in raw.items()}
-            ours = layout.fuse({name: t for name, t in named.items() if name is not None})
-            return _vit(ours, known)
+    for layout in (timm.RESNET_LAYOUT, timm.LAYOUT, huggingface.LAYOUT):
+        before = prefixes_of(raw, layout.marker)
+        if not before:
+            continue
+        taken = take(raw, [prefix.removesuffix(layout.prefix) for prefix in before], path)
+        if layout is timm.RESNET_LAYOUT:
+            return _resnet(dict(taken.tensors), known)
+        named = {layout.table.ours(layout.plain(name)): t for name, t in taken.tensors.items()}
+        ours = layout.fuse({name: t for name, t in named.items() if name is not None})
+        return _vit(ours, known)
     if any(name.endswith("patch_projection.weight") for name in raw):
         prefix = "" if any(name.startswith(ENCODER) for name in raw) else ENCODER
         return _vit({prefix + name: tensor for name, tensor in raw.items()}, known)

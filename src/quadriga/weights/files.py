@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -16,10 +16,13 @@ from torch import Tensor
 
 from quadriga.errors import UserError
 from quadriga.weights.layouts.model_stages import NOTES, STAGES, join_stages, without_aliases
+from quadriga.weights.report import listed
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 NESTED_UNDER = ("model", "state_dict")
 """Keys under which checkpoints of other systems keep the weights."""
+_MOST_LEVELS = 8
+"""Groups within each other that are looked into; a damaged file may hold a group in itself."""
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -45,6 +48,8 @@ class FileContent(NamedTuple):
     """The tensors of each stage; empty unless the file is in the modular layout."""
     notes: Mapping[str, Any] | None = None
     """Plain values that files of this project hold beside the tensors."""
+    group: str = ""
+    """The group of the file that `tensors` are from, such as ``state_dict.``; empty without one."""
 
 
 def read_weights(path: Path) -> FileContent:
@@ -68,9 +73,8 @@ def read_weights(path: Path) -> FileContent:
         raise UserError(f"{path} must hold named tensors, but holds a {type(content).__name__}")
     stages = _stages_in(content, path)
     notes = content.get(NOTES)
-    return FileContent(
-        _tensors_in(content, stages, path), stages, notes if isinstance(notes, Mapping) else None
-    )
+    group, tensors = _tensors_in(content, stages, path)
+    return FileContent(tensors, stages, notes if isinstance(notes, Mapping) else None, group)
 
 
 def _read_torch(path: Path) -> Any:
@@ -98,18 +102,30 @@ def _stages_in(content: Mapping[Any, Any], path: Path) -> tuple[dict[str, Tensor
 
 def _tensors_in(
     content: Mapping[Any, Any], stages: tuple[dict[str, Tensor], ...], path: Path
-) -> dict[str, Tensor]:
-    for key in NESTED_UNDER:
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-    tensors = _named(content)
+) -> tuple[str, dict[str, Tensor]]:
+    """Return the group of the file that holds the weights, and its tensors."""
+    group = ""
+    for _ in range(_MOST_LEVELS):
+        key = next((k for k in NESTED_UNDER if isinstance(content.get(k), Mapping)), None)
+        if key is None:
+            break
+        content, group = content[key], f"{group}{key}."
     if stages:
-        return without_aliases(tensors) or join_stages(stages, str(path))
+        return group, without_aliases(_named(content)) or join_stages(stages, str(path))
+    tensors = dict(_flat(content, "", _MOST_LEVELS))
     if not tensors:
-        raise UserError(
-            f"{path} holds no tensors, only: {', '.join(map(str, content)) or 'nothing'}"
-        )
-    return tensors
+        held = listed([str(key) for key in content]) or "nothing"
+        raise UserError(f"{path} holds no tensors, only: {held}")
+    return group, tensors
+
+
+def _flat(content: Mapping[Any, Any], prefix: str, levels: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of nested groups, such as ``teacher`` and ``student``, by dotted name."""
+    for name, value in content.items():
+        if isinstance(value, Tensor):
+            yield f"{prefix}{name}", value
+        elif isinstance(value, Mapping) and levels > 1:
+            yield from _flat(value, f"{prefix}{name}.", levels - 1)
 
 
 def _named(content: Mapping[Any, Any]) -> dict[str, Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -75,17 +77,32 @@ def fit_all(
             if name.endswith("positions") and rows != tensor.shape[-2:-1]:
                 before = tuple(source.shape[-2:])
                 fit.reshaped[name] = f"from {before} to {tuple(tensor.shape)}"
-        elif strict:
-            asked = encoder is not None and name.endswith("positions") and not interpolate
-            raise UserError(
-                f"tensor {name} must have the {problem[0]}, but {content.sources[name]} in the "
-                f"file has {problem[1]}; "
-                f"{remedies.resample if asked else 'use a model config of the same sizes'}, or "
-                f"{remedies.loose} to leave it as it is"
-            )
         else:
-            fit.kept[name] = f"({problem[1]} in the file, {problem[0]} here)"
+            there = content.sources[name]
+            of = "" if there == name else f"{there} "
+            fit.kept[name] = f"({of}{problem[1]} in the file, {problem[0]} here)"
+    if strict and fit.kept:
+        tables = encoder is not None and not interpolate
+        only_positions = tables and all(name.endswith("positions") for name in fit.kept)
+        raise UserError(
+            f"tensors must have the shapes of the model's, but {len(fit.kept)} have not: "
+            f"{'; '.join(_numbered_alike(fit.kept))}; "
+            f"{remedies.resample if only_positions else 'use a model config of the same sizes'}, "
+            f"or {remedies.loose} to leave them as they are"
+        )
     return fit
+
+
+def _numbered_alike(kept: Mapping[str, str]) -> list[str]:
+    """Return each tensor with its reason; those that differ in a block's number are one entry."""
+    groups: dict[str, list[str]] = {}
+    for name, reason in kept.items():
+        alike = re.sub(r"\.\d+(?=\.)", ".*", f"{name} {reason}")
+        groups.setdefault(alike, []).append(f"{name} {reason}")
+    return [
+        entries[0] if len(entries) == 1 else f"{len(entries)} x {alike}"
+        for alike, entries in groups.items()
+    ]
 
 
 def vit_in(module: nn.Module) -> ViT | None:

@@ -17,10 +17,11 @@ from quadriga.errors import UserError
 from quadriga.models.bert import Bert
 from quadriga.models.resnet import ResNet
 from quadriga.models.vit import ViT
-from quadriga.weights.files import read_tensors, write_tensors
+from quadriga.weights.files import read_weights, write_tensors
 from quadriga.weights.fit import ENCODER, Content, fit_all, foreign_shape, vit_in
 from quadriga.weights.names import huggingface, timm
 from quadriga.weights.names.table import ForeignLayout, Tensors
+from quadriga.weights.prefixes import Taken, prefixes_before, prefixes_of, take
 from quadriga.weights.report import IN_PYTHON, Remedies, WeightReport, listed
 
 
@@ -109,7 +110,10 @@ def load_weights(
             missing, unexpected or of another shape.
     """
     path = Path(path)
-    return load_tensors(module, read_tensors(path), path, layout, strict, interpolate)
+    content = read_weights(path)
+    return load_tensors(
+        module, content.tensors, path, layout, strict, interpolate, group=content.group
+    )
 
 
 def load_tensors(
@@ -121,6 +125,7 @@ def load_tensors(
     interpolate: bool = False,
     remedies: Remedies = IN_PYTHON,
     detail: str = "",
+    group: str = "",
 ) -> WeightReport:
     """Load named tensors into a module; on an error the module is unchanged.
 
@@ -133,12 +138,14 @@ def load_tensors(
         interpolate: As for `load_weights`.
         remedies: The remedies that error messages name.
         detail: Additional information on `path` for the report.
+        group: The group of the file that `raw` is, for the report.
 
     Raises:
         UserError: As `load_weights`, except for errors in reading.
     """
-    names = _layout_of(raw, path, module) if layout == "auto" else layout
-    content = _under_module_names(raw, names, module)
+    names, taken = _layout_of(raw, path, module, layout)
+    content = _under_module_names(taken.tensors, names, module)
+    _name_in_full(content, taken)
     drop_parts(content, module)
     targets: Tensors = module.state_dict()
     fresh = fresh_names(targets, content, module)
@@ -155,6 +162,7 @@ def load_tensors(
         reshaped=fit.reshaped,
         kept=fit.kept,
         detail=detail,
+        taken=group + taken.prefix,
     )
     _check(report, strict, remedies)
     with torch.no_grad():
@@ -199,18 +207,41 @@ def export_weights(module: nn.Module, path: Path | str, layout: Layout = "quadri
     write_tensors(named, Path(path))
 
 
-def _layout_of(raw: Mapping[str, Tensor], path: Path, module: nn.Module) -> Layout:
-    """Return the layout whose names a file uses."""
+def _layout_of(
+    raw: Mapping[str, Tensor], path: Path, module: nn.Module, asked: Layout | Literal["auto"]
+) -> tuple[Layout, Taken]:
+    """Return the layout whose names a file uses, and the tensors that it names."""
+    own = set(module.state_dict())
+    own |= {name.removeprefix(ENCODER) for name in own}
+    is_own = any(name in own or name.removeprefix(ENCODER) in own for name in raw)
     for of_kind in _LAYOUTS.values():
         for layout, foreign in of_kind.items():
-            if foreign.holds(raw):
-                return cast(Layout, layout)
-    stems = {name.removeprefix(ENCODER) for name in raw}
-    if stems & {name.removeprefix(ENCODER) for name in module.state_dict()}:
-        return "quadriga"
+            prefixes = [
+                prefix.removesuffix(foreign.prefix) for prefix in prefixes_of(raw, foreign.marker)
+            ]
+            if prefixes and asked in (layout, "auto"):
+                return cast(Layout, layout), take(raw, prefixes, path)
+    if asked != "auto":
+        return asked, Taken(raw, "", ())
+    if is_own:
+        return "quadriga", Taken(raw, "", ())
+    prefixes = prefixes_before(raw, own)
+    if prefixes:
+        return "quadriga", take(raw, prefixes, path)
     raise UserError(
         f"{path} must use the names of quadriga, timm or hf, but starts with: {listed(list(raw))}"
     )
+
+
+def _name_in_full(content: Content, taken: Taken) -> None:
+    """Give a content's names of the file their prefix again, and add what was not taken."""
+
+    def full(name: str) -> str:
+        return taken.prefix + name if name in taken.tensors else name
+
+    content.sources = {name: full(source) for name, source in content.sources.items()}
+    content.unexpected = [full(name) for name in content.unexpected]
+    content.skipped = [*map(full, content.skipped), *taken.rest]
 
 
 def _under_module_names(raw: Mapping[str, Tensor], layout: Layout, module: nn.Module) -> Content:

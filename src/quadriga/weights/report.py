@@ -46,6 +46,8 @@ class WeightReport:
     """The module's tensor -> why the file's does not fit; they keep their values."""
     detail: str = ""
     """Additional information on the source: a checkpoint's step, a digest."""
+    taken: str = ""
+    """What stood before all matched names in the file, such as ``teacher.backbone.``."""
 
     @property
     def complete(self) -> bool:
@@ -54,7 +56,8 @@ class WeightReport:
 
     def __str__(self) -> str:
         """Return the report as a few lines of text."""
-        detail = f"; {self.detail}" if self.detail else ""
+        detail = f" under {self.taken.removesuffix('.')}" if self.taken else ""
+        detail += f"; {self.detail}" if self.detail else ""
         first = f"{self.path} ({self.layout} names{detail}): {len(self.matched)} tensors matched"
         lines = [first]
         for label, names in (

@@ -22,10 +22,10 @@ from typing import IO, Any, final
 from quadriga.config.provenance import Resolved
 from quadriga.engine.checkpoint.store import list_checkpoints
 from quadriga.engine.logs.directory import RunDirectory
-from quadriga.engine.run_config import RunConfig, identity
+from quadriga.engine.run_config import RunConfig, first_difference, identity
 from quadriga.engine.status import RunState, is_finished, state_of
 from quadriga.errors import UserError
-from quadriga.files import LOCK, take_lock, write_text
+from quadriga.files import LOCK, parse_json, take_lock, write_text
 from quadriga.workflow.graph import Needs, references
 from quadriga.workflow.ledger import as_json
 
@@ -140,7 +140,7 @@ class WorkflowDirectory:
             UserError: The file is missing, unreadable or damaged.
         """
         try:
-            content = json.loads(self.graph.read_text(encoding="utf-8"))
+            content = parse_json(self.graph.read_text(encoding="utf-8"))
             nodes = content["nodes"]
             return Graph(
                 name=content["name"],
@@ -186,8 +186,9 @@ class WorkflowDirectory:
             text = self.config_of(node).read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise UserError(f"{self.config_of(node)} cannot be read: {error.strerror}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no text"
+            raise UserError(f"{self.config_of(node)} cannot be read: {reason}") from error
         try:
             return Resolved.from_json(RunConfig, text).config
         except UserError as error:
@@ -209,17 +210,9 @@ class WorkflowDirectory:
             return None
         there, here = identity(before), identity(config)
         edges = references(config)
-        different = [
-            path
-            for path in sorted(there.keys() | here.keys())
-            if there.get(path) != here.get(path)
-            and not (path in edges and _ends_in(there.get(path), edges[path]))
-        ]
-        if not different:
-            return None
-        path, more = different[0], len(different) - 1
-        tail = f" (and {more} more differences)" if more else ""
-        return f"{path} is {there.get(path)!r} there and {here.get(path)!r} here{tail}"
+        return first_difference(
+            there, here, lambda path: path in edges and _ends_in(there.get(path), edges[path])
+        )
 
     def set_aside_if_void(self, node: str, config: RunConfig) -> None:
         """Move the directory of a node without checkpoints away if it has another config.

@@ -164,3 +164,21 @@ def test_both_kinds_of_recipes_are_listed(capsys):
     assert entry.run(["recipes"]) == 0
     shown = capsys.readouterr().out
     assert shown.index("mae_digits ") < shown.index("several runs") < shown.index("_two_stage")
+
+
+def test_nothing_starts_from_older_weights_of_a_finished_node(tmp_path, capsys):
+    folder = tmp_path / "w"
+    assert run(folder, InProcess(), only=("first",)) == 0
+    last = folder / "first" / "checkpoints" / f"step_{STEPS:08d}"
+    shard = next(last.glob("*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(bytes(content))
+    capsys.readouterr()
+    assert run(folder, InProcess()) == 2
+    said = capsys.readouterr().err
+    assert_says(said, "left", "right", shard.name, "--resume")
+    command = said.partition("`")[2].partition("`")[0].split()
+    assert command[0] == "quadriga"
+    assert entry.run(command[1:]) == 0
+    assert run(folder, InProcess()) == 0

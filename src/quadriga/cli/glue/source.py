@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from quadriga.data.text.pydoc import PydocCorpusConfig
 from quadriga.engine.checkpoint.read import is_checkpoint
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.errors import UserError
+from quadriga.files import parse_json
 from quadriga.models.bert import BertConfig
 
 SCRATCH = "scratch"
@@ -120,7 +120,7 @@ def _published(weights: Path, folder: Path, config: Path) -> Source:
 
 def _read_json(path: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):

@@ -200,11 +200,11 @@ class ClutterConfig(DatasetConfig):
     """Number of training pictures; the classes take turns."""
     test_samples: int = Field(default=2000, ge=1, le=1_000_000)
     """Number of test pictures."""
-    noise: float = Field(default=0.2, ge=0)
+    noise: float = Field(default=0.2, ge=0, le=1e3)
     """Standard deviation of the Gaussian noise of a pixel; black is 0 and white 1."""
     strokes: int = Field(default=2, ge=0, le=100)
     """Number of straight strokes in a picture that have nothing to do with its class."""
-    seed: int = 0
+    seed: int = Field(0, ge=-(2**63), le=2**63 - 1)
     """Seed of the data set, apart from the run's: the same pictures in every run."""
 
     def build(self, split: Split) -> ClutterDataset:

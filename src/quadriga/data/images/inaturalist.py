@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, final
@@ -15,6 +14,7 @@ from quadriga.contracts import Split
 from quadriga.data.images.encoded import EncodedImagesConfig
 from quadriga.data.images.files import ImageFiles, check_folder
 from quadriga.errors import UserError
+from quadriga.files import parse_json
 
 Level = Literal["name", "kingdom", "phylum", "class", "order", "supercategory", "family", "genus"]
 
@@ -75,7 +75,7 @@ class InaturalistConfig(EncodedImagesConfig):
 def _read(path: Path) -> Any:
     try:
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
+            return parse_json(file.read())
     except OSError as error:
         raise UserError(
             f"data.root must hold {path.name}, but {path} cannot be read: "

@@ -8,7 +8,6 @@ not at all, and made anew when the shard's size or time of change is another.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tarfile
@@ -38,6 +37,7 @@ from quadriga.data.images.record import PLAIN, Decoding, ImageRecord
 from quadriga.data.images.scan import Skipped, found_and_skipped, is_image
 from quadriga.data.images.shard_names import find_shards, shards_by_name
 from quadriga.errors import UserError
+from quadriga.files import parse_json
 
 _VERSION = 2
 _BLOCK = 512
@@ -172,7 +172,7 @@ def _text(member: tarfile.TarInfo, file: IO[bytes], path: Path) -> str:
 
 def _label_in_json(text: str, name: str, path: Path) -> str:
     try:
-        values = json.loads(text)
+        values = parse_json(text)
     except ValueError as error:
         raise _damaged(path, f"its member {name} is no JSON: {error}") from error
     label = values.get("label") if isinstance(values, dict) else None

@@ -36,9 +36,9 @@ class TaskData(Config):
 
     data: DatasetConfig
     """The task's data set."""
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=2**30)
     """Samples of one block, which is one micro-batch of one rank."""
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(1.0, gt=0, le=1e6)
     """Relative frequency: divided by the sum of all weights, the probability that a block is of
     this task."""
 
@@ -49,7 +49,7 @@ class MixtureConfig(DatasetConfig):
 
     tasks: dict[str, TaskData] = Field(min_length=1)
     """Name -> the samples of the task."""
-    blocks: int = Field(ge=1)
+    blocks: int = Field(ge=1, le=2**30)
     """Task blocks of a step over all ranks: a multiple of the number of ranks."""
 
     @model_validator(mode="after")

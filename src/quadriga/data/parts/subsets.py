@@ -65,7 +65,7 @@ class PartConfig(DatasetConfig):
     """The whole data set."""
     fraction: float = Field(gt=0, le=1)
     """Fraction of each class that is kept, at least one record of each."""
-    seed: int = 0
+    seed: int = Field(0, ge=-(2**63), le=2**63 - 1)
     """Seed of the choice, independent of the run's seed. A smaller part is a subset of a larger
     one."""
 

@@ -36,16 +36,16 @@ class ShapesConfig(DatasetConfig):
 
     image_px: int = Field(default=64, ge=32, le=1024)
     """Side of the square images; below 64 the textures of small objects are hard to see."""
-    count: int = Field(default=50_000, ge=1)
+    count: int = Field(default=50_000, ge=1, le=2**40)
     """Number of training scenes."""
-    test_count: int = Field(default=10_000, ge=1)
+    test_count: int = Field(default=10_000, ge=1, le=2**40)
     """Number of test scenes."""
     max_objects: int = Field(default=4, ge=1, le=MAX_OBJECTS)
     """Largest number of objects in a scene; each number from 1 on is equally likely."""
     label: Literal["shape", "color", "shape_color"] = "shape"
     """The attribute of the main (largest) object that is the class; the pictures do not depend on
     it."""
-    seed: int = 0
+    seed: int = Field(0, ge=-(2**63), le=2**63 - 1)
     """Seed of the data set, independent of the run's seed: every run has the same pictures."""
 
     def build(self, split: Split) -> ShapesDataset:

@@ -143,7 +143,7 @@ class TextCorpusConfig(DatasetConfig):
     parquet files are recognised by their suffix."""
     column: str = "text"
     """Key or column of the text in JSONL and parquet."""
-    document_sentences: int | None = Field(None, ge=2)
+    document_sentences: int | None = Field(None, ge=2, le=2**20)
     """Number of sentences after which documents are cut; none for no cut (a book is one
     document)."""
     test_fraction: float = Field(0.05, ge=0, lt=1)

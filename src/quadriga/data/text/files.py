@@ -8,7 +8,6 @@ other abbreviations do not end a sentence. Chinese and Japanese full stops alway
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import Literal
 
 from quadriga.data.images.files import check_folder
 from quadriga.errors import UserError
+from quadriga.files import parse_json
 
 RULES = 1
 """Version of the rules; a change that alters sentences increments it, and text is then tokenised
@@ -310,7 +310,7 @@ def _jsonl(path: Path, lines: Iterator[str], column: str) -> Sentences:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)[column]
+            value = parse_json(line)[column]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"every line of {path} must be a JSON object with the text in {column!r}, but line "

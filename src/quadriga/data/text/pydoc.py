@@ -37,7 +37,7 @@ class PydocCorpusConfig(DatasetConfig):
 
     vocabulary: Location[Path | None] = None
     """A ``vocab.txt``; none for one that is learned from the text, deterministically."""
-    vocabulary_size: int = Field(4096, ge=512)
+    vocabulary_size: int = Field(4096, ge=512, le=2**24)
     """Tokens of the learned vocabulary; fewer if the text has too few pairs to merge."""
     lowercase: bool = True
     """Whether text is lower-cased and loses its accents."""

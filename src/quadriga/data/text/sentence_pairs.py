@@ -124,14 +124,14 @@ class SentencePairsConfig(ViewsConfig):
     starts, each with equal probabilities.
     """
 
-    max_length: int = Field(128, ge=8)
+    max_length: int = Field(128, ge=8, le=2**20)
     """Largest number of tokens of a sample, with the three special ones."""
     mask_probability: float = Field(0.15, gt=0, lt=1)
     """Probability that a token is to be predicted; in each sample at least one is. 80 % of those
     are replaced by ``[MASK]``, 10 % by a random token, 10 % are left as they are."""
     whole_word: bool = False
     """Whether either all pieces of a word are to be predicted, or none."""
-    max_predictions: int | None = Field(None, ge=1)
+    max_predictions: int | None = Field(None, ge=1, le=2**20)
     """Largest number of tokens to predict in a sample; none for no limit."""
     pairing: Literal["adjacent", "segments"] = "adjacent"
     """adjacent: A and B are one sentence each. segments: consecutive sentences up to `max_length`

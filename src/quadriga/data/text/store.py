@@ -37,6 +37,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quadriga.errors import UserError
+from quadriga.files import parse_json
 
 VERSION = 1
 
@@ -73,7 +74,7 @@ class TokenStore:
         """
         self.folder = folder
         try:
-            self.header = json.loads((folder / "header.json").read_text(encoding="utf-8"))
+            self.header = parse_json((folder / "header.json").read_text(encoding="utf-8"))
             if self.header["version"] != VERSION:
                 raise DamagedStore(f"it is of version {self.header['version']}")
             for name, description in self.header["arrays"].items():

@@ -37,7 +37,7 @@ class LabelledText:
 class TextPairsConfig(ViewsConfig):
     """One or two texts with their label, for fine-tuning BERT (arXiv:1810.04805, figure 4)."""
 
-    max_length: int = Field(default=128, ge=LONGEST_FRAME + 2)
+    max_length: int = Field(default=128, ge=LONGEST_FRAME + 2, le=2**20)
     """Largest number of tokens of a sample, with the special ones; in longer pairs the longer text
     loses tokens at its end."""
     padding: Literal["longest", "fixed"] = "longest"

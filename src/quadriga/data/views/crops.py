@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64, UInt8
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from quadriga.config.base import Later
+from quadriga.config.base import Later, Number
 from quadriga.contracts import Batch, Dataset, Sample, Split, StepPlan, Transform, ViewsConfig
 from quadriga.data.images.decode import Box, Interpolation, OpenedImage, resize
 from quadriga.data.images.record import ImageRecord
@@ -24,7 +24,7 @@ _LONGEST = 16
 # Images more elongated than this are cropped to their centre before they are resized: scaled to
 # the output's height, a strip of one pixel by 60,000 would need gigabytes.
 
-Rgb = tuple[float, float, float]
+Rgb = tuple[Number, Number, Number]
 
 
 @final
@@ -35,14 +35,14 @@ class ImageViewsConfig(ViewsConfig):
     then the centre is cropped.
     """
 
-    image_px: int = Field(default=224, gt=0)
+    image_px: int = Field(default=224, gt=0, le=2**14)
     """Height and width of a view in pixels."""
     crops: Later[int] = Field(default=1, ge=1, le=16)
     """Number of training views of an image. With more than one, a batch has ``crops`` (batch,
     crops, 3, image_px, image_px) instead of ``image``, and each view has its own random draws."""
-    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_scale: tuple[Number, Number] = (0.2, 1.0)
     """Smallest and largest fraction of the image's area in a training crop."""
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_ratio: tuple[Number, Number] = (3 / 4, 4 / 3)
     """Smallest and largest width / height of a training crop."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """Filter of the antialiased resize."""

@@ -34,12 +34,12 @@ _DRAWS = fold("shift and flip")
 class ShiftedViewsConfig(ViewsConfig):
     """One view per image, or several: the whole image, in training randomly shifted and flipped."""
 
-    image_px: int = Field(default=32, gt=0)
+    image_px: int = Field(default=32, gt=0, le=2**14)
     """Height and width of a view in pixels; images of another size are resized first."""
     crops: Later[int] = Field(default=1, ge=1, le=16)
     """Number of training views of an image. With more than one, a batch has ``crops`` (batch,
     crops, 3, image_px, image_px) instead of ``image``, and each view has its own random draws."""
-    shift_px: int = Field(default=4, ge=0)
+    shift_px: int = Field(default=4, ge=0, le=2**14)
     """Largest shift in each direction in pixels."""
     fill: Literal["zero", "edge"] = "zero"
     """Fill of the pixels from outside the image: black, or the nearest pixel of the image."""

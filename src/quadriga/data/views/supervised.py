@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from quadriga.config.base import Number
 from quadriga.contracts import Batch, Dataset, Sample, Split, StepPlan, Transform, ViewsConfig
 from quadriga.data.images.decode import Interpolation, OpenedImage, resize
 from quadriga.data.images.record import ImageRecord
@@ -38,7 +39,7 @@ from quadriga.data.views.operations import apply
 from quadriga.errors import UserError
 from quadriga.randomness import Stream, fold
 
-Range = tuple[float, float]
+Range = tuple[Number, Number]
 
 
 @final
@@ -49,7 +50,7 @@ class SupervisedViewsConfig(ViewsConfig):
     the micro-batch. Evaluation: the shorter side is resized, then the centre is cropped.
     """
 
-    image_px: int = Field(default=224, gt=0)
+    image_px: int = Field(default=224, gt=0, le=2**14)
     """Height and width of a view in pixels."""
     crop: Literal["resized", "padded"] = "resized"
     """resized: a random part of the image is resized. padded, for small images: the shorter side is
@@ -58,7 +59,7 @@ class SupervisedViewsConfig(ViewsConfig):
     """Smallest and largest fraction of the image's area in a resized crop."""
     crop_ratio: Range = (3 / 4, 4 / 3)
     """Smallest and largest width / height of a resized crop."""
-    crop_padding: int = Field(default=4, ge=0)
+    crop_padding: int = Field(default=4, ge=0, le=2**14)
     """Width of the border of a padded crop in pixels."""
     crop_border: Literal["black", "reflect"] = "black"
     """Pixels of the border: black, or the mirrored image."""
@@ -72,7 +73,7 @@ class SupervisedViewsConfig(ViewsConfig):
     above 100 uniform from 0), mmax (its bound, 10), p (probability of each operation, 0.5), inc1
     (strength of all operations increases with the magnitude) and w0 (geometric operations more
     often)."""
-    color_jitter: float = Field(default=0.4, ge=0)
+    color_jitter: float = Field(default=0.4, ge=0, le=1e3)
     """Range of the factors of brightness, contrast and saturation, if `augment` is none or
     three_augment (whose published value is 0.3)."""
     erase_probability: float = Field(default=0.25, ge=0, le=1)
@@ -85,9 +86,9 @@ class SupervisedViewsConfig(ViewsConfig):
     """Smallest and largest fraction of the image's area that all boxes cover."""
     erase_aspect: Range = (0.3, 1 / 0.3)
     """Smallest and largest height / width of a box."""
-    mixup: float = Field(default=0.8, ge=0)
+    mixup: float = Field(default=0.8, ge=0, le=1e3)
     """Both parameters of mixup's beta distribution; 0 for no mixup."""
-    cutmix: float = Field(default=1.0, ge=0)
+    cutmix: float = Field(default=1.0, ge=0, le=1e3)
     """Both parameters of CutMix's beta distribution; 0 for no CutMix."""
     cutmix_minmax: Range | None = None
     """Smallest and largest side of CutMix's box / the image's side, instead of `cutmix`."""

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quadriga.files import fsync_folder, write_text
+from quadriga.files import fsync_folder, parse_json, write_text
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -96,13 +96,14 @@ def read_manifest(folder: Path) -> Manifest:
         InvalidCheckpoint: The manifest is missing, damaged or of an unknown format.
     """
     try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        content = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
         digest = content.pop("sha256", None)
         manifest = Manifest(**content)
         own = None if manifest.format == 1 else _own_digest(content)
     except FileNotFoundError as error:
         raise InvalidCheckpoint("it has no manifest.json") from error
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    # Hostile content can raise anything: a number too large, a list in place of a group.
+    except Exception as error:
         raise InvalidCheckpoint(f"its manifest.json is damaged ({error})") from error
     if manifest.format not in _READABLE:
         raise InvalidCheckpoint(f"its format is {manifest.format}, this version reads {FORMAT}")
@@ -128,7 +129,9 @@ def verify(folder: Path, threads: int | None = None) -> Manifest:
     manifest = read_manifest(folder)
     try:
         _verify_files(folder, manifest, threads or min(8, _cores()))
-    except (OSError, KeyError, TypeError, AttributeError) as error:
+    except InvalidCheckpoint:
+        raise
+    except Exception as error:
         raise InvalidCheckpoint(f"it cannot be checked ({error!r})") from error
     return manifest
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import shlex
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from quadriga.distributed.collectives import all_gather_values, on_all
@@ -24,7 +24,6 @@ from quadriga.engine.checkpoint.folder import (
     MANIFEST,
     InvalidCheckpoint,
     list_checkpoints,
-    newest_valid,
     read_manifest,
     verify,
 )
@@ -120,12 +119,13 @@ def _load(path: Path, state: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Say of an error inside that the checkpoint cannot be read."""
-    from torch.distributed.checkpoint.api import CheckpointException
-
+    """Return a context that turns read errors into a `UserError` naming the checkpoint."""
     try:
         yield
-    except (OSError, SafetensorError, CheckpointException) as error:
+    except UserError:
+        raise
+    # A damaged header can raise any exception, depending on its bytes.
+    except Exception as error:
         raise UserError(
             f"checkpoint {path} cannot be read: {root_cause(error)}; name an older one with "
             "--resume, or restore its files"
@@ -244,27 +244,38 @@ def checkpoints_of(path: Path) -> list[Path]:
     return found
 
 
-def whole_checkpoint(path: Path, warn: Callable[[str], None]) -> Path:
-    """Return the checkpoint at a path, or the newest valid one of a run, with its files verified.
+def whole_checkpoint(path: Path) -> Path:
+    """Return the checkpoint at a path, or the newest one of a run, with its files verified.
+
+    An older checkpoint never replaces a damaged one: what starts from a run would otherwise start
+    from the weights of another step.
 
     Args:
         path: As for `checkpoints_of`.
-        warn: Called with one line for each checkpoint of a run that fails verification.
 
     Raises:
-        UserError: There is no checkpoint, or none is complete.
+        UserError: There is no checkpoint, or the newest is damaged.
     """
-    found = checkpoints_of(path)
-    if is_checkpoint(path):
-        try:
-            verify(path)
-        except InvalidCheckpoint as error:
-            raise UserError(f"checkpoint {path} is damaged: {error}; choose another") from error
-        return path
-    newest = newest_valid(found[0].parent, warn)
-    if newest is None:
-        raise UserError(f"no checkpoint of {path} is whole (see the warnings above)")
+    newest = checkpoints_of(path)[0]
+    try:
+        verify(newest)
+    except InvalidCheckpoint as error:
+        raise damaged(newest, error) from error
     return newest
+
+
+def damaged(checkpoint: Path, reason: InvalidCheckpoint) -> UserError:
+    """Return the error for a damaged checkpoint, with the command that makes it anew."""
+    run = checkpoint.absolute().parent.parent
+    remedy = "name another one"
+    if (run / "config.json").is_file():
+        command = shlex.join(
+            ["quadriga", "train", str(run / "config.json"), "--work-dir", str(run), "--resume"]
+        )
+        # Without an older one, a damaged one must not pass for the start of the run.
+        only = len(list_checkpoints(checkpoint.parent)) < 2
+        remedy = f"{'remove it, then ' if only else ''}make it anew with `{command}`, or {remedy}"
+    return UserError(f"checkpoint {checkpoint} is damaged: {reason}; {remedy}")
 
 
 def _folder_of(path: Path) -> Path:
@@ -289,7 +300,7 @@ def read_model(folder: Path, weights: Weights, option: str) -> dict[str, Tensor]
     try:
         stored = {tensor.name: tensor for tensor in stored_tensors(folder)}
     except InvalidCheckpoint as error:
-        raise UserError(f"checkpoint {folder} is damaged: {error}; choose another") from error
+        raise damaged(folder, error) from error
     source = {name.removeprefix(OBJECTIVE): name for name in stored if name.startswith(OBJECTIVE)}
     if weights == "ema":
         ema_names = {name.removeprefix(EMA): name for name in stored if name.startswith(EMA)}
@@ -324,8 +335,6 @@ def _read_tensors(folder: Path, tensors: Sequence[StoredTensor]) -> dict[str, Te
     state: dict[str, Any] = {t.name: torch.empty(t.shape, dtype=t.dtype) for t in tensors}
     if not state:
         return state
-    try:
+    with _readable(folder):
         _load(folder, state)
-    except OSError as error:
-        raise UserError(f"checkpoint {folder} cannot be read: {error}") from error
     return state

@@ -11,7 +11,7 @@ from typing import Literal, final
 
 from quadriga.engine.checkpoint.folder import checkpoint_path, list_checkpoints, remove, step_of
 from quadriga.engine.run_config import CheckpointConfig
-from quadriga.files import write_text
+from quadriga.files import parse_json, write_text
 
 BEST = "best.json"
 """File beside the checkpoints with the metric, the best step, and the value of each step."""
@@ -135,7 +135,7 @@ class Retention:
                 "value": values[best],
                 "values": {str(step): value for step, value in values.items()},
             }
-            self._folder.mkdir(parents=True, exist_ok=True)  # may run before the first save
+            self._folder.mkdir(exist_ok=True)  # may run before the first save
             write_text(self._folder / BEST, json.dumps(content, indent=2) + "\n")
 
     def _read(self) -> dict[int, float]:
@@ -143,7 +143,7 @@ class Retention:
         if self._config.keep_best is None:
             return {}
         try:
-            content = json.loads((self._folder / BEST).read_text(encoding="utf-8"))
+            content = parse_json((self._folder / BEST).read_text(encoding="utf-8"))
             if content["metric"] == self._config.keep_best:
                 return {int(step): float(value) for step, value in content["values"].items()}
         except FileNotFoundError:

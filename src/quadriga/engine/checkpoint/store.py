@@ -28,6 +28,7 @@ from quadriga.engine.checkpoint.folder import (
     InvalidCheckpoint,
     Manifest,
     checkpoint_path,
+    clear_leftovers,
     list_checkpoints,
     newest_valid,
     read_manifest,
@@ -209,11 +210,16 @@ class CheckpointStore:
         self._settle()
         executor.match_state(read_names(path, self._env))
         state = executor.state_dict()
-        read_state(path, state, self._env, complete=True)
-        executor.load_state_dict(state)
         step = read_manifest(path).step
+        read_state(path, state, self._env, complete=True)  # no rank reads `path` from here on
+        executor.load_state_dict(state)
         if self._retention is not None:
             self._retention.forget_after(step)
+            try:  # a kill may have left what the last save was about to remove
+                clear_leftovers(self._folder)
+                self._retention.prune(step)
+            except OSError as error:
+                self._warn(f"old checkpoints were not removed: {error}")
         return step
 
     def load_objective(

@@ -13,6 +13,7 @@ of torch.distributed.checkpoint, whose reader assembles the tensors on any layou
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -269,8 +270,11 @@ class CheckpointWriter:
     """
 
     def __init__(self, folder: Path, env: DistEnv, config_hash: str) -> None:
-        """Create the process group for checkpoints in `folder`."""
+        """Create the process group for checkpoints in `folder`, and the folder's parents."""
         self._folder, self._env, self._hash = folder, env, config_hash
+        if env.is_main:
+            with contextlib.suppress(OSError):  # then the first save says so
+                folder.parent.mkdir(parents=True, exist_ok=True)
         self._group = dist.new_group(backend="gloo") if env.world_size > 1 else None
         self._chunks: list[Chunk] | None = None  # the chunks that the assignment is for
         self._mine: list[Chunk] = []
@@ -364,7 +368,9 @@ class CheckpointWriter:
 
     def _begin(self, partial: Path) -> None:
         clear_leftovers(self._folder)
-        partial.mkdir(parents=True)
+        # Without its parents: a work directory that was deleted meanwhile is not made anew.
+        self._folder.mkdir(exist_ok=True)
+        partial.mkdir()
 
     def _seal(
         self, partial: Path, step: int, extra: dict[str, Any], files: dict[str, dict[str, Any]]

@@ -29,8 +29,8 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan, make_plan
 from quadriga.engine.step.bad_step import BadStep
 from quadriga.engine.step.precision import reduced_precision
-from quadriga.errors import UserError
-from quadriga.files import fsync_file
+from quadriga.errors import UserError, reading
+from quadriga.files import fsync_file, parse_json
 
 _FORGIVING = EXACT.override({"max_unreadable_fraction": 1.0})
 
@@ -108,18 +108,14 @@ def read_replay(path: Path) -> tuple[Resolved[RunConfig], Recorded, dict[str, Te
         raise UserError(f"{path} must be a file, but is a folder; name one of the files in it")
     if not path.is_file():
         raise UserError(f"{path} does not exist; see the folder replay of the run")
-    try:
+    with reading(path, "a whole replay file"):
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        recorded = json.loads(header["recorded"])
+        recorded = parse_json(header["recorded"])
         bad = BadStep(**recorded.pop("bad"))
         resolved = Resolved.from_json(RunConfig, header["config"])
-    except KeyError as error:
-        raise UserError(f"{path} is not a whole replay file: its header has no {error}") from error
-    except (OSError, safetensors.SafetensorError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is not a whole replay file: {error}") from error
-    return resolved, Recorded(bad=bad, **recorded), tensors
+        return resolved, Recorded(bad=bad, **recorded), tensors
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from quadriga.errors import short_line
+
 
 class Console:
     """Prints messages on rank 0, and warnings on every rank."""
@@ -81,8 +83,9 @@ class Console:
 
     def warn(self, text: str) -> None:
         """Print a warning to standard error, on every rank, because ranks see different causes."""
-        self._write(f"warning: {text}")
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        line = short_line(f"warning: {text}")
+        self._write(line)
+        print(line, file=sys.stderr, flush=True)
 
     def _write(self, text: str) -> None:
         if self._log is None:

@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from quadriga.config.provenance import Resolved
-from quadriga.engine.run_config import RunConfig, identity
+from quadriga.engine.run_config import RunConfig, first_difference, identity
 from quadriga.errors import UserError
-from quadriga.files import LOCK, take_lock, write_text
+from quadriga.files import LOCK, parse_json, take_lock, write_text
 
 _SIDECARS, _DATA = "sidecars.json", "data.json"
 _OWN = (LOCK, "log.txt", "report", ".config.json.partial", "times.jsonl", "console.txt")
@@ -95,6 +95,11 @@ class RunDirectory:
             text = self.config.read_text(encoding="utf-8")
         except FileNotFoundError as error:
             raise UserError(f"{self.path} holds no run: there is no {self.config.name}") from error
+        except NotADirectoryError as error:
+            raise UserError(
+                f"{self.path} is one file and no run: a file of weights holds weights only; start "
+                f"a run from it with warm_start.path={self.path} and name that run"
+            ) from error
         except OSError as error:
             raise UserError(f"{self.config} cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:
@@ -146,9 +151,9 @@ class RunDirectory:
         """
         try:
             if (self.path / _SIDECARS).is_file():
-                return dict(json.loads((self.path / _SIDECARS).read_text(encoding="utf-8")))
+                return dict(parse_json((self.path / _SIDECARS).read_text(encoding="utf-8")))
             # Up to revision 7f9c01b the config contained these values.
-            saved = json.loads(self.config.read_text(encoding="utf-8"))["config"]
+            saved = parse_json(self.config.read_text(encoding="utf-8"))["config"]
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -170,14 +175,10 @@ class RunDirectory:
                 )
             return
         there, here = identity(self.read_config().config), identity(config)
-        names = sorted(set(there) | set(here))
-        different = [name for name in names if there.get(name) != here.get(name)]
-        if different:
-            first = different[0]
-            more = f" (and {len(different) - 1} more differences)" if len(different) > 1 else ""
+        if there != here:
             raise UserError(
-                f"work dir {self.path} belongs to another run: {first} is {there.get(first)!r} "
-                f"there and {here.get(first)!r} here{more}; choose another --work-dir"
+                f"work dir {self.path} belongs to another run: {first_difference(there, here)}; "
+                "choose another --work-dir"
             )
 
     def create(self) -> None:
@@ -276,7 +277,7 @@ class RunDirectory:
             text = self.metrics.read_text(encoding="utf-8", errors="replace")
         for line in text.splitlines():
             try:
-                record = json.loads(line)
+                record = parse_json(line)
             except ValueError:
                 continue
             if isinstance(record, dict) and record.get("step", step + 1) <= step:

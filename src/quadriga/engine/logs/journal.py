@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 import statistics
 import sys
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, final
+from typing import IO, Any, Self, final
 
 import psutil
 import torch
@@ -217,7 +218,8 @@ class Journal:
         self._began = time.perf_counter()
         self._interval = Interval(work or Work(), self._began)
         self._status = ""
-        self._file = directory.metrics.open("a", encoding="utf-8") if env.is_main else None
+        self._path = directory.metrics
+        self._file = self._path.open("a", encoding="utf-8") if env.is_main else None
         self._events = Events(directory.events, env.is_main)
         self._spikes = SpikeDetector(health or HealthConfig())
         self._unseen: list[tuple[int, Tensor]] = []
@@ -313,9 +315,33 @@ class Journal:
         if self._file is not None:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
+            self._check_place(self._file)
         self._loggers.log({k: v for k, v in record.items() if k not in ("step", "skipped")}, done)
 
+    def _check_place(self, file: IO[str]) -> None:
+        """Check that the open file is still the one in the work directory.
+
+        A file that is deleted or renamed can be written for as long as it is open.
+
+        Raises:
+            UserError: It is not.
+        """
+        try:
+            is_there = os.path.samestat(self._path.stat(), os.fstat(file.fileno()))
+        except (FileNotFoundError, NotADirectoryError):
+            is_there = False
+        if not is_there:
+            raise self._gone()
+
+    def _gone(self) -> UserError:
+        return UserError(
+            f"work dir {self._folder} was deleted, renamed or replaced during the run: "
+            f"{self._path.name} is not there any more; put the directory back, then --resume"
+        )
+
     def _unwritable(self, problem: OSError) -> UserError:
+        if not self._path.exists():
+            return self._gone()
         return UserError(
             f"metrics.jsonl or events.jsonl cannot be written in {self._folder}: "
             f"{problem.strerror}; make room, then --resume"

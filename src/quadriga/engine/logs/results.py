@@ -18,7 +18,7 @@ from typing import Any, final
 from quadriga.config.base import within
 from quadriga.contracts import Dataset, EvaluationResult, EvaluatorConfig, Split
 from quadriga.engine.run_config import NEUTRAL, RunConfig
-from quadriga.files import fsync_folder
+from quadriga.files import fsync_folder, parse_json
 
 RECORDS = "evaluations.jsonl"
 SAVED_BEFORE = "evaluation.json"
@@ -208,7 +208,7 @@ def read_records(folder: Path, notes: list[str] | None = None) -> list[Evaluatio
     damaged = 0
     for line in filter(str.strip, lines):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             if isinstance(entry.get(_BACK_TO), int):
                 records = [record for record in records if record.step <= entry[_BACK_TO]]
             else:

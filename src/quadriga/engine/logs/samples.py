@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, final
 
 from quadriga.contracts import Batch
 from quadriga.data.reading.stream import Part
-from quadriga.files import write_text
+from quadriga.files import parse_json, write_text
 
 
 class SampleRead(NamedTuple):
@@ -94,7 +94,7 @@ def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     found = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            found.append((line, json.loads(line)))
+            found.append((line, parse_json(line)))
         except ValueError:
             continue
     return found

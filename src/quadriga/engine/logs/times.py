@@ -23,6 +23,8 @@ from typing import Any, final
 
 import psutil
 
+from quadriga.files import parse_json
+
 TIMES = "times.jsonl"
 
 STAMP_SECONDS = 5.0
@@ -57,7 +59,7 @@ def read_times(folder: Path) -> list[Event]:
     found = []
     for line in lines:
         try:
-            event = json.loads(line)
+            event = parse_json(line)
         except ValueError:
             continue
         if isinstance(event, dict) and isinstance(event.get("event"), str):

@@ -10,7 +10,7 @@ from typing import NoReturn, final
 
 from quadriga.engine.run_config import HealthConfig
 from quadriga.errors import UserError
-from quadriga.files import write_text
+from quadriga.files import parse_json, write_text
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ class SkippedSteps:
         """Steps that have caused a rollback."""
         if path.exists():
             try:
-                saved = json.loads(path.read_text(encoding="utf-8"))
+                saved = parse_json(path.read_text(encoding="utf-8"))
                 self.ranges = [(int(first), int(last)) for first, last in saved["ranges"]]
                 self.tried = [int(step) for step in saved["tried"]]
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, OverflowError, OSError) as error:
                 raise UserError(
                     f"{path} is damaged ({error}); it lists the steps that the run leaves out: "
                     'restore it, or write {"ranges": [], "tried": []}'

@@ -20,7 +20,7 @@ from quadriga.engine.build import build_on_meta, give_memory
 from quadriga.engine.run_config import RunConfig, TrainConfig
 from quadriga.engine.step.blocks import blocks_of
 from quadriga.engine.step.gradients import GradientSum
-from quadriga.errors import UserError
+from quadriga.errors import UserError, nearest_divisors
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -224,7 +224,7 @@ def shard_ranks(train: TrainConfig, world_size: int, local_world_size: int) -> i
     if world_size % shards:
         raise UserError(
             f"train.shard_ranks must divide the number of ranks ({world_size}), but is {shards}; "
-            "change it or use train.parallel=fsdp"
+            f"{nearest_divisors(shards, world_size)}, or use train.parallel=fsdp"
         )
     return shards
 

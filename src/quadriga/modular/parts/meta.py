@@ -6,7 +6,7 @@ from abc import ABC
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quadriga.config.base import Location
+from quadriga.config.base import Depth, Location
 from quadriga.contracts import ModelConfig, ModularConfig, ObjectiveConfig, Stage, WeightSource
 from quadriga.errors import UserError
 from quadriga.modular.parts.cut import block_of, classes_of, copy_into, meta_depths_of, misfits
@@ -92,11 +92,11 @@ def fill_meta(
 class FromMetaConfig(ModularConfig, ABC):
     """The base config of a target cut into parts and a meta model with one stage for each part."""
 
-    depths: tuple[int, ...]
+    depths: tuple[Depth, ...]
     """Blocks of each part of the target model; they add up to `model.depth`."""
     meta: Location[str]
     """The trained meta model: a run, a checkpoint, or a file in the published layout."""
-    meta_depths: tuple[int, ...] | None = None
+    meta_depths: tuple[Depth, ...] | None = None
     """Blocks of each stage of the meta model; none: one each."""
 
     def meta_cut(self) -> tuple[int, ...]:

@@ -7,7 +7,6 @@ into the parts of a profile.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple, Self, final
@@ -24,7 +23,7 @@ from quadriga.engine.meters.cost import LiveStorages
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.step.blocks import apply_recompute
 from quadriga.errors import UserError, did_you_mean
-from quadriga.files import write_text
+from quadriga.files import parse_json, write_text
 from quadriga.optim.parts.groups import make_state
 
 Recompute = Literal["none", "full"]
@@ -37,11 +36,11 @@ PARTS = ("input", "block", "head")
 class UnitSize(Config):
     """The bytes that a part holds for every size of micro-batch."""
 
-    parameter_bytes: int = Field(ge=0)
+    parameter_bytes: int = Field(ge=0, le=2**60)
     """Bytes of parameters and buffers."""
-    trainable_bytes: int = Field(ge=0)
+    trainable_bytes: int = Field(ge=0, le=2**60)
     """Bytes of trainable parameters, and of their gradients."""
-    state_bytes: int = Field(ge=0)
+    state_bytes: int = Field(ge=0, le=2**60)
     """Bytes of their optimizer state."""
 
 
@@ -75,11 +74,11 @@ def forward(
 class UnitCost(Config):
     """The cost of a part for one micro-batch."""
 
-    forward: float = Field(ge=0)
+    forward: float = Field(ge=0, le=1e9)
     """Seconds of the forward pass."""
-    backward: float = Field(ge=0)
+    backward: float = Field(ge=0, le=1e9)
     """Seconds of the backward pass, with recomputation."""
-    kept: int = Field(ge=0)
+    kept: int = Field(ge=0, le=2**60)
     """Bytes that the forward pass keeps for the backward pass, including its output, without
     parameters, batch and input."""
 
@@ -88,12 +87,12 @@ class UnitCost(Config):
 class Measurement(Config):
     """The costs of all parts for one size of micro-batch."""
 
-    micro_batch: int = Field(ge=1)
+    micro_batch: int = Field(ge=1, le=2**30)
     """Samples of a micro-batch."""
     recompute: Recompute
-    boundary_bytes: int = Field(ge=0)
+    boundary_bytes: int = Field(ge=0, le=2**60)
     """Bytes sent from stage to stage for one micro-batch."""
-    batch_bytes: int = Field(ge=0)
+    batch_bytes: int = Field(ge=0, le=2**60)
     input: UnitCost
     block: UnitCost
     head: UnitCost
@@ -103,9 +102,9 @@ class Measurement(Config):
 class Link(Config):
     """The speed of messages from one rank to another."""
 
-    bandwidth: float = Field(gt=0)
+    bandwidth: float = Field(gt=0, le=1e24)
     """Bytes per second in one direction."""
-    latency: float = Field(ge=0)
+    latency: float = Field(ge=0, le=1e9)
     """Seconds of a message, in addition to size / bandwidth."""
 
     def seconds(self, size: float) -> float:
@@ -121,7 +120,7 @@ class Network(Config):
     """Between two ranks of a node."""
     between: Link
     """Between two nodes; all ranks of a node share its bandwidth."""
-    ranks_per_node: int | None = Field(None, ge=1)
+    ranks_per_node: int | None = Field(None, ge=1, le=2**30)
     """None: all ranks are on one node."""
     overlaps: bool = True
     """Whether messages overlap with computation. On a CPU they take the cores' time."""
@@ -137,7 +136,7 @@ class Facts(Config):
     """Name of the measured device, or of the `DeviceSpec`."""
     precision: str
     torch: str
-    threads: int = Field(ge=1)
+    threads: int = Field(ge=1, le=2**30)
     """Threads of a rank, on a CPU."""
     batches: str
     """Origin of the measured batches: "the data" or "an example"."""
@@ -150,20 +149,20 @@ class Profile(Config):
     version: Literal[1] = 1
     """Version of this format."""
     facts: Facts
-    blocks: int = Field(ge=1)
+    blocks: int = Field(ge=1, le=2**30)
     """Blocks of the model."""
     input: UnitSize
     block: UnitSize
     head: UnitSize
-    shared_bytes: int = Field(0, ge=0)
+    shared_bytes: int = Field(0, ge=0, le=2**60)
     """Bytes of trainable parameters that both input part and heads hold (tied embeddings)."""
     has_average: bool = False
     """Whether the run keeps an EMA of the trainable parameters."""
     measurements: tuple[Measurement, ...]
-    update_seconds: float = Field(ge=0)
+    update_seconds: float = Field(ge=0, le=1e9)
     """Seconds of an optimizer step per trainable byte."""
     network: Network
-    memory: int | None = Field(None, ge=1)
+    memory: int | None = Field(None, ge=1, le=2**60)
     """Bytes of a rank's device; None if unknown."""
 
     @model_validator(mode="after")
@@ -232,7 +231,7 @@ def _read(cls: type[ConfigT], path: Path) -> ConfigT:
         UserError: It cannot be read or holds something else; the file is named.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -253,24 +252,24 @@ class DeviceSpec(Config):
     """The speed and the memory of a device and its links, from data sheets."""
 
     name: str
-    float32: float = Field(gt=0)
+    float32: float = Field(gt=0, le=1e24)
     """Dense FLOP/s of float32 matrix products."""
-    float16: float | None = Field(None, gt=0)
+    float16: float | None = Field(None, gt=0, le=1e24)
     """Dense FLOP/s of float16 products with float32 sums; none if the device lacks them."""
-    bfloat16: float | None = Field(None, gt=0)
+    bfloat16: float | None = Field(None, gt=0, le=1e24)
     """Dense FLOP/s of bfloat16 products; none if the device lacks them."""
-    memory_bandwidth: float = Field(gt=0)
+    memory_bandwidth: float = Field(gt=0, le=1e24)
     """Bytes per second."""
-    memory: int = Field(gt=0)
+    memory: int = Field(gt=0, le=2**60)
     """Bytes."""
-    within: float = Field(gt=0)
+    within: float = Field(gt=0, le=1e24)
     """Bytes per second between two devices of a node, in one direction."""
-    between: float = Field(gt=0)
+    between: float = Field(gt=0, le=1e24)
     """Bytes per second from one node to another, of all its devices together."""
-    devices_per_node: int = Field(8, ge=1)
-    latency: float = Field(2e-5, ge=0)
+    devices_per_node: int = Field(8, ge=1, le=2**30)
+    latency: float = Field(2e-5, ge=0, le=1e9)
     """Seconds of a message, in addition to size / bandwidth."""
-    kernel_seconds: float = Field(5e-6, ge=0)
+    kernel_seconds: float = Field(5e-6, ge=0, le=1e9)
     """Minimum seconds of an operation."""
     product_efficiency: float = Field(0.5, gt=0, le=1)
     """Share of the peak FLOP/s that matrix products reach."""

@@ -46,7 +46,7 @@ def evaluate(flags: argparse.Namespace, environ: Mapping[str, str]) -> int:
     with process_group(config.train.device) as env, Console(env.is_main) as console:
         objective = build_objective(config, env.device, config.seed)
         if path is None:
-            for line in fill_from_sources(config, objective, env, console.warn):
+            for line in fill_from_sources(config, objective, env):
                 console.say(line)
         else:
             console.say(on_all(lambda: _fill(objective, path, flags.divided_depths, console), env))
@@ -110,7 +110,7 @@ def _evaluate(
 
 
 def _fill(objective: Objective, path: Path, depths: Sequence[int], console: Console) -> str:
-    source = read_source(path, "--finetune", console.warn)
+    source = read_source(path, "--finetune")
     there = depths_of(source.stages, str(path)) if source.stages else depths
     if sum(there) != sum(depths):
         raise UserError(

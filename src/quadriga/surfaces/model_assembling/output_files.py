@@ -33,7 +33,7 @@ from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import scaled_lr
 from quadriga.engine.step.state import OPTIMIZER
-from quadriga.files import fsync_file, fsync_folder, write_text
+from quadriga.files import fsync_file, fsync_folder, parse_json, write_text
 from quadriga.models.vit import ViTConfig
 from quadriga.modular.parts.sources import LIVE, META
 from quadriga.weights.fit import foreign_shape
@@ -372,6 +372,6 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
     with contextlib.suppress(FileNotFoundError):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError):
-                row = json.loads(line)
+                row = parse_json(line)
                 rows += [row] if isinstance(row, dict) else []
     return rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -28,6 +27,7 @@ from quadriga.engine.resume import Request
 from quadriga.engine.run_config import RunConfig, complete
 from quadriga.engine.session import run
 from quadriga.errors import UserError
+from quadriga.files import parse_json
 from quadriga.models.bert import BertConfig
 from quadriga.surfaces.pipedream_bert.cut import module_sizes
 from quadriga.surfaces.pipedream_bert.glue_flags import read_flags
@@ -118,7 +118,7 @@ def _vocabulary(flags: argparse.Namespace) -> tuple[Path, bool]:
 
 def _lowercases(settings: Path) -> bool:
     try:
-        return bool(json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case"))
+        return bool(parse_json(settings.read_text(encoding="utf-8")).get("do_lower_case"))
     except (OSError, ValueError, AttributeError):
         return False
 

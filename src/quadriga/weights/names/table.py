@@ -58,10 +58,6 @@ class ForeignLayout:
     spelling: Callable[[str], str] = str
     """Converts a name in a file to its spelling in `table`."""
 
-    def holds(self, names: Mapping[str, Tensor]) -> bool:
-        """Return whether a file with these names is in this layout."""
-        return self.marker in names or self.prefix + self.marker in names
-
     def plain(self, name: str) -> str:
         """Return the name in `table` for a name in a file."""
         return self.spelling(name).removeprefix(self.prefix)
