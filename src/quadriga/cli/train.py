@@ -94,7 +94,8 @@ def train(request: TrainRequest) -> int:
             check_initial_weights(resolved.config)
         return run_ranks(ranks, request.arguments, request.max_restarts)
     with (
-        # Outside the process group, so that a signal during its shutdown does not kill the rank.
+        # Outside the process group, so that a signal during its shutdown does not kill the rank;
+        # `run` installs the handlers once the group is formed.
         Preemption() as preemption,
         process_group(resolved.config.train.device) as env,
         Console(env.is_main) as console,

@@ -58,7 +58,7 @@ def run(
         request: The user's options in addition to the config.
         env: This process among the run's.
         console: Prints the run's messages.
-        preemption: The stop signals.
+        preemption: Installed here, when all ranks have met; None for the signals' default action.
         on_saved: Writes the sidecar files of a checkpoint; see `CheckpointStore`.
         on_reported: Stores the metrics of a saved state; see `CheckpointStore`.
 
@@ -67,6 +67,8 @@ def run(
         Preempted: A signal stopped the run; it has saved.
     """
     config = resolved.config
+    if preemption is not None:
+        preemption.install()
     directory = RunDirectory(request.work_dir)
     dataset, plan = on_all(lambda: _check(config, env), env)
     with contextlib.ExitStack() as stack:

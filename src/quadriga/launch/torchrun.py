@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -16,7 +17,7 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from quadriga.engine.faults.preemption import SIGNALS, handling
+from quadriga.engine.faults.preemption import ONCE_MORE, SIGNALS, handling
 from quadriga.engine.logs.environment import cores
 from quadriga.errors import INTERRUPTED
 from quadriga.launch.attempts import FINAL, RESTARTS
@@ -35,30 +36,41 @@ def torchrun_arguments(ranks: int, arguments: Sequence[str], module: str) -> lis
     # Standalone: a free port is found, so that two runs on one machine do not meet.
     options = ["--standalone", f"--nproc-per-node={ranks}"]
     if _OURS in torchrun.get_args_parser()._option_string_actions:
-        # Without SIGTERM, which this module hands on: torchrun would kill the ranks 30 seconds
-        # later, while they save, and would not tell what they ended with.
-        options.append(f"{_OURS}=SIGINT,SIGHUP,SIGQUIT")
+        # Without SIGTERM and SIGINT, which this module hands on: torchrun would kill the ranks 30
+        # seconds later, while they save, and would not tell what they ended with.
+        options.append(f"{_OURS}=SIGHUP,SIGQUIT")
     # torchrun fills in its variables in them: $$ stands for $.
     return [*options, "--module", module, *(word.replace("$", "$$") for word in arguments)]
 
 
 @final
 class _HandOn:
-    """Context in which the signals that stop a run are handed on to this process's ranks."""
+    """Context in which the signals that stop a run are handed on to this process's ranks.
+
+    Ctrl-C reaches this process alone, since each rank has a session of its own. It is handed on as
+    SIGTERM, which a rank that has no handler yet does not answer with a traceback. A second Ctrl-C
+    kills the ranks.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = self.interrupted = False
 
     def installed(self) -> AbstractContextManager[None]:
         """Return the context; outside the main thread it changes nothing."""
         return handling(SIGNALS, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        handed_on = number
+        if number == signal.SIGINT:
+            handed_on = signal.SIGKILL if self.interrupted else signal.SIGTERM
+            if not self.interrupted:
+                os.write(2, ONCE_MORE)
+            self.interrupted = True
         self.asked = True
         for child in psutil.Process().children():
             with contextlib.suppress(psutil.Error):  # it has ended meanwhile
                 if "RANK" in child.environ():
-                    child.send_signal(number)
+                    child.send_signal(handed_on)
 
 
 def run_ranks(
@@ -66,7 +78,7 @@ def run_ranks(
 ) -> int:
     """Run a module's command on several ranks of this machine and wait for them.
 
-    SIGTERM and SIGUSR1 are handed on to the ranks, which save and end; they are waited for.
+    SIGTERM, SIGUSR1 and Ctrl-C are handed on to the ranks, which save and end; they are waited for.
 
     Args:
         ranks: Number of processes; the machine's cores are shared between them.
@@ -77,7 +89,8 @@ def run_ranks(
         module: What every rank runs.
 
     Returns:
-        The exit code: 0, or that of the first rank that failed, 128 + n for signal n.
+        The exit code: 0, or that of the first rank that failed, 128 + n for signal n; 130 after a
+        Ctrl-C that the ranks did not save.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // ranks)))
     # The rank that failed has said why, in one line; the agent would add a page.
@@ -100,7 +113,7 @@ def run_ranks(
                 file=sys.stderr,
                 flush=True,
             )
-    return code
+    return INTERRUPTED if hand_on.interrupted and code > 128 else code
 
 
 def _run_once(arguments: Sequence[str]) -> int:
