@@ -75,8 +75,10 @@ def run(
 
         def claim() -> Path | None:
             directory.check_owner(config)
+            before = directory.existing()
             directory.create()
             stack.enter_context(directory.lock())
+            stack.enter_context(directory.undone_without_results(before))
             with directory.writing():
                 console.open_log(directory.path / "log.txt")
                 return choose(request, directory, config, plan, console)
