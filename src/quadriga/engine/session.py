@@ -154,6 +154,7 @@ class _Session:
             fill=self._fill if start_from is None and is_filled else None,
             phase_timer=self._phase_timer,
             asked_to_stop=lambda: self._preemption.asked,
+            asked_to_save=self._asked_to_save,
             on_bad_step=self._recovery.health,
             skipped_steps=self._recovery.skipped_steps,
         )
@@ -204,6 +205,14 @@ class _Session:
             "rank; use more ranks with train.parallel=fsdp, raise train.accumulate or set "
             "train.recompute=full"
         )
+
+    def _asked_to_save(self, step: int) -> bool:
+        """Return whether this rank asks for a checkpoint after a step."""
+        best, every = self._config.checkpoint.keep_best, self._plan.evaluate_every
+        is_of_protocol = best is not None and "." in best and every < self._plan.total_steps
+        if is_of_protocol and (step + 1) % every:
+            return False  # only a state that is evaluated can be the best
+        return self._store.is_due()
 
     def _fill(self, objective: Objective) -> None:
         for line in fill_from_sources(self._config, objective, self._env, self._console.warn):
