@@ -97,7 +97,9 @@ def train(request: TrainRequest) -> int:
         # Outside the process group, so that a signal during its shutdown does not kill the rank;
         # `run` installs the handlers once the group is formed.
         Preemption() as preemption,
-        process_group(resolved.config.train.device) as env,
+        process_group(
+            resolved.config.train.device, join_minutes=resolved.config.health.join_minutes
+        ) as env,
         Console(env.is_main) as console,
     ):
         # The maximum over ranks, since each host's torchrun counts its own restarts only.

@@ -55,6 +55,8 @@ class HealthConfig(Config):
     detection."""
     hang_seconds: float = Field(300.0, gt=0)
     """A shorter step, in seconds, is never a hang."""
+    join_minutes: float = Field(5.0, gt=0)
+    """How long ranks wait for each other at the start."""
 
 
 WARMUP = 3
