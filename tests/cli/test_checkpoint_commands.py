@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 
 from errors import assert_command_refused, assert_says
 from quadriga.cli.entry import run
+from quadriga.engine.checkpoint import folder
 from quadriga.engine.checkpoint.store import read_manifest
 from tiny import read_checkpoint, tiny_run
 
@@ -20,9 +22,9 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoints") / "run"
-    assert run(tiny_run(folder, 4, "checkpoint.every_steps=2")) == 0
-    return folder
+    work_dir = tmp_path_factory.mktemp("checkpoints") / "run"
+    assert run(tiny_run(work_dir, 4, "checkpoint.every_steps=2")) == 0
+    return work_dir
 
 
 @pytest.fixture
@@ -123,12 +125,24 @@ def test_verify_names_the_damaged(
     assert last == "2 checked, 1 damaged"
 
 
+def test_verify_names_the_file_that_cannot_be_read(
+    trained: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(folder, "sha256_of", unreadable)
+    (shard,) = (trained / "checkpoints" / "step_00000004").glob("*.safetensors")
+    assert run(["checkpoint", "verify", str(trained)]) == 1
+    assert_says(capsys.readouterr().out, shard.name, "Input/output error")
+
+
 def test_verify_of_nothing(tmp_path: Path, capsys: Capture) -> None:
     refused(["verify", tmp_path / "absent"], capsys, tmp_path / "absent")
 
 
 def test_damaged_headers(copy: Path, capsys: Capture) -> None:
-    for folder in (copy / "checkpoints").iterdir():
-        shard = next(folder.glob("*.safetensors"))
+    for step in (copy / "checkpoints").iterdir():
+        shard = next(step.glob("*.safetensors"))
         shard.write_bytes(b"\xff" * 100)
     refused(["inspect", copy], capsys, copy, "headers")

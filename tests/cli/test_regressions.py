@@ -6,18 +6,16 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from errors import assert_command_refused, assert_refused, assert_says
+from errors import assert_command_refused, assert_refused
 from quadriga.cli.entry import run
 from quadriga.engine.logs.results import read_records
-from quadriga.verify_resume.children import Progress
-from ranks import quadriga, start_ranks
+from ranks import quadriga
 from tiny import read_metrics, tiny_run
 
 KNN = 'evaluation.protocols=[{"kind":"knn","neighbours":3}]'
@@ -39,7 +37,9 @@ def test_too_many_neighbours_are_refused_before_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [KNN.replace("3", "5000")]
-    assert_command_refused(tiny_run(tmp_path / "run", 2, *words), capsys, "knn.neighbours", "5000")
+    words = tiny_run(tmp_path / "runs" / "run", 2, *words)
+    assert_command_refused(words, capsys, "knn.neighbours", "5000")
+    assert list(tmp_path.iterdir()) == [], "a failed start leaves nothing"
 
 
 def test_a_missing_evaluation_is_made_up_for(
@@ -142,22 +142,6 @@ def test_newer_checkpoints_that_cannot_be_set_aside_are_one_error(
     (checkpoints / "superseded").write_text("in the way")
     words = [*words, "--resume", str(checkpoints / "step_00000001")]
     assert_command_refused(words, capsys, "File exists")
-
-
-def test_the_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
-    work_dir = tmp_path / "run"
-    progress = Progress(work_dir)
-    process = start_ranks(quadriga(*tiny_run(work_dir, 100_000)), 1)[0]
-    try:
-        assert progress.wait(process, 1)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode == 130
-    assert_says(errors, "interrupted", "--resume")
-    assert "Traceback" not in errors
 
 
 def test_a_run_starts_its_own_ranks(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from parallel_worker import tiny_config
 from quadriga.config.provenance import Resolved
 from quadriga.distributed.environment import SINGLE
 from quadriga.engine.build import build_objective
+from quadriga.engine.checkpoint.store import CheckpointStore
 from quadriga.engine.evaluate import load_objective
 from quadriga.engine.logs.console import Console
 from quadriga.engine.run_config import RunConfig
@@ -132,3 +133,35 @@ def test_the_objective_of_a_run_is_read_alone(finished: Path) -> None:
 def test_there_is_nothing_to_evaluate(tmp_path: Path) -> None:
     with refuses(tmp_path, "checkpoint", "train"):
         load_objective(CONFIG, tmp_path, SINGLE, Console(active=False))
+
+
+NOWHERE = CONFIG.override({"warm_start.path": "nowhere.safetensors"})
+
+
+def test_a_failed_start_leaves_nothing(tmp_path: Path) -> None:
+    with refuses("nowhere.safetensors"):
+        train(tmp_path / "runs" / "run", NOWHERE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_start_leaves_what_was_there(tmp_path: Path, half: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "console.txt").write_text("started")
+    with refuses("nowhere.safetensors"):
+        train(tmp_path / "run", NOWHERE)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["console.txt"]
+    before = sorted(half.rglob("*"))
+    with refuses("--resume"):
+        train(half)
+    assert sorted(half.rglob("*")) == before
+
+
+def test_a_run_that_fails_later_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: object) -> None:
+        raise ValueError("later")
+
+    monkeypatch.setattr(CheckpointStore, "save", fails)
+    with refuses("later", error=ValueError):
+        train(tmp_path / "run")
+    assert (tmp_path / "run" / "config.json").is_file()
+    assert (tmp_path / "run" / "metrics.jsonl").stat().st_size

@@ -275,3 +275,5 @@ def test_files_that_do_not_say_what_they_are(tmp_path: Path) -> None:
     path.write_bytes(b"no")
     with refuses(path, "safetensors"):
         rebuild(path)
+    with refuses(tmp_path, "must be a file", "folder"):
+        rebuild(tmp_path)

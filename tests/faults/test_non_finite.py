@@ -27,7 +27,12 @@ from ranks import run_ranks
 from tiny import assert_bit_equal, assert_same_run, read_checkpoint, read_metrics, tiny_run
 
 STEPS, BAD = 8, 5
-WORDS = ["checkpoint.every_steps=3", "loader.workers=0", "optim.clip_norm=1"]
+WORDS = [
+    "checkpoint.every_steps=3",
+    "checkpoint.keep=3",
+    "loader.workers=0",
+    "optim.clip_norm=1",
+]
 HERE = Path(__file__).resolve().parent
 
 

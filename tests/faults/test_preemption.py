@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +19,8 @@ from quadriga.cli.entry import run
 from quadriga.engine.checkpoint.store import list_checkpoints
 from quadriga.engine.faults import preemption
 from quadriga.engine.faults.preemption import Preempted, Preemption
-from quadriga.verify_resume.children import Progress
-from ranks import quadriga, run_ranks
+from quadriga.verify_resume.children import Progress, family_of
+from ranks import make_pool, quadriga, run_ranks
 from tiny import assert_same_run, tiny_run
 
 HERE = Path(__file__).parent
@@ -38,56 +42,89 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_signal_is_a_flag_and_the_handlers_come_back() -> None:
+    make_pool()  # Ctrl-C is not ignored
     before = [signal.getsignal(number) for number in preemption.SIGNALS]
     with Preemption() as asked:
+        assert [signal.getsignal(number) for number in preemption.SIGNALS] == before
+        asked.install()
         assert not asked.asked
         os.kill(os.getpid(), signal.SIGUSR1)
         assert (asked.asked, asked.signal_name) == (True, "SIGUSR1")
         os.kill(os.getpid(), signal.SIGTERM)  # an echo
+        os.kill(os.getpid(), signal.SIGINT)  # the first one
         assert asked.signal_name == "SIGUSR1"
     assert [signal.getsignal(number) for number in preemption.SIGNALS] == before
 
 
-def test_a_second_sigterm_ends_the_process_at_once() -> None:
-    code = (
-        "import os, signal, time\n"
-        "from quadriga.engine.faults import preemption\n"
-        "preemption.ECHO_SECONDS = 0.01\n"
-        "with preemption.Preemption():\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    time.sleep(0.05)\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    time.sleep(60)\n"
-    )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 143
+IN_A_PROCESS = """
+import os, signal, sys
+from quadriga.engine.faults.preemption import Preemption
+signal.signal(signal.SIGINT, getattr(signal, sys.argv[1]))
+with Preemption() as asked:
+    asked.install()
+    for name in sys.argv[2:]:
+        os.kill(os.getpid(), signal.Signals[name])
+"""
 
 
-def test_the_sigterm_that_follows_a_warning_is_the_first() -> None:
-    """A scheduler may warn with SIGUSR1 long before; the run may be saving when SIGTERM comes."""
-    code = (
-        "import os, signal, time\n"
-        "from quadriga.engine.faults import preemption\n"
-        "preemption.ECHO_SECONDS = 0.01\n"
-        "with preemption.Preemption():\n"
-        "    for number in (signal.SIGUSR1, signal.SIGTERM):\n"
-        "        os.kill(os.getpid(), number)\n"
-        "        time.sleep(0.05)\n"
-    )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+@pytest.mark.parametrize(
+    ("at_first", "signals", "code"),
+    [
+        ("default_int_handler", ("SIGTERM", "SIGTERM", "SIGUSR1", "SIGINT"), 0),
+        ("default_int_handler", ("SIGINT", "SIGTERM"), 0),
+        ("default_int_handler", ("SIGINT", "SIGINT"), 130),
+        ("default_int_handler", ("SIGTERM", "SIGINT", "SIGINT"), 130),
+        ("SIG_IGN", ("SIGINT", "SIGINT"), 0),  # a background job of a shell
+    ],
+)
+def test_only_a_second_interrupt_ends_the_process_at_once(
+    at_first: str, signals: tuple[str, ...], code: int
+) -> None:
+    words = [sys.executable, "-c", IN_A_PROCESS, at_first, *signals]
+    assert subprocess.run(words, timeout=60, check=False).returncode == code
 
 
 def test_what_is_saved_is_left_at_once_and_what_is_not_is_finished() -> None:
     with Preemption() as asked:
+        asked.install()
         with (
             refuses("SIGTERM", "step 7", "saved", error=Preempted),
             asked.leave_at_once(7),
         ):
             os.kill(os.getpid(), signal.SIGTERM)
     with Preemption() as asked:
+        asked.install()
         with asked.leave_at_once(None):
             os.kill(os.getpid(), signal.SIGTERM)
         with refuses("step 9", error=Preempted), asked.leave_at_once(9):
             pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_rank_that_waits_for_others_ends_by_a_signal(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """Nobody answers where the ranks meet."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(silent.getsockname()[1])}
+        ranks = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+        words = quadriga(*tiny_run(tmp_path / "run", STEPS, "loader.workers=0"))
+        waiting = make_pool().start(words, {**place, **ranks})
+        silent.settimeout(60)
+        with silent.accept()[0]:
+            waiting.send_signal(number)
+            assert waiting.wait(60) == -number
+
+
+def test_a_fork_of_a_rank_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the fork and its own handlers, a loader worker has those of its rank."""
+    with Preemption() as asked:
+        asked.install()
+        own = os.getpid()
+        monkeypatch.setattr(os, "getpid", lambda: own + 1)
+        with asked.leave_at_once(7):
+            os.kill(own, signal.SIGTERM)
+        assert not asked.asked
 
 
 @pytest.mark.parametrize(("fault", "workers"), [("usr1", 0), ("group", 2)])
@@ -117,21 +154,67 @@ def test_one_rank_is_asked_and_all_stop_after_the_same_step(tmp_path: Path) -> N
     assert [path.name for path in list_checkpoints(work_dir / "checkpoints")] == ["step_00000004"]
 
 
+@contextlib.contextmanager
+def started(command: list[str], work_dir: Path) -> Iterator[subprocess.Popen[str]]:
+    """Return a context with a run that has logged its first step."""
+    make_pool()  # Ctrl-C is not ignored
+    progress = Progress(work_dir)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert progress.wait(process, 1)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_interrupt_saves_the_step(tmp_path: Path, ranks: int) -> None:
+    work_dir = tmp_path / "run"
+    words = tiny_run(work_dir, 50_000, "loader.workers=2", f"train.ranks={ranks}")
+    with started(quadriga(*words), work_dir) as process:
+        # A terminal interrupts the loader's workers as well; ranks have sessions of their own.
+        to = [process, *(family_of(process.pid) if ranks == 1 else [])]
+        for one in to:
+            one.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    again, stopped = errors.splitlines()
+    assert_says(again, "Ctrl-C again")
+    (saved,) = list_checkpoints(work_dir / "checkpoints")
+    assert_says(stopped, f"step {int(saved.name.removeprefix('step_'))}", "--resume")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_second_interrupt_leaves_at_once(tmp_path: Path, ranks: int) -> None:
+    """The step that the first one waits for never ends."""
+    work_dir = tmp_path / "run"
+    words = tiny_run(work_dir, 50_000, "loader.workers=0", f"train.ranks={ranks}")
+    command = quadriga(*words) if ranks > 1 else faulty("forward", 0, 4, tmp_path, *words)
+    with started(command, work_dir) as process:
+        for rank in family_of(process.pid):
+            rank.suspend()
+        while ranks == 1 and not (tmp_path / "fault").exists():
+            time.sleep(0.01)
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.5)  # two equal signals at the same moment are one
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    again, lost = errors.splitlines()
+    assert_says(again, "Ctrl-C again")
+    assert_says(lost, "interrupted")
+    assert list_checkpoints(work_dir / "checkpoints") == []
+
+
 def test_the_launcher_hands_the_signal_on_and_tells_what_the_ranks_ended_with(
     tmp_path: Path,
 ) -> None:
     work_dir = tmp_path / "run"
     words = tiny_run(work_dir, 5000, "loader.workers=0", "train.ranks=2")
-    progress = Progress(work_dir)
-    process = subprocess.Popen(
-        quadriga(*words, "--max-restarts", "3"), stderr=subprocess.PIPE, text=True
-    )
-    try:
-        assert progress.wait(process, 1)
+    with started(quadriga(*words, "--max-restarts", "3"), work_dir) as process:
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=120)
-    finally:
-        process.kill()
     assert process.returncode == 75, errors
     (line,) = errors.splitlines()
     assert_says(line, "SIGTERM")

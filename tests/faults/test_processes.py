@@ -73,6 +73,19 @@ def test_a_signal_during_a_save(tmp_path: Path, straight: Path) -> None:
     assert_goes_on(work_dir, straight)
 
 
+def test_signals_during_the_last_save_are_ignored(tmp_path: Path, straight: Path) -> None:
+    work_dir = tmp_path / "run"
+    slow = [*INJECTED, "slow", "0", "6500", "0", *tiny_run(work_dir, STEPS, "loader.workers=1")]
+    process = start_and_wait(slow, work_dir, 3)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
+        process.send_signal(number)
+        time.sleep(2.6)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert len(list_checkpoints(work_dir / "checkpoints")) == 1
+    assert_goes_on(work_dir, straight)
+
+
 def test_a_kill_while_training_goes_on_beside_a_save(tmp_path: Path, straight: Path) -> None:
     work_dir = tmp_path / "run"
     slow = [*INJECTED, "slow", "0", "700", "0", *tiny_run(work_dir, STEPS, *WORDS)]

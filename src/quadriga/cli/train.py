@@ -87,9 +87,12 @@ def train(request: TrainRequest) -> int:
     if launch.launcher == "none" and resolved.config.train.ranks > 1:
         return _start_ranks(request, resolved.config, work_dir)
     with (
-        # Outside the process group, so that a signal during its shutdown does not kill the rank.
+        # Outside the process group, so that a signal during its shutdown does not kill the rank;
+        # `run` installs the handlers once the group is formed.
         Preemption() as preemption,
-        process_group(resolved.config.train.device) as env,
+        process_group(
+            resolved.config.train.device, join_minutes=resolved.config.health.join_minutes
+        ) as env,
         Console(env.is_main) as console,
     ):
         # The maximum over ranks, since each host's torchrun counts its own restarts only.

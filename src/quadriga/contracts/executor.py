@@ -44,6 +44,8 @@ class StepOutput(NamedTuple):
     or a rollback excludes it."""
     stop: bool = False
     """Whether a rank received a stop signal; the run saves and ends after this step."""
+    save: bool = False
+    """Whether a rank asked for a checkpoint of the state after this step."""
 
 
 class Executor(ABC):
@@ -59,9 +61,9 @@ class Executor(ABC):
         Args:
             batches: This rank's micro-batches on its device, in order; exactly as many are taken
                 as `steps` needs.
-            steps: Consecutive step numbers. After the last one, and after an output with `stop`,
-                which is the last output, no work is in flight and `state_dict` returns the state
-                after the last step.
+            steps: Consecutive step numbers. After the last one, and after an output with `stop`
+                or `save`, which is the last output, no work is in flight and `state_dict` returns
+                the state after the last step.
         """
 
     def close(self) -> None:
@@ -125,6 +127,11 @@ class ExecutorConfig(Choice, ABC):
     """Singular and plural noun for a reader of samples, for messages."""
     is_cut: ClassVar[bool] = False
     """Whether the model is cut into stages, so that no rank computes all of it."""
+
+    @property
+    def saved_copies(self) -> int:
+        """Copies of the trainable parameters that a checkpoint holds for the executor itself."""
+        return 0
 
     def decisive(self) -> dict[str, Any]:
         """Return the fields that determine what a run computes, up to rounding.

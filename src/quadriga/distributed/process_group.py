@@ -13,20 +13,17 @@ import torch
 import torch.distributed as dist
 
 from quadriga.distributed.allocator import keep_freed_memory
-from quadriga.distributed.environment import (
-    RENDEZVOUS_FILE,
-    DistEnv,
-    Launch,
-    pick_device,
-    read_launch,
-    set_threads,
-)
+from quadriga.distributed.environment import DistEnv, Launch, pick_device, read_launch, set_threads
+from quadriga.distributed.rendezvous import JOIN_MINUTES, meet
 from quadriga.errors import UserError
 
 
 @contextlib.contextmanager
 def process_group(
-    device: str = "auto", environ: Mapping[str, str] | None = None, timeout_minutes: float = 30.0
+    device: str = "auto",
+    environ: Mapping[str, str] | None = None,
+    timeout_minutes: float = 30.0,
+    join_minutes: float = JOIN_MINUTES,
 ) -> Iterator[DistEnv]:
     """Join the launcher's process group, and destroy it at the end.
 
@@ -34,12 +31,13 @@ def process_group(
         device: As for `pick_device`.
         environ: Environment variables; this process's by default.
         timeout_minutes: How long a collective may take before it fails.
+        join_minutes: How long the ranks wait for each other at the start.
 
     Yields:
         This process among the run's. A single process has no group.
 
     Raises:
-        UserError: The launcher's variables or the device are invalid.
+        UserError: The launcher's variables or the device are invalid, or not all ranks have come.
     """
     launch = read_launch(os.environ if environ is None else environ)
     if launch.world_size > 1 and ":" in device:
@@ -57,7 +55,7 @@ def process_group(
     if launch.world_size == 1:
         yield env
         return
-    _join(launch, place, timedelta(minutes=timeout_minutes))
+    _join(launch, place, timedelta(minutes=timeout_minutes), join_minutes)
     destroys = True
     try:
         yield env
@@ -81,61 +79,22 @@ def process_group(
             dist.destroy_process_group()
 
 
-def _join(launch: Launch, place: torch.device, timeout: timedelta) -> None:
+def _join(launch: Launch, place: torch.device, timeout: timedelta, join_minutes: float) -> None:
     """Initialise the default process group.
 
     Raises:
-        UserError: MASTER_ADDR or MASTER_PORT is not set, or the store cannot be shared.
+        UserError: The ranks cannot meet.
     """
-    absent = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if absent and RENDEZVOUS_FILE not in os.environ:
-        raise UserError(
-            f"{launch.world_size} processes meet at MASTER_ADDR and MASTER_PORT, but "
-            f"{' and '.join(absent)} is not set; start with torchrun or export it"
-        )
     if launch.launcher == "slurm":
         os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.world_size))
-    store = _store_of_attempt(launch, timeout)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo",
-        store=store,
-        rank=-1 if store is None else launch.rank,
-        world_size=-1 if store is None else launch.world_size,
+        store=meet(launch, os.environ, join_minutes, timeout),
+        rank=launch.rank,
+        world_size=launch.world_size,
         timeout=timeout,
         device_id=place if place.type == "cuda" else None,
     )
-
-
-def _store_of_attempt(launch: Launch, timeout: timedelta) -> dist.Store | None:  # type: ignore[name-defined]
-    """Return the store that the ranks meet in; None for torch's own choice.
-
-    Ranks that `quadriga.launch` starts meet in a file, a new one for each attempt. torchrun lends
-    its workers its own store. After a restart it still holds the addresses of the ranks that have
-    died, which the new ones would wait for (pytorch issue 135712).
-
-    Raises:
-        UserError: The store would be lent again, to ranks that cannot agree on another.
-    """
-    if (file := os.environ.get(RENDEZVOUS_FILE)) is not None:
-        return dist.FileStore(file, launch.world_size)  # type: ignore[attr-defined]
-    lent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if not lent or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
-        return None
-    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
-        # Each host's torchrun counts only its own restarts, so the count is no common prefix.
-        unset = UserError(
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE must be 1 in torchrun's environment when it is to "
-            "restart ranks of several hosts, but is not set; export it on every host, or leave "
-            "out --max-restarts"
-        )
-        unset.on_every_rank = True
-        raise unset
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(  # type: ignore[attr-defined]
-        address, port, launch.world_size, is_master=False, timeout=timeout
-    )
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"quadriga/attempt_{attempt}", store)  # type: ignore[attr-defined]
 
 
 def _meet(world_size: int) -> None:

@@ -22,10 +22,12 @@ from quadriga.engine.preflight import ASSUMED, check_start, check_tasks, leaves_
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan, describe_batch, make_plan
 from quadriga.engine.step.blocks import apply_recompute
+from quadriga.engine.step.state import optimizer_state
 from quadriga.engine.tasks import examples, task_configs
 from quadriga.errors import MissingData
-from quadriga.formatting import count, duration, flops
+from quadriga.formatting import bytes_, count, duration, flops
 from quadriga.loggers import check_loggers
+from quadriga.optim.parts.groups import make_state, partial_optimizer
 
 Row = tuple[str, str]
 
@@ -89,6 +91,7 @@ def dry_run(config: RunConfig, world_size: int, local_world_size: int | None = N
         ("data", f"{size} samples per epoch ({origin})"),
         *described,
         ("length", _length(plan)),
+        ("checkpoints", _checkpoints(config, plan, checkpoint_bytes(config, objective))),
         ("batch and lr", describe_batch(plan, config.optim, executor.readers)),
     ]
 
@@ -185,7 +188,42 @@ def _time(config: RunConfig, cost: Cost, plan: RunPlan, world_size: int) -> list
 
 def _length(plan: RunPlan) -> str:
     epochs = plan.total_steps * plan.batch_size / plan.dataset_size
+    return f"{plan.total_steps} steps = {epochs:.4g} epochs"
+
+
+def checkpoint_bytes(config: RunConfig, objective: Objective) -> int:
+    """Return the bytes of a checkpoint's tensors, but for a few numbers.
+
+    Args:
+        config: The run.
+        objective: Its objective, on the meta device.
+    """
+    trained = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+    optimizer = partial_optimizer(config.optim, trained, trained)
+    for group in optimizer.param_groups:
+        group["fused"] = False  # torch has no fused step on the meta device
+    make_state(optimizer, trained.values())
+    copies = config.executor.saved_copies + (config.ema.decay is not None)
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for tensor in (
+            *objective.state_dict().values(),
+            *optimizer_state(optimizer, trained).values(),
+            *(p for p in trained.values() for _ in range(copies)),
+        )
+    )
+
+
+def _checkpoints(config: RunConfig, plan: RunPlan, size: int) -> str:
+    saving = config.checkpoint
+    when = []
+    if saving.seconds is not None:
+        when.append(f"every {duration(saving.seconds)}")
+    if plan.checkpoint_every < plan.total_steps:
+        when.append(f"every {plan.checkpoint_every} steps")
+    kept = saving.keep + (saving.keep_best is not None)
     return (
-        f"{plan.total_steps} steps = {epochs:.4g} epochs, a checkpoint every "
-        f"{plan.checkpoint_every} steps"
+        f"{bytes_(size)} {' and '.join([*when, 'at the end'])}; at most {kept} are kept"
+        f"{' beside those of keep_every_steps' if saving.keep_every_steps else ''}: "
+        f"{bytes_(kept * size)}"
     )

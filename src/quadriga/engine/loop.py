@@ -28,10 +28,11 @@ def train(
 ) -> None:
     """Run every step from `start` to the end of the plan.
 
-    Steps run in segments that end at a checkpoint, an evaluation or the end of the run. Within a
-    segment an executor may run ahead of its outputs; at the end of a segment no work is in flight,
-    so that the state saved and evaluated there is the state after exactly that step. The step's
-    number determines its batches, so a resumed run equals an uninterrupted one.
+    Steps run in segments that end at a checkpoint, an evaluation or the end of the run; one ends
+    early where a rank asks for a checkpoint. Within a segment an executor may run ahead of its
+    outputs; at the end of a segment no work is in flight, so that the state saved and evaluated
+    there is the state after exactly that step. The step's number determines its batches, so a
+    resumed run equals an uninterrupted one.
 
     Args:
         executor: Runs the optimizer steps; its state is that after `start` steps.
@@ -52,13 +53,17 @@ def train(
     """
     preemption, phase_timer = preemption or Preemption(), phase_timer or PhaseTimer()
     batches = loader.batches(range(start, plan.total_steps))
-    for segment in segments(plan, start):
+    done = start
+    while done < plan.total_steps:
+        segment = next(segments(plan, done))
         for output in executor.run(batches, segment.steps):
             journal.step(output)
             if profiler is not None:
                 profiler.step()
         done = output.step + 1
-        if segment.save or output.stop:
+        is_whole = done == segment.steps.stop
+        saves = output.save or (is_whole and segment.save)
+        if saves or output.stop:
             with phase_timer.during("save"):
                 checkpoints.save(done, executor)
                 journal.add_stall(checkpoints.take_stall())
@@ -67,8 +72,8 @@ def train(
                     checkpoints.wait(final=True)
         if output.stop:
             raise preemption.preempted(done)
-        if segment.evaluate:
-            saved = done if segment.save else None
+        if is_whole and segment.evaluate:
+            saved = done if saves else None
             with phase_timer.during("evaluate"), preemption.leave_at_once(saved):
                 checkpoints.report(done, evaluate(done))
                 journal.evaluated(done)

@@ -56,6 +56,8 @@ class HealthConfig(Config):
     detection."""
     hang_seconds: float = Field(300.0, gt=0, le=1e6)
     """A shorter step, in seconds, is never a hang."""
+    join_minutes: float = Field(5.0, gt=0)
+    """How long ranks wait for each other at the start."""
 
 
 WARMUP = 3
@@ -118,18 +120,23 @@ class LogConfig(Config):
 
 
 class CheckpointConfig(Config):
-    """When checkpoints are saved and which are kept."""
+    """When checkpoints are saved and which are kept; one is always saved at the end."""
 
+    every_minutes: float | None = Field(10.0, gt=0, le=1e6)
+    """Minutes of training between two checkpoints, unless `every_steps` or `every_epochs` is set;
+    none for the end only."""
     every_steps: int | None = Field(None, ge=1, le=2**30)
     """Optimizer steps between two checkpoints; either this or `every_epochs`, or neither."""
     every_epochs: float | None = Field(None, gt=0, le=1e6)
     """Epochs between two checkpoints."""
-    keep: int = Field(3, ge=1, le=2**30)
+    keep: int = Field(2, ge=1, le=2**30)
     """How many of the newest checkpoints are kept."""
     keep_every_steps: int | None = Field(None, ge=1, le=2**30)
-    """Checkpoints whose step is a multiple of this are always kept."""
+    """Checkpoints whose step is a multiple of this are always kept; with `every_minutes` one is
+    saved at each of these steps as well."""
     keep_best: str | None = None
-    """A metric (``loss``, ``linear_probe.top1``); the checkpoint with its best value is kept."""
+    """A metric (``loss``, ``linear_probe.top1``); the checkpoint with its best value is kept. With
+    `every_minutes` a metric of a protocol delays each checkpoint to the next evaluation."""
     best_is: Literal["highest", "lowest"] = "lowest"
     """Which values of `keep_best` are better."""
     asynchronous: bool = True
@@ -137,6 +144,12 @@ class CheckpointConfig(Config):
     host memory."""
     on_failure: Literal["stop", "continue"] = "stop"
     """What to do if a checkpoint cannot be written (a full disk). Older checkpoints are kept."""
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of training between two checkpoints, if their interval is a time."""
+        is_time = self.every_steps is None and self.every_epochs is None
+        return 60 * self.every_minutes if is_time and self.every_minutes is not None else None
 
     @model_validator(mode="after")
     def _one_unit(self) -> CheckpointConfig:
@@ -300,6 +313,8 @@ def config_hash(config: RunConfig, dataset_size: int, data_identity: str = "") -
 EXCLUSIVE = (
     ("train.steps", "train.epochs", None),
     ("checkpoint.every_steps", "checkpoint.every_epochs", None),
+    ("checkpoint.every_minutes", "checkpoint.every_steps", None),
+    ("checkpoint.every_minutes", "checkpoint.every_epochs", None),
     ("schedule.warmup_steps", "schedule.warmup_epochs", 0),
 )
 """(key, key, value): at most one of the two keys is set; the other one has this value."""

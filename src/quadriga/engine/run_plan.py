@@ -19,7 +19,7 @@ class RunPlan(StepPlan):
     """Number and size of a run's steps, and when it saves and evaluates."""
 
     checkpoint_every: int
-    """Optimizer steps between checkpoints; `total_steps` for the end only."""
+    """Optimizer steps between planned checkpoints; `total_steps` for the end only."""
     evaluate_every: int
     """Optimizer steps between evaluations; `total_steps` for the end only."""
     data_identity: str = ""
@@ -46,7 +46,7 @@ class RunPlan(StepPlan):
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive steps, and whether the run saves and evaluates at their end."""
+    """Consecutive steps, and whether the run saves and evaluates at their end in any case."""
 
     steps: range
     save: bool
@@ -97,6 +97,8 @@ def make_plan(config: RunConfig, dataset_size: int, world_size: int) -> RunPlan:
         )
     saving = config.checkpoint
     every = saving.every_steps or _steps(saving.every_epochs, per_epoch, total)
+    if saving.seconds is not None and saving.keep_every_steps is not None:
+        every = saving.keep_every_steps
     return RunPlan(
         total_steps=total,
         batch_size=train.batch_size,

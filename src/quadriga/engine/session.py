@@ -65,7 +65,7 @@ def run(
         request: The user's options in addition to the config.
         env: This process among the run's.
         console: Prints the run's messages.
-        preemption: The stop signals.
+        preemption: Installed here, when all ranks have met; None for the signals' default action.
         on_saved: Writes the sidecar files of a checkpoint; see `CheckpointStore`.
         on_reported: Stores the metrics of a saved state; see `CheckpointStore`.
 
@@ -74,14 +74,18 @@ def run(
         Preempted: A signal stopped the run; it has saved.
     """
     config = resolved.config
+    if preemption is not None:
+        preemption.install()
     directory = RunDirectory(request.work_dir)
     dataset, plan = on_all(lambda: _check(config, env, request.is_checked), env)
     with contextlib.ExitStack() as stack:
 
         def claim() -> Path | None:
             directory.check_owner(config)
+            before = directory.existing()
             directory.create()
             stack.enter_context(directory.lock())
+            stack.enter_context(directory.undone_without_results(before))
             with directory.writing():
                 console.open_log(directory.path / "log.txt")
                 found = choose(request, directory, config, plan, console)
@@ -160,6 +164,7 @@ class _Session:
             fill=self._fill if start_from is None and is_filled else None,
             phase_timer=self._phase_timer,
             asked_to_stop=lambda: self._preemption.asked,
+            asked_to_save=self._asked_to_save,
             on_bad_step=self._recovery.health,
             skipped_steps=self._recovery.skipped_steps,
         )
@@ -219,6 +224,14 @@ class _Session:
             "rank; use more ranks with train.parallel=fsdp, raise train.accumulate or set "
             "train.recompute=full"
         )
+
+    def _asked_to_save(self, step: int) -> bool:
+        """Return whether this rank asks for a checkpoint after a step."""
+        best, every = self._config.checkpoint.keep_best, self._plan.evaluate_every
+        is_of_protocol = best is not None and "." in best and every < self._plan.total_steps
+        if is_of_protocol and (step + 1) % every:
+            return False  # only a state that is evaluated can be the best
+        return self._store.is_due()
 
     def _fill(self, objective: Objective) -> None:
         for line in fill_from_sources(self._config, objective, self._env):

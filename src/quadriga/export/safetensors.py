@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from quadriga import randomness
@@ -27,7 +26,7 @@ from quadriga.files import parse_json
 from quadriga.models.bert import Bert
 from quadriga.models.vit import ViT
 from quadriga.weights import load_weights
-from quadriga.weights.files import write_tensors
+from quadriga.weights.files import read_weights, write_tensors
 
 HEADER = "quadriga"
 """Key of the configs in the file's header."""
@@ -76,15 +75,14 @@ def rebuild(path: Path | str) -> nn.Module:
     """
     path = Path(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            described = parse_json((file.metadata() or {})[HEADER])
+        described = parse_json((read_weights(path).notes or {})[HEADER])
     except KeyError as error:
         raise UserError(
             f"{path} does not say what model it is of: it was not written by checkpoint export; "
             "build the model from its config and use load_weights"
         ) from error
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is not a whole safetensors file: {error}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: its header holds no JSON: {error}") from error
     with reading(path, "an export of this project"), torch.device("meta"):
         model = ModelConfig.from_dict(described["model"])
         if "objective" in described:

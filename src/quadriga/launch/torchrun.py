@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import signal
 import sys
 import tempfile
 import uuid
@@ -34,7 +35,7 @@ from torch.distributed.elastic.rendezvous import (
 from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
 from quadriga.distributed.environment import LOOPBACK, RENDEZVOUS_FILE
-from quadriga.engine.faults.preemption import SIGNALS, handling
+from quadriga.engine.faults.preemption import ONCE_MORE, SIGNALS, handling
 from quadriga.engine.logs.environment import cores
 from quadriga.errors import INTERRUPTED
 from quadriga.launch.attempts import FINAL, RESTARTS, WITH_PARENT
@@ -79,21 +80,32 @@ rendezvous_handler_registry.register("local", _OneAgent)
 
 @final
 class _HandOn:
-    """Context in which the signals that stop a run are handed on to this process's ranks."""
+    """Context in which the signals that stop a run are handed on to this process's ranks.
+
+    Ctrl-C reaches this process alone, since each rank has a session of its own. It is handed on as
+    SIGTERM, which a rank that has no handler yet does not answer with a traceback. A second Ctrl-C
+    kills the ranks.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = self.interrupted = False
 
     def installed(self) -> AbstractContextManager[None]:
         """Return the context; outside the main thread it changes nothing."""
         return handling(SIGNALS, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        handed_on = number
+        if number == signal.SIGINT:
+            handed_on = signal.SIGKILL if self.interrupted else signal.SIGTERM
+            if not self.interrupted:
+                os.write(2, ONCE_MORE)
+            self.interrupted = True
         self.asked = True
         for child in psutil.Process().children():
             with contextlib.suppress(psutil.Error):  # it has ended meanwhile
                 if "RANK" in child.environ():
-                    child.send_signal(number)
+                    child.send_signal(handed_on)
 
 
 def run_ranks(
@@ -105,8 +117,8 @@ def run_ranks(
 ) -> int:
     """Run a module's command on several ranks of this machine and wait for them.
 
-    SIGTERM and SIGUSR1 are handed on to the ranks, which save and end; they are waited for. If
-    this process is killed, the ranks end with it.
+    SIGTERM, SIGUSR1 and Ctrl-C are handed on to the ranks, which save and end; they are waited for.
+    If this process is killed, the ranks end with it.
 
     Args:
         ranks: Number of processes; the machine's cores are shared between them.
@@ -119,7 +131,8 @@ def run_ranks(
             loopback interface; otherwise MODULE says where they meet.
 
     Returns:
-        The exit code: 0, or that of the first rank that failed, 128 + n for signal n.
+        The exit code: 0, or that of the first rank that failed, 128 + n for signal n; 130 after a
+        Ctrl-C that the ranks did not save.
     """
     # The rank that failed has said why, in one line; the agent would add a page.
     for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
@@ -137,7 +150,7 @@ def run_ranks(
                 file=sys.stderr,
                 flush=True,
             )
-    return code
+    return INTERRUPTED if hand_on.interrupted and code > 128 else code
 
 
 def _run_once(ranks: int, arguments: Sequence[str], module: str, attempt: int, alone: bool) -> int:
@@ -182,9 +195,9 @@ def launch_config(ranks: int, folder: str) -> LaunchConfig:
         logs_specs=DefaultLogsSpecs(log_dir=folder),
     )
     if any(field.name == "signals_to_handle" for field in dataclasses.fields(config)):
-        # Without SIGTERM, which this module hands on: the agent would kill the ranks 30 seconds
-        # later, while they save, and would not tell what they ended with.
-        config.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
+        # Without SIGTERM and SIGINT, which this module hands on: the agent would kill the ranks 30
+        # seconds later, while they save, and would not tell what they ended with.
+        config.signals_to_handle = "SIGHUP,SIGQUIT"
     return config
 
 

@@ -58,6 +58,11 @@ class PipelineConfig(ExecutorConfig):
     """Strength of 2bw's correction of the delay: with u(t) the optimizer's update,
     ``W -= u(t) + c * (u(t) - u(t-1))``; 0 for none."""
 
+    @property
+    def saved_copies(self) -> int:
+        """The previous version of the weights and the last update, which 2bw needs."""
+        return (1 + (self.error_feedback > 0)) * (self.schedule == "2bw")
+
     def decisive(self) -> dict[str, Any]:
         """Return the fields that change the result: those of 2bw's delay; the cut does not."""
         if self.schedule != "2bw":

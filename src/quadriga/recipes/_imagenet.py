@@ -52,9 +52,7 @@ def imagenet_run(
         ),
         loader=LoaderConfig(workers=8),
         log=LogConfig(every_steps=100),
-        checkpoint=CheckpointConfig(
-            every_epochs=1, keep_best="held_out.accuracy", best_is="highest"
-        ),
+        checkpoint=CheckpointConfig(keep_best="held_out.accuracy", best_is="highest"),
         evaluation=EvaluationConfig(
             protocols=(HeldOutConfig(batch_size=256),), every_epochs=1, workers=8
         ),

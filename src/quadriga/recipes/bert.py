@@ -44,7 +44,6 @@ def bert_tiny_pydoc(steps: int = 1200) -> RunConfig:
         train=TrainConfig(steps=steps, batch_size=32, accumulate=4, ranks=2, dataset_size=3_024),
         loader=LoaderConfig(workers=0),
         log=LogConfig(every_steps=20),
-        checkpoint=CheckpointConfig(every_steps=400),
         evaluation=EvaluationConfig(protocols=(HeldOutConfig(),)),
         executor=PipelineConfig(schedule="2bw", stages=2),
     )
@@ -82,7 +81,7 @@ def _pretraining(name: str, model: BertConfig, root: Path, vocabulary: Path | No
         ),
         loader=LoaderConfig(workers=4),
         log=LogConfig(every_steps=100),
-        checkpoint=CheckpointConfig(every_steps=5_000, keep_every_steps=100_000),
+        checkpoint=CheckpointConfig(keep_every_steps=100_000),
         evaluation=EvaluationConfig(protocols=(HeldOutConfig(),), test_samples=10_000),
     )
 

@@ -11,7 +11,6 @@ from quadriga.data.views.crops import ImageViewsConfig
 from quadriga.data.views.shifts import ShiftedViewsConfig
 from quadriga.data.views.supervised import SupervisedViewsConfig
 from quadriga.engine.run_config import (
-    CheckpointConfig,
     EvaluationConfig,
     LoaderConfig,
     LogConfig,
@@ -45,7 +44,6 @@ def deit_digits(epochs: float = 20) -> RunConfig:
         train=TrainConfig(epochs=epochs, batch_size=64),
         loader=LoaderConfig(workers=0),
         log=LogConfig(every_steps=20),
-        checkpoint=CheckpointConfig(every_epochs=10),
         evaluation=EvaluationConfig(protocols=(HeldOutConfig(batch_size=120),), workers=0),
     )
 
@@ -77,7 +75,6 @@ def deit_cifar10(
         train=TrainConfig(epochs=epochs, batch_size=64, dataset_size=round(50_000 * fraction)),
         loader=LoaderConfig(workers=0),
         log=LogConfig(every_steps=50),
-        checkpoint=CheckpointConfig(every_epochs=2),
         evaluation=EvaluationConfig(protocols=(HeldOutConfig(batch_size=100),), workers=0),
     )
 

@@ -49,7 +49,7 @@ def _glue(name: str, root: Path, epochs: float, lr: float) -> RunConfig:
         schedule=LinearConfig(warmup_epochs=0.1 * epochs, start_factor=0.0),
         train=TrainConfig(epochs=epochs, batch_size=32, dataset_size=task.train_size),
         log=LogConfig(every_steps=50),
-        checkpoint=CheckpointConfig(every_epochs=1, keep=1),
+        checkpoint=CheckpointConfig(keep=1),
         # The mean loss over 32 labels is noisy: a spike is no sign of a failure.
         health=HealthConfig(spike_factor=None),
         evaluation=EvaluationConfig(protocols=(GlueProtocol(),)),

@@ -16,7 +16,6 @@ from quadriga.data.images.digits import DigitsConfig
 from quadriga.data.images.folder import ImageFolderConfig
 from quadriga.data.views.crops import ImageViewsConfig
 from quadriga.engine.run_config import (
-    CheckpointConfig,
     EvaluationConfig,
     LoaderConfig,
     LogConfig,
@@ -59,7 +58,6 @@ def mae_digits(epochs: float = 50) -> RunConfig:
         train=TrainConfig(epochs=epochs, batch_size=64, ranks=2),
         loader=LoaderConfig(workers=0),
         log=LogConfig(every_steps=20),
-        checkpoint=CheckpointConfig(every_epochs=10),
         evaluation=PROTOCOLS,
     )
 
@@ -82,7 +80,6 @@ def mae_cifar10(root: Path = Path("data/cifar10"), epochs: float = 2.5) -> RunCo
         train=TrainConfig(epochs=epochs, batch_size=64, ranks=2, dataset_size=50_000),
         loader=LoaderConfig(workers=0),
         log=LogConfig(every_steps=20),
-        checkpoint=CheckpointConfig(every_epochs=1),
         evaluation=PROTOCOLS.override({"train_samples": 10_000, "test_samples": 5_000}),
     )
 
@@ -103,7 +100,6 @@ def _imagenet(name: str, model: ViTConfig, root: Path, epochs: float) -> RunConf
         train=TrainConfig(epochs=epochs, batch_size=4096, dataset_size=1_281_167),
         loader=LoaderConfig(workers=8),
         log=LogConfig(every_steps=100),
-        checkpoint=CheckpointConfig(every_epochs=1),
         evaluation=PROTOCOLS,
     )
 

@@ -6,7 +6,6 @@ from quadriga.contracts import ModelConfig, ObjectiveConfig
 from quadriga.data.images.digits import DigitsConfig
 from quadriga.data.views.crops import ImageViewsConfig
 from quadriga.engine.run_config import (
-    CheckpointConfig,
     EvaluationConfig,
     LoaderConfig,
     LogConfig,
@@ -82,6 +81,5 @@ def _digits(
         train=TrainConfig(epochs=epochs, batch_size=64, ranks=2),
         loader=LoaderConfig(workers=0),
         log=LogConfig(every_steps=20),
-        checkpoint=CheckpointConfig(every_epochs=10),
         evaluation=EvaluationConfig(protocols=(KNNConfig(), LinearProbeConfig())),
     )

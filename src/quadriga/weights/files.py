@@ -58,6 +58,8 @@ def read_weights(path: Path) -> FileContent:
     Raises:
         UserError: As `read_tensors`.
     """
+    if path.is_dir():
+        raise UserError(f"the weights must be a file, but {path} is a folder; name a file in it")
     check_suffix(path)
     if not path.is_file():
         raise UserError(f"the weights must be an existing file, but {path} is none")

@@ -19,7 +19,6 @@ SAVE_SECONDS = 600.0
 """Seconds that the nodes may take to save and end after a signal."""
 
 Progress = Literal["waits", "runs", "finished", "failed", "stopped"]
-_TOLD = (*SIGNALS, signal.SIGINT)
 
 
 @final
@@ -39,7 +38,7 @@ class Outcome:
     def exit_code(self) -> int:
         """The code of a stopped run if a signal came; else the first node's in `codes`; else 0."""
         if self.asked_by is not None:
-            return INTERRUPTED if self.asked_by == signal.SIGINT else EXIT_PREEMPTED
+            return EXIT_PREEMPTED
         return next(iter(self.codes.values()), 0)
 
 
@@ -92,7 +91,7 @@ class WorkflowRunner:
             watch: Called with the outcome at every poll, and at the end.
         """
         try:
-            with handling(_TOLD, self._handle):
+            with handling(SIGNALS, self._handle):
                 while self._start() or self._running:
                     watch(self.outcome)
                     time.sleep(self._poll_seconds)

@@ -36,6 +36,10 @@ CASES: list[dict[str, Any]] = [
         "step": [4, 5],
         "words": ["health.non_finite=skip"],
     },
+    {
+        "name": "timed",
+        "words": ["checkpoint.every_minutes=1e-9", "checkpoint.asynchronous=false"],
+    },
     {"name": "stop", "fault": "bad gradient", "rank": 0, "step": 4},
     {"name": "term", "fault": "signal", "signal": signal.SIGTERM, "rank": 1, "step": 4},
     # While a checkpoint is written: its group is another ring than those of the training.
@@ -100,6 +104,16 @@ def test_a_passing_fault_of_one_stage_leaves_the_run_as_without_it(
         for name in ("straight", "rollback")
     ]
     assert losses[0] == losses[1]
+
+
+def test_checkpoints_by_the_clock_change_nothing(ran: Ran) -> None:
+    """A checkpoint is asked for at every step; the step that is in flight then is finished."""
+    folder, codes, _ = ran
+    assert codes["timed"] == [0, 0]
+    saved = sorted(path.name for path in (folder / "timed" / "checkpoints").glob("step_*"))
+    assert saved == ["step_00000006", "step_00000008"]
+    same = [read_checkpoint(folder / name, STEPS) for name in ("straight", "timed")]
+    assert_bit_equal(*same)
 
 
 def test_two_bad_steps_in_a_row_are_left_out(ran: Ran) -> None:

@@ -32,12 +32,12 @@ _SECONDS = 1.0
 
 
 def outlive_signals(worker: int) -> None:
-    """Ignore SIGTERM and SIGUSR1 from here on, and end this process when the parent has ended.
+    """Ignore the signals that stop a run, and end this process when the parent has ended.
 
     Args:
         worker: Number of the worker; not used.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 

@@ -149,8 +149,15 @@ def _verify_files(folder: Path, manifest: Manifest, threads: int) -> None:
     )
     if strangers:
         raise InvalidCheckpoint(f"{strangers[0]} does not belong to it")
+
+    def digest_of(name: str) -> str:
+        try:
+            return sha256_of(folder / name)
+        except OSError as error:
+            raise InvalidCheckpoint(f"{name} cannot be read: {error.strerror}") from error
+
     with ThreadPoolExecutor(threads, "verify") as pool:
-        digests = pool.map(lambda name: sha256_of(folder / name), manifest.files)
+        digests = pool.map(digest_of, manifest.files)
         for (name, expected), digest in zip(manifest.files.items(), digests, strict=True):
             if digest != expected["sha256"]:
                 pool.shutdown(wait=False, cancel_futures=True)

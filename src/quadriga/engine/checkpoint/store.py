@@ -113,7 +113,20 @@ class CheckpointStore:
         self._saving: _Save | None = None
         self._unsaved: UserError | None = None
         self._notes: list[str] = []  # warnings that the training thread prints
+        self._began = time.monotonic()  # the last save, or the run
         self._stalled = 0.0
+
+    def is_due(self) -> bool:
+        """Return whether the last save is ``checkpoint.every_minutes`` ago, by rank 0's clock.
+
+        False on the other ranks, and while that save is still being written.
+        """
+        seconds = self._config.seconds
+        if seconds is None or not self._env.is_main:
+            return False
+        thread = None if self._saving is None else self._saving.thread
+        is_writing = thread is not None and thread.is_alive()
+        return not is_writing and time.monotonic() - self._began >= seconds
 
     def save(self, step: int, executor: Executor) -> Path:
         """Save the executor's state after `step` steps; every rank calls it.
@@ -133,6 +146,7 @@ class CheckpointStore:
                 Older checkpoints are unchanged.
         """
         began = time.perf_counter()
+        self._began = time.monotonic()
         try:
             self._settle()
             save = _Save(step, self._writer.stage(executor.state_dict()))

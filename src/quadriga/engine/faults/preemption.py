@@ -1,11 +1,15 @@
 """Stop signals: finish the step, save, and exit with a dedicated exit code.
 
 Schedulers send SIGTERM some seconds before SIGKILL, and on request SIGUSR1 minutes before
-(``#SBATCH --signal=USR1@120``). Both signals only set a flag. The flag is reduced over the ranks
-with the sums of a step, so all ranks stop after the same step.
+(``#SBATCH --signal=USR1@120``); a person presses Ctrl-C. All of them only set a flag. The flag is
+reduced over the ranks with the sums of a step, so all ranks stop after the same step. A second
+Ctrl-C ends the process at once. Other repeated signals are ignored, so that a save is finished.
 
-During an evaluation the state is usually saved already (`Preemption.leave_at_once`): then the run
-ends at once, and ``--resume`` repeats the evaluation. A save in progress is always finished.
+During an evaluation the state may be saved already (`Preemption.leave_at_once`): then the run ends
+at once, and ``--resume`` repeats the evaluation.
+
+The handlers are installed once the process group is formed. Until then signals keep their default
+action, since a process that waits for others inside C++ cannot run a handler.
 """
 
 from __future__ import annotations
@@ -14,19 +18,20 @@ import contextlib
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import Self, final
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+from quadriga.errors import INTERRUPTED
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Signals that make a run save and stop."""
 
-ECHO_SECONDS = 5.0
-"""A SIGTERM within this time after another is a duplicate: a scheduler signals the launcher and the
-ranks, and the launcher forwards its signal to the ranks."""
+ONCE_MORE = b"stopping after this step, which is saved; Ctrl-C again leaves at once\n"
+"""Printed at the first Ctrl-C."""
 
-_KILLED = 128
+LOST = b"interrupted; the steps since the newest checkpoint are lost\n"
+"""Printed at the second Ctrl-C."""
 
 
 @contextlib.contextmanager
@@ -35,12 +40,17 @@ def handling(
 ) -> Iterator[None]:
     """Return a context in which `handle` handles the signals; it restores the handlers at its end.
 
-    Outside the main thread it changes nothing.
+    Outside the main thread it changes nothing. A SIGINT that is ignored stays so: a shell starts
+    background jobs like that, which Ctrl-C in their terminal does not concern.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handle) for number in numbers}
+    before = {
+        number: signal.signal(number, handle)
+        for number in numbers
+        if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN
+    }
     try:
         yield
     finally:
@@ -67,23 +77,28 @@ class Preempted(BaseException):
 
 @final
 class Preemption:
-    """Context in which SIGTERM and SIGUSR1 set a flag; it restores the handlers at its end."""
+    """Context whose `install` lets stop signals set a flag; it restores the handlers at its end."""
 
     def __init__(self) -> None:
-        """Clear the flag; `__enter__` installs the handlers."""
+        """Clear the flag."""
         self.asked = False
         """Whether this process has received a stop signal."""
         self.signal_name = "a signal to another rank"
         """Name of the signal, for the message."""
         self._handlers = contextlib.ExitStack()
-        self._terminated_at: float | None = None
+        self._process = 0
+        self._interrupted = False
         self._saved_step: int | None = None
         self._leaving = False
 
     def __enter__(self) -> Self:
-        """Install the handlers; outside the main thread the flag is never set."""
-        self._handlers.enter_context(handling(SIGNALS, self._handle))
+        """Return itself; signals keep their action until `install`."""
         return self
+
+    def install(self) -> None:
+        """Install the handlers; outside the main thread the flag is never set."""
+        self._process = os.getpid()
+        self._handlers.enter_context(handling(SIGNALS, self._handle))
 
     def __exit__(
         self,
@@ -122,17 +137,18 @@ class Preemption:
             self._saved_step = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self._leaving:
-            return
-        if number == signal.SIGTERM:
-            if self._terminated_at is None:
-                self._terminated_at = now
-            elif now - self._terminated_at > ECHO_SECONDS:
-                os._exit(_KILLED + number)
-        if self.asked:
+        if os.getpid() != self._process:
+            return  # a fork that reads data, before it ignores the signals
+        if number == signal.SIGINT:
+            if self._interrupted:
+                os.write(2, LOST)
+                os._exit(INTERRUPTED)
+            self._interrupted = True
+        if self._leaving or self.asked:
             return
         self.asked = True
         self.signal_name = signal.Signals(number).name
         if self._saved_step is not None:
             raise self.preempted(self._saved_step, on_every_rank=False)
+        if number == signal.SIGINT:
+            os.write(2, ONCE_MORE)

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,14 +151,16 @@ class RunDirectory:
             UserError: The file is damaged.
         """
         try:
-            if (self.path / _SIDECARS).is_file():
-                return dict(parse_json((self.path / _SIDECARS).read_text(encoding="utf-8")))
+            file = self.path / _SIDECARS
+            if file.is_file():
+                return dict(parse_json(file.read_text(encoding="utf-8")))
             # Up to revision 7f9c01b the config contained these values.
-            saved = parse_json(self.config.read_text(encoding="utf-8"))["config"]
+            file = self.config
+            saved = parse_json(file.read_text(encoding="utf-8"))["config"]
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.path} is damaged: {error}") from error
+            raise UserError(f"{file} is damaged: {error}") from error
         saving = saved.get("checkpoint", {})
         found: dict[str, Any] | None = saving.get("modular_files") or saving.get("stage_files")
         return found
@@ -180,6 +183,45 @@ class RunDirectory:
                 f"work dir {self.path} belongs to another run: {first_difference(there, here)}; "
                 "choose another --work-dir"
             )
+
+    def existing(self) -> set[Path]:
+        """Return this folder, the folders above it and the files in it, as far as they exist."""
+        inside = self.path.iterdir() if self.path.is_dir() else ()
+        return {path for path in (self.path, *self.path.parents, *inside) if path.exists()}
+
+    @contextlib.contextmanager
+    def undone_without_results(self, before: set[Path]) -> Iterator[None]:
+        """Return a context that removes what a start that fails has made, unless it has results.
+
+        Args:
+            before: What `existing` returned before anything was made; nothing of a run that was
+                there already is removed.
+        """
+        try:
+            yield
+        except BaseException:
+            if self.config not in before and not self._has_results():
+                with contextlib.suppress(OSError):  # the error itself is raised
+                    self._remove_all_but(before)
+            raise
+
+    def _has_results(self) -> bool:
+        files = (self.metrics, self.path / "hang", self.report / "evaluation.json")
+        if any(file.exists() and file.stat().st_size for file in files):
+            return True
+        return any(folder.is_dir() for folder in (self.checkpoints, self.replay))
+
+    def _remove_all_but(self, kept: set[Path]) -> None:
+        for path in self.path.iterdir():
+            if path not in kept:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+        for folder in (self.path, *self.path.parents):
+            if folder in kept:
+                break
+            folder.rmdir()
 
     def create(self) -> None:
         """Make the folders.

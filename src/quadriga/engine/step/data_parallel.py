@@ -49,6 +49,7 @@ class DataParallelExecutor(Executor):
         fill: Fill | None = None,
         phase_timer: PhaseTimer | None = None,
         asked_to_stop: Callable[[], bool] = lambda: False,
+        asked_to_save: Callable[[int], bool] = lambda step: False,
         on_bad_step: Callable[[BadStep], None] = stop_at,
         skipped_steps: Container[int] = (),
     ) -> None:
@@ -63,6 +64,7 @@ class DataParallelExecutor(Executor):
             fill: Loads weights from other sources into the initialised objective.
             phase_timer: Records this rank's phases.
             asked_to_stop: Returns whether this rank has received a stop signal.
+            asked_to_save: Returns whether this rank asks for a checkpoint after a step.
             on_bad_step: Called on every rank when a loss or gradient is not finite, before the
                 update; it raises, or returns to skip the update.
             skipped_steps: Steps without an update.
@@ -72,7 +74,8 @@ class DataParallelExecutor(Executor):
         """
         self.objective, self._config, self._plan, self._env = objective, config, plan, env
         self._phase_timer = phase_timer or PhaseTimer()
-        self._asked_to_stop, self._on_bad_step = asked_to_stop, on_bad_step
+        self._asked_to_stop, self._asked_to_save = asked_to_stop, asked_to_save
+        self._on_bad_step = on_bad_step
         train = config.train
         self.ranks = make_ranks(env, shard=shard_ranks(train, env.world_size, env.local_world_size))
         apply_recompute(objective, train.recompute)
@@ -101,7 +104,7 @@ class DataParallelExecutor(Executor):
         for step in steps:
             output = self._step(batches, step)
             yield output
-            if output.stop:
+            if output.stop or output.save:
                 return
 
     def _step(self, batches: Iterator[MicroBatch], step: int) -> StepOutput:
@@ -139,11 +142,13 @@ class DataParallelExecutor(Executor):
             seconds,
             not verdict.is_applied,
             verdict.stop,
+            verdict.save,
         )
 
     def _check_step(self, step: int, sums: MetricSums) -> tuple[Verdict, dict[str, Tensor]]:
         """Decide whether a step's gradient is applied; if so, scale and clip it."""
-        reduced, update = sums.reduce(self._env, self._asked_to_stop()), self._update
+        update = self._update
+        reduced = sums.reduce(self._env, self._asked_to_stop(), self._asked_to_save(step))
         if update.is_skipped(step):
             return update.check_step(step, reduced, (), reduced.targets), reduced.metrics
         for name, parameter in update.named:

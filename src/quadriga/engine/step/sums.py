@@ -23,6 +23,8 @@ class Reduced(NamedTuple):
     """float64 scalar, the number of targets of the step over all parts of the loss."""
     asked_to_stop: Tensor
     """float64 scalar, the number of ranks that received a stop signal."""
+    asked_to_save: Tensor
+    """float64 scalar, the number of ranks that ask for a checkpoint."""
     more: tuple[Tensor, ...] = ()
     """float64 scalars, the sums over all ranks of the further values."""
 
@@ -60,6 +62,7 @@ class MetricSums:
         self,
         env: DistEnv,
         asked_to_stop: bool,
+        asked_to_save: bool = False,
         more: Sequence[Tensor] = (),
         group: dist.ProcessGroup | None = None,
     ) -> Reduced:
@@ -71,16 +74,18 @@ class MetricSums:
             env: This process among the run's.
             asked_to_stop: Whether this rank received a stop signal; reduced in the same
                 collective, so that all ranks stop after the same step.
+            asked_to_save: Whether this rank asks for a checkpoint; likewise.
             more: Further scalars to sum over the ranks.
             group: A group of all ranks; the default group if None.
         """
         zero = torch.zeros((), dtype=torch.float64, device=self._device)
-        flag = torch.full((), float(asked_to_stop), dtype=torch.float64, device=self._device)
-        columns = [*self._sums, None]
+        flags = torch.tensor(
+            [asked_to_stop, asked_to_save], dtype=torch.float64, device=self._device
+        )
         table = torch.stack(
             [
-                torch.stack([flag if n is None else sum(part[n], zero) for n in columns])
-                for part in (self._sums, self._counts)
+                torch.stack([*(sum(part[n], zero) for n in self._sums), flag])
+                for part, flag in zip((self._sums, self._counts), flags, strict=True)
             ]
         )
         further = [value.detach().to(torch.float64).reshape(1) for value in more]
@@ -93,7 +98,8 @@ class MetricSums:
             parts = torch.stack([means[n] * every[_weight_of(n)] for n in self._weighted])
             # A part without targets is no error: it adds nothing to the loss.
             means["loss"] = torch.where(targets > 0, parts, 0.0).sum()
-        return Reduced(means, targets.sum(), sums[-1], reduced[table.numel() :].unbind())
+        more_sums = reduced[table.numel() :].unbind()
+        return Reduced(means, targets.sum(), sums[-1], counts[-1], more_sums)
 
 
 def _weight_of(term: str) -> str:

@@ -28,6 +28,8 @@ class Verdict:
     """Whether the gradient is applied to the weights."""
     stop: bool
     """Whether a rank received a stop signal."""
+    save: bool
+    """Whether a rank asked for a checkpoint."""
     norm: Tensor
     """Scalar, the norm of the step's whole gradient before clipping; NaN for a skipped step."""
     factors: tuple[Tensor, ...]
@@ -91,23 +93,25 @@ class Update:
         """
         if self.is_skipped(step):
             nothing = torch.full((), torch.nan)
-            return Verdict(step, False, bool(reduced.asked_to_stop), nothing, ())
+            stop, save = bool(reduced.asked_to_stop), bool(reduced.asked_to_save)
+            return Verdict(step, False, stop, save, nothing, ())
         norm = torch.stack(list(squares)).sum().sqrt().to(torch.float32) * factor
         # The one moment of a step in which the host waits for the device.
-        has_targets, loss_is_finite, norm_is_finite, stop = (
+        has_targets, loss_is_finite, norm_is_finite, stop, save = (
             torch.stack(
                 [
                     reduced.targets > 0,
                     reduced.metrics["loss"].isfinite(),
                     norm.isfinite(),
                     reduced.asked_to_stop > 0,
+                    reduced.asked_to_save > 0,
                 ]
             )
             .cpu()
             .tolist()
         )
         if not has_targets:  # 0 / 0: nothing to learn from, and no error
-            return Verdict(step, False, stop, norm, ())
+            return Verdict(step, False, stop, save, norm, ())
         is_good, bad = loss_is_finite and norm_is_finite, None
         if not is_good and not self.scale.forgives(loss_is_finite):
             value = norm if loss_is_finite else reduced.metrics["loss"]
@@ -120,7 +124,7 @@ class Update:
         if clip is not None:
             norms = [square.sqrt().to(torch.float32) * factor for square in squares]
             factors = [factor * (clip / (own + 1e-6)).clamp(max=1.0) for own in norms]
-        return Verdict(step, is_good, stop, norm, tuple(factors), bad)
+        return Verdict(step, is_good, stop, save, norm, tuple(factors), bad)
 
     def step(self, progress: Progress) -> None:
         """Step the optimizer on gradients that are multiplied by `Verdict.factors`."""

@@ -23,10 +23,10 @@ from quadriga.pipeline.schedules.actions import Backward, Forward, Place, Schedu
 class Segment:
     """A run of steps that begins and ends with an empty pipeline.
 
-    It ends when all steps are made, when a rank receives a stop signal, or when a loss or gradient
-    is not finite. In the last two cases no further step begins; the steps in flight are finished
-    and count. All ranks get the same outcomes at the same action of the schedule, so all of them
-    stop before the same step.
+    It ends when all steps are made, when a rank receives a stop signal or asks for a checkpoint,
+    or when a loss or gradient is not finite. In all but the first case no further step begins; the
+    steps in flight are finished and count. All ranks get the same outcomes at the same action of
+    the schedule, so all of them stop before the same step.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Segment:
         self._read: dict[int, Batch] = {}
         self._sums: dict[int, MetricSums] = {}
         self._begun: int | None = None
-        self._ends = self._stops = False
+        self._ends = self._stops = self._saves = False
         self._held: list[Outcome] = []
 
     def outputs(self) -> Iterator[StepOutput]:
@@ -58,7 +58,8 @@ class Segment:
                     outcome = executor.finish_update(step)
                     verdict = outcome.verdict
                     self._stops = self._stops or verdict.stop
-                    self._ends = self._ends or self._stops or verdict.bad is not None
+                    self._saves = self._saves or verdict.save
+                    self._ends = self._stops or self._saves or verdict.bad is not None or self._ends
                     if verdict.bad is not None or self._held:
                         self._held.append(outcome)
                     else:
@@ -81,8 +82,10 @@ class Segment:
         return True
 
     def _report(self, outcome: Outcome) -> StepOutput:
-        is_last = self._stops and outcome.verdict.step == self._begun
-        return self._executor.report(outcome, stop=is_last)
+        is_last = outcome.verdict.step == self._begun
+        return self._executor.report(
+            outcome, stop=is_last and self._stops, save=is_last and self._saves
+        )
 
     def _forward(self, step: int, micro: int) -> None:
         executor, runner = self._executor, self._executor.runner
@@ -158,6 +161,6 @@ class PipelineExecutor(StagedExecutor):
         while following < steps.stop:
             for output in Segment(self, batches, range(following, steps.stop)).outputs():
                 yield output
-                if output.stop:
+                if output.stop or output.save:
                     return
                 following = output.step + 1

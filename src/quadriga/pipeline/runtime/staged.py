@@ -45,6 +45,7 @@ class StagedExecutor(Executor):
         fill: Fill | None = None,
         phase_timer: PhaseTimer | None = None,
         asked_to_stop: Callable[[], bool] = lambda: False,
+        asked_to_save: Callable[[int], bool] = lambda step: False,
         on_bad_step: Callable[[BadStep], None] = stop_at,
         skipped_steps: Container[int] = (),
     ) -> None:
@@ -60,6 +61,7 @@ class StagedExecutor(Executor):
             fill: Copies initial weights into the whole objective.
             phase_timer: Receives the phase that this rank enters.
             asked_to_stop: Returns whether this rank received a stop signal.
+            asked_to_save: Returns whether this rank asks for a checkpoint after a step.
             on_bad_step: Called on every rank when a loss or gradient is not finite; it raises, or
                 returns to skip the update.
             skipped_steps: Steps that make no update.
@@ -69,7 +71,8 @@ class StagedExecutor(Executor):
         """
         self.config, self.plan, self.env = config, plan, env
         self.phase_timer = phase_timer or PhaseTimer()
-        self._asked_to_stop, self._on_bad_step = asked_to_stop, on_bad_step
+        self._asked_to_stop, self._asked_to_save = asked_to_stop, asked_to_save
+        self._on_bad_step = on_bad_step
         self.ranks = self._all = make_ranks(env, shard=env.world_size)
         self.pipeline, depth = pipeline_of(config), cast(Splittable, objective).depth
         self.topology = make_topology(self.pipeline, depth, env.world_size)
@@ -118,14 +121,14 @@ class StagedExecutor(Executor):
     def begin_update(self, step: int, sums: Any) -> None:
         """Begin a step's update; `sums` are the `MetricSums` of its micro-batches."""
         self.phase_timer.enter("update")
-        self.updates.begin(step, sums, self._asked_to_stop())
+        self.updates.begin(step, sums, self._asked_to_stop(), self._asked_to_save(step))
 
     def finish_update(self, step: int) -> Outcome:
         """Wait for a step's update and return its outcome."""
         self.phase_timer.enter("reduce")
         return self.updates.wait(step)
 
-    def report(self, outcome: Outcome, stop: bool) -> StepOutput:
+    def report(self, outcome: Outcome, stop: bool, save: bool) -> StepOutput:
         """End the timing of a step and return its output."""
         verdict = outcome.verdict
         return StepOutput(
@@ -137,6 +140,7 @@ class StagedExecutor(Executor):
             self.phase_timer.end_step(),
             not verdict.is_applied,
             stop,
+            save,
         )
 
     def handle_bad_step(self, bad: BadStep) -> None:

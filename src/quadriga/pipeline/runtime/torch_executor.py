@@ -144,8 +144,8 @@ class TorchScheduleExecutor(StagedExecutor):
             verdict = outcome.verdict
             if verdict.bad is not None:
                 self.handle_bad_step(verdict.bad)
-            yield self.report(outcome, verdict.stop)
-            if verdict.stop:
+            yield self.report(outcome, verdict.stop, verdict.save)
+            if verdict.stop or verdict.save:
                 return
 
     def _make(self, step: int, batches: Sequence[Batch]) -> Outcome:

@@ -98,19 +98,21 @@ class Updates:
         """Return empty metric sums for a new step."""
         return MetricSums(self._objective, self._env.device)
 
-    def begin(self, step: int, sums: MetricSums, asked_to_stop: bool) -> None:
+    def begin(self, step: int, sums: MetricSums, asked_to_stop: bool, asked_to_save: bool) -> None:
         """Make a step's update, or start it on the thread; collective, in the order of steps.
 
         Args:
             step: The step.
             sums: Metric sums of this rank's micro-batches.
             asked_to_stop: Whether this rank received a stop signal.
+            asked_to_save: Whether this rank asks for a checkpoint after the step.
         """
+        asked = (asked_to_stop, asked_to_save)
         if self._thread is None:
-            self._pending[step] = self._update(step, sums, asked_to_stop)
+            self._pending[step] = self._update(step, sums, asked)
             return
         if self._env.device.type != "cuda":
-            self._pending[step] = self._thread.submit(self._update, step, sums, asked_to_stop)
+            self._pending[step] = self._thread.submit(self._update, step, sums, asked)
             return
         passes = torch.cuda.current_stream()
         ready = passes.record_event()
@@ -120,7 +122,7 @@ class Updates:
             assert side is not None
             with torch.cuda.stream(side):
                 side.wait_event(ready)
-                outcome = self._update(step, sums, asked_to_stop)
+                outcome = self._update(step, sums, asked)
                 side.synchronize()
             for tensor in (*outcome.metrics.values(), outcome.verdict.norm):
                 tensor.record_stream(passes)  # read there: keep its memory until that is done
@@ -139,7 +141,7 @@ class Updates:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
     @torch.no_grad()
-    def _update(self, step: int, sums: MetricSums, asked_to_stop: bool) -> Outcome:
+    def _update(self, step: int, sums: MetricSums, asked: tuple[bool, bool]) -> Outcome:
         gradients = self.buffers[step % self._versions.count]
         if self._groups.replicas is not None:
             dist.all_reduce(gradients.flat, group=self._groups.replicas)
@@ -147,7 +149,7 @@ class Updates:
             dist.all_reduce(gradients.views[name], group=self._groups.tied[stages])
         squares = self._square_sum(gradients)
         reduced = sums.reduce(
-            self._env, asked_to_stop, (squares / self._plan.world_size,), self._groups.world
+            self._env, *asked, (squares / self._plan.world_size,), self._groups.world
         )
         # The losses were divided by the number of micro-batches before their backward passes.
         factor = (self._plan.accumulate / reduced.targets).to(torch.float32)

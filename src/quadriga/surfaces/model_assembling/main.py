@@ -185,7 +185,7 @@ def train(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     config, work_dir = command.resolved.config, folder_of(flags)
     with (
         Preemption() as preemption,
-        process_group(config.train.device) as env,
+        process_group(config.train.device, join_minutes=config.health.join_minutes) as env,
         Console(env.is_main) as console,
     ):
         for note in command.notes:

@@ -190,7 +190,9 @@ def compute(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
         raise
     with (
         Preemption() as preemption,
-        process_group(resolved.config.train.device) as env,
+        process_group(
+            resolved.config.train.device, join_minutes=resolved.config.health.join_minutes
+        ) as env,
         Console(env.is_main) as console,
     ):
         work_dir = Path(from_main(lambda: str(_work_dir(flags, resolved.config)), env))

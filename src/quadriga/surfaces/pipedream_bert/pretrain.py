@@ -103,7 +103,7 @@ def pretrain(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     flags, config = command.flags, command.resolved.config
     with (
         Preemption() as preemption,
-        process_group(config.train.device) as env,
+        process_group(config.train.device, join_minutes=config.health.join_minutes) as env,
         Console(env.is_main) as console,
     ):
         for note in command.notes:
