@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from quadriga.config.messages import sentence
 from quadriga.config.provenance import COMMAND_LINE, Resolved, read_overrides
 from quadriga.engine.preflight import infer_num_classes
-from quadriga.engine.run_config import RunConfig, clear_conflicting
+from quadriga.engine.run_config import RunConfig, complete
 from quadriga.errors import UserError, did_you_mean
 
 Recipe = Callable[..., Any]
@@ -79,7 +79,7 @@ def find_workflow(name: str) -> Recipe:
     return workflows[name]
 
 
-def recipe_arguments(recipe: Recipe, values: dict[str, str]) -> tuple[dict[str, Any], set[str]]:
+def recipe_arguments(recipe: Recipe, values: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
     """Return the overrides that are arguments of the recipe, converted to their types.
 
     Args:
@@ -96,7 +96,7 @@ def recipe_arguments(recipe: Recipe, values: dict[str, str]) -> tuple[dict[str, 
     picked: dict[str, Any] = {}
     for name in inspect.signature(recipe).parameters:
         if name in values:
-            picked[name] = _as_type(name, values[name], hints[name])
+            picked[name] = _as_type(name, str(values[name]), hints[name])
     return picked, set(picked)
 
 
@@ -138,7 +138,9 @@ def resolve(
     Args:
         recipe: A recipe's name, or the path of a config.json that a run wrote.
         file: A JSON or TOML file of values, nested or dotted.
-        words: ``key=value`` overrides; keys that are arguments of the recipe go to it.
+        words: ``key=value`` overrides. Of these and of the file's values, those that are arguments
+            of the recipe go to it; the key that such an argument is the value of counts as set
+            where the argument was.
         options: Key -> value of an option that is short for the key; None if it is not given.
 
     Raises:
@@ -152,19 +154,60 @@ def resolve(
                 f"{key} is set twice: {values[key]} and {value} on the {COMMAND_LINE}, of which "
                 "one is by the option that is short for it; keep one of the two"
             )
+    layers = [(read_values(file), str(file))] if file is not None else []
+    layers.append((values, COMMAND_LINE))
     if recipe.endswith(".json") or Path(recipe).is_file():
         resolved = Resolved.from_json(RunConfig, _read_text(Path(recipe)))
     else:
-        function = find_recipe(recipe)
-        arguments, used = recipe_arguments(function, values)
-        config: RunConfig = call(function, arguments)
-        resolved = Resolved.of(config, f"recipe {recipe}")
-        values = {key: value for key, value in values.items() if key not in used}
-    if file is not None:
-        resolved = resolved.override(clear_conflicting(read_values(file)), str(file))
-    return infer_num_classes(
-        resolved.override(clear_conflicting(values), COMMAND_LINE) if values else resolved
-    )
+        resolved, layers = _of_recipe(recipe, layers)
+    for layer, source in layers:
+        if layer:
+            resolved = resolved.override(complete(layer, resolved.config), source)
+    return infer_num_classes(resolved)
+
+
+Layers = list[tuple[dict[str, Any], str]]
+"""Overrides by dotted key and where they come from, the last word last."""
+
+
+def _of_recipe(recipe: str, layers: Layers) -> tuple[Resolved[RunConfig], Layers]:
+    """Return a recipe's run, and the overrides with the keys that its arguments set."""
+    function = find_recipe(recipe)
+    picked = [recipe_arguments(function, values) for values, _ in layers]
+    arguments: dict[str, Any] = {}
+    for of_layer, _ in picked:
+        arguments |= of_layer
+    resolved = Resolved.of(call(function, arguments), f"recipe {recipe}")
+    changed: Layers = []
+    for (values, source), (of_layer, used) in zip(layers, picked, strict=True):
+        keys = {
+            key: value
+            for name, value in of_layer.items()
+            for key in _keys_of_argument(function, {**arguments, **of_layer}, name)
+        }
+        rest = {key: value for key, value in values.items() if key not in used}
+        changed.append(({**keys, **rest}, source))
+    return resolved, changed
+
+
+def _keys_of_argument(function: Recipe, arguments: Mapping[str, Any], name: str) -> list[str]:
+    """Return the config keys whose value is that argument of the recipe, and not derived from it.
+
+    They are those that have the argument's value now, and another value's when it is another one.
+    """
+    value = arguments[name]
+    if isinstance(value, bool):
+        other: Any = not value
+    elif isinstance(value, int | float):
+        other = value + 1
+    else:
+        other = type(value)(f"{value}.other")
+    try:
+        now, then = (dict(function(**{**arguments, name: one}).leaves()) for one in (value, other))
+    except (ValidationError, UserError):
+        return []
+    shown, other_shown = (str(v) if isinstance(v, Path) else v for v in (value, other))
+    return [key for key in now if now[key] == shown and then.get(key) == other_shown]
 
 
 def call(recipe: Recipe, arguments: dict[str, Any]) -> Any:

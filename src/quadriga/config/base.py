@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import os
 import pkgutil
 import types
 import typing
@@ -32,6 +33,10 @@ T = TypeVar("T")
 Location = Annotated[T, _LOCATION]
 """The type of a field that holds a location, such as ``root: Location[Path]``. Two configs that
 differ only in locations mean the same run, since files may be moved."""
+
+_FILE = "file"
+NamedFile = Annotated[T, _FILE]
+"""The type of a field that names a file or folder whose content decides what a run computes."""
 
 _LATER = "later"
 Later = Annotated[T, _LATER]
@@ -150,19 +155,51 @@ class Config(BaseModel):
 
     def locations(self) -> Iterator[str]:
         """Yield the dotted path of each field that is a `Location`."""
-        return (path for path, _ in self._marked(_LOCATION, ""))
+        return (path for path, _, _ in self._marked(_LOCATION, ""))
+
+    def anchored(self, keys: Iterable[str] = ("",)) -> Self:
+        """Return the config with each `Location` and `NamedFile` as an absolute path.
+
+        Relative ones are seen from the current folder; ``~`` is the user's home folder.
+
+        Args:
+            keys: Dotted paths: those at or below them are changed, by default all.
+        """
+        values: dict[str, Any] = {}
+        for path, owner, name in (*self._marked(_LOCATION, ""), *self._marked(_FILE, "")):
+            value = getattr(owner, name)
+            if not any(key == "" or within(path, key) for key in keys):
+                continue
+            if isinstance(value, tuple):
+                values[path] = [owner.anchor(name, str(item)) for item in value]
+            elif value is not None:
+                values[path] = owner.anchor(name, str(value))
+        return self.override(values) if values else self
+
+    def anchor(self, name: str, text: str) -> str:
+        """Return the absolute path that a field means; a kind may know other folders.
+
+        Args:
+            name: Name of the field.
+            text: Its value, or one of its values.
+        """
+        return os.path.abspath(os.path.expanduser(text))
 
     def unused_later(self) -> Iterator[str]:
         """Yield the dotted path of each field that is `Later` and has its default."""
-        return (path for path, is_default in self._marked(_LATER, "") if is_default)
+        return (
+            path
+            for path, owner, name in self._marked(_LATER, "")
+            if getattr(owner, name) == type(owner).model_fields[name].default
+        )
 
-    def _marked(self, mark: str, prefix: str) -> Iterator[tuple[str, bool]]:
-        """Yield the path of each field with a mark, and whether its value is the default."""
+    def _marked(self, mark: str, prefix: str) -> Iterator[tuple[str, Config, str]]:
+        """Yield the path of each field with a mark, the config that has it, and its name there."""
         for name, field in type(self).model_fields.items():
             path = f"{prefix}.{name}" if prefix else name
             value = getattr(self, name)
             if mark in field.metadata:
-                yield path, value == field.default
+                yield path, self, name
             items: Iterable[tuple[Any, Any]] = ()
             if isinstance(value, Config):
                 yield from value._marked(mark, path)

@@ -11,7 +11,7 @@ from quadriga.errors import UserError
 
 
 class Resolved(Generic[ConfigT]):
-    """A config and where each of its values came from."""
+    """A config, its locations as absolute paths, and where each of its values came from."""
 
     def __init__(self, config: ConfigT, sources: Mapping[str, str]) -> None:
         """Pair `config` with the source of each of its dotted leaf paths."""
@@ -29,7 +29,7 @@ class Resolved(Generic[ConfigT]):
             path: source if any(within(path, name) for name in named) else "default"
             for path, _ in config.leaves()
         }
-        return cls(config, sources)
+        return cls(config.anchored(), sources)
 
     def override(self, values: Mapping[str, Any], source: str) -> Resolved[ConfigT]:
         """Return a new pair with dotted keys replaced and marked with `source`.
@@ -44,7 +44,7 @@ class Resolved(Generic[ConfigT]):
             touched = any(within(path, name) for name in values)
             unchanged = path in before and before[path] == value
             sources[path] = source if touched else self.sources[path] if unchanged else "default"
-        return Resolved(config, sources)
+        return Resolved(config.anchored(values), sources)
 
     def as_json(self) -> str:
         """Return the config and the sources as indented JSON text."""

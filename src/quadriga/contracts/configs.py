@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
@@ -142,6 +143,16 @@ class DatasetConfig(Choice, ABC):
         Raises:
             UserError: The split is missing or empty.
         """
+
+    def kept_files(self) -> Mapping[str, Path]:
+        """Return the small files without which a trained model is of no use: field -> file.
+
+        A run keeps copies of them.
+
+        Raises:
+            UserError: They cannot be found.
+        """
+        return {}
 
     def by_task(self) -> Mapping[str, DatasetConfig]:
         """Return task -> data of a mixture; empty for any other data."""

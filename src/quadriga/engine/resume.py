@@ -109,6 +109,7 @@ def write_start(
 ) -> None:
     """Write config.json and environment.json, and drop logs of steps that will be repeated."""
     directory.write_config(resolved)
+    directory.keep_files(resolved.config)
     parameters = sum(p.numel() for p in objective.parameters())
     directory.write_environment({**describe_environment(env), "parameters": parameters})
     directory.rewind_metrics(start)

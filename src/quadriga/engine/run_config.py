@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from quadriga.config.base import Config, within
+from quadriga.config.base import Config, NamedFile, within
 from quadriga.contracts import DatasetConfig, EvaluatorConfig, ViewsConfig
 from quadriga.contracts.executor import StepConfig
 from quadriga.contracts.logging import LoggerConfig
@@ -31,7 +31,7 @@ __all__ = [
     "config_hash",
     "identity",
     "profiled_steps",
-    "clear_conflicting",
+    "complete",
 ]
 
 
@@ -170,7 +170,7 @@ class EvaluationConfig(Config):
 class WarmStartConfig(Config):
     """Initial weights to load instead of random ones."""
 
-    path: str | None = None
+    path: NamedFile[str | None] = None
     """A file of weights (this project's, timm's or Hugging Face's names), the folder of a published
     model, a checkpoint or a run."""
     weights: Literal["raw", "ema"] = "raw"
@@ -285,13 +285,36 @@ EXCLUSIVE = (
 """(key, key, value): at most one of the two keys is set; the other one has this value."""
 
 
-def clear_conflicting(values: dict[str, Any]) -> dict[str, Any]:
-    """Return overrides that also unset the other unit of a length, such as ``train.epochs``.
+IMAGE_SIZES = ("model.image_px", "views.image_px", "data.image_px")
+"""Keys with the size of the model's input images."""
+
+
+def complete(values: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+    """Return overrides with the keys that depend on them.
+
+    The other unit of a length is unset, such as ``train.epochs`` if ``train.steps`` is set. If one
+    of `IMAGE_SIZES` is set, those of the others that equal it in `config` get the same value.
 
     Args:
         values: Overrides from one source. If they set both units, both are kept, and the config's
             validation fails.
+        config: The config that they override.
     """
+    before = dict(config.leaves())
+    given = [name for name in IMAGE_SIZES if name in values]
+    follow = {
+        name: values[given[0]]
+        for name in IMAGE_SIZES
+        if given
+        and name not in values
+        and f"{name.split('.')[0]}.kind" not in values
+        and name in before
+        and before[name] == before.get(given[0])
+    }
+    return {**_clear_conflicting(values), **follow}
+
+
+def _clear_conflicting(values: dict[str, Any]) -> dict[str, Any]:
     cleared = dict(values)
     for first, second, nothing in EXCLUSIVE:
         for name, other in ((first, second), (second, first)):

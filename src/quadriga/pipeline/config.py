@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, final
 
 from pydantic import Field
 
-from quadriga.config.base import load
+from quadriga.config.base import NamedFile, load
 from quadriga.contracts.executor import Executor, ExecutorConfig, Share, StepConfig
 from quadriga.contracts.objective import Objective
 from quadriga.contracts.step import StepPlan
@@ -47,7 +47,7 @@ class PipelineConfig(ExecutorConfig):
     """Blocks of each stage; none for an even split."""
     stages_per_rank: int = Field(1, ge=1)
     """Stages on each rank, for torch's interleaved schedules."""
-    conf: Path | None = None
+    conf: NamedFile[Path | None] = None
     """A ``conf.json`` that maps modules to stages and stages to ranks; it replaces `stages` and
     `depths`."""
     deferred_update: bool = True

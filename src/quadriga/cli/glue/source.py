@@ -88,7 +88,8 @@ def _of_run(weights: Path, folder: Path) -> Source:
         raise UserError(f"glue needs a BERT, but model.kind of {folder} is {config.model.kind()}")
     vocabulary = getattr(config.data, "vocabulary", None)
     if isinstance(config.data, (PydocCorpusConfig, TextCorpusConfig)):
-        vocabulary = config.data.vocabulary_file()
+        kept = RunDirectory(folder).kept_file("data.vocabulary")
+        vocabulary = Path(kept) if kept else config.data.vocabulary_file()
     lowercase = getattr(config.data, "lowercase", None)
     return Source(
         name=folder.name if weights == folder else f"{folder.name}_{weights.name}",

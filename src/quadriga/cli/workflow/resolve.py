@@ -9,7 +9,7 @@ from typing import Any, final
 from quadriga.cli.resolve import call, find_workflow, recipe_arguments
 from quadriga.config.provenance import COMMAND_LINE, Resolved, read_overrides
 from quadriga.engine.preflight import infer_num_classes
-from quadriga.engine.run_config import RunConfig, clear_conflicting
+from quadriga.engine.run_config import RunConfig, complete
 from quadriga.errors import UserError
 from quadriga.workflow.graph import Node, Workflow, check_graph, matching, needs_of
 
@@ -123,7 +123,8 @@ def _resolved(
     try:
         for given in (values, *own):
             if given:
-                resolved = resolved.override(clear_conflicting(dict(given)), COMMAND_LINE)
+                changed = complete(dict(given), resolved.config)
+                resolved = resolved.override(changed, COMMAND_LINE)
     except UserError as error:
         hint = ""
         if str(error).startswith("unknown key") and given is values:

@@ -40,6 +40,11 @@ class ImageListConfig(DatasetConfig):
     holdout: float = Field(default=0.1, gt=0, lt=1)
     """Share of the images held out for testing when `test_files` is not given."""
 
+    def anchor(self, name: str, text: str) -> str:
+        """Leave lists that are not in this folder relative to `root`; else see `Config.anchor`."""
+        is_below = name != "root" and not Path(text).expanduser().exists()
+        return text if is_below else super().anchor(name, text)
+
     def build(self, split: Split) -> ImageFiles:
         """Find the images of one split.
 

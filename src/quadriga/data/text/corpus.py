@@ -154,6 +154,15 @@ class TextCorpusConfig(DatasetConfig):
             raise ValueError("root must be set where there are no files; such as data.root=FOLDER")
         return self
 
+    def anchor(self, name: str, text: str) -> str:
+        """Leave patterns relative to `root`, where there is one; else see `Config.anchor`."""
+        is_below = name in ("files", "test_files") and self.root is not None
+        return text if is_below else super().anchor(name, text)
+
+    def kept_files(self) -> dict[str, Path]:
+        """Return the vocabulary."""
+        return {"vocabulary": self.vocabulary_file()}
+
     def build(self, split: Split) -> TextCorpus:
         """Open the tokenised text, and tokenise it first if that has not been done.
 

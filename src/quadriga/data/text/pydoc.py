@@ -87,6 +87,10 @@ class PydocCorpusConfig(DatasetConfig):
         name = digest_of("pydoc", RULES, text, self.vocabulary_size, self.lowercase)
         return f"{name}.vocab.txt"
 
+    def kept_files(self) -> dict[str, Path]:
+        """Return the vocabulary."""
+        return {"vocabulary": self.vocabulary_file()}
+
     def vocabulary_file(self) -> Path:
         """Return the path of the vocabulary; if there is none yet, learn it first.
 

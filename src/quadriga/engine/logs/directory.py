@@ -14,6 +14,7 @@ WORK_DIR/
     left_out.json       steps whose update is skipped, after a rollback
     replay/             the weights before each bad step: quadriga replay FILE
     checkpoints/        step_00001000/ ...
+    files/              copies of small files that the run needs: its vocabulary
     sidecars.json       which files of other layouts are written beside checkpoints, if any
     report/             pictures, evaluation.json, index.html
 """
@@ -74,12 +75,17 @@ class RunDirectory:
         return self.path / "report"
 
     @property
+    def files(self) -> Path:
+        """Copies of small files that the run needs."""
+        return self.path / "files"
+
+    @property
     def replay(self) -> Path:
         """The folder of the replay files of bad steps."""
         return self.path / "replay"
 
     def read_config(self) -> Resolved[RunConfig]:
-        """Read the run's config.
+        """Read the run's config; a file that is gone is replaced by the copy that the run kept.
 
         Raises:
             UserError: There is no run here, or its config is damaged.
@@ -93,9 +99,35 @@ class RunDirectory:
         except UnicodeDecodeError as error:
             raise UserError(f"{self.config} is damaged: it is not text") from error
         try:
-            return Resolved.from_json(RunConfig, text)
+            return self._with_kept_files(Resolved.from_json(RunConfig, text))
         except UserError as error:
             raise UserError(f"{self.config} is damaged: {error}") from error
+
+    def _with_kept_files(self, saved: Resolved[RunConfig]) -> Resolved[RunConfig]:
+        values = dict(saved.config.leaves())
+        copies = {
+            key: copy
+            for key in saved.config.locations()
+            if not Path(str(values.get(key))).exists() and (copy := self.kept_file(key))
+        }
+        return saved.override(copies, "a copy that the run kept") if copies else saved
+
+    def kept_file(self, key: str) -> str | None:
+        """Return the path of the copy of the file that a config key names, if there is one."""
+        return next((str(path) for path in self.files.glob(f"{key}.*")), None)
+
+    def keep_files(self, config: RunConfig) -> None:
+        """Copy the small files that the run needs; copies that are there stay as they are.
+
+        Raises:
+            UserError: A file cannot be found, or the copy not written.
+        """
+        for name, file in config.data.kept_files().items():
+            if self.kept_file(f"data.{name}") is None:
+                with self.writing():
+                    self.files.mkdir(exist_ok=True)
+                    copy = self.files / f"data.{name}{file.suffix or '.txt'}"
+                    write_text(copy, file.read_text(encoding="utf-8"))
 
     def write_sidecars(self, values: Mapping[str, Any]) -> None:
         """Write which files of other layouts are written beside checkpoints, and where.

@@ -21,7 +21,7 @@ from quadriga.engine.checkpoint.store import list_checkpoints
 from quadriga.engine.initial_weights import fill_from_sources, read_source
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
-from quadriga.engine.run_config import RunConfig, clear_conflicting
+from quadriga.engine.run_config import RunConfig, complete
 from quadriga.engine.step.precision import reduced_precision
 from quadriga.errors import UserError
 from quadriga.modular.parts.cut import meta_depths_of
@@ -88,9 +88,9 @@ def evaluation_config(flags: argparse.Namespace, ranks: int, is_assembly: bool) 
     tree["train"] = {**tree["train"], "steps": 1}
     tree["schedule"] = {"kind": "warmup_cosine"}
     config = RunConfig.from_dict(tree)
-    words = clear_conflicting(read_overrides(flags.override))
+    words = read_overrides(flags.override)
     if words:
-        config = config.override(words, COMMAND_LINE)
+        config = config.override(complete(words, config), COMMAND_LINE)
     config = config.override({"objective.classes": len(config.data.build("test").classes)})
     check_shapes(config)
     return config

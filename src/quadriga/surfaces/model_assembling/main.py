@@ -20,7 +20,7 @@ from quadriga.engine.faults.preemption import Preemption
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.resume import Request
-from quadriga.engine.run_config import RunConfig, clear_conflicting
+from quadriga.engine.run_config import RunConfig, complete
 from quadriga.engine.session import run
 from quadriga.errors import UserError
 from quadriga.report.run import write_report
@@ -143,7 +143,7 @@ def read_command(flags: argparse.Namespace, environ: Mapping[str, str]) -> Train
     """
     ranks = read_launch(environ).world_size
     tree = config_tree(flags, ranks)
-    words = clear_conflicting(read_overrides(flags.override))
+    words = read_overrides(flags.override)
     # Any length will do: only the data section is used.
     probe = RunConfig.from_dict(with_length(tree, flags, sys.maxsize, ranks))
     of_data = {key: value for key, value in words.items() if key.startswith("data.")}
@@ -152,7 +152,7 @@ def read_command(flags: argparse.Namespace, environ: Mapping[str, str]) -> Train
     tree = _with_classes(tree, len(dataset.classes))
     resolved = Resolved.of(RunConfig.from_dict(tree), COMMAND_LINE)
     if words:
-        resolved = resolved.override(words, COMMAND_LINE)
+        resolved = resolved.override(complete(words, resolved.config), COMMAND_LINE)
     files = files_of(flags, len(dataset), ranks)
     return Training(flags, resolved, tuple(notes_of(flags, ranks)), files)
 

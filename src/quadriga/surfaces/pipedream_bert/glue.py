@@ -25,7 +25,7 @@ from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.logs.results import RESULTS, read_results
 from quadriga.engine.resume import Request
-from quadriga.engine.run_config import RunConfig, clear_conflicting
+from quadriga.engine.run_config import RunConfig, complete
 from quadriga.engine.session import run
 from quadriga.errors import UserError
 from quadriga.models.bert import BertConfig
@@ -182,8 +182,9 @@ def compute(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
             return _evaluate(flags, environ)
         tree = config_tree(flags, read_launch(environ).world_size)
         resolved = Resolved.of(RunConfig.from_dict(tree), COMMAND_LINE)
-        words = clear_conflicting(read_overrides(flags.override))
-        resolved = resolved.override(words, COMMAND_LINE) if words else resolved
+        words = read_overrides(flags.override)
+        if words:
+            resolved = resolved.override(complete(words, resolved.config), COMMAND_LINE)
     except UserError as error:
         error.on_every_rank = True
         raise

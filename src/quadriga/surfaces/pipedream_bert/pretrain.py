@@ -20,7 +20,7 @@ from quadriga.engine.faults.preemption import Preemption
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.resume import Request
-from quadriga.engine.run_config import RunConfig, clear_conflicting
+from quadriga.engine.run_config import RunConfig, complete
 from quadriga.engine.session import run
 from quadriga.errors import UserError
 from quadriga.files import write_text
@@ -67,7 +67,7 @@ def read_command(arguments: Sequence[str], environ: Mapping[str, str]) -> Pretra
             "make it first"
         )
     tree = config_tree(flags, cut)
-    words = clear_conflicting(read_overrides(flags.override))
+    words = read_overrides(flags.override)
     samples = 0
     if flags.num_minibatches is None:
         data = RunConfig.from_dict(tree).override(_of_data(words), COMMAND_LINE).data
@@ -75,7 +75,7 @@ def read_command(arguments: Sequence[str], environ: Mapping[str, str]) -> Pretra
     config = RunConfig.from_dict(with_length(tree, flags, cut, samples))
     resolved = Resolved.of(config, COMMAND_LINE)
     if words:
-        resolved = resolved.override(words, COMMAND_LINE)
+        resolved = resolved.override(complete(words, resolved.config), COMMAND_LINE)
     stage_files = None
     if flags.checkpoint_dir is not None:
         length = length_of(tree, flags, cut, samples)
