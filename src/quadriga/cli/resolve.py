@@ -7,6 +7,7 @@ import inspect
 import json
 import pkgutil
 import tomllib
+import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -102,6 +103,10 @@ def recipe_arguments(recipe: Recipe, values: Mapping[str, Any]) -> tuple[dict[st
 
 def _as_type(name: str, text: str, kind: Any) -> Any:
     words = {int: "an integer", float: "a number"}
+    if isinstance(kind, types.UnionType):  # an optional value
+        if text.lower() == "none":
+            return None
+        (kind,) = (one for one in typing.get_args(kind) if one is not types.NoneType)
     if kind in (str, Path):
         return kind(text)
     if kind is bool:
