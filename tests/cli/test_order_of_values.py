@@ -66,6 +66,7 @@ def test_a_size_that_is_set_itself_does_not_follow() -> None:
         "model": 16,
         "views": 16,
     }
+    assert sizes(["data.kind=shapes", "data.image_px=64"]) == {"model": 32, "views": 32, "data": 64}
 
 
 def test_paths_are_stored_as_seen_from_where_they_were_typed(

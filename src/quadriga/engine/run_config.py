@@ -301,15 +301,14 @@ def complete(values: dict[str, Any], config: RunConfig) -> dict[str, Any]:
         config: The config that they override.
     """
     before = dict(config.leaves())
-    given = [name for name in IMAGE_SIZES if name in values]
+    # A kind that changes has a size of its own, or none.
+    same = [name for name in IMAGE_SIZES if f"{name.split('.')[0]}.kind" not in values]
+    given = [name for name in same if name in values and name in before][:1]
     follow = {
-        name: values[given[0]]
-        for name in IMAGE_SIZES
-        if given
-        and name not in values
-        and f"{name.split('.')[0]}.kind" not in values
-        and name in before
-        and before[name] == before.get(given[0])
+        name: values[first]
+        for first in given
+        for name in same
+        if name not in values and before.get(name) == before[first]
     }
     return {**_clear_conflicting(values), **follow}
 
