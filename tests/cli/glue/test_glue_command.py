@@ -117,7 +117,8 @@ def test_the_runs_start_from_the_pre_training(place: Path, finished: Path) -> No
     assert config["seed"] == 1
     assert config["model"]["width"] == 16
     assert config["views"]["max_length"] == 16
-    assert config["data"]["vocabulary"] == str(place / "corpus" / "vocab.txt")
+    assert config["data"]["vocabulary"] == str(place / "run" / "files" / "data.vocabulary.txt")
+    assert Path(config["data"]["vocabulary"]).read_bytes() == (place / "vocab.txt").read_bytes()
     log = (finished / "sst2" / "seed_1" / "log.txt").read_text()
     assert "2 begin anew: classifier.weight, classifier.bias" in log
     assert "next_sentence.weight" in log
