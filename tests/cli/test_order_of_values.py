@@ -78,7 +78,12 @@ def test_paths_are_stored_as_seen_from_where_they_were_typed(
     found = resolve(
         "mae_cifar10",
         None,
-        ["data.kind=image_list", "root=~/x/../pictures", "data.files=list.txt", "warm_start.path=w.st"],
+        [
+            "data.kind=image_list",
+            "root=~/x/../pictures",
+            "data.files=list.txt",
+            "warm_start.path=w.st",
+        ],
     ).config
     leaves = dict(found.leaves())
     assert leaves["data.root"] == str(tmp_path / "home" / "pictures")

@@ -98,7 +98,8 @@ def load_objective(
     in shards over all ranks, whatever number trained it.
 
     Returns:
-        The objective, the step it is at, and the ranks that it is sharded over, if it is.
+        The objective in evaluation mode, the step it is at, and the ranks that it is sharded
+        over, if it is.
 
     Raises:
         UserError: The run has no whole checkpoint, or no moving average.
@@ -110,7 +111,7 @@ def load_objective(
     ranks = None
     if env.world_size > 1 and config.train.parallel != "ddp":
         ranks = make_ranks(env, shard=env.world_size)
-    objective = _build(config, env, ranks, config.seed)
+    objective = _build(config, env, ranks, config.seed).eval()
     return objective, read_objective(found, objective, env, config.evaluation.weights), ranks
 
 

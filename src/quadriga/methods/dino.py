@@ -24,6 +24,7 @@ from quadriga.contracts import (
     ObjectiveConfig,
     Progress,
     Term,
+    with_initial_values,
 )
 from quadriga.losses.cross_entropy import types_as_written
 from quadriga.losses.prototypes import prototype_cross_entropy
@@ -69,7 +70,8 @@ class DINOConfig(ObjectiveConfig):
         Raises:
             UserError: `model` is of another kind, or has no statistics for the groups.
         """
-        return DINO(self, image_model("dino", model, self.statistics_group))
+        checked = image_model("dino", model, self.statistics_group)
+        return with_initial_values(lambda: DINO(self, checked), DINO.initialise_all)
 
     def teacher_temperature_at(self, progress: Progress) -> float:
         """Return the temperature of the teacher's softmax at a step."""

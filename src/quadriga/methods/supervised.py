@@ -13,7 +13,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from quadriga import randomness
-from quadriga.contracts import Batch, LossOutput, ModelConfig, Objective, ObjectiveConfig, Stage
+from quadriga.contracts import (
+    Batch,
+    LossOutput,
+    ModelConfig,
+    Objective,
+    ObjectiveConfig,
+    Stage,
+    with_initial_values,
+)
 from quadriga.contracts.stage import check_depths
 from quadriga.errors import UserError
 from quadriga.losses.soft_targets import Criterion, soft_target_loss
@@ -58,7 +66,10 @@ class SupervisedConfig(ObjectiveConfig):
                 "objective.classes must be the number of classes, but is none and the training "
                 "data is not at hand to count them; set it"
             )
-        return Supervised(self, model, self.classes)
+        classes = self.classes
+        return with_initial_values(
+            lambda: Supervised(self, model, classes), Supervised.initialise_all
+        )
 
 
 @final
