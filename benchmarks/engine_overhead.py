@@ -31,7 +31,6 @@ from typing import Any, NamedTuple, final
 
 import torch
 
-from quadriga.cli.resolve import find_recipe
 from quadriga.contracts import Executor, MicroBatch, Objective, StepOutput, stack
 from quadriga.data.reading.loader import Loader
 from quadriga.data.reading.sampling import step_samples
@@ -45,6 +44,7 @@ from quadriga.engine.loop import train
 from quadriga.engine.run_config import CheckpointConfig, LogConfig, RunConfig
 from quadriga.engine.run_plan import RunPlan, make_plan
 from quadriga.engine.step.data_parallel import DataParallelExecutor
+from quadriga.recipes.find import find_recipe
 
 LOG, SAVING = LogConfig(), CheckpointConfig(keep=1)
 

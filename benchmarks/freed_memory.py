@@ -22,9 +22,9 @@ import sys
 import torch
 
 from precision import Side
-from quadriga.cli.resolve import find_recipe
 from quadriga.distributed.allocator import keep_freed_memory
 from quadriga.engine.run_config import RunConfig
+from quadriga.recipes.find import find_recipe
 
 SIDES = ("given back", "kept")
 

@@ -23,7 +23,6 @@ from collections.abc import Iterator
 import torch
 from torch.distributed import run as torchrun
 
-from quadriga.cli.resolve import find_recipe
 from quadriga.contracts import MicroBatch
 from quadriga.distributed.collectives import local_part
 from quadriga.distributed.environment import DistEnv
@@ -34,6 +33,7 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan, make_plan
 from quadriga.engine.step.data_parallel import DataParallelExecutor
 from quadriga.formatting import bytes_, duration
+from quadriga.recipes.find import find_recipe
 
 SIDES = {
     "ddp": {"train.parallel": "ddp"},

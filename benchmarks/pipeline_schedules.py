@@ -28,7 +28,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import run as torchrun
 
-from quadriga.cli.resolve import find_recipe
 from quadriga.contracts import Batch, LossOutput, Objective, Stage
 from quadriga.distributed.environment import DistEnv
 from quadriga.distributed.process_group import process_group
@@ -38,6 +37,7 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import make_plan
 from quadriga.formatting import duration
 from quadriga.models.parts.initialise import initialise
+from quadriga.recipes.find import find_recipe
 
 SIDES: dict[str, tuple[str, int, dict[str, str]]] = {
     "1f1b": ("1f1b", 1, {}),

@@ -19,7 +19,6 @@ from collections.abc import Iterator
 
 import torch
 
-from quadriga.cli.resolve import find_recipe
 from quadriga.contracts import MicroBatch
 from quadriga.distributed.environment import DistEnv, pick_device
 from quadriga.engine.build import build_objective, build_on_meta
@@ -29,6 +28,7 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import make_plan
 from quadriga.engine.step.data_parallel import DataParallelExecutor
 from quadriga.formatting import bytes_, duration, flops
+from quadriga.recipes.find import find_recipe
 
 SIDES = ("float32", "float32+compile", "bfloat16", "bfloat16+compile")
 

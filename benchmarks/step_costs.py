@@ -36,7 +36,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from quadriga import randomness
-from quadriga.cli.resolve import find_recipe
 from quadriga.contracts import Batch, LossOutput, MicroBatch, Objective, PooledObjective, Progress
 from quadriga.distributed.environment import SINGLE, DistEnv
 from quadriga.distributed.mesh import make_ranks
@@ -46,6 +45,7 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import make_plan
 from quadriga.engine.step.data_parallel import DataParallelExecutor
 from quadriga.engine.step.gradients import GradientSum
+from quadriga.recipes.find import find_recipe
 
 VIT = {"model.width": "128", "model.depth": "6"}
 POOLED: dict[str, dict[str, str]] = {

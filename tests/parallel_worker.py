@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from quadriga.cli.resolve import find_recipe
 from quadriga.distributed.collectives import whole
 from quadriga.distributed.environment import DistEnv
 from quadriga.distributed.process_group import process_group
@@ -22,6 +21,7 @@ from quadriga.engine.build import EXACT, build_loader, build_on_meta
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import make_plan
 from quadriga.engine.step.data_parallel import DataParallelExecutor
+from quadriga.recipes.find import find_recipe
 from quadriga.recipes.mae import mae_digits
 from tiny import TINY
 

@@ -1,30 +1,109 @@
-"""Evaluation of a saved run, as ``quadriga eval`` and Python callers use it."""
+"""What ``import quadriga`` offers: recipes, training, evaluation, trained encoders.
+
+docs/api.md shows it at work. Data sets, methods, architectures and all other kinds are imported
+from where they are, such as ``quadriga.models.vit``.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from quadriga.config.base import kinds
-from quadriga.config.provenance import read_overrides
+from quadriga.config.own_code import code_options, is_own, load_code, load_named
+from quadriga.config.provenance import Resolved, read_overrides
 from quadriga.contracts import EvaluatorConfig
 from quadriga.distributed.allocator import is_out_of_memory
 from quadriga.distributed.collectives import from_main
-from quadriga.distributed.environment import DistEnv
+from quadriga.distributed.environment import DistEnv, read_launch
 from quadriga.distributed.process_group import process_group
 from quadriga.engine import evaluate as evaluate_module
-from quadriga.engine import preflight
+from quadriga.engine import preflight, session
 from quadriga.engine.build import build_on_meta
+from quadriga.engine.faults.preemption import Preemption
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
+from quadriga.engine.resume import Request
 from quadriga.engine.run_config import RunConfig
 from quadriga.errors import UserError
+from quadriga.export.encoder import load_encoder
 from quadriga.formatting import bytes_
+from quadriga.launch.torchrun import run_ranks
+from quadriga.recipes.find import of_recipe, with_overrides
 from quadriga.report.run import write_report
 
+__all__ = ["evaluate", "load_code", "load_encoder", "recipe", "train"]
 
-def evaluate(run: Path, words: Sequence[str], device: str) -> None:
+
+def recipe(name: str, **values: Any) -> RunConfig:
+    """Return the run of a recipe.
+
+    Args:
+        name: The recipe, or ``FILE.py:FUNCTION`` for one in a file of the user's own.
+        values: Arguments of the recipe and keys of the config, ``**{"optim.lr": 1e-3}``.
+
+    Raises:
+        UserError: An unknown recipe or key, or a value that breaks a rule.
+    """
+    return with_overrides(*of_recipe(name, [(values, PYTHON)])).config
+
+
+def train(config: RunConfig, work_dir: Path | str | None = None, resume: bool = False) -> Path:
+    """Train a run, evaluate it and write its report, as ``quadriga train`` does.
+
+    With ``train.ranks=1`` it trains in this process, else in new ones, which import the files of
+    `load_code` as well.
+
+    Args:
+        config: The run.
+        work_dir: Where the run lives; ``runs/NAME`` by default.
+        resume: Whether to go on with the newest checkpoint of the work directory.
+
+    Returns:
+        The work directory.
+
+    Raises:
+        UserError: The run cannot start or continue, or a rank in another process failed.
+    """
+    resolved = preflight.infer_num_classes(Resolved.of(config, PYTHON))
+    folder = Path(work_dir) if work_dir is not None else Path("runs") / config.name
+    device, ranks = config.train.device, config.train.ranks
+    if ranks > 1 and read_launch(os.environ).launcher == "none":
+        _train_apart(resolved, folder, resume)
+        return folder
+    with (
+        Preemption() as preemption,
+        process_group(device) as env,
+        Console(env.is_main) as console,
+    ):
+        session.run(resolved, Request(folder, resume), env, console, preemption)
+        if env.is_main:
+            console.say(f"report: {write_report(folder)}")
+    return folder
+
+
+def _train_apart(resolved: Resolved[RunConfig], folder: Path, resume: bool) -> None:
+    """Train on several ranks, as a command that reads the config from a file."""
+    ranks = resolved.config.train.ranks
+    preflight.check_start(resolved.config, ranks)
+    with tempfile.TemporaryDirectory(prefix="quadriga-") as temporary:
+        file = Path(temporary) / "config.json"
+        file.write_text(resolved.as_json(), encoding="utf-8")
+        words = ["train", str(file), "--work-dir", str(folder), *["--resume"] * resume]
+        code = run_ranks(ranks, [*words, *code_options()])
+    if code != 0:
+        raise UserError(f"the ranks of {folder} ended with exit code {code}; see what they said")
+
+
+PYTHON = "Python"
+"""Where the values of a config come from that a program made."""
+
+
+def evaluate(run: Path | str, words: str | Sequence[str] = (), device: str = "auto") -> None:
     """Evaluate a run's newest whole checkpoint with some protocols and write its report.
 
     Args:
@@ -35,9 +114,11 @@ def evaluate(run: Path, words: Sequence[str], device: str) -> None:
     Raises:
         UserError: No run, no whole checkpoint, or an unknown protocol or key.
     """
+    run, words = Path(run), [words] if isinstance(words, str) else words
     directory = RunDirectory(run)
     saved = directory.read_config().config
-    names = [word for word in words if "=" not in word]
+    named = [word for word in words if "=" not in word]
+    names = [load_named(word) if is_own(word) else word for word in named]
     values = read_overrides([word for word in words if "=" in word])
     try:
         config = evaluate_module.choose_protocols(saved, names, values)

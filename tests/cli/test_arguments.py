@@ -9,9 +9,10 @@ import pytest
 from errors import refuses
 from quadriga.cli import main
 from quadriga.cli.entry import run, split_resume
-from quadriga.cli.resolve import find_recipes, flatten, resolve
+from quadriga.cli.resolve import flatten, resolve
 from quadriga.config.provenance import Resolved, read_overrides
 from quadriga.engine.run_config import RunConfig
+from quadriga.recipes.find import find_recipes
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from errors import refuses
-from quadriga.cli.resolve import find_recipe
 from quadriga.contracts import Dataset, StepPlan, ViewsConfig
 from quadriga.data.images.digits import DigitsConfig
 from quadriga.data.text.pydoc import PydocCorpusConfig
@@ -30,6 +29,7 @@ from quadriga.methods.masked_lm import MaskedLMConfig
 from quadriga.methods.sequence_classification import SequenceClassificationConfig
 from quadriga.models.bert import BertConfig
 from quadriga.recipes.bert import bert_mini, bert_tiny_pydoc
+from quadriga.recipes.find import find_recipe
 
 CORPUS = PydocCorpusConfig(vocabulary_size=1000)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from quadriga.cli.resolve import find_recipes, find_workflows
 from quadriga.engine.build import build_on_meta
+from quadriga.recipes.find import find_recipes, find_workflows
 from quadriga.workflow.graph import check_graph, needs_of
 from quadriga.workflow.preview import Planner
 

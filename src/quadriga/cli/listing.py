@@ -9,11 +9,11 @@ from pathlib import Path
 import psutil
 import torch
 
-from quadriga.cli.resolve import find_recipes, find_workflows
 from quadriga.distributed.environment import SINGLE
 from quadriga.engine.logs.environment import describe_environment, version_of
 from quadriga.engine.meters.devices import device_name
 from quadriga.formatting import bytes_
+from quadriga.recipes.find import find_recipes, find_workflows
 
 OPTIONAL = {
     "transformers": "checking exports to Hugging Face (pip install 'quadriga[hf]')",

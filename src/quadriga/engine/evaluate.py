@@ -9,6 +9,7 @@ from pathlib import Path
 
 from quadriga import randomness
 from quadriga.config.base import kinds
+from quadriga.config.own_code import is_own
 from quadriga.config.provenance import COMMAND_LINE
 from quadriga.contracts import (
     Dataset,
@@ -68,7 +69,7 @@ def choose_protocols(config: RunConfig, names: Sequence[str], values: dict[str, 
     """
     valid = kinds(EvaluatorConfig)
     for name in names:
-        if name not in valid:
+        if name not in valid and not is_own(name):
             raise UserError(f"unknown protocol {name}{did_you_mean(name, valid)}")
     wanted = dict.fromkeys([*names, *(k.split(".")[0] for k in values if k.split(".")[0] in valid)])
     configured = {protocol.kind(): protocol.as_dict() for protocol in config.evaluation.protocols}

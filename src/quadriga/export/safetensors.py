@@ -42,7 +42,7 @@ class SafetensorsFormat(Format):
 
     def write(self, subject: Subject, target: Path) -> None:
         """Write the tensors, and the configs from which `rebuild` builds the model."""
-        configs = {"model": subject.config.model.as_dict()}
+        configs = {}
         if subject.part == "all":
             configs["objective"] = subject.config.objective.as_dict()
         notes = {HEADER: json.dumps({**subject.notes(), **configs})}
@@ -85,12 +85,10 @@ def rebuild(path: Path | str) -> nn.Module:
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{path} is not a whole safetensors file: {error}") from error
     model = ModelConfig.from_dict(described["model"])
-    with torch.device("meta"):
-        if "objective" in described:
-            made: nn.Module = ObjectiveConfig.from_dict(described["objective"]).build(model)
-        else:
-            made = model.build()
-    made = made.to_empty(device="cpu")
+    if "objective" in described:
+        made: nn.Module = ObjectiveConfig.from_dict(described["objective"]).build(model)
+    else:
+        made = model.build()
     load_weights(made, path, "quadriga")
     return made.eval()
 

@@ -78,7 +78,7 @@ class Subject:
         return encoder
 
     def notes(self) -> dict[str, Any]:
-        """Return the origin of the weights, and mean and deviation of the images they expect."""
+        """Return the origin of the weights, the model's config, and which images it expects."""
         views = self.config.views.as_dict()
         origin = {
             "version": __version__,
@@ -86,6 +86,8 @@ class Subject:
             "step": self.step,
             "weights": self.weights,
             "part": self.part,
+            "model": self.config.model.as_dict(),
+            "views": views,
         }
         return {**origin, **{f"image_{k}": views[k] for k in ("mean", "std") if k in views}}
 

@@ -32,8 +32,8 @@ from quadriga.methods.parts.encoders import encode, image_model, two_crops
 from quadriga.methods.parts.teacher import follow, rising, start, teacher_of
 from quadriga.models.parts.heads import DINOHead, Prototypes
 from quadriga.models.parts.initialise import Filler, initialise
-from quadriga.models.resnet import ResNetConfig
-from quadriga.models.vit import ViTConfig
+from quadriga.models.resnet import ResNet, ResNetConfig
+from quadriga.models.vit import ViT, ViTConfig
 
 
 @final
@@ -179,11 +179,16 @@ class DINO(Objective):
         for teacher, student in self._followed():
             follow(teacher, student, self.teacher_momentum)
 
+    @property
+    def features_of(self) -> ViT | ResNet:
+        """The teacher's encoder, which the paper evaluates."""
+        return self.teacher_encoder
+
     def features(
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch features"]:
-        """Return one vector per image from the teacher's encoder, which the paper evaluates."""
-        return encode(self.teacher_encoder, images)
+        """Return one vector per image from the teacher's encoder."""
+        return encode(self.features_of, images)
 
     def _followed(self) -> tuple[tuple[nn.Module, nn.Module], ...]:
         return (

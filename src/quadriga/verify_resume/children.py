@@ -16,6 +16,7 @@ from typing import Protocol, final
 
 import psutil
 
+from quadriga.config.own_code import code_options
 from quadriga.engine.checkpoint.store import list_checkpoints
 from quadriga.errors import EXIT_PREEMPTED, UserError
 from quadriga.verify_resume.compare import Kill
@@ -265,7 +266,7 @@ class Runner:
         ]
         train = ["train", self._recipe, *self._words, *own, "--work-dir", str(work_dir)]
         again = ["--resume"] if resume else []
-        return [*launcher, sys.executable, "-m", "quadriga", *train, *again]
+        return [*launcher, sys.executable, "-m", "quadriga", *train, *again, *code_options()]
 
     def straight(self, layout: Layout, work_dir: Path) -> None:
         """Run without an interruption.

@@ -14,7 +14,7 @@ WORK_DIR/
     left_out.json       steps whose update is skipped, after a rollback
     replay/             the weights before each bad step: quadriga replay FILE
     checkpoints/        step_00001000/ ...
-    files/              copies of small files that the run needs: its vocabulary
+    files/              copies of small files that the run needs: vocabulary, code of the user's own
     sidecars.json       which files of other layouts are written beside checkpoints, if any
     report/             pictures, evaluation.json, index.html
 """
@@ -28,10 +28,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from quadriga.config.own_code import MissingCode, loaded_files
 from quadriga.config.provenance import Resolved
 from quadriga.engine.run_config import RunConfig, identity
 from quadriga.errors import UserError
-from quadriga.files import LOCK, take_lock, write_text
+from quadriga.files import LOCK, take_lock, write_bytes, write_text
 
 _SIDECARS = "sidecars.json"
 _OWN = (LOCK, "log.txt", "report", ".config.json.partial", "times.jsonl", "console.txt")
@@ -100,6 +101,9 @@ class RunDirectory:
             raise UserError(f"{self.config} is damaged: it is not text") from error
         try:
             return self._with_kept_files(Resolved.from_json(RunConfig, text))
+        except MissingCode as error:
+            copy = self.files / error.file_name
+            raise MissingCode(error.path, error.kind, copy if copy.is_file() else None) from error
         except UserError as error:
             raise UserError(f"{self.config} is damaged: {error}") from error
 
@@ -128,6 +132,25 @@ class RunDirectory:
                     self.files.mkdir(exist_ok=True)
                     copy = self.files / f"data.{name}{file.suffix or '.txt'}"
                     write_text(copy, file.read_text(encoding="utf-8"))
+        for own in loaded_files():
+            if not (copy := self.files / own.path.name).is_file():
+                with self.writing():
+                    self.files.mkdir(exist_ok=True)
+                    write_bytes(copy, own.text)
+
+    def check_code(self) -> None:
+        """Check that code of the user's own is that with which the run began.
+
+        Raises:
+            UserError: A file differs from the copy that the run keeps.
+        """
+        for own in loaded_files():
+            copy = self.files / own.path.name
+            if copy.is_file() and copy.read_bytes() != own.text:
+                raise UserError(
+                    f"work dir {self.path} was begun with another {own.path.name}, whose copy it "
+                    f"keeps: name {copy} instead of {own.path}, or choose another --work-dir"
+                )
 
     def write_sidecars(self, values: Mapping[str, Any]) -> None:
         """Write which files of other layouts are written beside checkpoints, and where.
@@ -160,7 +183,7 @@ class RunDirectory:
         """Check that the directory is free or holds this run, without changing it.
 
         Raises:
-            UserError: It belongs to another run, or holds files of no run.
+            UserError: It belongs to another run, to one of other code, or holds files of no run.
         """
         if not self.config.exists():
             if self.path.is_dir() and any(p.name not in _OWN for p in self.path.iterdir()):
@@ -168,6 +191,7 @@ class RunDirectory:
                     f"work dir {self.path} is not empty and holds no run; choose another --work-dir"
                 )
             return
+        self.check_code()
         there, here = identity(self.read_config().config), identity(config)
         names = sorted(set(there) | set(here))
         different = [name for name in names if there.get(name) != here.get(name)]
