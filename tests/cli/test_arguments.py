@@ -72,7 +72,7 @@ def test_recipe_files_and_command_line_layer(tmp_path: Path) -> None:
     assert resolved.sources[
         "optim.betas.0" if "optim.betas.0" in resolved.sources else "optim.betas"
     ] == str(file)
-    assert resolved.sources["train.epochs"] == "recipe mae_digits"
+    assert resolved.sources["train.epochs"] == "command line"
     assert resolved.sources["train.device"] == "command line"
 
 

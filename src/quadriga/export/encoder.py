@@ -104,8 +104,9 @@ class ImageEncoder(nn.Module):
                 f"{type(network).__name__} must encode images, but has no features(images); "
                 "its tensors can be read with quadriga.weights.files.read_tensors"
             )
-        self.network = network.requires_grad_(False).eval()
+        self.network = network
         self._views = views
+        self.requires_grad_(False).eval()
 
     @property
     def transform(self) -> ImageTransform:
