@@ -134,6 +134,8 @@ def evaluate(run: Path | str, words: str | Sequence[str] = (), device: str = "au
         Console(env.is_main) as console,
         _memory_named(config, env),
     ):
+        for path, copy in directory.changed_code():
+            console.warn(f"{path} differs from {copy}, with which the run was trained")
         objective, step, ranks = evaluate_module.load_objective(config, run, env, console)
         from_main(directory.create, env)
         data = evaluate_module.evaluation_data(config)

@@ -137,6 +137,8 @@ def test_a_run_goes_on_with_the_code_it_began_with(
     assert train("mine.py:own", tmp_path / "run", "--resume") == 2
     assert str(kept) in error_of(capsys)
     assert b"CHANGED" not in kept.read_bytes()
+    assert run(["eval", "run", "knn", "evaluation.train_samples=40", "--code", "mine.py"]) == 0
+    assert "run/files/mine.py" in error_of(capsys)  # a warning
     forget()
     assert train(f"{kept}:own", tmp_path / "run", "--resume") == 0
 

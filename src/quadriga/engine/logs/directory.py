@@ -144,13 +144,32 @@ class RunDirectory:
         Raises:
             UserError: A file differs from the copy that the run keeps.
         """
+        for path, copy in self.changed_code():
+            raise UserError(
+                f"work dir {self.path} was begun with another {path.name}, whose copy it keeps: "
+                f"name {copy} instead of {path}, or choose another --work-dir"
+            )
+
+    def changed_code(self) -> list[tuple[Path, Path]]:
+        """Return the imported files of the user's own that differ from the run's copies of them.
+
+        Returns:
+            (file, copy) of each.
+
+        Raises:
+            UserError: A copy cannot be read.
+        """
+        changed = []
         for own in loaded_files():
             copy = self.files / own.path.name
-            if copy.is_file() and copy.read_bytes() != own.text:
-                raise UserError(
-                    f"work dir {self.path} was begun with another {own.path.name}, whose copy it "
-                    f"keeps: name {copy} instead of {own.path}, or choose another --work-dir"
-                )
+            try:
+                if copy.read_bytes() != own.text:
+                    changed.append((own.path, copy))
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise UserError(f"{copy} cannot be read: {error.strerror}") from error
+        return changed
 
     def write_sidecars(self, values: Mapping[str, Any]) -> None:
         """Write which files of other layouts are written beside checkpoints, and where.
