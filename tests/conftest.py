@@ -92,3 +92,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture
+def undefined_is_nan() -> Iterator[None]:
+    """Fill memory that torch leaves undefined with NaN, or the largest integer."""
+    import torch
+
+    torch.use_deterministic_algorithms(True)  # without it nothing is filled
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)

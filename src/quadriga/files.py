@@ -30,15 +30,20 @@ def fsync_folder(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically: to a temporary file beside `path`, flushed and then renamed.
+    """Write a text file in UTF-8 as `write_bytes` does."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically: to a temporary file beside `path`, flushed and then renamed.
 
     Raises:
         OSError: The file could not be written; an existing file at `path` is unchanged.
     """
     beside = path.with_name(f".{path.name}.partial")
     try:
-        with beside.open("w", encoding="utf-8") as stream:
-            stream.write(text)
+        with beside.open("wb") as stream:
+            stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(beside, path)

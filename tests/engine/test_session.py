@@ -121,6 +121,7 @@ def test_a_broken_loss_is_not_saved(tmp_path: Path) -> None:
 def test_the_objective_of_a_run_is_read_alone(finished: Path) -> None:
     objective, step, _ = load_objective(CONFIG, finished, SINGLE, Console(active=False))
     assert step == 4
+    assert not any(module.training for module in objective.modules())
     stored = read_checkpoint(finished, 4)
     state = objective.state_dict()
     assert state

@@ -17,6 +17,7 @@ from quadriga.contracts import (
     ObjectiveConfig,
     PooledObjective,
 )
+from quadriga.engine.build import give_memory
 from quadriga.errors import UserError
 from quadriga.models.bert import BertConfig
 from quadriga.models.vit import ViTConfig
@@ -81,6 +82,21 @@ def test_config_round_trips_through_json(kind: str) -> None:
     again = construct(ObjectiveConfig, json.loads(config.as_json()))  # type: ignore[type-abstract]
     assert again == config
     assert config.kind() == kind
+
+
+def test_build_gives_the_initial_values_of_seed_0(kind: str, undefined_is_nan: None) -> None:
+    with torch.device("meta"):
+        expected = config_of(kind).build(model_of(kind))
+    assert all(tensor.is_meta for tensor in expected.state_dict().values())
+    give_memory(expected, torch.device("cpu"), seed=0)
+    built = config_of(kind).build(model_of(kind))
+    pairs = zip(
+        [*built.named_parameters(), *built.named_buffers()],
+        [*expected.parameters(), *expected.buffers()],
+        strict=True,
+    )
+    for (name, tensor), value in pairs:
+        assert torch.equal(tensor, value), name
 
 
 def test_nothing_is_left_as_it_was(kind: str) -> None:

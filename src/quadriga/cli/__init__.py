@@ -1,4 +1,4 @@
 """The command line: turns argv and the environment into runs.
 
-Only this package and the kinds of configs turn strings into objects.
+Only this package, `quadriga.recipes.find` and the kinds of configs turn strings into objects.
 """

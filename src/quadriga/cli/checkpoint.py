@@ -14,7 +14,7 @@ import typer
 from rich.console import Console as RichConsole
 from rich.table import Table
 
-from quadriga.cli.options import examples
+from quadriga.cli.options import Code, examples
 from quadriga.errors import UserError, did_you_mean
 from quadriga.formatting import bytes_, count
 
@@ -91,6 +91,7 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="Replace an export that is there already.")
     ] = False,
+    code: Code = None,
 ) -> None:
     """Write the weights for use elsewhere, and run both models on the same input.
 

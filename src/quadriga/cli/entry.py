@@ -18,6 +18,7 @@ from quadriga.launch.exit import GRACE_SECONDS, leave
 VALUE_OPTIONS = (
     "--work-dir",
     "--config",
+    "--code",
     "--device",
     "--ranks",
     "--resume-from",

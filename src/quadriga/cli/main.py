@@ -89,6 +89,7 @@ def train(
     profile: options.Profile = None,
     print_config: options.PrintConfig = False,
     dry_run: options.DryRun = False,
+    code: options.Code = None,
 ) -> int:
     """Train a recipe, evaluate it and write its report."""
     check_recipe(recipe)
@@ -147,6 +148,7 @@ def evaluate(
         typer.Option(help="Where the results of weights go; runs/eval_NAME by default."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    code: options.Code = None,
 ) -> None:
     """Evaluate a run's newest whole checkpoint, or another state, and write the report.
 
@@ -184,6 +186,7 @@ def verify_resume(
         Path | None, typer.Option(help="Where the runs stay; a folder that is removed by default.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    code: options.Code = None,
 ) -> int:
     """Prove that killed and resumed runs equal an uninterrupted run."""
     from quadriga.cli import verify_resume as command
@@ -239,6 +242,7 @@ def plan(
     picture: Annotated[
         Path | None, typer.Option(help="Where to draw the best plan's schedule (PNG).")
     ] = None,
+    code: options.Code = None,
 ) -> None:
     """Find the fastest way to cut a recipe's model into stages on so many ranks."""
     from quadriga.cli import plan as command
@@ -261,7 +265,10 @@ def plan(
 
 
 @app.command(epilog=options.examples("quadriga report runs/mae_digits"))
-def report(run: Annotated[Path, typer.Argument(help="The run's work directory.")]) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(help="The run's work directory.")],
+    code: options.Code = None,
+) -> None:
     """Write the report of a run or a workflow: one self-contained HTML file."""
     from quadriga.engine.logs.directory import RunDirectory
     from quadriga.report.run import write_report
@@ -280,6 +287,7 @@ def report(run: Annotated[Path, typer.Argument(help="The run's work directory.")
 def replay(
     file: Annotated[Path, typer.Argument(help="A file in the `replay` folder of a run.")],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    code: options.Code = None,
 ) -> int:
     """Make one bad step again, alone: which rank, module and sample is not finite.
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from quadriga.config.own_code import load_code
+
 
 def examples(*commands: str) -> str:
     """Return the end of a command's help: each command on a line of its own."""
@@ -15,8 +17,31 @@ def examples(*commands: str) -> str:
 
 
 Recipe = Annotated[
-    str, typer.Argument(help="A recipe (see `quadriga recipes`), or a run's config.json.")
+    str,
+    typer.Argument(
+        help="A recipe (see `quadriga recipes`), one of your own (`mine.py:my_recipe`), or a run's "
+        "config.json."
+    ),
 ]
+
+
+def _import(files: list[Path] | None) -> list[Path] | None:
+    for file in files or ():
+        load_code(file)
+    return files
+
+
+Code = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--code",
+        metavar="FILE.py",
+        callback=_import,
+        help="Import a file of your own with methods, data sets or other kinds, which a config "
+        "names as `./FILE.py:Class`; may be repeated.",
+    ),
+]
+"""The files are imported when the option is read, so commands need not look at it."""
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Config values: `optim.lr=3e-4 model.depth=6 optim.betas=[0.9,0.99]`."),

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from quadriga.cli.resolve import resolve
+from quadriga.config.own_code import code_options
 from quadriga.config.provenance import read_overrides
 from quadriga.distributed.environment import pick_device
 from quadriga.engine.build import build_on_meta
@@ -71,7 +72,7 @@ def command(
         for key, value in read_overrides(overrides).items()
         if key not in DECIDED and not (is_whole and key.startswith("executor."))
     ]
-    train = ["train", recipe, *kept]
+    train = ["train", recipe, *kept, *code_options()]
     if ranks > per_node:
         hosts = str(-(-ranks // per_node))
         meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "HOST:29500"]

@@ -2,66 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import tomllib
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from quadriga.config.messages import sentence
 from quadriga.config.provenance import COMMAND_LINE, Resolved, read_overrides
 from quadriga.engine.preflight import infer_num_classes
-from quadriga.engine.run_config import RunConfig, complete
-from quadriga.errors import UserError, did_you_mean, reading
+from quadriga.engine.run_config import RunConfig
+from quadriga.errors import UserError, reading
 from quadriga.files import parse_json
-from quadriga.recipes.find import Recipe, find_recipe, is_file
-
-
-def recipe_arguments(recipe: Recipe, values: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
-    """Return the overrides that are arguments of the recipe, converted to their types.
-
-    Args:
-        recipe: The recipe function.
-        values: Overrides; keys without a dot may name an argument.
-
-    Returns:
-        The keyword arguments, and the keys that they use.
-
-    Raises:
-        UserError: A value cannot be converted to the argument's type.
-    """
-    hints = typing.get_type_hints(recipe)
-    picked: dict[str, Any] = {}
-    for name in inspect.signature(recipe).parameters:
-        if name in values:
-            picked[name] = _as_type(name, str(values[name]), hints[name])
-    return picked, set(picked)
-
-
-def _as_type(name: str, text: str, kind: Any) -> Any:
-    words = {int: "an integer", float: "a number"}
-    if isinstance(kind, types.UnionType):  # an optional value
-        if text.lower() == "none":
-            return None
-        (kind,) = (one for one in typing.get_args(kind) if one is not types.NoneType)
-    if kind in (str, Path):
-        return kind(text)
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise UserError(f"{name} must be true or false, but is {text!r}")
-        return text.lower() == "true"
-    if typing.get_origin(kind) is typing.Literal:
-        if text not in typing.get_args(kind):
-            raise UserError(f"unknown {name} {text}{did_you_mean(text, typing.get_args(kind))}")
-        return text
-    try:
-        return kind(text)
-    except ValueError as error:
-        raise UserError(f"{name} must be {words.get(kind, kind)}, but is {text!r}") from error
+from quadriga.recipes.arguments import Layers, of_recipe, with_overrides
+from quadriga.recipes.find import is_file
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -82,7 +34,7 @@ def resolve(
     """Resolve a run: the recipe, then the file, then the command line.
 
     Args:
-        recipe: A recipe's name, or the path of a config.json that a run wrote.
+        recipe: A recipe's name, ``FILE.py:FUNCTION``, or the path of a run's config.json.
         file: A JSON or TOML file of values, nested or dotted.
         words: ``key=value`` overrides. Of these and of the file's values, those that are arguments
             of the recipe go to it; the key that such an argument is the value of counts as set
@@ -109,69 +61,8 @@ def resolve(
         with reading(recipe, "a saved config"):
             resolved = Resolved.from_json(RunConfig, _read_text(Path(recipe)))
     else:
-        resolved, layers = _of_recipe(recipe, layers)
-    for layer, source in layers:
-        if layer:
-            resolved = resolved.override(complete(layer, resolved.config), source)
-    return infer_num_classes(resolved)
-
-
-Layers = list[tuple[dict[str, Any], str]]
-"""Overrides by dotted key and where they come from, the last word last."""
-
-
-def _of_recipe(recipe: str, layers: Layers) -> tuple[Resolved[RunConfig], Layers]:
-    """Return a recipe's run, and the overrides with the keys that its arguments set."""
-    function = find_recipe(recipe)
-    picked = [recipe_arguments(function, values) for values, _ in layers]
-    arguments: dict[str, Any] = {}
-    for of_layer, _ in picked:
-        arguments |= of_layer
-    resolved = Resolved.of(call(function, arguments), f"recipe {recipe}")
-    changed: Layers = []
-    for (values, source), (of_layer, used) in zip(layers, picked, strict=True):
-        keys = {
-            key: value
-            for name, value in of_layer.items()
-            for key in _keys_of_argument(function, {**arguments, **of_layer}, name)
-        }
-        rest = {key: value for key, value in values.items() if key not in used}
-        changed.append(({**keys, **rest}, source))
-    return resolved, changed
-
-
-def _keys_of_argument(function: Recipe, arguments: Mapping[str, Any], name: str) -> list[str]:
-    """Return the config keys whose value is that argument of the recipe, and not derived from it.
-
-    They are those that have the argument's value now, and another value's when it is another one.
-    """
-    value = arguments[name]
-    if isinstance(value, bool):
-        other: Any = not value
-    elif isinstance(value, int | float):
-        other = value + 1
-    else:
-        other = type(value)(f"{value}.other")
-    try:
-        now, then = (dict(function(**{**arguments, name: one}).leaves()) for one in (value, other))
-    except (ValidationError, UserError):
-        return []
-    shown, other_shown = (str(v) if isinstance(v, Path) else v for v in (value, other))
-    return [key for key in now if now[key] == shown and then.get(key) == other_shown]
-
-
-def call(recipe: Recipe, arguments: dict[str, Any]) -> Any:
-    """Call a recipe.
-
-    Raises:
-        UserError: A config refuses a value.
-    """
-    try:
-        return recipe(**arguments)
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"])
-        raise UserError(sentence(first, path, None, f"set on the {COMMAND_LINE}")) from error
+        resolved, layers = of_recipe(recipe, layers)
+    return infer_num_classes(with_overrides(resolved, layers))
 
 
 def read_values(file: Path) -> dict[str, Any]:

@@ -5,7 +5,8 @@ kinds, which live in one package, its room. A file at the room's top level defin
 name: ``{"kind": "mae"}`` in the room ``quadriga.methods`` is the config in
 ``quadriga/methods/mae.py``. Kinds in nested folders, and kinds that share a file, are listed in a
 table in the room's ``__init__.py``: name -> ``module:Class``. The base class itself lists kinds
-that are spread over several rooms.
+that are spread over several rooms. ``./mine.py:Method`` is a kind in a file of the user's own,
+which `quadriga.config.own_code` has imported.
 
 A config's *tree* is its plain form: nested dicts, lists and scalars.
 """
@@ -26,6 +27,7 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quadriga.config.messages import sentence
+from quadriga.config.own_code import is_own, own_class
 from quadriga.errors import UserError, did_you_mean
 from quadriga.files import parse_json
 
@@ -380,6 +382,8 @@ def _concrete(base: type[ConfigT], kind: Any, path: str) -> type[ConfigT]:
         if not inspect.isabstract(base):
             return base
         raise UserError(f"{path}.kind is missing{did_you_mean('', kinds(base))}")  # type: ignore[arg-type]
+    if is_own(str(kind)):
+        return own_class(base, str(kind), path)
     for loaded in _descendants(base):
         if f"{loaded.__module__}:{loaded.__qualname__}" == kind:
             return loaded

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic
 
+from quadriga.config import own_code
 from quadriga.config.base import Choice, Config, ConfigT, within
 from quadriga.errors import UserError
 from quadriga.files import parse_json
@@ -87,10 +88,14 @@ def _named(config: Config, prefix: str = "") -> Iterator[str]:
 
 
 def read_overrides(words: Sequence[str]) -> dict[str, str]:
-    """Read ``key=value`` words, split at the first equals sign.
+    """Read ``key=value`` words of the command line, split at the first equals sign.
+
+    A kind of the user's own, ``objective.kind=./mine.py:Method``, is named by the user, so its file
+    is imported.
 
     Raises:
-        UserError: A word has no equals sign, no key, or a key comes twice.
+        UserError: A word has no equals sign, no key, or a key comes twice; or a file cannot be
+            imported.
     """
     values: dict[str, str] = {}
     for word in words:
@@ -99,7 +104,8 @@ def read_overrides(words: Sequence[str]) -> dict[str, str]:
             raise UserError(f"an override must look like optim.lr=3e-4, but is {word!r}")
         if key in values:
             raise UserError(f"{key} is set twice on the command line; keep one of the two")
-        values[key] = value
+        is_kind = key.endswith(".kind") and own_code.is_own(value)
+        values[key] = own_code.load_named(value) if is_kind else value
     return values
 
 

@@ -42,6 +42,7 @@ from quadriga.contracts.objective import (
     Rows,
     Tallies,
     Term,
+    with_initial_values,
 )
 from quadriga.contracts.stage import Splittable, Stage
 from quadriga.contracts.step import EmaConfig, StepPlan, TrainConfig
@@ -91,4 +92,5 @@ __all__ = [
     "ViewsConfig",
     "WeightSource",
     "stack",
+    "with_initial_values",
 ]

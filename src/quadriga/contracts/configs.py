@@ -26,7 +26,10 @@ class ModelConfig(Choice, ABC):
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """Make the module on the current default device; `initialise` sets its values."""
+        """Make the module on the current default device, with the initial values of seed 0.
+
+        On the meta device it has names, shapes and dtypes only; see `with_initial_values`.
+        """
 
 
 class ObjectiveConfig(Choice, ABC):
@@ -36,7 +39,9 @@ class ObjectiveConfig(Choice, ABC):
 
     @abstractmethod
     def build(self, model: ModelConfig) -> Objective:
-        """Make the objective on the current default device; `initialise` sets its values.
+        """Make the objective on the current default device, with the initial values of seed 0.
+
+        On the meta device it has names, shapes and dtypes only; see `with_initial_values`.
 
         Raises:
             UserError: `model` is not of a kind that this method trains.

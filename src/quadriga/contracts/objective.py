@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, final, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -203,6 +203,12 @@ class Objective(nn.Module, ABC):
         """
         return None
 
+    @final
+    def initialise_all(self, seed: int) -> None:
+        """Fill every value from `seed`, then the state that starts as a copy of others."""
+        self.initialise(seed)
+        self.after_initial_weights()
+
     def counts(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return part of the loss -> number of targets, from shapes and masks alone.
 
@@ -340,3 +346,30 @@ class Encoder(Protocol):
             Float (batch, width).
         """
         ...
+
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def with_initial_values(
+    make: Callable[[], ModuleT], initialise: Callable[[ModuleT, int], None]
+) -> ModuleT:
+    """Return a module on the current default device, so that its values are never undefined.
+
+    Args:
+        make: Makes the module with undefined values; it is called on the meta device.
+        initialise: Fills all values of the module from a seed.
+
+    Returns:
+        The module with the initial values of seed 0, or without memory on the meta device.
+    """
+    device = torch.get_default_device()
+    with torch.device("meta"):
+        module = make()
+    if device.type == "meta":
+        return module
+    if any(type(parameter) is not nn.Parameter for parameter in module.parameters()):
+        return make()  # in torch's FakeTensorMode, where no tensor has values
+    module.to_empty(device=device)
+    initialise(module, 0)
+    return module

@@ -32,7 +32,7 @@ def build_on_meta(config: RunConfig) -> Objective:
 
 
 def build_on(config: RunConfig, device: torch.device) -> Objective:
-    """Make the objective on a device, with undefined values.
+    """Make the objective on a device, with the initial values of seed 0; on meta without values.
 
     Raises:
         UserError: The method does not train this kind of model.
@@ -63,8 +63,7 @@ def give_memory(objective: Objective, device: torch.device, seed: int) -> None:
         seed: The seed of its values.
     """
     objective.to_empty(device=device)
-    objective.initialise(seed)
-    objective.after_initial_weights()
+    objective.initialise_all(seed)
 
 
 def check_shapes(config: RunConfig) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from quadriga import randomness
 from quadriga.config.base import kinds
+from quadriga.config.own_code import is_own
 from quadriga.config.provenance import COMMAND_LINE
 from quadriga.contracts import (
     Dataset,
@@ -78,7 +79,7 @@ def choose_protocols(config: RunConfig, names: Sequence[str], values: dict[str, 
     """
     valid = kinds(EvaluatorConfig)
     for name in names:
-        if name not in valid:
+        if name not in valid and not is_own(name):
             raise UserError(f"unknown protocol {name}{did_you_mean(name, valid)}")
     wanted = dict.fromkeys([*names, *(k.split(".")[0] for k in values if k.split(".")[0] in valid)])
     configured = {protocol.kind(): protocol.as_dict() for protocol in config.evaluation.protocols}
@@ -126,7 +127,8 @@ def load_objective(
     trained it.
 
     Returns:
-        The objective, the step it is at, and the ranks, over whose shard axis it is sharded.
+        The objective in evaluation mode, the step it is at, and the ranks, over whose shard axis
+        it is sharded.
 
     Raises:
         UserError: The run has no whole checkpoint, or no moving average.
@@ -134,7 +136,7 @@ def load_objective(
     found = checkpoint or find_checkpoint(run_dir, env, console)
     is_parted = config.executor.is_cut or config.train.parallel != "ddp"
     ranks = make_ranks(env, shard=env.world_size if is_parted else 1)
-    objective = build_to_evaluate(config, ranks, config.seed)
+    objective = build_to_evaluate(config, ranks, config.seed).eval()
     return objective, read_objective(found, objective, env, config.evaluation.weights), ranks
 
 

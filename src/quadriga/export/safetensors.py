@@ -42,7 +42,7 @@ class SafetensorsFormat(Format):
 
     def write(self, subject: Subject, target: Path) -> None:
         """Write the tensors, and the configs from which `rebuild` builds the model."""
-        configs = {"model": subject.config.model.as_dict()}
+        configs = {}
         if subject.part == "all":
             configs["objective"] = subject.config.objective.as_dict()
         notes = {HEADER: json.dumps({**subject.notes(), **configs})}
@@ -83,13 +83,12 @@ def rebuild(path: Path | str) -> nn.Module:
         ) from error
     except ValueError as error:
         raise UserError(f"{path} is damaged: its header holds no JSON: {error}") from error
-    with reading(path, "an export of this project"), torch.device("meta"):
+    with reading(path, "an export of this project"):
         model = ModelConfig.from_dict(described["model"])
         if "objective" in described:
             made: nn.Module = ObjectiveConfig.from_dict(described["objective"]).build(model)
         else:
             made = model.build()
-    made = made.to_empty(device="cpu")
     load_weights(made, path, "quadriga")
     return made.eval()
 

@@ -80,7 +80,7 @@ class Subject:
         return encoder
 
     def notes(self) -> dict[str, Any]:
-        """Return the origin of the weights, and mean and deviation of the images they expect."""
+        """Return the origin of the weights, the model's config, and which images it expects."""
         views = self.config.views.as_dict()
         origin: dict[str, Any] = {
             "version": __version__,
@@ -88,6 +88,8 @@ class Subject:
             "step": self.step,
             "weights": self.weights,
             "part": self.part,
+            "model": self.config.model.as_dict(),
+            "views": views,
         }
         if self.class_names and classes_of(self.config, self.part):
             origin["class_names"] = list(self.class_names)

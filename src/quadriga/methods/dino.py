@@ -24,6 +24,7 @@ from quadriga.contracts import (
     ObjectiveConfig,
     Progress,
     Term,
+    with_initial_values,
 )
 from quadriga.losses.cross_entropy import types_as_written
 from quadriga.losses.prototypes import prototype_cross_entropy
@@ -31,8 +32,8 @@ from quadriga.methods.parts.encoders import encode, image_model, two_crops
 from quadriga.methods.parts.teacher import follow, rising, start, teacher_of
 from quadriga.models.parts.heads import DINOHead, Prototypes
 from quadriga.models.parts.initialise import Filler, initialise
-from quadriga.models.resnet import ResNetConfig
-from quadriga.models.vit import ViTConfig
+from quadriga.models.resnet import ResNet, ResNetConfig
+from quadriga.models.vit import ViT, ViTConfig
 
 
 @final
@@ -69,7 +70,8 @@ class DINOConfig(ObjectiveConfig):
         Raises:
             UserError: `model` is of another kind, or has no statistics for the groups.
         """
-        return DINO(self, image_model("dino", model, self.statistics_group))
+        checked = image_model("dino", model, self.statistics_group)
+        return with_initial_values(lambda: DINO(self, checked), DINO.initialise_all)
 
     def teacher_temperature_at(self, progress: Progress) -> float:
         """Return the temperature of the teacher's softmax at a step."""
@@ -177,11 +179,16 @@ class DINO(Objective):
         for teacher, student in self._followed():
             follow(teacher, student, self.teacher_momentum)
 
+    @property
+    def features_of(self) -> ViT | ResNet:
+        """The teacher's encoder, which the paper evaluates."""
+        return self.teacher_encoder
+
     def features(
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch features"]:
-        """Return one vector per image from the teacher's encoder, which the paper evaluates."""
-        return encode(self.teacher_encoder, images)
+        """Return one vector per image from the teacher's encoder."""
+        return encode(self.features_of, images)
 
     def _followed(self) -> tuple[tuple[nn.Module, nn.Module], ...]:
         return (

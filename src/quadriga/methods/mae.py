@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quadriga import randomness
-from quadriga.contracts import Batch, LossOutput, ModelConfig, Objective, ObjectiveConfig
+from quadriga.contracts import (
+    Batch,
+    LossOutput,
+    ModelConfig,
+    Objective,
+    ObjectiveConfig,
+    with_initial_values,
+)
 from quadriga.errors import UserError, nearest_divisors, nearest_multiples
 from quadriga.methods.parts.encoders import one_view
 from quadriga.models.parts.initialise import Filler, initialise
@@ -79,7 +86,7 @@ class MAEConfig(ObjectiveConfig):
                 f"the image's {model.patches}, but is {self.mask_ratio}, which leaves {visible} "
                 f"visible; change it, or lower model.patch_px ({model.patch_px})"
             )
-        return MAE(self, model)
+        return with_initial_values(lambda: MAE(self, model), MAE.initialise_all)
 
 
 class Reconstruction(NamedTuple):

@@ -24,6 +24,7 @@ from quadriga.contracts import (
     ObjectiveConfig,
     Stage,
     ViewsConfig,
+    with_initial_values,
 )
 from quadriga.contracts.stage import check_depths
 from quadriga.errors import UserError
@@ -66,7 +67,7 @@ class MaskedLMConfig(ObjectiveConfig):
         """
         if not isinstance(model, BertConfig):
             raise UserError(f"masked_lm needs model.kind=bert, but model.kind is {model.kind()}")
-        return MaskedLM(self, model)
+        return with_initial_values(lambda: MaskedLM(self, model), MaskedLM.initialise_all)
 
     def check(self, model: ModelConfig, dataset: Dataset | None, views: ViewsConfig) -> None:
         """Check that the model's tables are large enough; see `BertConfig.check_texts`.

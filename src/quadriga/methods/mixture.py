@@ -23,6 +23,7 @@ from quadriga.contracts import (
     ObjectiveConfig,
     PooledObjective,
     Progress,
+    with_initial_values,
 )
 from quadriga.errors import UserError, keys_at
 
@@ -57,6 +58,9 @@ class MixtureConfig(ObjectiveConfig):
         Raises:
             UserError: A method does not train its model, or cannot be part of a mixture.
         """
+        return with_initial_values(lambda: self._of_tasks(model), Mixture.initialise_all)
+
+    def _of_tasks(self, model: ModelConfig) -> Mixture:
         objectives = {}
         for name, (objective, own) in self.by_task(model).items():
             paths = {"objective": f"objective.tasks.{name}.objective"}

@@ -26,6 +26,7 @@ from quadriga.contracts import (
     PooledObjective,
     Progress,
     Rows,
+    with_initial_values,
 )
 from quadriga.distributed.slots import Slots
 from quadriga.methods.parts.encoders import encode, image_model, two_crops
@@ -62,7 +63,8 @@ class MoCoV3Config(ObjectiveConfig):
         Raises:
             UserError: `model` is of another kind, or has no statistics for the groups.
         """
-        return MoCoV3(self, image_model("moco_v3", model, self.statistics_group))
+        checked = image_model("moco_v3", model, self.statistics_group)
+        return with_initial_values(lambda: MoCoV3(self, checked), MoCoV3.initialise_all)
 
 
 @final

@@ -24,6 +24,7 @@ from quadriga.contracts import (
     ObjectiveConfig,
     Stage,
     ViewsConfig,
+    with_initial_values,
 )
 from quadriga.contracts.stage import check_depths
 from quadriga.errors import UserError
@@ -61,7 +62,9 @@ class SequenceClassificationConfig(ObjectiveConfig):
             raise UserError(
                 f"sequence_classification needs model.kind=bert, but model.kind is {model.kind()}"
             )
-        return SequenceClassification(self, model)
+        return with_initial_values(
+            lambda: SequenceClassification(self, model), SequenceClassification.initialise_all
+        )
 
     def check(self, model: ModelConfig, dataset: Dataset | None, views: ViewsConfig) -> None:
         """Check that the model's tables are large enough; see `BertConfig.check_texts`.

@@ -21,6 +21,7 @@ from quadriga.contracts import (
     Objective,
     ObjectiveConfig,
     Stage,
+    with_initial_values,
 )
 from quadriga.contracts.stage import check_depths
 from quadriga.errors import UserError
@@ -66,7 +67,10 @@ class SupervisedConfig(ObjectiveConfig):
                 "objective.classes must be the number of classes, but is none and the training "
                 "data is not at hand to count them; set it"
             )
-        return Supervised(self, model, self.classes)
+        classes = self.classes
+        return with_initial_values(
+            lambda: Supervised(self, model, classes), Supervised.initialise_all
+        )
 
 
 @final

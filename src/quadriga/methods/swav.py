@@ -26,6 +26,7 @@ from quadriga.contracts import (
     Progress,
     Rows,
     Term,
+    with_initial_values,
 )
 from quadriga.distributed.collectives import slice_of
 from quadriga.distributed.slots import Slots
@@ -72,7 +73,8 @@ class SwAVConfig(ObjectiveConfig):
         Raises:
             UserError: `model` is of another kind, or has no statistics for the groups.
         """
-        return SwAV(self, image_model("swav", model, self.statistics_group))
+        checked = image_model("swav", model, self.statistics_group)
+        return with_initial_values(lambda: SwAV(self, checked), SwAV.initialise_all)
 
 
 @final

@@ -11,10 +11,11 @@ from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from quadriga import randomness
-from quadriga.contracts import Batch, Dataset, ModelConfig, ViewsConfig
+from quadriga.contracts import Batch, Dataset, ModelConfig, ViewsConfig, with_initial_values
 from quadriga.errors import UserError, nearest_divisors
 from quadriga.files import parse_json
 from quadriga.models.parts.bert_blocks import BertBlock, BertShape, Places, collect_rows
+from quadriga.models.parts.initialise import initialise
 from quadriga.models.parts.transformer import Dropout
 
 _GOOGLE_KEYS = {
@@ -78,8 +79,8 @@ class BertConfig(ModelConfig):
         )
 
     def build(self) -> Bert:
-        """Make the module on the current default device; `initialise` sets its values."""
-        return Bert(self)
+        """Make the module; see `ModelConfig.build`."""
+        return with_initial_values(lambda: Bert(self), initialise)
 
     def check_texts(self, dataset: Dataset | None, views: ViewsConfig) -> None:
         """Check that the embeddings have a row for every word and every position of the data.

@@ -10,10 +10,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from quadriga.contracts import ModelConfig
+from quadriga.contracts import ModelConfig, with_initial_values
 from quadriga.errors import UserError
 from quadriga.models.parts.batch_norm import BatchNorm
-from quadriga.models.parts.initialise import Filler
+from quadriga.models.parts.initialise import Filler, initialise
 
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 """Depth -> blocks of each stage (table 1 of the paper)."""
@@ -49,8 +49,8 @@ class ResNetConfig(ModelConfig):
         return Bottleneck if self.depth >= 50 else BasicBlock
 
     def build(self) -> ResNet:
-        """Make the module on the current default device; `initialise` sets its values."""
-        return ResNet(self)
+        """Make the module; see `ModelConfig.build`."""
+        return with_initial_values(lambda: ResNet(self), initialise)
 
 
 @final

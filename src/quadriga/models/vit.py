@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quadriga import randomness
-from quadriga.contracts import ModelConfig
+from quadriga.contracts import ModelConfig, with_initial_values
 from quadriga.errors import UserError, nearest_divisors, nearest_multiples
-from quadriga.models.parts.initialise import Filler
+from quadriga.models.parts.initialise import Filler, initialise
 from quadriga.models.parts.patches import patchify
 from quadriga.models.parts.positions import sincos_table
 from quadriga.models.parts.transformer import Block, BlockShape, Dropout, drop_path_rates
@@ -103,8 +103,8 @@ class ViTConfig(ModelConfig):
         )
 
     def build(self) -> ViT:
-        """Make the module on the current default device; `initialise` sets its values."""
-        return ViT(self)
+        """Make the module; see `ModelConfig.build`."""
+        return with_initial_values(lambda: ViT(self), initialise)
 
     @classmethod
     def tiny(cls, image_px: int = 224, patch_px: int = 16) -> ViTConfig:

@@ -1,13 +1,19 @@
-"""Recipes by name. They are listed from their source, so that torch is not imported for a list."""
+"""Recipes and workflows by name.
+
+A name is that of a function in this package, or ``FILE.py:FUNCTION`` for one in a file of the
+user's own. This package is listed from its source, so that torch is not imported for a list.
+"""
 
 from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from quadriga.config import own_code
 from quadriga.errors import UserError, did_you_mean
 
 Recipe = Callable[..., Any]
@@ -39,7 +45,8 @@ def _returning(kind: str) -> dict[str, tuple[str, str]]:
 
 def is_file(recipe: str) -> bool:
     """Return whether the word for a recipe names the config.json of a run instead."""
-    return recipe.endswith(".json") or Path(recipe).is_file()
+    is_config = recipe.endswith(".json") or Path(recipe).is_file()
+    return is_config and not _is_in_own_file(recipe)
 
 
 def check_recipe(recipe: str) -> None:
@@ -48,7 +55,7 @@ def check_recipe(recipe: str) -> None:
     Raises:
         UserError: It is no file, and no recipe has that name, or it is one of several runs.
     """
-    if is_file(recipe) or recipe in (known := list_recipes()):
+    if is_file(recipe) or _is_in_own_file(recipe) or recipe in (known := list_recipes()):
         return
     if recipe in list_workflows():
         raise _on_every_rank(f"{recipe} is a workflow of several runs; use quadriga run {recipe}")
@@ -61,7 +68,7 @@ def check_workflow(recipe: str) -> None:
     Raises:
         UserError: There is none of that name, or it is a recipe of one run.
     """
-    if recipe in (known := list_workflows()):
+    if _is_in_own_file(recipe) or recipe in (known := list_workflows()):
         return
     if recipe in list_recipes():
         raise _on_every_rank(f"{recipe} is one run and no workflow; use quadriga train {recipe}")
@@ -76,12 +83,16 @@ def _on_every_rank(sentence: str) -> UserError:
 
 def find_recipe(name: str) -> Recipe:
     """Return the recipe called `name`; see `check_recipe`."""
+    if _is_in_own_file(name):
+        return _own_function(name)
     check_recipe(name)
     return _imported(name, "RunConfig")
 
 
 def find_workflow(name: str) -> Recipe:
     """Return the workflow called `name`; see `check_workflow`."""
+    if _is_in_own_file(name):
+        return _own_function(name)
     check_workflow(name)
     return _imported(name, "Workflow")
 
@@ -90,3 +101,22 @@ def _imported(name: str, kind: str) -> Recipe:
     module, _ = _returning(kind)[name]
     recipe: Recipe = getattr(importlib.import_module(f"quadriga.recipes.{module}"), name)
     return recipe
+
+
+def _is_in_own_file(name: str) -> bool:
+    return own_code.is_own(name) or name.endswith(".py")
+
+
+def _own_function(name: str) -> Recipe:
+    if not own_code.is_own(name):
+        raise UserError(f"{name} must be followed by one of its functions: {name}:my_recipe")
+    file, function = own_code.split(name)
+    module = own_code.load_code(file)
+    functions = {
+        found: value
+        for found, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__
+    }
+    if function not in functions:
+        raise UserError(f"{file} has no function {function}{did_you_mean(function, functions)}")
+    return functions[function]

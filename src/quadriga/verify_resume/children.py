@@ -17,6 +17,7 @@ from typing import Protocol, final
 
 import psutil
 
+from quadriga.config.own_code import code_options
 from quadriga.engine.checkpoint.store import list_checkpoints
 from quadriga.errors import EXIT_PREEMPTED, UserError
 from quadriga.launch.attempts import WITH_PARENT
@@ -268,7 +269,7 @@ class Runner:
         train = ["train", self._recipe, *self._words, *own, "--work-dir", str(work_dir)]
         again = ["--resume"] if resume else []
         # -P: the current folder is no place to import from.
-        return [*launcher, sys.executable, "-P", "-m", "quadriga", *train, *again]
+        return [*launcher, sys.executable, "-P", "-m", "quadriga", *train, *again, *code_options()]
 
     def straight(self, layout: Layout, work_dir: Path) -> None:
         """Run without an interruption.

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, final
 
+from quadriga.config.own_code import MissingCode
 from quadriga.config.provenance import Resolved
 from quadriga.engine.checkpoint.store import list_checkpoints
 from quadriga.engine.logs.directory import RunDirectory
@@ -191,6 +192,8 @@ class WorkflowDirectory:
             raise UserError(f"{self.config_of(node)} cannot be read: {reason}") from error
         try:
             return Resolved.from_json(RunConfig, text).config
+        except MissingCode:
+            raise
         except UserError as error:
             raise UserError(f"{self.config_of(node)} is damaged: {error}") from error
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from quadriga.config.own_code import code_options
 from quadriga.launch.attempts import WITH_PARENT
 
 CONSOLE = "console.txt"
@@ -41,7 +42,8 @@ class Task:
     @property
     def words(self) -> list[str]:
         """The command line after ``quadriga``."""
-        return ["train", str(self.config), "--work-dir", str(self.folder), "--resume"]
+        words = ["train", str(self.config), "--work-dir", str(self.folder), "--resume"]
+        return [*words, *code_options()]
 
 
 class Running(ABC):

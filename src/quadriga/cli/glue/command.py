@@ -13,7 +13,8 @@ import typer
 from rich.console import Console as RichConsole
 from rich.table import Table
 
-from quadriga.cli.options import examples
+from quadriga.cli.options import Code, examples
+from quadriga.config.own_code import code_options
 from quadriga.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class _Run:
             arguments=(
                 *("train", self.recipe, *self.words),
                 *("--work-dir", str(self.folder), "--resume"),
+                *code_options(),
             ),
             recipe=self.recipe,
             overrides=self.words,
@@ -304,6 +306,7 @@ def glue(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, list the runs, stop.")
     ] = False,
+    code: Code = None,
 ) -> int:
     """Fine-tune a BERT on the tasks of GLUE and print one table.
 

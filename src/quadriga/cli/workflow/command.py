@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, final
 
 import typer
 
-from quadriga.cli.options import examples
+from quadriga.cli.options import Code, examples
 from quadriga.errors import UserError
 from quadriga.files import write_text
 from quadriga.formatting import bytes_, count, flops
@@ -366,6 +366,7 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print what it would be, stop.")
     ] = False,
+    code: Code = None,
 ) -> int:
     """Make the runs of a workflow, side by side where they can be.
 
@@ -389,6 +390,7 @@ def run(
 def status(
     work_dir: Annotated[Path, typer.Argument(help="The work directory of a workflow or a run.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    code: Code = None,
 ) -> None:
     """Show how far a workflow or a run is, and what it has cost; also while it runs."""
     from quadriga.cli.workflow import show as command

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from quadriga.cli.resolve import call, recipe_arguments
 from quadriga.config.provenance import COMMAND_LINE, Resolved, read_overrides
 from quadriga.engine.preflight import infer_num_classes
 from quadriga.engine.run_config import RunConfig, complete
 from quadriga.errors import UserError
+from quadriga.recipes.arguments import call, recipe_arguments
 from quadriga.recipes.find import find_workflow
 from quadriga.workflow.graph import Node, Workflow, check_graph, matching, needs_of
 
@@ -46,7 +46,12 @@ def resolve_workflow(
     function = find_workflow(recipe)
     everywhere = read_overrides([word for word in words if ":" not in word.partition("=")[0]])
     arguments, used = recipe_arguments(function, everywhere)
-    workflow: Workflow = call(function, arguments)
+    workflow = call(function, arguments)
+    if not isinstance(workflow, Workflow):
+        raise UserError(
+            f"{recipe} must return a Workflow to be run, but returned a "
+            f"{type(workflow).__name__}; quadriga train takes recipes of one run"
+        )
     check_graph(workflow)
     values = {key: value for key, value in everywhere.items() if key not in used}
     values |= {key: str(value) for key, value in (options or {}).items() if value is not None}

@@ -15,7 +15,7 @@ WORK_DIR/
     left_out.json       steps whose update is skipped, after a rollback
     replay/             the weights before each bad step: quadriga replay FILE
     checkpoints/        step_00001000/ ...
-    files/              copies of small files that the run needs: its vocabulary
+    files/              copies of small files that the run needs: vocabulary, code of the user's own
     sidecars.json       which files of other layouts are written beside checkpoints, if any
     report/             index.html, evaluations.jsonl, pictures in evaluations/
 """
@@ -30,10 +30,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from quadriga.config.own_code import MissingCode, loaded_files
 from quadriga.config.provenance import Resolved
 from quadriga.engine.run_config import RunConfig, first_difference, identity
 from quadriga.errors import UserError
-from quadriga.files import LOCK, parse_json, take_lock, write_text
+from quadriga.files import LOCK, parse_json, take_lock, write_bytes, write_text
 
 _SIDECARS, _DATA = "sidecars.json", "data.json"
 _OWN = (LOCK, "log.txt", "report", ".config.json.partial", "times.jsonl", "console.txt")
@@ -107,6 +108,9 @@ class RunDirectory:
             raise UserError(f"{self.config} is damaged: it is not text") from error
         try:
             return self._with_kept_files(Resolved.from_json(RunConfig, text))
+        except MissingCode as error:
+            copy = self.files / error.file_name
+            raise MissingCode(error.path, error.kind, copy if copy.is_file() else None) from error
         except UserError as error:
             raise UserError(f"{self.config} is damaged: {error}") from error
 
@@ -135,6 +139,44 @@ class RunDirectory:
                     self.files.mkdir(exist_ok=True)
                     copy = self.files / f"data.{name}{file.suffix or '.txt'}"
                     write_text(copy, file.read_text(encoding="utf-8"))
+        for own in loaded_files():
+            if not (copy := self.files / own.path.name).is_file():
+                with self.writing():
+                    self.files.mkdir(exist_ok=True)
+                    write_bytes(copy, own.text)
+
+    def check_code(self) -> None:
+        """Check that code of the user's own is that with which the run began.
+
+        Raises:
+            UserError: A file differs from the copy that the run keeps.
+        """
+        for path, copy in self.changed_code():
+            raise UserError(
+                f"work dir {self.path} was begun with another {path.name}, whose copy it keeps: "
+                f"name {copy} instead of {path}, or choose another --work-dir"
+            )
+
+    def changed_code(self) -> list[tuple[Path, Path]]:
+        """Return the imported files of the user's own that differ from the run's copies of them.
+
+        Returns:
+            (file, copy) of each.
+
+        Raises:
+            UserError: A copy cannot be read.
+        """
+        changed = []
+        for own in loaded_files():
+            copy = self.files / own.path.name
+            try:
+                if copy.read_bytes() != own.text:
+                    changed.append((own.path, copy))
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise UserError(f"{copy} cannot be read: {error.strerror}") from error
+        return changed
 
     def write_sidecars(self, values: Mapping[str, Any]) -> None:
         """Write which files of other layouts are written beside checkpoints, and where.
@@ -169,7 +211,7 @@ class RunDirectory:
         """Check that the directory is free or holds this run, without changing it.
 
         Raises:
-            UserError: It belongs to another run, or holds files of no run.
+            UserError: It belongs to another run, to one of other code, or holds files of no run.
         """
         if not self.config.exists():
             if self.path.is_dir() and any(p.name not in _OWN for p in self.path.iterdir()):
@@ -177,6 +219,7 @@ class RunDirectory:
                     f"work dir {self.path} is not empty and holds no run; choose another --work-dir"
                 )
             return
+        self.check_code()
         there, here = identity(self.read_config().config), identity(config)
         if there != here:
             raise UserError(
