@@ -4,6 +4,7 @@ The names in `__all__` are those of `quadriga.api`, which is imported when one o
 used, since it imports torch.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,9 +18,7 @@ __all__ = ["evaluate", "load_code", "load_encoder", "recipe", "train"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from quadriga import api
-
-    return getattr(api, name)
+    return getattr(importlib.import_module("quadriga.api"), name)
 
 
 def __dir__() -> list[str]:

@@ -160,7 +160,7 @@ def evaluate(
         protocols = [p for p in config.evaluation.protocols if p.kind() not in known]
         if protocols:
             made = _run(subject, config, found, step, protocols, env, console)
-            results |= {result.protocol: result for result in made}
+            results |= {p.kind(): result for p, result in zip(protocols, made, strict=True)}
         return [results[protocol.kind()] for protocol in config.evaluation.protocols]
 
 
