@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from quadriga.contracts import Executor
+from quadriga.contracts import Executor, StepOutput
 from quadriga.data.reading.loader import Loader
 from quadriga.engine.checkpoint.store import CheckpointStore
 from quadriga.engine.faults.preemption import Preemption
@@ -62,20 +62,27 @@ def train(
                 profiler.step()
         done = output.step + 1
         is_whole = done == segment.steps.stop
-        saves = output.save or (is_whole and segment.save)
-        if saves or output.stop:
+        saves = output.stop or output.save or (is_whole and segment.save)
+        if saves:
             with phase_timer.during("save"):
-                checkpoints.save(done, executor)
-                journal.add_stall(checkpoints.take_stall())
-                checkpoints.report(done, {name: float(v) for name, v in output.metrics.items()})
-                if output.stop:
-                    checkpoints.wait(final=True)
+                _save(output, executor, journal, checkpoints)
         if output.stop:
             raise preemption.preempted(done)
         if is_whole and segment.evaluate:
-            saved = done if saves else None
-            with phase_timer.during("evaluate"), preemption.leave_at_once(saved):
+            with phase_timer.during("evaluate"), preemption.leave_at_once(done if saves else None):
                 checkpoints.report(done, evaluate(done))
                 journal.evaluated(done)
     with phase_timer.during("save"):
+        checkpoints.wait(final=True)
+
+
+def _save(
+    output: StepOutput, executor: Executor, journal: Journal, checkpoints: CheckpointStore
+) -> None:
+    """Save the state after a step; wait until it is on disk if the run stops."""
+    done = output.step + 1
+    checkpoints.save(done, executor)
+    journal.add_stall(checkpoints.take_stall())
+    checkpoints.report(done, {name: float(v) for name, v in output.metrics.items()})
+    if output.stop:
         checkpoints.wait(final=True)

@@ -171,9 +171,7 @@ class _Session:
         self._ranks = self._executor.ranks
         self._stack.callback(self._executor.close)
         self._store = self._open_store()
-        start = 0
-        if start_from is not None:
-            start = self._store.load(start_from, self._executor)
+        start = 0 if start_from is None else self._store.load(start_from, self._executor)
         if start >= plan.total_steps:
             self._console.say(
                 f"finished: {self._directory.path} already holds all {plan.total_steps} steps"

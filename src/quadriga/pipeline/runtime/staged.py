@@ -86,17 +86,8 @@ class StagedExecutor(Executor):
         part = parts[self.groups.stage].materialise(config.seed, env.device)
         self.versions = WeightVersions(part, versions)
         self._prepare_blocks()
-        self.updates = Updates(
-            self.versions,
-            everything,
-            ties,
-            config,
-            plan,
-            self.groups,
-            env,
-            objective,
-            skipped_steps,
-        )
+        own = (self.versions, everything, ties)
+        self.updates = Updates(*own, config, plan, self.groups, env, objective, skipped_steps)
 
     def _prepare_blocks(self) -> None:
         """Apply the run's recomputation and compilation to the blocks of every weight version."""
