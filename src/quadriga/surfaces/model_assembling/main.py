@@ -135,6 +135,10 @@ def read_arguments(arguments: Sequence[str], environ: Mapping[str, str]) -> argp
     return flags
 
 
+_ANY_LENGTH = 2**20
+"""Samples of a run whose data is only looked at; more than any batch has."""
+
+
 def read_command(flags: argparse.Namespace, environ: Mapping[str, str]) -> Training:
     """Read the files that a command line names, and the number of samples.
 
@@ -145,7 +149,7 @@ def read_command(flags: argparse.Namespace, environ: Mapping[str, str]) -> Train
     tree = config_tree(flags, ranks)
     words = read_overrides(flags.override)
     # Any length will do: only the data section is used.
-    probe = RunConfig.from_dict(with_length(tree, flags, sys.maxsize, ranks))
+    probe = RunConfig.from_dict(with_length(tree, flags, _ANY_LENGTH, ranks))
     of_data = {key: value for key, value in words.items() if key.startswith("data.")}
     dataset = probe.override(of_data, COMMAND_LINE).data.build("train")
     tree = with_length(tree, flags, len(dataset), ranks)
