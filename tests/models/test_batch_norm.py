@@ -9,8 +9,8 @@ from tallies import apply_tallies, set_groups, take_tallies, tallying
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from errors import refuses
 from quadriga import randomness
-from quadriga.errors import UserError
 from quadriga.models.parts.batch_norm import BatchNorm, Reduce
 from quadriga.models.parts.initialise import initialise
 from ranks import run_ranks
@@ -180,7 +180,7 @@ def test_empty_shares() -> None:
 
 def test_groups_that_cannot_be() -> None:
     norm = made()
-    with pytest.raises(UserError, match=r"more than one value per channel.*train\.batch_size"):
+    with refuses("train.batch_size"):
         norm(values((1, 5)))
     assert norm(values((1, 5, 2, 2))).isfinite().all()
     set_groups(norm, 4)

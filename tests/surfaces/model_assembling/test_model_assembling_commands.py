@@ -145,7 +145,7 @@ def test_the_cut_of_a_run_lies_beside_it(there: Path) -> None:
     assert beside is not None
     assert (beside["phase"], beside["depths"], beside["epoch_steps"]) == ("PT", [1, 1, 1, 1], 6)
     assert meta_depths(run_dir, (1, 1, 2, 1), 2) == (1, 1, 1, 1)
-    with pytest.raises(UserError, match="--divided_depths must have the blocks of the meta model"):
+    with refuses("--divided_depths"):
         meta_depths(run_dir, (2, 1, 2, 1), 2)
 
 
