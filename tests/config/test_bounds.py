@@ -18,7 +18,7 @@ from quadriga.cli import entry
 from quadriga.config.base import Config, _arms
 from quadriga.recipes.mae import mae_digits
 
-MOST = {int: 2**63, float: 1e25}
+MOST = {int: 2**63, float: 2e30}
 """No field of any config may be as large as these, nor as far below zero."""
 UNITS = {"_px": 10**6, "epochs": 1e12, "steps": 10**12, "ranks": 10**9, "workers": 10**6}
 """End of a field's name -> a value that no run has."""

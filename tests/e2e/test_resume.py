@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
-from errors import assert_command_refused
+from errors import assert_command_refused, assert_says
 from quadriga.cli.entry import run
 from quadriga.verify_resume.children import Progress
 from ranks import quadriga, run_ranks, start_ranks
@@ -89,3 +90,27 @@ def test_two_runs_cannot_share_a_work_dir(
     assert run(tiny_run(work_dir, 1)) == 0
     with RunDirectory(work_dir).lock():
         assert_command_refused(tiny_run(work_dir, 1), capsys, work_dir, "in use")
+
+
+def test_a_run_goes_on_with_other_micro_batches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All draws belong to samples but dropout, of which the run says so."""
+    common = ["checkpoint.every_steps=4", "loader.workers=0", "model.drop_path=0.3"]
+    for name, more in (("plain", []), ("dropout", ["model.dropout=0.2"])):
+        straight, cut = tmp_path / name, tmp_path / f"{name}_cut"
+        assert run(tiny_run(straight, 8, *common, *more)) == 0
+        shutil.copytree(straight, cut)
+        shutil.rmtree(cut / "checkpoints" / "step_00000008")
+        capsys.readouterr()
+        words = tiny_run(cut, 8, *common, *more, "train.accumulate=4", "--resume")
+        assert run(words) == 0
+        said = capsys.readouterr().err
+        ends = [read_metrics(path)[-1] for path in (cut, straight)]
+        assert ends[0]["samples"] == ends[1]["samples"]
+        if name == "dropout":
+            assert_says(said, "dropout", "train.accumulate=1", "step 4")
+            assert ends[0]["loss"] != pytest.approx(ends[1]["loss"], rel=1e-6)
+        else:
+            assert "dropout" not in said
+            assert ends[0]["loss"] == pytest.approx(ends[1]["loss"], rel=1e-4)

@@ -111,7 +111,7 @@ def test_a_finished_run_stays(finished: Path) -> None:
 
 def test_a_broken_loss_is_not_saved(tmp_path: Path) -> None:
     # The rate breaks the weights in the first step; the next line of the journal is the last.
-    words = ["optim.lr=1e38", "optim.lr_batch=8", "log.every_steps=100"]
+    words = ["optim.lr=1e6", "optim.weight_decay=1e6", "optim.lr_batch=8", "log.every_steps=100"]
     config = tiny_config([*WORDS, *words])
     with refuses("nan", "step 2"):
         train(tmp_path / "run", config)

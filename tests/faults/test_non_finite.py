@@ -119,7 +119,12 @@ def test_rollback_leaves_out_what_is_bad_again_and_resumes_alike(tmp_path: Path)
 
 
 def test_too_many_bad_steps_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["optim.lr=1e30", "optim.clip_norm=none", "health.max_bad_steps=2"]
+    words = [
+        "optim.lr=1e6",
+        "optim.weight_decay=1e6",
+        "optim.clip_norm=none",
+        "health.max_bad_steps=2",
+    ]
     own = [word for word in WORDS if not word.startswith("optim.")]
     assert run(tiny_run(tmp_path / "run", 30, *own, *words, "health.non_finite=skip")) == 2
     errors = capsys.readouterr().err
@@ -129,7 +134,13 @@ def test_too_many_bad_steps_end_the_run(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_bad_step_is_made_again_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["optim.lr=1e30", "optim.clip_norm=none", "loader.workers=0", "train.accumulate=2"]
+    words = [
+        "optim.lr=1e6",
+        "optim.weight_decay=1e6",
+        "optim.clip_norm=none",
+        "loader.workers=0",
+        "train.accumulate=2",
+    ]
     assert run(tiny_run(tmp_path / "run", 30, *words)) == 2
     (file,) = (tmp_path / "run" / "replay").glob("*.safetensors")
     capsys.readouterr()

@@ -53,6 +53,7 @@ def choose(
     """
     if request.resume_from is not None:
         chosen = _chosen(request.resume_from, config, plan, console)
+        _tell_of_dropout(chosen, config, plan, console)
         set_aside_after(directory.checkpoints, read_manifest(chosen).step)
         return chosen
     found = newest_valid(directory.checkpoints, console.warn)
@@ -78,7 +79,33 @@ def choose(
             f"work dir {directory.path} already holds this run, up to {found.name} of "
             f"{plan.total_steps} steps; add --resume to continue it or choose another --work-dir"
         )
+    else:
+        _tell_of_dropout(found, config, plan, console)
     return found
+
+
+def _tell_of_dropout(checkpoint: Path, config: RunConfig, plan: RunPlan, console: Console) -> None:
+    """Warn if dropout will be drawn otherwise than before the checkpoint.
+
+    All other draws belong to a sample. Dropout belongs to a micro-batch of a rank.
+    """
+    there = RunDirectory(checkpoint.absolute().parent.parent)
+    manifest = read_manifest(checkpoint)
+    drops = any(
+        path.endswith("dropout") and isinstance(value, float) and value > 0
+        for path, value in config.leaves()
+    )
+    if not drops or manifest.step >= plan.total_steps or not there.config.is_file():
+        return
+    accumulate = there.read_config().config.train.accumulate
+    # A pipeline's ranks are not its readers of samples.
+    as_many = config.executor.is_cut or manifest.world_size == plan.world_size
+    if accumulate != config.train.accumulate or not as_many:
+        console.warn(
+            f"dropout is drawn for each micro-batch: after step {manifest.step} other features are "
+            f"dropped than with train.accumulate={accumulate} on {manifest.world_size} ranks, as "
+            "before; all else stays the same"
+        )
 
 
 def _chosen(path: Path, config: RunConfig, plan: RunPlan, console: Console) -> Path:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import signal
+import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from multiprocessing import util
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -22,6 +24,7 @@ from typing import Any, NamedTuple, Self, final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch.utils import data as torch_data
 
 from quadriga.contracts import Batch, Dataset, Sample, Transform, UnreadableSample, stack
@@ -82,6 +85,8 @@ class Reply(NamedTuple):
     """Index of each sample that could not be read, and the reason."""
     failure: str
     """Message of the error that ends the run; empty if there is none."""
+    arrays: Mapping[str, npt.NDArray[Any]] = {}
+    """The batch instead of `batch`, while it is sent through a pipe."""
 
 
 @final
@@ -159,6 +164,43 @@ class _OfTask(NamedTuple):
 
 
 @final
+class _Way:
+    """The way of a worker's batches to the main process: shared memory, or its pipe.
+
+    A tensor in shared memory takes part of ``/dev/shm``, which containers limit to 64 MiB, and an
+    open file in both processes. A batch that might not fit there is sent as arrays through the
+    pipe, which needs neither and costs two copies more.
+    """
+
+    def __init__(self, workers: int, prefetch: int) -> None:
+        """Look at this process's limit of open files."""
+        self._users = workers * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._only_pipe = most < _OTHER_FILES + workers * (prefetch + 1) * _TENSORS
+
+    def __call__(self, reply: Reply) -> Reply:
+        """Prepare a reply for the way; called in the workers."""
+        size = sum(tensor.nbytes for tensor in reply.batch.values())
+        # All workers may look at the same moment, and each finds the same room.
+        if not self._only_pipe and shared_memory_free() >= (self._users + 1) * size:
+            return reply
+        return reply._replace(arrays={n: t.numpy() for n, t in reply.batch.items()}, batch={})
+
+
+def shared_memory_free() -> int:
+    """Return the free bytes of shared memory; 0 if there is none."""
+    try:
+        found = os.statvfs("/dev/shm")
+    except OSError:
+        return 0 if sys.platform == "linux" else sys.maxsize
+    return found.f_bavail * found.f_frsize
+
+
+_TENSORS, _OTHER_FILES = 8, 128
+"""Generous estimates: tensors of a batch, and files that a run has open beside them."""
+
+
+@final
 class _Requests:
     """The sampler of a DataLoader that is used many times: yields the pending requests."""
 
@@ -208,8 +250,11 @@ class ReaderPool:
                 reply = next(iterator)
             except StopIteration:
                 return
-            except (RuntimeError, ConnectionError, EOFError) as error:
+            except (RuntimeError, OSError, EOFError) as error:
                 raise _readable_death(error) from error
+            if reply.arrays:
+                batch = {name: torch.from_numpy(array) for name, array in reply.arrays.items()}
+                reply = reply._replace(batch=_pinned(batch) if self._pin else batch, arrays={})
             yield reply
 
     def _start(self) -> Iterator[Reply]:
@@ -219,6 +264,8 @@ class ReaderPool:
             warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
             warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
             if self._loader is None:
+                # torch's type of this function is that for lists of samples.
+                way: Any = _Way(self._workers, self._prefetch)
                 self._loader = torch_data.DataLoader(
                     self._reader,
                     batch_size=None,
@@ -227,13 +274,16 @@ class ReaderPool:
                     prefetch_factor=self._prefetch,
                     persistent_workers=True,
                     pin_memory=self._pin,
-                    collate_fn=_unchanged,
+                    collate_fn=way,
                     worker_init_fn=outlive_signals,
                     # Without a generator the loader would draw from the global one.
                     generator=generator("data workers"),
                 )
             with _signals_of_children_as_they_were():
-                iterator = iter(self._loader)
+                try:
+                    iterator = iter(self._loader)
+                except OSError as error:
+                    raise _readable_death(error) from error
         if self._at_exit is None:
             # For a pool that is never closed: at exit, multiprocessing sends SIGTERM to the
             # workers, which ignore it, and would then wait for them for ever.
@@ -291,10 +341,6 @@ def _signals_of_children_as_they_were() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before)
 
 
-def _unchanged(reply: Any) -> Any:
-    return reply
-
-
 def _pinned(batch: Batch) -> Batch:
     return {name: tensor.pin_memory() for name, tensor in batch.items()}
 
@@ -304,6 +350,13 @@ def _readable_death(error: Exception) -> Exception:
     if isinstance(error, ConnectionError | EOFError):
         # The worker died between announcing a batch and passing its memory.
         text = f"its connection broke ({error})"
+    elif isinstance(error, OSError):
+        text = f"the processes that read data lack files or memory: {error.strerror or error}"
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return UserError(
+            f"{text}; raise the limit of open files (ulimit -n, now {most}), make room in "
+            "/dev/shm, or lower loader.workers"
+        )
     elif not re.search(r"DataLoader worker \(pid.*(killed|exited)", text):
         return error
     reason = re.sub(r"\s+", " ", text).strip().rstrip(".")

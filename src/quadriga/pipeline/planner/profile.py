@@ -102,7 +102,7 @@ class Measurement(Config):
 class Link(Config):
     """The speed of messages from one rank to another."""
 
-    bandwidth: float = Field(gt=0, le=1e24)
+    bandwidth: float = Field(gt=0, le=1e30)
     """Bytes per second in one direction."""
     latency: float = Field(ge=0, le=1e9)
     """Seconds of a message, in addition to size / bandwidth."""
@@ -252,19 +252,19 @@ class DeviceSpec(Config):
     """The speed and the memory of a device and its links, from data sheets."""
 
     name: str
-    float32: float = Field(gt=0, le=1e24)
+    float32: float = Field(gt=0, le=1e30)
     """Dense FLOP/s of float32 matrix products."""
-    float16: float | None = Field(None, gt=0, le=1e24)
+    float16: float | None = Field(None, gt=0, le=1e30)
     """Dense FLOP/s of float16 products with float32 sums; none if the device lacks them."""
-    bfloat16: float | None = Field(None, gt=0, le=1e24)
+    bfloat16: float | None = Field(None, gt=0, le=1e30)
     """Dense FLOP/s of bfloat16 products; none if the device lacks them."""
-    memory_bandwidth: float = Field(gt=0, le=1e24)
+    memory_bandwidth: float = Field(gt=0, le=1e30)
     """Bytes per second."""
     memory: int = Field(gt=0, le=2**60)
     """Bytes."""
-    within: float = Field(gt=0, le=1e24)
+    within: float = Field(gt=0, le=1e30)
     """Bytes per second between two devices of a node, in one direction."""
-    between: float = Field(gt=0, le=1e24)
+    between: float = Field(gt=0, le=1e30)
     """Bytes per second from one node to another, of all its devices together."""
     devices_per_node: int = Field(8, ge=1, le=2**30)
     latency: float = Field(2e-5, ge=0, le=1e9)
