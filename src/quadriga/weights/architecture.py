@@ -20,6 +20,7 @@ from quadriga.weights.prefixes import prefixes_of, take
 _WIDE = {1280: 16, 1408: 16, 1664: 16}
 """Published widths whose heads are not of 64 features."""
 _HEADER = "quadriga"
+_REMEDY = "in Python give load_encoder(model=...) the architecture"
 
 
 @dataclass(frozen=True)
@@ -96,17 +97,24 @@ def _of_tensors(path: Path, raw: dict[str, Tensor], known: Mapping[str, Any]) ->
         if not before:
             continue
         taken = take(raw, [prefix.removesuffix(layout.prefix) for prefix in before], path)
+        if layout is huggingface.LAYOUT and "model_type" not in known:
+            raise UserError(
+                f"{path} needs the config.json of its model beside it, but there is none; add it, "
+                f"or {_REMEDY}"
+            )
         if layout is timm.RESNET_LAYOUT:
             return _resnet(dict(taken.tensors), known)
         named = {layout.table.ours(layout.plain(name)): t for name, t in taken.tensors.items()}
         ours = layout.fuse({name: t for name, t in named.items() if name is not None})
+        if layout is huggingface.LAYOUT:  # transformers leaves its defaults out
+            known = {"layer_norm_eps": 1e-12, **known}
         return _vit(ours, known)
     if any(name.endswith("patch_projection.weight") for name in raw):
         prefix = "" if any(name.startswith(ENCODER) for name in raw) else ENCODER
         return _vit({prefix + name: tensor for name, tensor in raw.items()}, known)
     raise UserError(
         f"{path} must be of a vision transformer or a ResNet under the names of quadriga, timm or "
-        f"Hugging Face, but starts with: {', '.join(list(raw)[:3])}"
+        f"Hugging Face, but starts with: {', '.join(list(raw)[:3])}; {_REMEDY}"
     )
 
 
@@ -140,7 +148,7 @@ def _vit(ours: Mapping[str, Tensor], known: Mapping[str, Any]) -> Architecture:
         "pool": pool if has_class else "mean",
         "class_token": has_class,
         "registers": 0 if registers is None else registers.shape[-2],
-        "layer_scale": 1e-5 if any(name.endswith("scale.factor") for name in ours) else None,
+        "layer_scale": 1.0 if any(name.endswith("scale.factor") for name in ours) else None,
         "qkv_bias": "encoder.blocks.0.attention.qkv.bias" in ours,
         "norm_eps": told.get("layer_norm_eps", 1e-6),
         "channels": channels,
