@@ -63,7 +63,7 @@ def test_unknown_recipes_and_missing_files() -> None:
     [
         (["optim.learning_rate=1"], ("optim.learning_rate", "optim.lr")),
         (["objective.mask_ratio=0.99"], ("objective.mask_ratio", "0.99")),
-        (["views.image_px=24"], ("model.image_px", "24")),
+        (["views.image_px=24", "model.image_px=32"], ("model.image_px", "24")),
         (["data.kind=image_folder", "data.root=/does/not/exist"], ("data.root", "/does/not/exist")),
         (["train.batch_size=1", "train.accumulate=2"], ("train.batch_size", "train.accumulate")),
         (["--device", "tpu"], ("train.device", "'tpu'")),
@@ -209,7 +209,6 @@ def test_resume_of_another_run_names_the_difference_and_one_of_weights_says_so(
     for path in (weights, tmp_path):
         remedy = f"warm_start.path={path}"
         assert_command_refused([*words, "--resume", str(path)], capsys, "weights only", remedy)
-    assert_command_refused(["eval", str(weights)], capsys, "weights only", "warm_start.path")
 
 
 def test_eval_of_a_moving_average_that_is_not_there(

@@ -100,7 +100,9 @@ def test_the_assembled_model_is_its_modules_in_turn(runs):
 def test_the_assembled_run_goes_on_as_an_ordinary_one(runs, tmp_path):
     assert "objective.encoder.blocks.3.mlp.output.weight" in read_checkpoint(runs / "whole", 5)
     # What it starts from is in its checkpoints: a resumed run needs its modules no more.
-    config = assembly_run(runs / "module_0", runs / "module_1", checkpoint__every_steps=2)
+    config = assembly_run(
+        runs / "module_0", runs / "module_1", checkpoint__every_steps=2, checkpoint__keep=3
+    )
     assert train(config, tmp_path / "again") == 0
     path, folder = tmp_path / "again.json", tmp_path / "again" / "checkpoints"
     for step in (4, 5):
