@@ -1,6 +1,7 @@
 """The recipes of BERT say what the paper and the reference system say."""
 
 import inspect
+import os
 
 import pytest
 import torch

@@ -191,6 +191,8 @@ class Config(BaseModel):
             name: Name of the field.
             text: Its value, or one of its values.
         """
+        if text.startswith("@"):  # a node of the same workflow
+            return text
         return os.path.abspath(os.path.expanduser(text))
 
     def unused_later(self) -> Iterator[str]:

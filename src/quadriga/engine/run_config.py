@@ -56,7 +56,7 @@ class HealthConfig(Config):
     detection."""
     hang_seconds: float = Field(300.0, gt=0, le=1e6)
     """A shorter step, in seconds, is never a hang."""
-    join_minutes: float = Field(5.0, gt=0)
+    join_minutes: float = Field(5.0, gt=0, le=1e6)
     """How long ranks wait for each other at the start."""
 
 

@@ -120,7 +120,13 @@ def test_only_some_nodes_and_a_process_of_its_own_for_each(tmp_path):
         (["run", "diamond", "left:warm_start.path=@last"], ("last needs left needs last",)),
         (["run", "diamond", "--only", "rigth"], ("rigth", "right")),
         (
-            ["run", "diamond", "l*:views.image_px=8", "first:train.batch_size=4000", "--dry-run"],
+            [
+                "run",
+                "diamond",
+                "l*:objective.mask_ratio=0.99",
+                "first:train.batch_size=4000",
+                "--dry-run",
+            ],
             ("left, last",),
         ),
         (

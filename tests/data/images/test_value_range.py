@@ -142,9 +142,17 @@ def test_a_folder_of_damaged_files_is_refused(tmp_path):
         ImageFolderConfig(root=tmp_path).build("train").check()
 
 
-@pytest.mark.parametrize("text", ["[1,0]", "[1,1]", "[0,1e300]", "[0,nan]"])
-def test_invalid_ranges(tmp_path, text):
-    with refuses("value_range"):
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("[1,0]", "value_range"),
+        ("[1,1]", "value_range"),
+        ("[0,1e300]", "value_range.1"),
+        ("[0,nan]", "value_range"),
+    ],
+)
+def test_invalid_ranges(tmp_path, text, field):
+    with refuses(field):
         ImageFolderConfig(root=tmp_path).override({"value_range": text})
 
 

@@ -107,9 +107,11 @@ def save_all(folder: Path, env: DistEnv) -> None:
     for form in forms_of(env.world_size):
         executor = Held(on_layout(keyed_state(), form, env.world_size))
         target = folder / f"{form}-{env.world_size}"
-        with CheckpointStore(target, env, CheckpointConfig(keep=2), "h") as store:
-            store.save(1, executor, {"form": form})
-            store.save(2, executor, {"form": form})
+        with CheckpointStore(
+            target, env, CheckpointConfig(keep=2), "h", extra={"form": form}
+        ) as store:
+            store.save(1, executor)
+            store.save(2, executor)
         barrier(env)
         if env.is_main:
             for step in (1, 2):
