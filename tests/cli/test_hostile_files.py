@@ -17,13 +17,13 @@ from quadriga.engine.checkpoint.store import InvalidCheckpoint, read_manifest, v
 from quadriga.engine.faults.replay import read_replay
 from quadriga.engine.initial_weights import _config_beside
 from quadriga.engine.logs.directory import RunDirectory
-from quadriga.engine.logs.results import read_results
+from quadriga.engine.logs.results import read_records
 from quadriga.engine.logs.times import read_times
 from quadriga.engine.status import state_of
 from quadriga.errors import UserError
 from quadriga.export.safetensors import HEADER, rebuild
 from quadriga.models.bert import BertConfig
-from quadriga.pipeline.planner.profile import read_object
+from quadriga.pipeline.planner.profile import read_profile
 from quadriga.pipeline.topology import read_conf
 from quadriga.weights.files import read_weights
 from quadriga.workflow.directory import WorkflowDirectory
@@ -65,7 +65,7 @@ READERS: dict[str, tuple[str, Reader]] = {
     "a conf": ("conf.json", read_conf),
     "a model's config": ("bert_config.json", BertConfig.from_bert_config),
     "a tokenizer's": ("tokenizer_config.json", _read_json),
-    "a profile": ("profile.json", read_object),
+    "a profile": ("profile.json", lambda path: read_profile(path, "x", "float32")),
     "weights": ("weights.safetensors", read_weights),
     "torch weights": ("weights.pth", read_weights),
     "a replay file": ("step.safetensors", read_replay),
@@ -117,9 +117,11 @@ def test_checkpoints_and_logs(content: str, tmp_path: Path) -> None:
     for read in (read_manifest, verify, stored_tensors):
         with pytest.raises(InvalidCheckpoint):
             read(folder)
-    for name in ("metrics.jsonl", "times.jsonl", "config.json", "report/evaluation.json"):
+    for name in ("metrics.jsonl", "times.jsonl", "config.json"):
+        (tmp_path / name).write_bytes(CONTENTS[content])
+    for name in ("report/evaluation.json", "report/evaluations.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(CONTENTS[content])
-    read_results(tmp_path / "report" / "evaluation.json")
+    assert read_records(tmp_path / "report") == []
     read_times(tmp_path)
     assert "config.json" in (error_of(lambda: state_of(tmp_path, None)) or "config.json")

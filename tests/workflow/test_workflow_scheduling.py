@@ -204,9 +204,9 @@ def test_devices_go_to_those_who_need_them_and_come_back(tmp_path, monkeypatch):
 
 
 def _without_module(folder):
-    """Return a program that drops ``-m quadriga`` and calls Python with the rest."""
+    """Return a program that drops ``-P -m quadriga`` and calls Python with the rest."""
     program = folder / "python"
-    program.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} "$@"\n')
+    program.write_text(f'#!/bin/sh\nshift 3\nexec {sys.executable} "$@"\n')
     program.chmod(0o755)
     return str(program)
 

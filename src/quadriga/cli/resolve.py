@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,7 +63,11 @@ def resolve(
             resolved = Resolved.from_json(RunConfig, _read_text(Path(recipe)))
     else:
         resolved, layers = of_recipe(recipe, layers)
-    return infer_num_classes(with_overrides(resolved, layers))
+    for layer, source in layers:
+        of_file = source != COMMAND_LINE
+        with reading(source, "values of a run") if of_file else contextlib.nullcontext():
+            resolved = with_overrides(resolved, [(layer, source)])
+    return infer_num_classes(resolved)
 
 
 def read_values(file: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
@@ -24,6 +23,7 @@ from quadriga.engine.initial_weights import weights_of
 from quadriga.errors import UserError
 from quadriga.export.export import read_run_config
 from quadriga.export.safetensors import HEADER, rebuild
+from quadriga.files import parse_json
 from quadriga.models.resnet import ResNet
 from quadriga.models.vit import ViT
 from quadriga.weights import load_tensors
@@ -263,8 +263,8 @@ def _read_json(file: Path) -> Mapping[str, Any]:
 
 def _object(file: Path, text: str) -> Mapping[str, Any]:
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        found = parse_json(text)
+    except ValueError as error:
         raise UserError(f"{file} must describe its model in JSON: {error}") from error
     if not isinstance(found, dict):
         raise UserError(f"{file} must describe its model in JSON, but holds no object")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from quadriga.contracts import ModelConfig
 from quadriga.errors import UserError
+from quadriga.files import parse_json
 from quadriga.weights.fit import ENCODER
 from quadriga.weights.names import huggingface, timm
 from quadriga.weights.prefixes import prefixes_of, take
@@ -53,7 +53,7 @@ def read_architecture(
         UserError: It is of no image encoder that is known here, or the JSON beside it is damaged.
     """
     try:
-        header = json.loads((notes or {}).get(_HEADER, "{}"))
+        header = parse_json((notes or {}).get(_HEADER, "{}"))
         beside = _read_beside(path)
         if "model" in header:
             return _of_own(header)
@@ -66,9 +66,9 @@ def _read_beside(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for file in (path.parent / "preprocessor_config.json", path.parent / "config.json"):
         if file.is_file():
-            found |= json.loads(file.read_text(encoding="utf-8"))
+            found |= parse_json(file.read_text(encoding="utf-8"))
     own = path.with_suffix(".json")
-    return {**found, **json.loads(own.read_text(encoding="utf-8"))} if own.is_file() else found
+    return {**found, **parse_json(own.read_text(encoding="utf-8"))} if own.is_file() else found
 
 
 def _of_own(header: Mapping[str, Any]) -> Architecture:

@@ -40,7 +40,7 @@ from quadriga.pipeline.planner.profile import (
 
 CPU = torch.device("cpu")
 ARITHMETIC = SPECS["v100-16gb"].override(
-    {"kernel_seconds": 0.0, "memory_bandwidth": 1e30, "float32": 1.0, "product_efficiency": 1.0}
+    {"kernel_seconds": 0.0, "memory_bandwidth": 1e24, "float32": 1.0, "product_efficiency": 1.0}
 )
 """A device whose seconds are the operations of matrix products."""
 

@@ -60,7 +60,7 @@ def metrics_of(config: RunConfig, objective: Any, folder: Path, env: DistEnv, ra
     folder.mkdir(exist_ok=True)
     data = evaluation_data(config)
     context = make_context(config, objective, data, folder, env, console, ranks)
-    results = evaluate(config.evaluation.protocols, context, 0, console, {})
+    results = evaluate(config, config.evaluation.protocols, context, 0, console, config)
     return {result.protocol: dict(result.metrics) for result in results}
 
 

@@ -341,7 +341,7 @@ class RunDirectory:
             UserError: The file is damaged.
         """
         try:
-            return dict(json.loads((self.path / _DATA).read_text(encoding="utf-8")))
+            return dict(parse_json((self.path / _DATA).read_text(encoding="utf-8")))
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError) as error:

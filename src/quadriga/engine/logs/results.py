@@ -248,13 +248,13 @@ def _record(entry: Mapping[str, Any]) -> EvaluationRecord:
 def _saved_before(path: Path, notes: list[str] | None) -> Iterator[EvaluationRecord]:
     """Yield what an evaluation.json holds: steps of the past by their metrics, then the last."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         last, overrides = int(content["step"]), dict(content.get("overrides") or {})
         results = [dict(result) for result in content["results"]]
         past = {int(e["step"]): dict(e["numbers"]) for e in content.get("history", ())}
     except FileNotFoundError:
         return
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         if notes is not None:
             notes.append(f"{path.name} cannot be read: {error!r}")
         return
