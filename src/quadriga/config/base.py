@@ -185,12 +185,7 @@ class Config(BaseModel):
         return self.override(values) if values else self
 
     def anchor(self, name: str, text: str) -> str:
-        """Return the absolute path that a field means; a kind may know other folders.
-
-        Args:
-            name: Name of the field.
-            text: Its value, or one of its values.
-        """
+        """Return the absolute path for a value of the field `name`; kinds may do it otherwise."""
         if text.startswith("@"):  # a node of the same workflow
             return text
         return os.path.abspath(os.path.expanduser(text))
