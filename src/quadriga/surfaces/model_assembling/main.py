@@ -36,6 +36,7 @@ from quadriga.surfaces.model_assembling.output_files import (
 )
 from quadriga.surfaces.model_assembling.sources import expanded
 from quadriga.surfaces.model_assembling.to_config import (
+    batch_of,
     config_tree,
     files_of,
     folder_of,
@@ -135,10 +136,6 @@ def read_arguments(arguments: Sequence[str], environ: Mapping[str, str]) -> argp
     return flags
 
 
-_ANY_LENGTH = 2**20
-"""Samples of a run whose data is only looked at; more than any batch has."""
-
-
 def read_command(flags: argparse.Namespace, environ: Mapping[str, str]) -> Training:
     """Read the files that a command line names, and the number of samples.
 
@@ -149,7 +146,7 @@ def read_command(flags: argparse.Namespace, environ: Mapping[str, str]) -> Train
     tree = config_tree(flags, ranks)
     words = read_overrides(flags.override)
     # Any length will do: only the data section is used.
-    probe = RunConfig.from_dict(with_length(tree, flags, _ANY_LENGTH, ranks))
+    probe = RunConfig.from_dict(with_length(tree, flags, batch_of(flags, ranks), ranks))
     of_data = {key: value for key, value in words.items() if key.startswith("data.")}
     dataset = probe.override(of_data, COMMAND_LINE).data.build("train")
     tree = with_length(tree, flags, len(dataset), ranks)
