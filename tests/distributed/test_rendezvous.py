@@ -31,8 +31,8 @@ def finished(rank: Rank) -> subprocess.CompletedProcess[str]:
     [
         (0, "127.0.0.1", "rank 1"),
         (1, "127.0.0.1", "rank 0 (Connection refused)"),
-        (1, "nowhere.invalid", "rank 0"),
-        (0, "nowhere.invalid", "the host of rank 0"),
+        pytest.param(1, "nowhere.invalid", "rank 0", marks=pytest.mark.long),
+        pytest.param(0, "nowhere.invalid", "the host of rank 0", marks=pytest.mark.long),
     ],
 )
 def test_who_waits_says_for_whom_where_and_since_when(

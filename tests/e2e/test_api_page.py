@@ -75,6 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_the_page_is_true(folder: Path) -> None:
     first, own = blocks("bash")

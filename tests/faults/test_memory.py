@@ -60,7 +60,7 @@ def test_shards_of_what_no_rank_could_hold_train_evaluate_and_resume(tmp_path: P
     done = _limited(*words, "--resume")
     assert done.returncode == 0, done.stderr
     assert _results(run) == whole
-    done = _limited("eval", str(run), "knn", "train.parallel=ddp", limit=700 << 20)
+    done = _limited("eval", str(run), "knn", "train.parallel=ddp", "--again", limit=700 << 20)
     assert_refused(done, "memory", "train.parallel=fsdp")
 
 

@@ -185,7 +185,7 @@ def test_an_interrupt_saves_the_step(tmp_path: Path, ranks: int) -> None:
     assert_says(stopped, f"step {int(saved.name.removeprefix('step_'))}", "--resume")
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_second_interrupt_leaves_at_once(tmp_path: Path, ranks: int) -> None:
     """The step that the first one waits for never ends."""
     work_dir = tmp_path / "run"

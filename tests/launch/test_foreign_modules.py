@@ -40,6 +40,7 @@ def test_a_typed_module_imports_nothing_from_here(here: Path) -> None:
     assert "mae_digits" in run(sys.executable, "-m", "quadriga", "recipes")
 
 
+@pytest.mark.long
 def test_the_nodes_of_a_workflow_and_their_ranks_import_nothing_from_here(here: Path) -> None:
     words = ["model.width=16", "model.heads=2", "train.batch_size=512", "train.epochs=1"]
     words += ["evaluation.protocols=[]", "evaluation.every_epochs=none", "--only", "meta"]
@@ -63,5 +64,6 @@ def test_the_processes_of_a_server_import_nothing_from_here(here: Path) -> None:
     assert "typer" in said
 
 
+@pytest.mark.long
 def test_the_processes_that_measure_a_network_import_nothing_from_here() -> None:
     assert measure_network(torch.device("cpu")).within.bandwidth > 0

@@ -68,6 +68,7 @@ def test_a_run_listens_on_the_loopback_interface_only(
     assert found == expected
 
 
+@pytest.mark.long
 def test_a_restarted_run_listens_on_the_loopback_interface_only(tmp_path: Path) -> None:
     work_dir = tmp_path / "run"
     words = tiny_run(work_dir, 24, "train.ranks=2", "checkpoint.every_steps=4")
