@@ -67,6 +67,7 @@ def test_other_names_are_no_attributes() -> None:
         quadriga.nothing  # noqa: B018
 
 
+@pytest.mark.long
 def test_ranks_of_a_run_in_python_get_the_users_code(
     capfd: pytest.CaptureFixture[str],
 ) -> None:

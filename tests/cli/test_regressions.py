@@ -144,6 +144,7 @@ def test_newer_checkpoints_that_cannot_be_set_aside_are_one_error(
     assert_command_refused(words, capsys, "File exists")
 
 
+@pytest.mark.long
 def test_a_run_starts_its_own_ranks(tmp_path: Path) -> None:
     work_dir = tmp_path / "run"
     done = subprocess.run(

@@ -168,7 +168,7 @@ def started(command: list[str], work_dir: Path) -> Iterator[subprocess.Popen[str
         process.wait()
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_an_interrupt_saves_the_step(tmp_path: Path, ranks: int) -> None:
     work_dir = tmp_path / "run"
     words = tiny_run(work_dir, 50_000, "loader.workers=2", f"train.ranks={ranks}")

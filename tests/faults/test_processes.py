@@ -116,7 +116,9 @@ def wait_until(is_so: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("moment", ["the ranks start", "they train"])
+@pytest.mark.parametrize(
+    "moment", ["the ranks start", pytest.param("they train", marks=pytest.mark.long)]
+)
 def test_ranks_end_with_their_launcher(tmp_path: Path, moment: str) -> None:
     work_dir = tmp_path / "run"
     words = [w for w in tiny_run(work_dir, 100_000, *WORDS) if not w.startswith("train.ranks")]

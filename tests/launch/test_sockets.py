@@ -54,7 +54,7 @@ ON_LOOPBACK = {"127.0.0.1  rank 0", "127.0.0.1  rank 1"}
 @pytest.mark.parametrize(
     ("ranks", "options", "expected"),
     [
-        ("1", [], set()),
+        pytest.param("1", [], set(), marks=pytest.mark.long),
         ("2", [], ON_LOOPBACK),
         pytest.param("2", ["--unresolved"], ON_LOOPBACK, marks=pytest.mark.long),
     ],

@@ -36,7 +36,10 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.long] if "huge" in n else []) for n in PUBLISHED],
+)
 def test_the_published_sizes_and_costs(name):
     target, meta, modules, ratio, drop_path = PUBLISHED[name]
     workflow = find_workflow(name)()
