@@ -81,6 +81,8 @@ def reading(path: object, kind: str) -> Iterator[None]:
         raise UserError(f"{path}: {error}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except MemoryError:
+        raise
     # Damaged and hostile bytes make readers raise nearly anything.
     except Exception as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)

@@ -129,7 +129,7 @@ def verify(folder: Path, threads: int | None = None) -> Manifest:
     manifest = read_manifest(folder)
     try:
         _verify_files(folder, manifest, threads or min(8, _cores()))
-    except InvalidCheckpoint:
+    except (InvalidCheckpoint, MemoryError):
         raise
     except Exception as error:
         raise InvalidCheckpoint(f"it cannot be checked ({error!r})") from error

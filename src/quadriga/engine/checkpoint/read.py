@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from quadriga.distributed.allocator import is_out_of_memory
 from quadriga.distributed.collectives import all_gather_values, on_all
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.checkpoint.folder import (
@@ -126,6 +127,8 @@ def _readable(path: Path) -> Iterator[None]:
         raise
     # A damaged header can raise any exception, depending on its bytes.
     except Exception as error:
+        if is_out_of_memory(error):  # the files are whole
+            raise
         raise UserError(
             f"checkpoint {path} cannot be read: {root_cause(error)}; name an older one with "
             "--resume, or restore its files"
