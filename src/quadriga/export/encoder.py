@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -16,26 +15,20 @@ from torch import Tensor, nn
 from quadriga.config.own_code import MissingCode
 from quadriga.contracts import Encoder, ModelConfig, Transform, UnreadableSample, ViewsConfig
 from quadriga.data.images.record import ImageRecord
-from quadriga.data.views.crops import ImageViewsConfig
 from quadriga.engine.build import build_objective
 from quadriga.engine.checkpoint.read import Weights, read_model, whole_checkpoint
 from quadriga.engine.initial_weights import weights_of
 from quadriga.errors import UserError
 from quadriga.export.export import read_run_config
-from quadriga.export.safetensors import HEADER, rebuild
-from quadriga.files import parse_json
+from quadriga.export.safetensors import rebuild
 from quadriga.models.resnet import ResNet
 from quadriga.models.vit import ViT
 from quadriga.weights import load_tensors
-from quadriga.weights.architecture import read_architecture
+from quadriga.weights.architecture import read_architecture, read_views
 from quadriga.weights.files import FileContent, read_weights
 
 AnyImage = Path | str | bytes | Image.Image | npt.NDArray[np.uint8]
 """A file, the bytes of one, or an image in memory: Pillow's, or uint8 (height, width, 3) in RGB."""
-
-
-_FILTERS = {2: "bilinear", 3: "bicubic"}
-"""Pillow's number of a filter, in Hugging Face's ``resample`` -> ``views.interpolation``."""
 
 
 @final
@@ -196,76 +189,24 @@ def _of_run(path: Path, weights: Weights, views: ViewsConfig | None) -> ImageEnc
 
 def _of_file(file: Path, model: ModelConfig | None, views: ViewsConfig | None) -> ImageEncoder:
     content = read_weights(file)
-    described = _described(file, content)
-    ours = described.get(HEADER, {})
-    if model is None and "objective" in ours:
+    known = read_architecture(file, content.tensors, content.notes) if model is None else None
+    if known is not None and known.objective is not None:
         network = rebuild(file)
+        model = known.model
     else:
-        if model is None and "model" in ours:
-            model = ModelConfig.from_dict(ours["model"])
-        elif model is None:
-            model = read_architecture(file, content.tensors, content.notes).model
+        model = known.model if known is not None else model
+        assert model is not None
         network = model.build()
         load_tensors(network, content.tensors, file)
-        if isinstance(views, ImageViewsConfig | None) and not ours:
-            size = {"image_px": model.as_dict().get("image_px", 224)}
-            views = views or _foreign_views(file, described, size)
-    return ImageEncoder(network, views or _own_views(file, ours))
+    return ImageEncoder(network, views or _views_of(file, content, model))
 
 
-def _own_views(file: Path, ours: Mapping[str, Any]) -> ViewsConfig | str:
-    if "views" in ours:
-        try:
-            return ViewsConfig.from_dict(ours["views"])
-        except MissingCode as error:
-            return str(error)
-    return f"{file} does not say how its images were normalised"
-
-
-def _described(file: Path, content: FileContent) -> Mapping[str, Any]:
-    """Return what a file's header or the JSON file beside it say of its model."""
-    if content.notes is not None and HEADER in content.notes:
-        return {HEADER: _object(file, content.notes[HEADER])}
-    for beside in (file.with_suffix(".json"), file.parent / "config.json"):
-        if beside.is_file():
-            return _read_json(beside)
-    return {}
-
-
-def _foreign_views(
-    file: Path, described: Mapping[str, Any], size: Mapping[str, Any]
-) -> ImageViewsConfig | None:
-    """Return the views in timm's ``pretrained_cfg`` or Hugging Face's preprocessor_config.json."""
-    given = described.get("pretrained_cfg", {})
-    names = {
-        "mean": "mean",
-        "std": "std",
-        "crop_pct": "test_crop_fraction",
-        "interpolation": "interpolation",
-    }
-    if not given and (file.parent / "preprocessor_config.json").is_file():
-        given = _read_json(file.parent / "preprocessor_config.json")
-        names = {"image_mean": "mean", "image_std": "std"}
-        size = {**size, "interpolation": _FILTERS.get(given.get("resample", 2), "bicubic")}
-    values = {ours: given[theirs] for theirs, ours in names.items() if theirs in given}
-    if not {"mean", "std"} <= values.keys():
-        return None
-    return ImageViewsConfig.from_dict({"test_crop_fraction": 1.0, **size, **values})
-
-
-def _read_json(file: Path) -> Mapping[str, Any]:
+def _views_of(file: Path, content: FileContent, model: ModelConfig) -> ViewsConfig | str:
+    values = read_views(file, content.notes)
+    if not values:
+        return f"{file} does not say how its images were normalised"
+    kind = {"kind": "image_views", "image_px": model.as_dict().get("image_px", 224)}
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
-    return _object(file, text)
-
-
-def _object(file: Path, text: str) -> Mapping[str, Any]:
-    try:
-        found = parse_json(text)
-    except ValueError as error:
-        raise UserError(f"{file} must describe its model in JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{file} must describe its model in JSON, but holds no object")
-    return found
+        return ViewsConfig.from_dict({**kind, **values})
+    except MissingCode as error:
+        return str(error)

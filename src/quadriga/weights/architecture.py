@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from quadriga.contracts import ModelConfig
-from quadriga.errors import UserError
+from quadriga.errors import UserError, reading
 from quadriga.files import parse_json
 from quadriga.weights.fit import ENCODER
 from quadriga.weights.names import huggingface, timm
@@ -20,6 +21,8 @@ from quadriga.weights.prefixes import prefixes_of, take
 _WIDE = {1280: 16, 1408: 16, 1664: 16}
 """Published widths whose heads are not of 64 features."""
 _HEADER = "quadriga"
+_FILTERS = {2: "bilinear", 3: "bicubic"}
+"""Pillow's number of a filter, in Hugging Face's ``resample`` -> ``views.interpolation``."""
 _REMEDY = "in Python give load_encoder(model=...) the architecture"
 
 
@@ -34,7 +37,7 @@ class Architecture:
     objective: dict[str, Any] | None = None
     """The objective's config, where the file holds a whole one of this project."""
     views: dict[str, Any] = field(default_factory=dict)
-    """Values of ``views`` that the images need: ``mean``, ``std``, ``test_crop_fraction``."""
+    """Values of ``views``; see `read_views`."""
     assumed: tuple[str, ...] = ()
     """Sentences on what the file does not say."""
 
@@ -52,23 +55,46 @@ def read_architecture(
     Raises:
         UserError: It is of no image encoder that is known here, or the JSON beside it is damaged.
     """
-    try:
+    with reading(path, "a file whose architecture is known"):
         header = parse_json((notes or {}).get(_HEADER, "{}"))
         beside = _read_beside(path)
         if "model" in header:
             return _of_own(header)
-        return _of_tensors(path, dict(tensors), beside)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"the architecture of {path} cannot be read: {error}") from error
+        found = _of_tensors(path, dict(tensors), beside)
+        if "model" in (own := beside.get(_HEADER, {})):  # an export of this project says it all
+            model = ModelConfig.from_dict(own["model"])
+            return dataclasses.replace(found, model=model, assumed=())
+        return found
+
+
+def read_views(path: Path, notes: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the values of ``views`` that a file's header, or the JSON beside it, gives.
+
+    Args:
+        path: The file of weights.
+        notes: Its header.
+
+    Returns:
+        Of an export of this project all of them, with ``kind``; of timm's and Hugging Face's files
+        ``mean``, ``std``, ``test_crop_fraction`` and ``interpolation``. Empty if it does not say
+        how its images were normalised.
+
+    Raises:
+        UserError: The JSON is damaged.
+    """
+    with reading(path, "a file of weights"):
+        header = parse_json((notes or {}).get(_HEADER, "{}"))
+        return _views({_HEADER: header} if header else _read_beside(path))
 
 
 def _read_beside(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for file in (path.parent / "preprocessor_config.json", path.parent / "config.json"):
+    names = ("preprocessor_config.json", "config.json", path.with_suffix(".json").name)
+    for file in (path.parent / name for name in names):
         if file.is_file():
-            found |= parse_json(file.read_text(encoding="utf-8"))
-    own = path.with_suffix(".json")
-    return {**found, **parse_json(own.read_text(encoding="utf-8"))} if own.is_file() else found
+            with reading(file, "a description of a model in JSON"):
+                found |= dict(parse_json(file.read_text(encoding="utf-8")))
+    return found
 
 
 def _of_own(header: Mapping[str, Any]) -> Architecture:
@@ -76,19 +102,23 @@ def _of_own(header: Mapping[str, Any]) -> Architecture:
     names = tuple(header.get("class_names", ()))
     classes = int((objective or {}).get("classes") or 0)
     return Architecture(
-        ModelConfig.from_dict(header["model"]), classes, names, objective, _views(header)
+        ModelConfig.from_dict(header["model"]), classes, names, objective, header.get("views", {})
     )
 
 
 def _views(known: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of the views, under whoever's keys."""
-    inner = {**known.get("quadriga", {}), **known.get("pretrained_cfg", {}), **known}
-    pairs = {
-        "mean": inner.get("image_mean", inner.get("mean")),
-        "std": inner.get("image_std", inner.get("std")),
-        "test_crop_fraction": inner.get("crop_pct"),
-    }
-    return {name: value for name, value in pairs.items() if value is not None}
+    """Return the values of the views in what a file says of itself; see `read_views`."""
+    if "views" in known.get(_HEADER, {}):
+        return dict(known[_HEADER]["views"])
+    given = known.get("pretrained_cfg", {})
+    if "image_mean" in known:  # Hugging Face's preprocessor_config.json
+        given = {"mean": known["image_mean"], "std": known.get("image_std")}
+        given["interpolation"] = _FILTERS.get(known.get("resample", 2), "bicubic")
+    if given.get("mean") is None or given.get("std") is None:
+        return {}
+    views = {"mean": given["mean"], "std": given["std"]}
+    views["test_crop_fraction"] = given.get("crop_pct", 1.0)
+    return views | {name: given[name] for name in ("interpolation",) if name in given}
 
 
 def _of_tensors(path: Path, raw: dict[str, Tensor], known: Mapping[str, Any]) -> Architecture:

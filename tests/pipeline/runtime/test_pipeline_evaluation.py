@@ -46,7 +46,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def results(folder: Path, name: str) -> list[dict[str, Any]]:
     """Return what each rank of a case left."""
-    found = [torch.load(path, weights_only=True) for path in sorted(folder.glob(f"{name}_rank_*.pt"))]
+    found = [
+        torch.load(path, weights_only=True) for path in sorted(folder.glob(f"{name}_rank_*.pt"))
+    ]
     assert found
     return found
 
