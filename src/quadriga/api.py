@@ -177,12 +177,14 @@ def _run(
     directory = subject.directory
     objective, ranks, classes = subject.load(config, found, env, console)
     from_main(directory.create, env)
-    data = evaluate_module.evaluation_data(config)
+    data = evaluate_module.evaluation_data(config, say=console.say)
     if not classes and any(protocol.kind() == "held_out" for protocol in protocols):
         _check_by_number(config, data("test"), console)
     context = evaluate_module.make_context(
         config, objective, data, directory.report, env, console, ranks, classes
     )
+    for protocol in protocols:
+        protocol.build().check(context)
     results = evaluate_module.evaluate(
         config, protocols, context, step, console, run=subject.run, source=subject.source
     )

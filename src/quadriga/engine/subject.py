@@ -77,7 +77,10 @@ class Subject:
         # An encoder alone leaves out what else a file has, such as an MAE's decoder.
         whole = config.objective.kind() != "encoder"
         target = made if whole else made.get_submodule("encoder")
-        for line in self.architecture.assumed:
+        assumed = list(self.architecture.assumed)
+        if not self.architecture.views:
+            assumed.append("images are normalised with the defaults of views.mean and views.std")
+        for line in assumed:
             console.warn(f"{found} does not say it: {line}")
         report = on_all(
             lambda: load_tensors(
