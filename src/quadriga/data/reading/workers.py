@@ -164,8 +164,8 @@ class _OfTask(NamedTuple):
 
 
 @final
-class _Way:
-    """The way of a worker's batches to the main process: shared memory, or its pipe.
+class _Transfer:
+    """Sends a worker's batches to the main process: in shared memory, or through its pipe.
 
     A tensor in shared memory takes part of ``/dev/shm``, which containers limit to 64 MiB, and an
     open file in both processes. A batch that might not fit there is sent as arrays through the
@@ -179,7 +179,7 @@ class _Way:
         self._only_pipe = most < _OTHER_FILES + workers * (prefetch + 1) * _TENSORS
 
     def __call__(self, reply: Reply) -> Reply:
-        """Prepare a reply for the way; called in the workers."""
+        """Return a reply as it is to be sent; called in the workers."""
         size = sum(tensor.nbytes for tensor in reply.batch.values())
         # All workers may look at the same moment, and each finds the same room.
         if not self._only_pipe and shared_memory_free() >= (self._users + 1) * size:
@@ -265,7 +265,7 @@ class ReaderPool:
             warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
             if self._loader is None:
                 # torch's type of this function is that for lists of samples.
-                way: Any = _Way(self._workers, self._prefetch)
+                transfer: Any = _Transfer(self._workers, self._prefetch)
                 self._loader = torch_data.DataLoader(
                     self._reader,
                     batch_size=None,
@@ -274,7 +274,7 @@ class ReaderPool:
                     prefetch_factor=self._prefetch,
                     persistent_workers=True,
                     pin_memory=self._pin,
-                    collate_fn=way,
+                    collate_fn=transfer,
                     worker_init_fn=outlive_signals,
                     # Without a generator the loader would draw from the global one.
                     generator=generator("data workers"),

@@ -32,6 +32,7 @@ from typing import IO, Any
 
 from quadriga.config.own_code import MissingCode, loaded_files
 from quadriga.config.provenance import Resolved
+from quadriga.engine.logs.results import RECORDS
 from quadriga.engine.run_config import RunConfig, first_difference, identity
 from quadriga.errors import UserError
 from quadriga.files import LOCK, parse_json, take_lock, write_bytes, write_text
@@ -249,7 +250,7 @@ class RunDirectory:
             raise
 
     def _has_results(self) -> bool:
-        files = (self.metrics, self.path / "hang", self.report / "evaluation.json")
+        files = (self.metrics, self.path / "hang", self.report / RECORDS)
         if any(file.exists() and file.stat().st_size for file in files):
             return True
         return any(folder.is_dir() for folder in (self.checkpoints, self.replay))
