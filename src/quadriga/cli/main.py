@@ -45,9 +45,11 @@ def _imports() -> Iterator[None]:
         yield
         return
     gc.disable()
-    yield
-    gc.freeze()
-    gc.enable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _version(asked: bool) -> None:
