@@ -370,6 +370,26 @@ def with_initial_values(
         return module
     if any(type(parameter) is not nn.Parameter for parameter in module.parameters()):
         return make()  # in torch's FakeTensorMode, where no tensor has values
-    module.to_empty(device=device)
+    allocate(module, device)
     initialise(module, 0)
     return module
+
+
+def allocate(module: nn.Module, device: torch.device) -> None:
+    """Give the parameters and buffers of a module memory with undefined values.
+
+    Unlike ``to_empty`` it does not run ``empty_like`` on the meta device, which imports sympy.
+
+    Args:
+        module: Changed in place; its tensors may be sharded.
+        device: Where the memory is.
+    """
+
+    def made(tensor: Tensor) -> Tensor:
+        if hasattr(tensor, "device_mesh"):
+            return torch.empty_like(tensor, device=device)
+        return torch.empty_strided(
+            tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device
+        )
+
+    module._apply(made)  # type: ignore[no-untyped-call]

@@ -8,12 +8,17 @@ import torch
 
 from quadriga import randomness
 from quadriga.contracts import Dataset, Objective
+from quadriga.contracts.objective import allocate
 from quadriga.data.reading.loader import Loader, OnRead, Warn
 from quadriga.data.reading.stream import PlainStream, SampleStream, TaskStream
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.run_config import LoaderConfig, RunConfig
 from quadriga.engine.run_plan import RunPlan
 from quadriga.engine.tasks import errors_of, examples
+
+TRIED_WEIGHTS, TRIED_PRODUCTS = 2 * 10**7, 2 * 10**11
+"""Most weights, and most products of them with the values of two samples, of an objective that is
+tried on the CPU: at most 80 MB and about a second."""
 
 Fill = Callable[[Objective], None]
 """Loads weights from other sources into an initialised objective; every rank calls it."""
@@ -43,6 +48,11 @@ def build_on(config: RunConfig, device: torch.device) -> Objective:
         return config.objective.build(config.model)
 
 
+def device_of(objective: Objective) -> torch.device:
+    """Return the device of an objective, all of whose tensors are on one."""
+    return next(objective.parameters()).device
+
+
 def build_objective(config: RunConfig, device: torch.device, seed: int) -> Objective:
     """Make the objective on `device` and initialise all its values from `seed`.
 
@@ -62,21 +72,43 @@ def give_memory(objective: Objective, device: torch.device, seed: int) -> None:
         device: Where to allocate it.
         seed: The seed of its values.
     """
-    objective.to_empty(device=device)
+    allocate(objective, device)
     objective.initialise_all(seed)
 
 
-def check_shapes(config: RunConfig) -> None:
-    """Run two samples of each task through the objective on the meta device.
+def build_to_try(config: RunConfig) -> Objective:
+    """Make the objective where two samples can be tried on it: a small one on the CPU.
 
-    It needs no memory and no data. Two samples, because batch normalisation over one position per
-    sample needs more than one value.
+    A large one is on the meta device, whose first operation imports sympy and ``torch._dynamo``;
+    this takes as long as the whole first step of a small model.
+
+    Raises:
+        UserError: The method does not train this kind of model, or the views cannot be made.
+    """
+    objective, cpu = build_on_meta(config), torch.device("cpu")
+    weights = sum(parameter.numel() for parameter in objective.parameters())
+    if weights <= TRIED_WEIGHTS:
+        batches = [batch for batch, _ in examples(config, cpu, samples=2)]
+        values = max(sum(value.numel() for value in batch.values()) for batch in batches)
+        if weights * values <= TRIED_PRODUCTS:
+            give_memory(objective, cpu, 0)
+    return objective
+
+
+def check_shapes(config: RunConfig, objective: Objective | None = None) -> None:
+    """Run two samples of each task through the objective; this needs little memory and no data.
+
+    Two samples, because batch normalisation over one position per sample needs more than one value.
+
+    Args:
+        config: The run.
+        objective: What `build_to_try` made of it, whose running statistics change.
 
     Raises:
         UserError: The views and the model do not fit each other.
     """
-    objective = build_on_meta(config)
-    for example, _ in examples(config, torch.device("meta"), samples=2):
+    objective = build_to_try(config) if objective is None else objective
+    for example, _ in examples(config, device_of(objective), samples=2):
         with (
             errors_of(example.task, config),
             randomness.micro_batch(config.seed, 0, 0, 0),

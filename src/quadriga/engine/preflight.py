@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 
-import torch
-
 from quadriga.config.provenance import Resolved
 from quadriga.contracts import Dataset, Objective
 from quadriga.data.reading.sampling import deal
-from quadriga.engine.build import build_on_meta, check_shapes
+from quadriga.engine.build import build_to_try, check_shapes, device_of
 from quadriga.engine.logs.profile import check_profile
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan, make_plan
@@ -124,13 +122,13 @@ def check_start(
     if dataset is None:
         dataset = config.data.build("train")
     check_tasks(config, dataset)
-    objective = build_on_meta(config)
+    objective = build_to_try(config)
     check_protocols(config, objective)
     config.executor.check(config, objective, world_size)
     plan = make_plan(config, len(dataset), config.executor.share(0, world_size).of)
     config.views.check(dataset, "train", plan)
     if try_shapes:
-        check_shapes(config)
+        check_shapes(config, objective)
     if (group := objective.statistics_group) is not None:
         ranks_of_group(group, deal(plan.batch_size, plan.world_size, plan.accumulate))
     _check_independence(config, objective)
@@ -154,7 +152,7 @@ def check_protocols(config: RunConfig, objective: Objective) -> None:
             f"set, but has {protocols[0].kind()}; set evaluation.protocols=[]"
         )
     if protocols:
-        example = config.views.build("test").example(2, torch.device("meta"))
+        example = config.views.build("test").example(2, device_of(objective))
         for protocol in protocols:
             protocol.check(objective, example)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import final
 
@@ -256,7 +257,10 @@ class _Session:
         """Train to the end; return to a checkpoint if a bad step requires it."""
         work = None
         if self._env.is_main:
-            work = measure_work(self._config, self._env, self._console.say)
+            config, say = self._config, self._console.say
+            work = functools.cache(lambda: measure_work(config, self._env, say))
+            if config.log.profile is not None:
+                work()  # before the steps, so that it is not profiled with them
         while True:
             try:
                 with (
@@ -328,7 +332,7 @@ class _Session:
         with self._phase_timer.during("evaluate"), self._preemption.leave_at_once(step):
             self._store.report(step, self._evaluate(step))
 
-    def _journal(self, start: int, work: Work | None) -> Journal:
+    def _journal(self, start: int, work: Callable[[], Work] | None) -> Journal:
         config, directory, env = self._config, self._directory, self._env
         loggers = LoggerSet(self._console.warn)
         from_main(lambda: self._open(loggers, start), env)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, final, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, final, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -31,6 +31,9 @@ from quadriga.distributed.environment import DistEnv
 from quadriga.errors import UserError
 from quadriga.evaluation.parts.features import evaluation_mode
 from quadriga.randomness import fold, shuffled
+
+if TYPE_CHECKING:
+    from PIL import ImageFont
 
 TILE_PX = 128
 """Width to which small images are enlarged, by the nearest integer factor."""
@@ -65,6 +68,8 @@ def draw_grid(columns: Sequence[tuple[str, Pixels]]) -> Image.Image:
         TITLE_PX + rows * down - GAP_PX,
     )
     picture = Image.new("RGBA", size, (0, 0, 0, 0))
+    from PIL import ImageDraw  # with its fonts a tenth of a second at the start of each run
+
     draw = ImageDraw.Draw(picture)
     for panel in range(panels):
         start = panel * (panel_width + PANEL_GAP_PX)
@@ -100,6 +105,8 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 def _fitting_font(title: str, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Return the font in the largest size from 9 to 16 pixels at which the title fits, else 9."""
+    from PIL import ImageFont
+
     for size in range(16, 8, -1):
         font = ImageFont.load_default(size)
         if font.getlength(title) <= width:

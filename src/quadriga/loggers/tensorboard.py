@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
@@ -26,11 +27,16 @@ class Tensorboard(Logger):
     """Writes each metric as a scalar."""
 
     def __init__(self, context: LoggerContext) -> None:
-        """Open a new event file."""
+        """Keep the run; the event file is opened by the first record."""
+        self._context = context
+
+    @functools.cached_property
+    def _writer(self) -> Any:
+        # TensorBoard takes half a second to import, which the first step need not wait for.
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = str(context.folder / "tensorboard")
-        self._writer: Any = SummaryWriter(folder, purge_step=context.start + 1)
+        folder = str(self._context.folder / "tensorboard")
+        return SummaryWriter(folder, purge_step=self._context.start + 1)
 
     def log(self, record: Mapping[str, float], step: int) -> None:
         """Add a scalar for each metric but ``samples``."""
@@ -45,5 +51,6 @@ class Tensorboard(Logger):
         self._writer.add_image(name, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
-        """Flush and close the event file."""
-        self._writer.close()
+        """Flush and close the event file, if there is one."""
+        if "_writer" in vars(self):
+            self._writer.close()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from quadriga.config.base import Number
 from quadriga.contracts import OptimizerConfig
+from quadriga.optim.parts.eager import eager
 from quadriga.optim.parts.foreach import ForeachOptimizer, state_like
 from quadriga.optim.parts.groups import groups_of, require_below_one
 
@@ -46,7 +47,7 @@ class AdamConfig(OptimizerConfig):
 
     def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """Make the optimizer over groups by rule; see `groups_of`."""
-        return torch.optim.Adam(
+        return eager(torch.optim.Adam)(
             groups_of(self, named_parameters),
             lr=self.lr,
             betas=self.betas,
@@ -77,7 +78,9 @@ class AdamWConfig(OptimizerConfig):
     def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """Make the optimizer over groups by rule; see `groups_of`."""
         groups = groups_of(self, named_parameters)
-        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+        return eager(torch.optim.AdamW)(
+            groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True
+        )
 
 
 @final
@@ -170,7 +173,7 @@ class NAdamConfig(OptimizerConfig):
 
     def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """Make the optimizer over groups by rule; see `groups_of`."""
-        return torch.optim.NAdam(
+        return eager(torch.optim.NAdam)(
             groups_of(self, named_parameters),
             lr=self.lr,
             betas=self.betas,
@@ -203,7 +206,7 @@ class RAdamConfig(OptimizerConfig):
 
     def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """Make the optimizer over groups by rule; see `groups_of`."""
-        return torch.optim.RAdam(
+        return eager(torch.optim.RAdam)(
             groups_of(self, named_parameters),
             lr=self.lr,
             betas=self.betas,

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from quadriga.contracts import OptimizerConfig
+from quadriga.optim.parts.eager import eager
 from quadriga.optim.parts.groups import groups_of
 
 
@@ -39,7 +40,7 @@ class SGDConfig(OptimizerConfig):
 
     def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """Make the optimizer over groups by rule; see `groups_of`."""
-        return torch.optim.SGD(
+        return eager(torch.optim.SGD)(
             groups_of(self, named_parameters),
             lr=self.lr,
             momentum=self.momentum,
@@ -65,7 +66,9 @@ class AdadeltaConfig(OptimizerConfig):
     def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """Make the optimizer over groups by rule; see `groups_of`."""
         groups = groups_of(self, named_parameters)
-        return torch.optim.Adadelta(groups, lr=self.lr, rho=self.rho, eps=self.eps, foreach=True)
+        return eager(torch.optim.Adadelta)(
+            groups, lr=self.lr, rho=self.rho, eps=self.eps, foreach=True
+        )
 
 
 @final
@@ -87,7 +90,7 @@ class RMSpropConfig(OptimizerConfig):
 
     def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """Make the optimizer over groups by rule; see `groups_of`."""
-        return torch.optim.RMSprop(
+        return eager(torch.optim.RMSprop)(
             groups_of(self, named_parameters),
             lr=self.lr,
             alpha=self.alpha,

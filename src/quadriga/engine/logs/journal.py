@@ -195,7 +195,7 @@ class Journal:
         env: DistEnv,
         console: Console,
         start: int,
-        work: Work | None = None,
+        work: Callable[[], Work] | None = None,
         loggers: LoggerSet | None = None,
         health: HealthConfig | None = None,
     ) -> None:
@@ -208,7 +208,8 @@ class Journal:
             env: This rank; rank 0 writes.
             console: Prints the logged steps.
             start: Finished steps.
-            work: The operations per sample; unknown by default.
+            work: Measures the operations per sample; called after the first record, because it can
+                take as long as the first step. Unknown by default.
             loggers: Opened loggers, closed with the journal; none by default.
             health: Limits of a loss spike; `HealthConfig` defaults if None.
         """
@@ -216,7 +217,8 @@ class Journal:
         self._start, self._folder, self._directory = start, directory.path, directory
         self._loggers = loggers or LoggerSet(console.warn)
         self._began = time.perf_counter()
-        self._interval = Interval(work or Work(), self._began)
+        self._work = work
+        self._interval = Interval(Work(), self._began)
         self._status = ""
         self._path = directory.metrics
         self._file = self._path.open("a", encoding="utf-8") if env.is_main else None
@@ -230,7 +232,6 @@ class Journal:
             total_steps=plan.total_steps,
             batch_size=plan.batch_size,
             ranks=env.world_size,
-            flops_per_sample=None if work is None else work.flops_per_sample,
         )
 
     def __enter__(self) -> Self:
@@ -280,7 +281,12 @@ class Journal:
             raise self._unwritable(problem) from problem
         self._show(record, done)
         self._times.steps(done, record["memory_peak_gib"])
-        self._interval.restart(time.perf_counter())
+        if self._work is None:
+            self._interval.restart(time.perf_counter())
+        else:
+            work, self._work = self._work(), None
+            self._times.know(work.flops_per_sample)
+            self._interval = Interval(work, time.perf_counter())
 
     def evaluated(self, step: int) -> None:
         """Log what the run's own protocols found of a step; see `log_evaluation`."""

@@ -110,7 +110,8 @@ def run_cost(events: Sequence[Event], saved: int | None = None) -> RunCost:
     last = stretches[-1]
     steps = last.last if saved is None else min(last.last, saved)
     samples = steps * last.batch_size
-    each = last.flops_per_sample
+    known = [each for part in stretches if (each := part.flops_per_sample) is not None]
+    each = known[-1] if known else None
     return RunCost(
         steps=steps,
         samples=samples,
@@ -146,6 +147,8 @@ def _stretches(events: Iterable[Event]) -> tuple[list[_Stretch], list[_Alone]]:
         current = found[-1] if found and found[-1].is_open else None
         if kind == "begin":
             found.append(_begin(event, step))
+        elif kind == "work" and current is not None:
+            current.flops_per_sample = event.get("flops_per_sample")
         elif kind == "steps" and current is not None:
             current.marks.append((max(step, current.last), max(seconds, current.marks[-1][1])))
             current.memory = max(current.memory, float(event.get("memory_peak_gib", 0.0)))

@@ -101,7 +101,6 @@ class TimeLog:
         total_steps: int,
         batch_size: int,
         ranks: int,
-        flops_per_sample: float | None = None,
     ) -> None:
         """Write the ``begin`` event.
 
@@ -112,7 +111,6 @@ class TimeLog:
             total_steps: Steps of the whole run.
             batch_size: Samples of a step, over all ranks.
             ranks: Processes of the run, one device each.
-            flops_per_sample: Model FLOPs of a sample's forward and backward pass, if known.
         """
         self._folder, self._active = folder, active
         self._began = self._stamped = time.perf_counter()
@@ -128,7 +126,6 @@ class TimeLog:
                 total_steps=total_steps,
                 batch_size=batch_size,
                 ranks=ranks,
-                flops_per_sample=flops_per_sample,
             )
 
     def steps(self, done: int, memory_peak_gib: float) -> None:
@@ -140,6 +137,11 @@ class TimeLog:
         if now - self._stamped >= pause:
             self._stamped = now
             self._note("steps")
+
+    def know(self, flops_per_sample: float | None) -> None:
+        """Write the model FLOPs of a sample's forward and backward pass, if known."""
+        if self._active:
+            note(self._folder, "work", flops_per_sample=flops_per_sample)
 
     def advance(self, done: int) -> None:
         """Update the number of finished steps without writing."""

@@ -14,8 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from quadriga.optim.parts.eager import EagerOptimizer
 
-class ForeachOptimizer(torch.optim.Optimizer, ABC):
+
+class ForeachOptimizer(EagerOptimizer, ABC):
     """An optimizer that computes the step of a whole group in a few calls."""
 
     @torch.no_grad()

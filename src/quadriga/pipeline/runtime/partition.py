@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from quadriga.contracts import Stage
+from quadriga.contracts.objective import allocate
 from quadriga.distributed.environment import DistEnv
 from quadriga.pipeline.topology import Topology
 
@@ -84,7 +85,7 @@ class Part(nn.Module):
         """
         if not any(tensor.is_meta for tensor in self.state_dict().values()):
             return self.to(device)
-        self.to_empty(device=device)
+        allocate(self, device)
         for stage in self.stages.values():
             assert isinstance(stage, Stage)
             stage.initialise(seed)
