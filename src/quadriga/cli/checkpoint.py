@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
-from rich.console import Console as RichConsole
-from rich.table import Table
 
 from quadriga.cli.options import Code, examples
 from quadriga.errors import UserError, did_you_mean
@@ -246,6 +244,10 @@ def _print_table(
         rows: Cells of each row.
         numbers: Positions of the columns that are right-aligned.
     """
+    # Every command imports this module.
+    from rich.console import Console as RichConsole
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, show_edge=False)
     for position, name in enumerate(head):
         table.add_column(name, justify="right" if position in numbers else "left", overflow="fold")

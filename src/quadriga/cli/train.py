@@ -13,13 +13,11 @@ from quadriga.distributed.environment import pick_device, read_launch
 from quadriga.distributed.process_group import process_group
 from quadriga.engine.checkpoint.store import list_checkpoints
 from quadriga.engine.faults.preemption import Preemption
-from quadriga.engine.initial_weights import check_initial_weights
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.preflight import check_start
 from quadriga.engine.resume import Request
 from quadriga.engine.run_config import RunConfig
-from quadriga.engine.session import run
 from quadriga.errors import UserError
 from quadriga.launch.attempts import RESTARTS, restarts
 
@@ -86,6 +84,9 @@ def train(request: TrainRequest) -> int:
     work_dir = request.work_dir or Path("runs") / resolved.config.name
     if launch.launcher == "none" and resolved.config.train.ranks > 1:
         return _start_ranks(request, resolved.config, work_dir)
+    # --print-config and the launcher of ranks are spared the tenth of a second that this takes.
+    from quadriga.engine.session import run
+
     with (
         # Outside the process group, so that a signal during its shutdown does not kill the rank;
         # `run` installs the handlers once the group is formed.
@@ -108,6 +109,7 @@ def train(request: TrainRequest) -> int:
 
 def _start_ranks(request: TrainRequest, config: RunConfig, work_dir: Path) -> int:
     """Check what can be checked before any rank is started, start them, return the exit code."""
+    from quadriga.engine.initial_weights import check_initial_weights
     from quadriga.launch.torchrun import run_ranks
 
     ranks = config.train.ranks
