@@ -74,7 +74,7 @@ def test_a_restarted_run_listens_on_the_loopback_interface_only(tmp_path: Path) 
     words = tiny_run(work_dir, 24, "train.ranks=2", "checkpoint.every_steps=4")
     progress = Progress(work_dir)
     with watched(*quadriga(*words, "--max-restarts", "1")) as process:
-        assert progress.wait(process, 5)
+        assert progress.wait(process, 9)  # the checkpoint after step 4 is whole
         ranks = psutil.Process(process.pid).children(recursive=True)
         (last,) = [rank for rank in ranks if rank.environ().get("RANK") == "1"]
         last.send_signal(signal.SIGKILL)

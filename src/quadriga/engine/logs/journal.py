@@ -281,12 +281,17 @@ class Journal:
             raise self._unwritable(problem) from problem
         self._show(record, done)
         self._times.steps(done, record["memory_peak_gib"])
-        if self._work is None:
-            self._interval.restart(time.perf_counter())
-        else:
-            work, self._work = self._work(), None
-            self._times.know(work.flops_per_sample)
-            self._interval = Interval(work, time.perf_counter())
+        if self._work is not None:
+            self._measure(self._work)
+        self._interval.restart(time.perf_counter())
+
+    def _measure(self, measured: Callable[[], Work]) -> None:
+        """Measure the operations per sample, whose time counts for no step."""
+        began = time.perf_counter()
+        work, self._work = measured(), None
+        self._times.know(work.flops_per_sample)
+        self._interval = Interval(work, began)
+        self._began += time.perf_counter() - began
 
     def evaluated(self, step: int) -> None:
         """Log what the run's own protocols found of a step; see `log_evaluation`."""
