@@ -84,8 +84,7 @@ def train(request: TrainRequest) -> int:
     work_dir = request.work_dir or Path("runs") / resolved.config.name
     if launch.launcher == "none" and resolved.config.train.ranks > 1:
         return _start_ranks(request, resolved.config, work_dir)
-    # --print-config and the launcher of ranks are spared the tenth of a second that this takes.
-    from quadriga.engine.session import run
+    from quadriga.engine.session import run  # 0.1 s that the launcher of ranks is spared
 
     with (
         # Outside the process group, so that a signal during its shutdown does not kill the rank;
