@@ -201,6 +201,14 @@ class EvaluatorConfig(Choice, ABC):
 
     room: ClassVar[str] = "quadriga.evaluation"
 
+    every_epochs: float | None = Field(None, gt=0, le=1e6)
+    """Epochs between two evaluations by this protocol; none for those of
+    ``evaluation.every_epochs``."""
+
+    def values(self) -> dict[str, Any]:
+        """Return its kind and all values that decide what it finds."""
+        return {name: value for name, value in self.as_dict().items() if name != "every_epochs"}
+
     @abstractmethod
     def build(self) -> Evaluator:
         """Make the evaluator."""

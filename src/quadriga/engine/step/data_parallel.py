@@ -125,7 +125,7 @@ class DataParallelExecutor(Executor):
         if verdict.is_applied:
             update.step(progress)
             update.update_ema(progress)
-            self.objective.after_step(progress, *self._passes.collect())
+            metrics |= self.objective.after_step(progress, *self._passes.collect()) or {}
         else:
             self._passes.forget()
             update.skipped += 1
