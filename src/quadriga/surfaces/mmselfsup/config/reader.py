@@ -99,9 +99,13 @@ class _Reader:
     def _read_data(
         self, text: str, swaps: Mapping[str, BaseValue], path: Path, shown: str
     ) -> dict[str, Any]:
-        is_json = path.suffix == ".json"
-        with reading(shown, "a JSON config" if is_json else "a YAML config"):
-            values = parse_json(text) if is_json else parse_yaml(text)
+        kind, parse = ("JSON", parse_json) if path.suffix == ".json" else ("YAML", parse_yaml)
+        try:
+            values = parse(text)
+        except ValueError as error:
+            line = getattr(error, "lineno", 1)
+            said = getattr(error, "msg", None) or error
+            raise UserError(f"{shown}:{line}: this is not {kind}: {said}; mend it") from error
         if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
             raise UserError(f"{shown} must hold keys with values; put a name before each value")
         base = self._read_bases(values.pop(BASE, []), path, shown, f"{shown}:1")
@@ -153,7 +157,7 @@ class _Reader:
         found = {mark: _base_value(base, swap, shown) for mark, swap in swaps.items()}
         merged: dict[str, Any] = {}
         plain: dict[str, Any] = {}
-        key = None
+        key = ""
         try:
             for key, value in values.items():
                 plain[key] = untangle(value, found, self._budget)
@@ -163,7 +167,7 @@ class _Reader:
                 merged.update(merge({key: value}, {key: merged[key]} if key in merged else {}))
         except ValueError as error:
             line = f":{lines[key]}" if key in lines else ""
-            said = str(error) if key is None or key in str(error) else f"{key}: {error}"
+            said = str(error) if key in str(error) else f"{key}: {error}"
             raise UserError(f"{shown}{line}: {said}") from error
         return {key: value for key, value in merged.items() if not key.startswith("__")}
 

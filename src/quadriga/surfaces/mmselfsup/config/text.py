@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from quadriga.surfaces.mmselfsup.config.budget import MOST_CHARACTERS, check_size
@@ -12,7 +12,12 @@ from quadriga.surfaces.mmselfsup.config.values import SCALARS, ImportedName
 
 _SPEC = re.compile(r"([^{}]?[<>=^])?[-+ ]?#?0?\d{0,3}[,_]?(\.\d{1,3})?[bcdeEfFgGosxX%]?")
 _PERCENT = re.compile(r"%(?:\((\w+)\))?([-+ 0#]*\d{0,3}(?:\.\d{1,3})?[diouxXeEfFgGsr])|%%|%")
-_CONVERSIONS = {None: lambda value: value, "s": str, "r": repr, "a": ascii}
+_CONVERSIONS: Mapping[str | None, Callable[[Any], Any]] = {
+    None: lambda value: value,
+    "s": str,
+    "r": repr,
+    "a": ascii,
+}
 
 
 def scalar_text(value: Any, conversion: str | None = None, spec: str = "") -> str:
@@ -76,6 +81,6 @@ def percent_format(template: str, values: Any) -> str:
     for value in each if isinstance(values, (dict, tuple)) else (values,):
         if not isinstance(value, SCALARS):
             raise ValueError(f"a value of type {type(value).__name__} cannot be made part of text")
-    text = template % values
+    text: str = template % values
     check_size(text)
     return text
