@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from quadriga.errors import UserError, did_you_mean, reading
+from quadriga.errors import UserError, reading
 from quadriga.files import parse_json
 from quadriga.surfaces.mmselfsup.config.budget import MOST_BYTES, MOST_FILES, Budget
 from quadriga.surfaces.mmselfsup.config.expressions import Expressions
@@ -23,6 +23,7 @@ from quadriga.surfaces.mmselfsup.config.values import (
     untangle,
     with_plain_names,
 )
+from quadriga.surfaces.mmselfsup.config.words import suggest
 from quadriga.surfaces.mmselfsup.config.yaml_text import parse_yaml
 
 BASE = "_base_"
@@ -114,7 +115,7 @@ class _Reader:
     def _read_python(
         self, text: str, swaps: Mapping[str, BaseValue], path: Path, shown: str, is_import: bool
     ) -> dict[str, Any]:
-        tree = _parse(text, shown)
+        tree = _parse(text, shown, {swap.line for swap in swaps.values()})
         bases, others = _base_lines(tree.body, shown)
         imports = is_import or any(
             isinstance(node, (ast.With, ast.Import, ast.ImportFrom)) for node in tree.body
@@ -241,7 +242,8 @@ def _text_of(path: Path, shown: str) -> str:
         raise UserError(f"{shown}:{line}: a byte is not UTF-8; save the file as UTF-8") from error
 
 
-def _parse(text: str, shown: str) -> ast.Module:
+def _parse(text: str, shown: str, filled: set[int]) -> ast.Module:
+    """Return the syntax tree of a Python text; on some lines templates have been filled."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escapes in strings that Python does not know
@@ -249,6 +251,8 @@ def _parse(text: str, shown: str) -> ast.Module:
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None) or 1
         said = getattr(error, "msg", None) or error
+        if line in filled:
+            said = f"{said}; {{{{_base_...}}}} is a whole value, and has no quotes around it"
         raise UserError(f"{shown}:{line}: this is not Python: {said}; mend the line") from error
     except (RecursionError, MemoryError) as error:
         raise UserError(f"{shown} is nested too deeply; write simpler values") from error
@@ -274,8 +278,7 @@ def _base_value(base: Mapping[str, Any], wanted: BaseValue, shown: str) -> Any:
         if not isinstance(value, dict) or word not in value:
             known = value if isinstance(value, dict) else {}
             raise UserError(
-                f"{shown}:{wanted.line}: the base files have no {wanted.path}"
-                f"{did_you_mean(word, (key for key in known if isinstance(key, str)))}"
+                f"{shown}:{wanted.line}: the base files have no {wanted.path}{suggest(word, known)}"
             )
         value = value[word]
     return value
@@ -286,4 +289,4 @@ def _nearest_file(path: Path) -> str:
         names = [other.name for other in path.parent.iterdir() if other.suffix in _SUFFIXES]
     except OSError:
         return f"; there is no folder {path.parent} either"
-    return did_you_mean(path.name, names[:1000])
+    return suggest(path.name, sorted(names))

@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from quadriga.surfaces.mmselfsup.config.budget import MOST_LEVELS
+
 
 class YamlError(ValueError):
     """A text that is not read as YAML.
@@ -28,7 +30,13 @@ def parse_yaml(text: str) -> Any:
         YamlError: It is not YAML, or has references or values of Python.
     """
     try:
+        levels = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            starts, ends = yaml.CollectionStartEvent, yaml.CollectionEndEvent
+            levels += isinstance(event, starts) - isinstance(event, ends)
+            if levels > MOST_LEVELS:
+                line = event.start_mark.line + 1
+                raise YamlError(f"values are nested in more than {MOST_LEVELS} levels", line)
             if isinstance(event, yaml.AliasEvent):
                 line = event.start_mark.line + 1
                 raise YamlError("an alias stands for a value elsewhere; write the value out", line)
@@ -40,5 +48,3 @@ def parse_yaml(text: str) -> Any:
         if isinstance(error, YamlError):
             raise
         raise YamlError(str(error), 1) from error
-    except RecursionError as error:
-        raise YamlError("it is nested too deeply", 1) from error
