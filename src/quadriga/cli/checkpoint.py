@@ -85,8 +85,8 @@ def export(
     part: Annotated[
         str,
         typer.Option(
-            help="encoder (of a student and its teacher the one that the method evaluates), student, "
-            "teacher, or all: with the decoder and what else was learned."
+            help="encoder (of a student and its teacher the one that the method evaluates), "
+            "student, teacher, or all: with the decoder and what else was learned."
         ),
     ] = "encoder",
     config: Annotated[
