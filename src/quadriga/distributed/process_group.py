@@ -11,10 +11,11 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from quadriga.distributed.allocator import keep_freed_memory
 from quadriga.distributed.environment import DistEnv, Launch, pick_device, read_launch, set_threads
-from quadriga.distributed.rendezvous import JOIN_MINUTES, meet
+from quadriga.distributed.rendezvous import JOIN_MINUTES, meet, without_errors
 from quadriga.errors import UserError
 
 
@@ -83,18 +84,33 @@ def _join(launch: Launch, place: torch.device, timeout: timedelta, join_minutes:
     """Initialise the default process group.
 
     Raises:
-        UserError: The ranks cannot meet.
+        UserError: The ranks cannot meet, or met but cannot connect to each other.
     """
     if launch.launcher == "slurm":
         os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.world_size))
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo",
-        store=meet(launch, os.environ, join_minutes, timeout),
-        rank=launch.rank,
-        world_size=launch.world_size,
-        timeout=timeout,
-        device_id=place if place.type == "cuda" else None,
-    )
+    store = meet(launch, os.environ, join_minutes, timeout)
+    try:
+        with without_errors():
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo",
+                store=store,
+                rank=launch.rank,
+                world_size=launch.world_size,
+                timeout=timedelta(minutes=join_minutes),
+                device_id=place if place.type == "cuda" else None,
+            )
+    except RuntimeError as error:  # the base of torch's network errors
+        reason = str(error).partition("\n")[0][:200]
+        apart = UserError(
+            f"rank {launch.rank} of {launch.world_size} has met the others but cannot connect to "
+            f"them: {reason}; open the ports between the hosts, name their network in "
+            "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, or raise health.join_minutes "
+            f"({join_minutes:g})"
+        )
+        apart.on_every_rank = launch.local_rank != 0  # one line on each host
+        raise apart from error
+    # To connect is a matter of moments; a collective may wait for a rank that reads or evaluates.
+    distributed_c10d._set_pg_timeout(timeout)
 
 
 def _meet(world_size: int) -> None:

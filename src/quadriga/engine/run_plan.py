@@ -97,7 +97,8 @@ def make_plan(config: RunConfig, dataset_size: int, world_size: int) -> RunPlan:
     if train.batch_size < parts:
         raise UserError(
             f"train.batch_size must be at least ranks x train.accumulate "
-            f"({world_size} x {accumulate} = {parts}), but is {train.batch_size}"
+            f"({world_size} x {accumulate} = {parts}), but is {train.batch_size}; raise it, or "
+            "lower train.accumulate or the number of ranks"
         )
     per_epoch = dataset_size / train.batch_size
     total = train.steps if train.steps is not None else round((train.epochs or 0) * per_epoch)
