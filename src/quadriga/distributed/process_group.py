@@ -24,6 +24,7 @@ def process_group(
     environ: Mapping[str, str] | None = None,
     timeout_minutes: float = 30.0,
     join_minutes: float = JOIN_MINUTES,
+    backend: str | None = None,
 ) -> Iterator[DistEnv]:
     """Join the launcher's process group, and destroy it at the end.
 
@@ -32,6 +33,8 @@ def process_group(
         environ: Environment variables; this process's by default.
         timeout_minutes: How long a collective may take before it fails.
         join_minutes: How long the ranks wait for each other at the start.
+        backend: "gloo" for collectives of GPUs over the host's network stack; None for NCCL.
+            Those of CPUs are always gloo's.
 
     Yields:
         This process among the run's. A single process has no group.
@@ -55,7 +58,7 @@ def process_group(
     if launch.world_size == 1:
         yield env
         return
-    _join(launch, place, timedelta(minutes=timeout_minutes), join_minutes)
+    _join(launch, place, timedelta(minutes=timeout_minutes), join_minutes, backend)
     destroys = True
     try:
         yield env
@@ -79,7 +82,13 @@ def process_group(
             dist.destroy_process_group()
 
 
-def _join(launch: Launch, place: torch.device, timeout: timedelta, join_minutes: float) -> None:
+def _join(
+    launch: Launch,
+    place: torch.device,
+    timeout: timedelta,
+    join_minutes: float,
+    backend: str | None,
+) -> None:
     """Initialise the default process group.
 
     Raises:
@@ -87,13 +96,14 @@ def _join(launch: Launch, place: torch.device, timeout: timedelta, join_minutes:
     """
     if launch.launcher == "slurm":
         os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.world_size))
+    is_nccl = place.type == "cuda" and backend != "gloo"
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo",
+        "cpu:gloo,cuda:nccl" if is_nccl else "gloo",
         store=meet(launch, os.environ, join_minutes, timeout),
         rank=launch.rank,
         world_size=launch.world_size,
         timeout=timeout,
-        device_id=place if place.type == "cuda" else None,
+        device_id=place if is_nccl else None,
     )
 
 

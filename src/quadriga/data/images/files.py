@@ -179,7 +179,7 @@ def in_split(
     Args:
         names: One name per sample, relative to the root of the data.
         split: Which part.
-        holdout: Share of the samples that are held out, between 0 and 1.
+        holdout: Share of the samples that are held out, between 0 and 1; 0 holds none out.
         labels: Class of each sample; None takes all as one class.
 
     Returns:
@@ -188,6 +188,8 @@ def in_split(
     Raises:
         UserError: Nothing falls into this part.
     """
+    if holdout == 0 and split == "train":
+        return np.arange(len(names))
     hashes = np.fromiter((fold("holdout", name) for name in names), np.uint64, len(names))
     classes = np.zeros(len(names), np.int64) if labels is None else np.asarray(labels)
     order = np.lexsort((hashes, classes))
@@ -195,7 +197,7 @@ def in_split(
     quotas = np.minimum(np.maximum(np.floor(holdout * counts + 0.5), 1), counts - 1)
     held = np.zeros(len(names), bool)
     place = np.arange(len(names)) - np.repeat(starts, counts)
-    held[order] = place < np.repeat(quotas, counts)
+    held[order] = place < np.repeat(quotas * (holdout > 0), counts)
     chosen = np.flatnonzero(held if split == "test" else ~held)
     if not len(chosen):
         raise UserError(

@@ -1,0 +1,1 @@
+"""The documented command line of mmselfsup: ``tools/train.py`` on Python-syntax configs."""
