@@ -1,1 +1,1 @@
-"""The documented command line of mmselfsup: ``tools/train.py`` on Python-syntax configs."""
+"""The command lines and configs of mmselfsup."""

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from quadriga.config.base import construct
-from quadriga.contracts import ModelConfig, ObjectiveConfig
-from quadriga.engine.build import torch_meta
+from quadriga.engine.build import build_on_meta
+from quadriga.engine.run_config import RunConfig
 from quadriga.errors import UserError
 from quadriga.surfaces.mmselfsup.data import data_of, views_of
 from quadriga.surfaces.mmselfsup.learning_rate import Record
@@ -120,7 +118,7 @@ def config_tree(
         **parts,
         "data": data_of(dataset),
         "views": views,
-        "optim": _optimizer(config, parts, lengths, record),
+        "optim": _optimizer(config, lengths, record),
         "schedule": schedule_of(schedulers, units),
         "ema": _ema(config),
         "train": {
@@ -154,7 +152,7 @@ def precision_of(wrapper: Mapping[str, Any], on_cpu: bool) -> str:
 
 
 def _optimizer(
-    config: Mapping[str, Any], parts: Mapping[str, Any], lengths: Lengths, record: Record
+    config: Mapping[str, Any], lengths: Lengths, record: Record
 ) -> dict[str, Any]:
     wrapper = config["optim_wrapper"]
     given = {key: value for key, value in wrapper["optimizer"].items() if value is not None}
@@ -165,11 +163,6 @@ def _optimizer(
         kind, {"momentum": 0.0, "weight_decay": 0.0}
     )
     clip = (wrapper.get("clip_grad") or {}).get("max_norm")
-    with torch_meta():
-        model = construct(ModelConfig, parts["model"])  # type: ignore[type-abstract]
-        objective = construct(ObjectiveConfig, parts["objective"]).build(model)  # type: ignore[type-abstract]
-    named = [(name, p) for name, p in objective.named_parameters() if p.requires_grad]
-    rules = optimizer_rules(named, foreign_name, wrapper.get("paramwise_cfg") or {})
     return {
         "kind": kind.lower(),
         **defaults,
@@ -177,8 +170,25 @@ def _optimizer(
         "lr_batch": record.batch or lengths.batch,
         "lr_scaling": "linear" if record.batch else "none",
         "clip_norm": clip,
-        **rules,
     }
+
+
+def with_rules(tree: Mapping[str, Any], config: Mapping[str, Any]) -> RunConfig:
+    """Return the run of a tree, with the rates and decays of single parameters.
+
+    Args:
+        tree: The result of `config_tree`.
+        config: The config.
+
+    Raises:
+        UserError: A value breaks a rule of the engine.
+    """
+    run = RunConfig.from_dict(tree)
+    objective = build_on_meta(run)
+    named = [(name, p) for name, p in objective.named_parameters() if p.requires_grad]
+    given = config["optim_wrapper"].get("paramwise_cfg") or {}
+    rules = optimizer_rules(named, foreign_name, given)
+    return RunConfig.from_dict({**tree, "optim": {**tree["optim"], **rules}})
 
 
 def _ema(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,7 +232,3 @@ def saving_of(config: Mapping[str, Any], lengths: Lengths) -> dict[str, Any]:
         "keep": keep if keep > 0 else KEEP_ALL,
     }
 
-
-def absolute(path: Path) -> str:
-    """Return an absolute path as text."""
-    return str(path.absolute())

@@ -1,0 +1,104 @@
+"""Log files as mmengine writes them: a text log, and ``vis_data/*.json`` for its plotting tools."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import final
+
+from pydantic import Field
+
+from quadriga.config.base import Location
+from quadriga.contracts.logging import Logger, LoggerConfig, LoggerContext
+
+
+@final
+class MMEngineConfig(LoggerConfig):
+    """``FOLDER/NAME.log`` and ``FOLDER/vis_data/{NAME,scalars}.json``; NAME is the folder's."""
+
+    folder: Location[Path]
+    """Folder of this log, named after the time at which it was begun."""
+    epoch_steps: int = Field(ge=1, le=2**30)
+    """Optimizer steps of an epoch."""
+    total_steps: int = Field(ge=1, le=2**40)
+    """Optimizer steps of the run."""
+    accumulate: int = Field(1, ge=1, le=2**30)
+    """Iterations of an optimizer step; the files count iterations."""
+    by_epoch: bool = True
+    """Whether a line counts epochs and their iterations, or iterations alone."""
+
+    def open(self, context: LoggerContext) -> MMEngineLog:
+        """Make the folder, and begin its files."""
+        return MMEngineLog(self)
+
+
+@final
+class MMEngineLog(Logger):
+    """Appends a line to each of the three files for every logged step."""
+
+    def __init__(self, config: MMEngineConfig) -> None:
+        """Open the files; lines of an earlier attempt lie in a folder of their own."""
+        self._config = config
+        data = config.folder / "vis_data"
+        data.mkdir(parents=True, exist_ok=True)
+        name = config.folder.name
+        self._text = (config.folder / f"{name}.log").open("a", encoding="utf-8")
+        self._json = [
+            (data / f"{stem}.json").open("a", encoding="utf-8") for stem in (name, "scalars")
+        ]
+
+    def log(self, record: Mapping[str, float], step: int) -> None:
+        """Write the lines of a training step; other records have no learning rate, and no line.
+
+        Args:
+            record: As for `Logger.log`.
+            step: Finished optimizer steps.
+        """
+        if "lr" not in record:
+            return
+        config = self._config
+        seconds = record.get("step_seconds", 0.0) / config.accumulate
+        row = {
+            "lr": record["lr"],
+            "data_time": seconds * record.get("data_wait_share", 0.0),
+            **{name: value for name, value in record.items() if "loss" in name},
+            **({"grad_norm": record["grad_norm"]} if "grad_norm" in record else {}),
+            "time": seconds,
+            "epoch": (step - 1) // config.epoch_steps + 1,
+            "iter": step * config.accumulate,
+            "memory": round(1024 * record.get("memory_gib", 0.0)),
+            "step": step * config.accumulate,
+        }
+        for stream in self._json:
+            stream.write(json.dumps(row) + "\n")
+            stream.flush()
+        now = datetime.now().strftime("%Y/%m/%d %H:%M:%S")
+        self._text.write(f"{now} - mmengine - INFO - {self.line(row, record)}\n")
+        self._text.flush()
+
+    def line(self, row: Mapping[str, float], record: Mapping[str, float]) -> str:
+        """Return the log line of a row of the JSON files."""
+        config = self._config
+        number, total = int(row["iter"]), config.total_steps * config.accumulate
+        where = f"Iter(train) [{number}/{total}]"
+        if config.by_epoch:
+            each = config.epoch_steps * config.accumulate
+            place = (number - 1) % each + 1
+            where = f"Epoch(train) [{int(row['epoch'])}][{place}/{each}]"
+        eta = timedelta(seconds=int(record.get("eta_seconds", 0)))
+        parts = [
+            f"lr: {row['lr']:.4e}",
+            f"eta: {eta}",
+            f"time: {row['time']:.4f}",
+            f"data_time: {row['data_time']:.4f}",
+            f"memory: {row['memory']}",
+            *(f"{name}: {row[name]:.4f}" for name in row if "loss" in name or name == "grad_norm"),
+        ]
+        return "  ".join([where, *parts])
+
+    def close(self) -> None:
+        """Close the files."""
+        for stream in (self._text, *self._json):
+            stream.close()
