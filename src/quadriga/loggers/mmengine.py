@@ -12,11 +12,15 @@ from pydantic import Field
 
 from quadriga.config.base import Location
 from quadriga.contracts.logging import Logger, LoggerConfig, LoggerContext
+from quadriga.files import write_text
 
 
 @final
 class MMEngineConfig(LoggerConfig):
-    """``FOLDER/NAME.log`` and ``FOLDER/vis_data/{NAME,scalars}.json``; NAME is the folder's."""
+    """``FOLDER/NAME.log`` and ``FOLDER/vis_data/{NAME,scalars}.json``; NAME is the folder's.
+
+    The config goes to ``FOLDER/vis_data/config.py``, and beside FOLDER under the run's name.
+    """
 
     folder: Location[Path]
     """Folder of this log, named after the time at which it was begun."""
@@ -24,6 +28,8 @@ class MMEngineConfig(LoggerConfig):
     """Optimizer steps of an epoch."""
     total_steps: int = Field(ge=1, le=2**40)
     """Optimizer steps of the run."""
+    text: str = ""
+    """The run's config as the text of a config file."""
     accumulate: int = Field(1, ge=1, le=2**30)
     """Iterations of an optimizer step; the files count iterations."""
     by_epoch: bool = True
@@ -31,18 +37,25 @@ class MMEngineConfig(LoggerConfig):
 
     def open(self, context: LoggerContext) -> MMEngineLog:
         """Make the folder, and begin its files."""
-        return MMEngineLog(self)
+        return MMEngineLog(self, context.name)
 
 
 @final
 class MMEngineLog(Logger):
     """Appends a line to each of the three files for every logged step."""
 
-    def __init__(self, config: MMEngineConfig) -> None:
-        """Open the files; lines of an earlier attempt lie in a folder of their own."""
+    def __init__(self, config: MMEngineConfig, run: str) -> None:
+        """Open the files; lines of an earlier attempt lie in a folder of their own.
+
+        Args:
+            config: What and where.
+            run: Name of the run.
+        """
         self._config = config
         data = config.folder / "vis_data"
         data.mkdir(parents=True, exist_ok=True)
+        for path in (data / "config.py", config.folder.parent / f"{run}.py"):
+            write_text(path, config.text)
         name = config.folder.name
         self._text = (config.folder / f"{name}.log").open("a", encoding="utf-8")
         self._json = [

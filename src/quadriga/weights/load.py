@@ -229,7 +229,8 @@ def _layout_of(
     if prefixes:
         return "quadriga", take(raw, prefixes, path)
     raise UserError(
-        f"{path} must use the names of quadriga, timm, hf or mmselfsup, but starts with: {listed(list(raw))}"
+        f"{path} must use the names of quadriga, timm, hf or mmselfsup, but starts with: "
+        f"{listed(list(raw))}"
     )
 
 

@@ -25,10 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quadriga.contracts import Progress
 from quadriga.engine.checkpoint.folder import list_checkpoints, step_of, verify
 from quadriga.engine.checkpoint.read import EMA, OBJECTIVE, read_stored, stored_tensors
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.run_config import RunConfig
+from quadriga.engine.run_plan import scaled_lr
 from quadriga.engine.step.state import OPTIMIZER
 from quadriga.files import fsync_file, fsync_folder, write_text
 from quadriga.models.vit import ViTConfig
@@ -69,12 +71,17 @@ class OutputFiles:
     """How many of the newest files stay."""
     with_optimizer: bool
     """Whether a file holds the optimizer."""
+    schedulers: int
+    """Length of the list ``param_scheduler``."""
 
     def name_at(self, step: int) -> str | None:
-        """Return the name of the file after `step` steps; None for a step within an epoch."""
+        """Return the name of the file after `step` steps; None within an epoch but the last."""
         if not self.by_epoch:
             return f"iter_{step * self.accumulate}.pth"
-        return None if step % self.epoch_steps else f"epoch_{step // self.epoch_steps}.pth"
+        epoch, rest = divmod(step, self.epoch_steps)
+        if rest and step < self.total_steps:
+            return None
+        return f"epoch_{epoch + bool(rest)}.pth"
 
     def on_saved(self, checkpoint: Path) -> None:
         """Write the file of a complete checkpoint; see `CheckpointStore`."""
@@ -157,14 +164,19 @@ def contents(files: OutputFiles, checkpoint: Path, step: int) -> dict[str, Any]:
             "runtime_info": {"epoch": epoch, "iter": iteration},
             "resumed_keys": {},
         },
-        "param_schedulers": [{"last_step": iteration, "_global_step": iteration}],
+        "param_schedulers": [
+            {"last_step": iteration, "_global_step": iteration} for _ in range(files.schedulers)
+        ],
         NOTES: {"step": step},
     }
     if average is not None:
         raw = {f"module.{name}": tensor for name, tensor in weights.items()}
         content["ema_state_dict"] = {"steps": torch.tensor(step), **raw}
     if files.with_optimizer:
-        content["optimizer"] = optimizer_state(tensors, weights, run)
+        progress = Progress(step - 1, files.total_steps, run.train.batch_size, 1)
+        peak = scaled_lr(run.optim, run.train.batch_size)
+        rate = peak * run.schedule.factor(progress)
+        content["optimizer"] = optimizer_state(tensors, weights, run, rate)
     return content
 
 
@@ -182,15 +194,23 @@ def _named(tensors: Mapping[str, Tensor], part: str, run: RunConfig) -> dict[str
 
 
 def optimizer_state(
-    tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor], run: RunConfig
+    tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor], run: RunConfig, rate: float
 ) -> dict[str, Any]:
     """Return the optimizer's state in torch's form, with a group for each parameter.
 
     Args:
-        tensors: ``optimizer.PARAMETER.KEY`` -> tensor, among others.
+        tensors: ``optimizer.PARAMETER.KEY`` -> tensor, and ``objective.PARAMETER`` -> tensor.
         weights: The reference's names of all tensors, in its order.
         run: The run's config.
+        rate: The learning rate of the last step.
     """
+    decays = {}
+    for name, tensor in tensors.items():
+        own = name.removeprefix(OBJECTIVE)
+        exempt = any(part in own for part in run.optim.no_decay) or (
+            tensor.ndim < 2 and not run.optim.decay_vectors
+        )
+        decays[foreign_name(own)] = 0.0 if exempt else run.optim.weight_decay
     number = {name: place for place, name in enumerate(weights)}
     state: dict[int, dict[str, Tensor]] = {}
     model = run.model
@@ -204,7 +224,7 @@ def optimizer_state(
             shaped = foreign_shape(own, tensor, model) if key in _SHAPED else tensor
             state.setdefault(number[target], {})[key] = shaped
     groups = [
-        {"lr": run.optim.lr, "weight_decay": run.optim.weight_decay, "name": name, "params": [i]}
+        {"lr": rate, "weight_decay": decays[name], "name": name, "params": [i]}
         for name, i in number.items()
     ]
     return {"state": state, "param_groups": groups}

@@ -103,9 +103,7 @@ def _floor(given: Mapping[str, Any], units: Units) -> float:
     return float(given.get("eta_min", 0.0)) / units.lr if units.lr else 0.0
 
 
-FORMS: dict[
-    str, Callable[[Mapping[str, Any], Callable[[float], int], Units], dict[str, Any]]
-] = {
+FORMS: dict[str, Callable[[Mapping[str, Any], Callable[[float], int], Units], dict[str, Any]]] = {
     "LinearLR": _linear,
     "ConstantLR": _constant,
     "CosineAnnealingLR": _cosine,

@@ -22,7 +22,9 @@ TOP = (
     honoured("custom_hooks", "EMAHook"),
     honoured("env_cfg", "port and back end of the processes"),
     honoured("randomness", "the seed"),
-    honoured("load_from", "weights to start from, or with resume=True the checkpoint to go on from"),
+    honoured(
+        "load_from", "weights to start from, or with resume=True the checkpoint to go on from"
+    ),
     honoured("resume", "go on with the run in the work directory"),
     honoured("work_dir", "the work directory; --work-dir comes first"),
     honoured("launcher", "as --launcher, which comes first", ("none", "pytorch", "slurm", "mpi")),
@@ -55,7 +57,9 @@ DATA = (
     honoured("train_dataloader.num_workers", "reading processes of each process"),
     honoured("train_dataloader.dataset", "the images"),
     honoured("train_dataloader.sampler", "the order of the images"),
-    honoured("train_dataloader.drop_last", "as sampler.round_up=False: every step has the whole batch"),
+    honoured(
+        "train_dataloader.drop_last", "as sampler.round_up=False: every step has the whole batch"
+    ),
     no_effect("train_dataloader.persistent_workers", "workers always live as long as the run"),
     no_effect("train_dataloader.pin_memory", "memory is pinned for a GPU always"),
     no_effect("train_dataloader.collate_fn", _WORKERS),
@@ -306,9 +310,7 @@ MODEL = (
     honoured("SelfSupDataPreprocessor", "how pixels are normalised"),
     honoured("SelfSupDataPreprocessor.mean", "mean of each channel, 0 to 255"),
     honoured("SelfSupDataPreprocessor.std", "deviation of each channel, 0 to 255"),
-    honoured(
-        "SelfSupDataPreprocessor.bgr_to_rgb", "images are read as RGB, as with true", (True,)
-    ),
+    honoured("SelfSupDataPreprocessor.bgr_to_rgb", "images are read as RGB, as with true", (True,)),
     no_effect("SelfSupDataPreprocessor.rgb_to_bgr", "images stay RGB", (False,)),
     no_effect("SelfSupDataPreprocessor.non_blocking", _WORKERS),
     no_effect("SelfSupDataPreprocessor.pad_size_divisor", "views have one size", (1,)),

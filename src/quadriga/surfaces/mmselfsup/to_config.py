@@ -128,7 +128,6 @@ def config_tree(
             "precision": precision_of(wrapper, on_cpu),
             "compile": bool(config.get("compile")),
         },
-        "warm_start": _warm_start(config),
         "loader": {"workers": loader.get("num_workers", 0)},
         "log": {
             "every_steps": max(1, round(interval / lengths.accumulate)),
@@ -136,11 +135,6 @@ def config_tree(
         },
         "checkpoint": saving_of(config, lengths),
     }
-
-
-def data_tree(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of the run's data alone."""
-    return data_of(config["train_dataloader"]["dataset"])
 
 
 def precision_of(wrapper: Mapping[str, Any], on_cpu: bool) -> str:
@@ -151,9 +145,7 @@ def precision_of(wrapper: Mapping[str, Any], on_cpu: bool) -> str:
     return "bfloat16" if on_cpu else dtype
 
 
-def _optimizer(
-    config: Mapping[str, Any], lengths: Lengths, record: Record
-) -> dict[str, Any]:
+def _optimizer(config: Mapping[str, Any], lengths: Lengths, record: Record) -> dict[str, Any]:
     wrapper = config["optim_wrapper"]
     given = {key: value for key, value in wrapper["optimizer"].items() if value is not None}
     kind = str(given.pop("type"))
@@ -198,10 +190,17 @@ def _ema(config: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _warm_start(config: Mapping[str, Any]) -> dict[str, Any]:
-    path, strict = config.get("load_from"), True
-    if config.get("resume"):
-        path = None  # the checkpoint to go on from
+def warm_start(config: Mapping[str, Any], path: str | None) -> dict[str, Any]:
+    """Return the engine's ``warm_start``: weights of the whole model, or else of its backbone.
+
+    Args:
+        config: The config, whose model may name weights of the backbone.
+        path: Weights of the whole model.
+
+    Raises:
+        UserError: The weights are an address and no file.
+    """
+    strict = True
     model = config["model"]
     backbone = model.get("backbone") or {}
     for given in (model.get("pretrained"), model.get("init_cfg"), backbone.get("init_cfg")):
@@ -231,4 +230,3 @@ def saving_of(config: Mapping[str, Any], lengths: Lengths) -> dict[str, Any]:
         "every_steps": min(every, lengths.total_steps),
         "keep": keep if keep > 0 else KEEP_ALL,
     }
-

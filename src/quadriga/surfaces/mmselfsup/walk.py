@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from quadriga.errors import UserError, did_you_mean, nearest
+from quadriga.surfaces.mmselfsup.methods import METHODS, NOT_BUILT
 from quadriga.surfaces.mmselfsup.rows import Row
 from quadriga.surfaces.mmselfsup.table import (
     DEFAULT_TYPES,
     LIKE,
-    METHODS,
-    NOT_BUILT,
     OLD,
     SCOPES,
     TABLE,
@@ -36,6 +35,8 @@ def plain(node: Any) -> Any:
 
 def check(config: Mapping[str, Any]) -> list[str]:
     """Check a config, and return the paths of its keys that have no effect.
+
+    A value that is the only accepted one is what the engine does; it is not among them.
 
     Args:
         config: The config with plain types (`plain`), and with the command line's options.
@@ -120,7 +121,7 @@ def _visit(row: Row, value: Any, path: str, where: str, idle: list[str]) -> None
             raise UserError(f"{path} is refused: {row.why}; remove it, or set it to None")
         allowed = " or ".join(map(str, row.only or ()))
         raise UserError(f"{path} must be {allowed}, but is {value}: {row.why}")
-    if row.status == "no effect":
+    if row.status == "no effect" and row.only is None:
         idle.append(path)
     if row.status != "honoured":
         return
@@ -144,6 +145,8 @@ def _visit_dict(node: Mapping[str, Any], path: str, where: str, idle: list[str])
         if row.status == "no effect":
             idle.append(f"{path} ({kind})")
         where = kind
+        # A type without effect is named once, and not again with each of its keys.
+        idle = [] if row.status == "no effect" else idle
     for key, value in node.items():
         if key == "_scope_" or (key == "type" and kind is not None):
             continue

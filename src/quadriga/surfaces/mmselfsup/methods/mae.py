@@ -146,7 +146,7 @@ def _sizes(arch: Any) -> tuple[int, int, int, int]:
         absent = [name for name in _SIZES if name not in arch]
         if absent:
             raise UserError(f"model.backbone.arch must have {absent[0]}, but has none; add it")
-        return tuple(arch[name] for name in _SIZES)  # type: ignore[return-value]
+        return tuple(arch[name] for name in _SIZES)
     name = _SHORT.get(str(arch), str(arch))
     if name not in ARCHITECTURES:
         known = (*_SHORT, *ARCHITECTURES)
