@@ -33,8 +33,7 @@ def process_group(
         environ: Environment variables; this process's by default.
         timeout_minutes: How long a collective may take before it fails.
         join_minutes: How long the ranks wait for each other at the start.
-        backend: "gloo" for collectives of GPUs over the host's network stack; None for NCCL.
-            Those of CPUs are always gloo's.
+        backend: "gloo" for gloo's collectives between GPUs, as between CPUs; None for NCCL's.
 
     Yields:
         This process among the run's. A single process has no group.

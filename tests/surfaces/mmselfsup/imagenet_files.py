@@ -14,16 +14,19 @@ from PIL import Image
 PICTURES = 16
 
 SMALL = (
-    "model.backbone.arch=deit-tiny",
-    "model.neck.embed_dim=192",
-    "model.neck.decoder_embed_dim=32",
+    "model.backbone.arch=tiny",
+    "model.neck.embed_dim=16",
+    "model.neck.decoder_embed_dim=16",
     "model.neck.decoder_depth=1",
     "model.neck.decoder_num_heads=2",
     "train_dataloader.dataset.pipeline.1.size=32",
     "train_dataloader.num_workers=0",
     "train_cfg.max_epochs=2",
 )
-"""Images of 32 pixels, two epochs."""
+"""Images of 32 pixels, two epochs, and a model of `TINY`."""
+
+TINY = {"tiny": (16, 1, 2, 64)}
+"""An architecture for tests: its name, and width, blocks, heads and hidden features."""
 
 
 def make_imagenet(folder: Path) -> Path:

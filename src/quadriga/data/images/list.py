@@ -90,6 +90,8 @@ class ImageListConfig(EncodedImagesConfig):
 
     def _part(self, entries: _Entries, split: Split) -> _Entries:
         """Return the entries of `split`: without the listed test images, or by the hold-out."""
+        if self.test_files is None and self.holdout == 0 and split == "train":
+            return entries
         if self.test_files is None:
             labels = np.unique(entries.labels, return_inverse=True)[1] if entries.labels else None
             chosen = in_split(entries.names, split, self.holdout, labels)

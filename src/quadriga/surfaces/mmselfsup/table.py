@@ -159,11 +159,7 @@ OPTIMIZER = (
     no_effect("OptimWrapper.paramwise_cfg.dcn_offset_lr_mult", "no model has such convolutions"),
     no_effect("OptimWrapper.paramwise_cfg.bypass_duplicate", "a parameter is never listed twice"),
     refused("OptimWrapper.constructor", "layer decay is for quadriga finetune"),
-    honoured(
-        "AmpOptimWrapper.loss_scale",
-        "the scale is dynamic, from 65536; a fixed one is not built",
-        ("dynamic",),
-    ),
+    honoured("AmpOptimWrapper.loss_scale", "dynamic, from 65536, or a number that stays"),
     honoured("AmpOptimWrapper.dtype", "float16 or bfloat16", ("float16", "bfloat16")),
     no_effect("AmpOptimWrapper.use_fsdp", "use quadriga train with train.parallel=fsdp", (False,)),
     honoured("AdamW", "torch's fused AdamW"),

@@ -126,6 +126,7 @@ def config_tree(
             "batch_size": lengths.batch,
             "accumulate": lengths.accumulate,
             "precision": precision_of(wrapper, on_cpu),
+            "loss_scale": _loss_scale(wrapper),
             "compile": bool(config.get("compile")),
         },
         "loader": {"workers": loader.get("num_workers", 0)},
@@ -143,6 +144,22 @@ def precision_of(wrapper: Mapping[str, Any], on_cpu: bool) -> str:
         return "float32"
     dtype = str(wrapper.get("dtype") or "float16")
     return "bfloat16" if on_cpu else dtype
+
+
+def _loss_scale(wrapper: Mapping[str, Any]) -> float | None:
+    """Return the fixed scale of float16's loss; None for a dynamic one, or another dtype.
+
+    Raises:
+        UserError: It is neither.
+    """
+    scale = wrapper.get("loss_scale", "dynamic")
+    if scale is None or scale == "dynamic":
+        return None
+    if isinstance(scale, bool) or not isinstance(scale, int | float):
+        raise UserError(
+            f"optim_wrapper.loss_scale must be dynamic or a number, but is {scale}; set it"
+        )
+    return float(scale)
 
 
 def _optimizer(config: Mapping[str, Any], lengths: Lengths, record: Record) -> dict[str, Any]:
