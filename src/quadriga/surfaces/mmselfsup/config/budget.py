@@ -14,7 +14,8 @@ MOST_LEVELS = 50
 """Groups and lists within each other, and expressions within each other."""
 MOST_FILES = 200
 """Files that one config inherits from, repeats counted."""
-_MOST_UNITS = 1_000_000
+_MOST_UNITS = 250_000
+"""The largest config of the family takes 10,000."""
 
 
 class Budget:

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from quadriga.errors import UserError, did_you_mean
+from quadriga.errors import UserError
 from quadriga.surfaces.mmselfsup.config.budget import MOST_LEVELS, Budget, check_size
 from quadriga.surfaces.mmselfsup.config.functions import (
     FUNCTIONS,
@@ -17,9 +17,10 @@ from quadriga.surfaces.mmselfsup.config.functions import (
     methods_of,
 )
 from quadriga.surfaces.mmselfsup.config.operators import binary, compare, unary
-from quadriga.surfaces.mmselfsup.config.templates import MARK
+from quadriga.surfaces.mmselfsup.config.templates import BaseValue
 from quadriga.surfaces.mmselfsup.config.text import scalar_text
 from quadriga.surfaces.mmselfsup.config.values import ImportedName
+from quadriga.surfaces.mmselfsup.config.words import kind_of, suggest
 
 _REFUSED = (TypeError, ValueError, LookupError, ArithmeticError, RecursionError)
 _WHAT: Mapping[type[ast.AST], str] = {
@@ -43,7 +44,7 @@ class Expressions:
     """
 
     def __init__(
-        self, file: str, names: dict[str, Any], budget: Budget, swaps: Mapping[str, Any]
+        self, file: str, names: dict[str, Any], budget: Budget, swaps: Mapping[str, BaseValue]
     ) -> None:
         self.file = file
         self.names = names
@@ -81,8 +82,10 @@ class Expressions:
         try:
             yield
         except _REFUSED as error:
-            said = error.args[0] if isinstance(error, KeyError) and error.args else error
-            self.refuse(node, str(said))
+            self._blame(node, error)
+
+    def _blame(self, node: ast.AST, error: Exception) -> NoReturn:
+        self.refuse(node, str(error.args[-1] if error.args else type(error).__name__))
 
     def value(self, node: ast.expr) -> Any:
         """Return the value of an expression.
@@ -96,11 +99,12 @@ class Expressions:
             self.refuse(node, f"a config is read and not executed, so it cannot have {what}")
         self._levels += 1
         try:
-            with self.at(node):
-                if self._levels > 2 * MOST_LEVELS:
-                    raise ValueError(f"an expression has more than {2 * MOST_LEVELS} levels")
-                self.budget.spend()
-                return compute(node)
+            if self._levels > 2 * MOST_LEVELS:
+                raise ValueError(f"an expression has more than {2 * MOST_LEVELS} levels")
+            self.budget.spend()
+            return compute(node)
+        except _REFUSED as error:
+            self._blame(node, error)
         finally:
             self._levels -= 1
 
@@ -143,7 +147,7 @@ class Expressions:
                 else:
                     holder, key = self.value(target.value), self._index(target.slice)
                 if not isinstance(holder, (dict, list)):
-                    raise TypeError(f"nothing can be deleted from {type(holder).__name__}")
+                    raise TypeError(f"nothing can be deleted from {kind_of(holder)}")
                 self.budget.spend(len(holder))
                 self._found(holder, key)
                 del holder[key]
@@ -158,16 +162,14 @@ class Expressions:
         elif isinstance(holder, (dict, list)):
             holder[key] = value
         else:
-            raise TypeError(f"{type(holder).__name__} has no elements that can be replaced")
+            raise TypeError(f"{kind_of(holder)} has no elements that can be replaced")
 
     def _constant(self, node: ast.Constant) -> Any:
         value = node.value
         if value is not None and not isinstance(value, (bool, int, float, str)):
             raise ValueError(f"a constant of type {type(value).__name__} has no place in a config")
-        if isinstance(value, str) and MARK in value and value not in self._swaps:
-            raise ValueError("{{_base_...}} stands for a value; write it without quotes around it")
         check_size(value)
-        return value
+        return self._swaps.get(value, value) if isinstance(value, str) else value
 
     def _scopes(self) -> Iterator[dict[str, Any]]:
         yield from (*reversed(self._inner), self.names)
@@ -179,9 +181,7 @@ class Expressions:
         if node.id in FUNCTIONS:
             raise ValueError(f"{node.id} is a function; it can be called, and nothing else")
         known = [name for name in self.names if name != "_base_"]
-        raise ValueError(
-            f"nothing named {node.id} is assigned before{did_you_mean(node.id, known)}"
-        )
+        raise ValueError(f"nothing named {node.id} is assigned before{suggest(node.id, known)}")
 
     def _items(self, nodes: Sequence[ast.expr]) -> list[Any]:
         items: list[Any] = []
@@ -204,7 +204,7 @@ class Expressions:
     def _mapping(self, node: ast.expr) -> dict[Any, Any]:
         value = self.value(node)
         if not isinstance(value, dict):
-            raise TypeError(f"** needs a group, but gets {type(value).__name__}")
+            raise TypeError(f"** needs a group, but gets {kind_of(value)}")
         self.budget.spend(len(value))
         return dict(value)
 
@@ -249,7 +249,7 @@ class Expressions:
     def _subscript(self, node: ast.Subscript) -> Any:
         holder, key = self.value(node.value), self._index(node.slice)
         if not isinstance(holder, (dict, list, tuple, str)):
-            raise TypeError(f"a value of type {type(holder).__name__} has no elements")
+            raise TypeError(f"{kind_of(holder)} has no elements")
         if isinstance(key, slice):
             self.budget.spend(len(holder))
         return self._found(holder, key)
@@ -262,15 +262,14 @@ class Expressions:
 
     def _found(self, holder: Any, key: Any) -> Any:
         if isinstance(holder, dict) and key not in holder:
-            keys = [name for name in holder if isinstance(name, str)]
-            raise ValueError(f"there is no key {key!r}{did_you_mean(str(key), keys)}")
+            raise ValueError(f"there is no key {key!r}{suggest(key, holder)}")
         return holder[key]
 
     def _group(self, node: ast.Attribute) -> dict[Any, Any]:
         holder = self.value(node.value)
         if node.attr.startswith("__") or not isinstance(holder, dict):
             raise ValueError(
-                f".{node.attr} of a value of type {type(holder).__name__} is not read; "
+                f".{node.attr} of {kind_of(holder)} is not read; "
                 "a dot reaches into groups and base files alone"
             )
         return holder
@@ -289,8 +288,8 @@ class Expressions:
             name, methods = function.attr, methods_of(holder)
             if name not in methods:
                 raise ValueError(
-                    f"{name} of a value of type {type(holder).__name__} cannot be called "
-                    f"in a config{did_you_mean(name, methods)}"
+                    f"{name} of {kind_of(holder)} cannot be called "
+                    f"in a config{suggest(name, methods)}"
                 )
             values, named = self._arguments(node)
             return call(methods[name], name, [self.budget, holder, *values], named)
@@ -298,7 +297,7 @@ class Expressions:
         if name not in FUNCTIONS or any(name in names for names in self._scopes()):
             raise ValueError(
                 f"{name} cannot be called in a config, which is read and not executed"
-                f"{did_you_mean(name, FUNCTIONS)}"
+                f"{suggest(name, FUNCTIONS)}"
             )
         values, named = self._arguments(node)
         return call(FUNCTIONS[name], name, [self.budget, *values], named)

@@ -8,6 +8,7 @@ from typing import Any
 from quadriga.surfaces.mmselfsup.config.budget import MOST_BITS, Budget, check_size
 from quadriga.surfaces.mmselfsup.config.text import format_text, scalar_text
 from quadriga.surfaces.mmselfsup.config.values import Inherited
+from quadriga.surfaces.mmselfsup.config.words import kind_of
 
 _LONGEST_NUMBER = 400
 """Characters; longer ones take quadratic time to read."""
@@ -20,7 +21,7 @@ def elements(value: Any, budget: Budget) -> list[Any]:
         TypeError: It has no elements.
     """
     if not isinstance(value, (list, tuple, str, dict)):
-        raise TypeError(f"a value of type {type(value).__name__} has no elements")
+        raise TypeError(f"{kind_of(value)} has no elements")
     budget.spend(len(value))
     return list(value)
 

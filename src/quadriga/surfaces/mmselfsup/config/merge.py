@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from quadriga.errors import did_you_mean
 from quadriga.surfaces.mmselfsup.config.values import DELETE
+from quadriga.surfaces.mmselfsup.config.words import kind_of, suggest
 
 
 def merge(child: dict[Any, Any], base: Any, in_lists: bool = False, at: str = "") -> Any:
@@ -46,7 +46,7 @@ def _laid_over(value: Any, old: Any, in_lists: bool, where: str) -> Any:
     value = {key: item for key, item in value.items() if key != DELETE}
     if not isinstance(old, (dict, list) if in_lists else dict):
         raise ValueError(
-            f"{where} is a group here but a value of type {type(old).__name__} in what it "
+            f"{where} is a group here but {kind_of(old)} in what it "
             f"inherits from; add {DELETE}=True to the group to replace it"
         )
     return merge(value, old, in_lists, where)
@@ -55,7 +55,5 @@ def _laid_over(value: Any, old: Any, in_lists: bool, where: str) -> Any:
 def _position(key: str, values: list[Any], where: str) -> int:
     known = [where.removesuffix(key) + str(index) for index in range(len(values))]
     if not key.isdecimal() or len(key) > 9 or int(key) >= len(values):
-        raise ValueError(
-            f"{where} is no element of a list of {len(values)}{did_you_mean(where, known)}"
-        )
+        raise ValueError(f"{where} is no element of a list of {len(values)}{suggest(where, known)}")
     return int(key)

@@ -14,6 +14,7 @@ from quadriga.surfaces.mmselfsup.config.budget import (
     check_size,
 )
 from quadriga.surfaces.mmselfsup.config.text import percent_format
+from quadriga.surfaces.mmselfsup.config.words import kind_of
 
 _ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -70,7 +71,7 @@ def binary(kind: type[ast.operator], left: Any, right: Any, budget: Budget) -> A
         if isinstance(left, _SEQUENCES) and isinstance(right, int):
             _check_length(left, len(left) * max(right, 0), budget)
             return left * right
-    raise TypeError(f"{_name(left)} and {_name(right)} cannot be combined by this operator")
+    raise TypeError(f"{kind_of(left)} and {kind_of(right)} cannot be combined by this operator")
 
 
 def compare(kind: type[ast.cmpop], left: Any, right: Any, budget: Budget) -> bool:
@@ -93,7 +94,7 @@ def unary(kind: type[ast.unaryop], value: Any) -> Any:
     if kind is ast.Not:
         return not value
     if kind is ast.Invert or not isinstance(value, _NUMBERS):
-        raise TypeError(f"{_name(value)} cannot follow this sign")
+        raise TypeError(f"{kind_of(value)} cannot follow this sign")
     return -value if kind is ast.USub else +value
 
 
@@ -110,7 +111,3 @@ def _check_length(like: Any, length: int, budget: Budget) -> None:
             raise ValueError(f"a string has {length:,} characters, the limit is {MOST_CHARACTERS}")
         length = 1 + length // 64
     budget.spend(length)
-
-
-def _name(value: Any) -> str:
-    return f"a value of type {type(value).__name__}"

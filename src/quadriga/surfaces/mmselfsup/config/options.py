@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from quadriga.errors import UserError, did_you_mean, nearest
+from quadriga.errors import UserError, nearest
 from quadriga.surfaces.mmselfsup.config.budget import (
     MOST_CHARACTERS,
     MOST_LEVELS,
@@ -14,6 +14,7 @@ from quadriga.surfaces.mmselfsup.config.budget import (
 )
 from quadriga.surfaces.mmselfsup.config.merge import merge
 from quadriga.surfaces.mmselfsup.config.values import DELETE, untangle
+from quadriga.surfaces.mmselfsup.config.words import suggest
 
 _OPENING, _CLOSING = "([", ")]"
 
@@ -71,7 +72,7 @@ def _exists(config: dict[str, Any], words: Sequence[str], option: str) -> bool:
                 known = [f"{before}.{position}" for position in range(len(holder))]
                 raise UserError(
                     f"--cfg-options {option} reaches nothing: {before} is a list of {len(holder)}"
-                    f"{did_you_mean(f'{before}.{word}', known)}"
+                    f"{suggest(f'{before}.{word}', known)}"
                 )
             holder = holder[int(word)]
         elif not isinstance(holder, dict):

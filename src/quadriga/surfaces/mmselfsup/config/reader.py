@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from quadriga.errors import UserError, did_you_mean, reading
+from quadriga.errors import UserError, reading
 from quadriga.files import parse_json
 from quadriga.surfaces.mmselfsup.config.budget import MOST_BYTES, MOST_FILES, Budget
 from quadriga.surfaces.mmselfsup.config.expressions import Expressions
@@ -23,6 +23,7 @@ from quadriga.surfaces.mmselfsup.config.values import (
     untangle,
     with_plain_names,
 )
+from quadriga.surfaces.mmselfsup.config.words import suggest
 from quadriga.surfaces.mmselfsup.config.yaml_text import parse_yaml
 
 BASE = "_base_"
@@ -99,9 +100,13 @@ class _Reader:
     def _read_data(
         self, text: str, swaps: Mapping[str, BaseValue], path: Path, shown: str
     ) -> dict[str, Any]:
-        is_json = path.suffix == ".json"
-        with reading(shown, "a JSON config" if is_json else "a YAML config"):
-            values = parse_json(text) if is_json else parse_yaml(text)
+        kind, parse = ("JSON", parse_json) if path.suffix == ".json" else ("YAML", parse_yaml)
+        try:
+            values = parse(text)
+        except ValueError as error:
+            line = getattr(error, "lineno", 1)
+            said = getattr(error, "msg", None) or error
+            raise UserError(f"{shown}:{line}: this is not {kind}: {said}; mend it") from error
         if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
             raise UserError(f"{shown} must hold keys with values; put a name before each value")
         base = self._read_bases(values.pop(BASE, []), path, shown, f"{shown}:1")
@@ -110,7 +115,7 @@ class _Reader:
     def _read_python(
         self, text: str, swaps: Mapping[str, BaseValue], path: Path, shown: str, is_import: bool
     ) -> dict[str, Any]:
-        tree = _parse(text, shown)
+        tree = _parse(text, shown, {swap.line for swap in swaps.values()})
         bases, others = _base_lines(tree.body, shown)
         imports = is_import or any(
             isinstance(node, (ast.With, ast.Import, ast.ImportFrom)) for node in tree.body
@@ -153,7 +158,7 @@ class _Reader:
         found = {mark: _base_value(base, swap, shown) for mark, swap in swaps.items()}
         merged: dict[str, Any] = {}
         plain: dict[str, Any] = {}
-        key = None
+        key = ""
         try:
             for key, value in values.items():
                 plain[key] = untangle(value, found, self._budget)
@@ -163,7 +168,7 @@ class _Reader:
                 merged.update(merge({key: value}, {key: merged[key]} if key in merged else {}))
         except ValueError as error:
             line = f":{lines[key]}" if key in lines else ""
-            said = str(error) if key is None or key in str(error) else f"{key}: {error}"
+            said = str(error) if key in str(error) else f"{key}: {error}"
             raise UserError(f"{shown}{line}: {said}") from error
         return {key: value for key, value in merged.items() if not key.startswith("__")}
 
@@ -237,7 +242,8 @@ def _text_of(path: Path, shown: str) -> str:
         raise UserError(f"{shown}:{line}: a byte is not UTF-8; save the file as UTF-8") from error
 
 
-def _parse(text: str, shown: str) -> ast.Module:
+def _parse(text: str, shown: str, filled: set[int]) -> ast.Module:
+    """Return the syntax tree of a Python text; on some lines templates have been filled."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escapes in strings that Python does not know
@@ -245,6 +251,8 @@ def _parse(text: str, shown: str) -> ast.Module:
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None) or 1
         said = getattr(error, "msg", None) or error
+        if line in filled:
+            said = f"{said}; {{{{_base_...}}}} is a whole value, and has no quotes around it"
         raise UserError(f"{shown}:{line}: this is not Python: {said}; mend the line") from error
     except (RecursionError, MemoryError) as error:
         raise UserError(f"{shown} is nested too deeply; write simpler values") from error
@@ -270,8 +278,7 @@ def _base_value(base: Mapping[str, Any], wanted: BaseValue, shown: str) -> Any:
         if not isinstance(value, dict) or word not in value:
             known = value if isinstance(value, dict) else {}
             raise UserError(
-                f"{shown}:{wanted.line}: the base files have no {wanted.path}"
-                f"{did_you_mean(word, (key for key in known if isinstance(key, str)))}"
+                f"{shown}:{wanted.line}: the base files have no {wanted.path}{suggest(word, known)}"
             )
         value = value[word]
     return value
@@ -282,4 +289,4 @@ def _nearest_file(path: Path) -> str:
         names = [other.name for other in path.parent.iterdir() if other.suffix in _SUFFIXES]
     except OSError:
         return f"; there is no folder {path.parent} either"
-    return did_you_mean(path.name, names[:1000])
+    return suggest(path.name, sorted(names))

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from quadriga.errors import did_you_mean
 from quadriga.surfaces.mmselfsup.config.expressions import Expressions
 from quadriga.surfaces.mmselfsup.config.functions import elements
 from quadriga.surfaces.mmselfsup.config.operators import binary
 from quadriga.surfaces.mmselfsup.config.values import ImportedName
+from quadriga.surfaces.mmselfsup.config.words import suggest
 
 LoadModule = Callable[[ast.ImportFrom], Mapping[str, Any]]
 _READ_BASE = "read_base"
@@ -162,5 +162,5 @@ class Statements:
             elif alias.name in module:
                 self._values.names[alias.asname or alias.name] = module[alias.name]
             else:
-                near = did_you_mean(alias.name, module)
+                near = suggest(alias.name, module)
                 self._values.refuse(node, f"that file has no name {alias.name}{near}")

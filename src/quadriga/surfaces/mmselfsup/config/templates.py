@@ -9,8 +9,10 @@ from pathlib import Path
 
 from quadriga.errors import UserError
 
-MARK = "\ue000"
-"""Begins the string that stands for a base value; private to us in Unicode."""
+_MARK = "\ue000"
+"""Begins the string that stands for a base value; one of Unicode's characters for private use."""
+
+_MOST_BASE_VALUES = 1000
 
 # The lengths are bounded, since matching takes their square.
 _ENVIRONMENT = re.compile(
@@ -19,13 +21,21 @@ _ENVIRONMENT = re.compile(
 _BASE = re.compile(r"\{\{\s{0,20}_base_\.([\w.]{1,400})\s{0,20}\}\}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BaseValue:
-    """A value of a base file that a template stands for."""
+    """A value of a base file that a template stands for, until the file has been read."""
 
+    mark: str
+    """The string that takes the template's place in the text."""
     path: str
     """Names with dots between them, from the base file's top."""
     line: int
+
+    def __bool__(self) -> bool:
+        raise TypeError(f"{{{{_base_.{self.path}}}}} has no value here; write _base_.{self.path}")
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self)
 
 
 def fill_templates(text: str, path: Path, shown: str) -> tuple[str, dict[str, BaseValue]]:
@@ -40,7 +50,8 @@ def fill_templates(text: str, path: Path, shown: str) -> tuple[str, dict[str, Ba
         The text, in which a base value is a string in quotes, and that string -> the base value.
 
     Raises:
-        UserError: A variable of the environment is not set and has no default.
+        UserError: A variable of the environment is not set and has no default, or there are too
+            many base values.
     """
     names = {
         "fileDirname": path.parent,
@@ -63,10 +74,18 @@ def fill_templates(text: str, path: Path, shown: str) -> tuple[str, dict[str, Ba
 
     text = _ENVIRONMENT.sub(variable, text)
     values: dict[str, BaseValue] = {}
+    start = _MARK
+    while start in text:
+        start += _MARK
 
     def base(found: re.Match[str]) -> str:
-        mark = f"{MARK}{len(values)}"
-        values[mark] = BaseValue(found[1], _line(found))
+        if len(values) == _MOST_BASE_VALUES:
+            raise UserError(
+                f"{shown}:{_line(found)}: more than {_MOST_BASE_VALUES} templates of base values; "
+                "write _base_.NAME in a Python config"
+            )
+        mark = f"{start}{len(values)}"
+        values[mark] = BaseValue(mark, found[1], _line(found))
         return f'"{mark}"'
 
     return _BASE.sub(base, text), values

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from quadriga.surfaces.mmselfsup.config.budget import MOST_CHARACTERS, check_size
 from quadriga.surfaces.mmselfsup.config.values import SCALARS, ImportedName
+from quadriga.surfaces.mmselfsup.config.words import kind_of
 
 _SPEC = re.compile(r"([^{}]?[<>=^])?[-+ ]?#?0?\d{0,3}[,_]?(\.\d{1,3})?[bcdeEfFgGosxX%]?")
 _PERCENT = re.compile(r"%(?:\((\w+)\))?([-+ 0#]*\d{0,3}(?:\.\d{1,3})?[diouxXeEfFgGsr])|%%|%")
-_CONVERSIONS = {None: lambda value: value, "s": str, "r": repr, "a": ascii}
+_CONVERSIONS: Mapping[str | None, Callable[[Any], Any]] = {
+    None: lambda value: value,
+    "s": str,
+    "r": repr,
+    "a": ascii,
+}
 
 
 def scalar_text(value: Any, conversion: str | None = None, spec: str = "") -> str:
@@ -29,7 +35,7 @@ def scalar_text(value: Any, conversion: str | None = None, spec: str = "") -> st
     if isinstance(value, ImportedName):
         value = value.dotted
     if not isinstance(value, SCALARS):
-        raise ValueError(f"a value of type {type(value).__name__} cannot be made part of a string")
+        raise ValueError(f"{kind_of(value)} cannot be made part of a string")
     if _SPEC.fullmatch(spec) is None:
         raise ValueError(f"the format {spec!r} is not read; write the text out")
     return format(_CONVERSIONS[conversion](value), spec)
@@ -75,7 +81,7 @@ def percent_format(template: str, values: Any) -> str:
     each = values.values() if isinstance(values, dict) else values
     for value in each if isinstance(values, (dict, tuple)) else (values,):
         if not isinstance(value, SCALARS):
-            raise ValueError(f"a value of type {type(value).__name__} cannot be made part of text")
-    text = template % values
+            raise ValueError(f"{kind_of(value)} cannot be made part of a string")
+    text: str = template % values
     check_size(text)
     return text

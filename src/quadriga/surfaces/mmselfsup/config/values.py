@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from quadriga.surfaces.mmselfsup.config.budget import MOST_LEVELS, Budget, check_size
+from quadriga.surfaces.mmselfsup.config.templates import BaseValue
+from quadriga.surfaces.mmselfsup.config.words import kind_of
 
 TYPE = "type"
 SCOPE = "_scope_"
@@ -98,7 +100,7 @@ def untangle(value: Any, swaps: Mapping[str, Any], budget: Budget, levels: int =
 
     Args:
         value: A value of a config.
-        swaps: String -> the value that takes its place.
+        swaps: Mark of a base value -> the value that takes its place.
         budget: What the copy may cost.
         levels: Groups and lists that it lies in.
 
@@ -108,22 +110,32 @@ def untangle(value: Any, swaps: Mapping[str, Any], budget: Budget, levels: int =
     budget.spend()
     if levels > MOST_LEVELS:
         raise ValueError(f"values lie in more than {MOST_LEVELS} groups and lists")
+    if isinstance(value, BaseValue):
+        value = value.mark
     if isinstance(value, dict):
-        return {_key(k): untangle(v, swaps, budget, levels + 1) for k, v in value.items()}
+        return {_key(k, swaps): untangle(v, swaps, budget, levels + 1) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(untangle(item, swaps, budget, levels + 1) for item in value)
     if isinstance(value, str) and value in swaps:
         return untangle(swaps[value], {}, budget, levels)
     if not isinstance(value, (*SCALARS, ImportedName)):
-        raise ValueError(f"a value of type {type(value).__name__} has no place in a config")
-    check_size(value)
-    return value
+        raise ValueError(f"{kind_of(value)} has no place in a config")
+    return _whole(value, swaps)
 
 
-def _key(key: Any) -> Any:
-    if not isinstance(key, (*SCALARS, tuple)):
+def _key(key: Any, swaps: Mapping[str, Any]) -> Any:
+    if isinstance(key, tuple):
+        return tuple(_key(item, swaps) for item in key)
+    if not isinstance(key, SCALARS):
         raise ValueError(f"a key of type {type(key).__name__} has no place in a config")
-    return key
+    return _whole(key, swaps)
+
+
+def _whole(value: Any, swaps: Mapping[str, Any]) -> Any:
+    check_size(value)
+    if isinstance(value, str) and any(mark in value for mark in swaps):
+        raise ValueError("{{_base_...}} is a whole value; write it without quotes")
+    return value
 
 
 def with_plain_names(value: Any, key: Any = None) -> Any:

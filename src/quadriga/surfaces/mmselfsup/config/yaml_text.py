@@ -4,27 +4,47 @@ from __future__ import annotations
 
 from typing import Any
 
-from quadriga.errors import UserError
+import yaml
+
+from quadriga.surfaces.mmselfsup.config.budget import MOST_LEVELS
+
+
+class YamlError(ValueError):
+    """A text that is not read as YAML.
+
+    Args:
+        msg: What is wrong.
+        lineno: The line, from 1.
+    """
+
+    def __init__(self, msg: str, lineno: int) -> None:
+        super().__init__(msg)
+        self.msg = msg
+        self.lineno = lineno
 
 
 def parse_yaml(text: str) -> Any:
     """Return the values of a YAML text.
 
     Raises:
-        UserError: PyYAML is not installed.
-        ValueError: It is not YAML, or has references or values of Python.
+        YamlError: It is not YAML, or has references or values of Python.
     """
     try:
-        import yaml
-    except ImportError as error:
-        raise UserError("YAML configs need PyYAML: pip install pyyaml") from error
-    try:
+        levels = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            starts, ends = yaml.CollectionStartEvent, yaml.CollectionEndEvent
+            levels += isinstance(event, starts) - isinstance(event, ends)
+            if levels > MOST_LEVELS:
+                line = event.start_mark.line + 1
+                raise YamlError(f"values are nested in more than {MOST_LEVELS} levels", line)
             if isinstance(event, yaml.AliasEvent):
                 line = event.start_mark.line + 1
-                raise ValueError(f"line {line} refers to an anchor; write the value out")
+                raise YamlError("an alias stands for a value elsewhere; write the value out", line)
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise YamlError(str(error.problem), line) from error
+    except (yaml.YAMLError, ValueError) as error:
+        if isinstance(error, YamlError):
+            raise
+        raise YamlError(str(error), 1) from error
