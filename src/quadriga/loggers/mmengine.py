@@ -22,44 +22,43 @@ class MMEngineConfig(LoggerConfig):
     The config goes to ``FOLDER/vis_data/config.py``, and beside FOLDER under the run's name.
     """
 
-    folder: Location[Path]
-    """Folder of this log, named after the time at which it was begun."""
-    epoch_steps: int = Field(ge=1, le=2**30)
-    """Optimizer steps of an epoch."""
-    total_steps: int = Field(ge=1, le=2**40)
-    """Optimizer steps of the run."""
+    folder: Location[Path | None] = None
+    """Folder of this log; none: one in the run directory, named after the time of its start."""
+    epoch_steps: int | None = Field(None, ge=1, le=2**30)
+    """Optimizer steps of an epoch; none for lines that count iterations alone."""
+    total_steps: int | None = Field(None, ge=1, le=2**40)
+    """Optimizer steps of the run; none for lines without their number."""
     text: str = ""
     """The run's config as the text of a config file."""
     accumulate: int = Field(1, ge=1, le=2**30)
     """Iterations of an optimizer step; the files count iterations."""
-    by_epoch: bool = True
-    """Whether a line counts epochs and their iterations, or iterations alone."""
 
     def open(self, context: LoggerContext) -> MMEngineLog:
         """Make the folder, and begin its files."""
-        return MMEngineLog(self, context.name)
+        return MMEngineLog(self, context)
 
 
 @final
 class MMEngineLog(Logger):
     """Appends a line to each of the three files for every logged step."""
 
-    def __init__(self, config: MMEngineConfig, run: str) -> None:
+    def __init__(self, config: MMEngineConfig, context: LoggerContext) -> None:
         """Open the files; lines of an earlier attempt lie in a folder of their own.
 
         Args:
             config: What and where.
-            run: Name of the run.
+            context: The run.
         """
         self._config = config
-        data = config.folder / "vis_data"
+        folder = config.folder or context.folder / datetime.now().strftime("%Y%m%d_%H%M%S")
+        data = folder / "vis_data"
         data.mkdir(parents=True, exist_ok=True)
-        for path in (data / "config.py", config.folder.parent / f"{run}.py"):
-            write_text(path, config.text)
-        name = config.folder.name
-        self._text = (config.folder / f"{name}.log").open("a", encoding="utf-8")
+        if config.text:
+            for path in (data / "config.py", folder.parent / f"{context.name}.py"):
+                write_text(path, config.text)
+        self._text = (folder / f"{folder.name}.log").open("a", encoding="utf-8")
         self._json = [
-            (data / f"{stem}.json").open("a", encoding="utf-8") for stem in (name, "scalars")
+            (data / f"{stem}.json").open("a", encoding="utf-8") for stem in (folder.name, "scalars")
         ]
 
     def log(self, record: Mapping[str, float], step: int) -> None:
@@ -79,7 +78,7 @@ class MMEngineLog(Logger):
             **{name: value for name, value in record.items() if "loss" in name},
             **({"grad_norm": record["grad_norm"]} if "grad_norm" in record else {}),
             "time": seconds,
-            "epoch": (step - 1) // config.epoch_steps + 1,
+            **({"epoch": (step - 1) // config.epoch_steps + 1} if config.epoch_steps else {}),
             "iter": step * config.accumulate,
             "memory": round(1024 * record.get("memory_gib", 0.0)),
             "step": step * config.accumulate,
@@ -94,12 +93,13 @@ class MMEngineLog(Logger):
     def line(self, row: Mapping[str, float], record: Mapping[str, float]) -> str:
         """Return the log line of a row of the JSON files."""
         config = self._config
-        number, total = int(row["iter"]), config.total_steps * config.accumulate
-        where = f"Iter(train) [{number}/{total}]"
-        if config.by_epoch:
+        number = int(row["iter"])
+        if config.epoch_steps:
             each = config.epoch_steps * config.accumulate
-            place = (number - 1) % each + 1
-            where = f"Epoch(train) [{int(row['epoch'])}][{place}/{each}]"
+            where = f"Epoch(train) [{int(row['epoch'])}][{(number - 1) % each + 1}/{each}]"
+        else:
+            total = f"/{config.total_steps * config.accumulate}" if config.total_steps else ""
+            where = f"Iter(train) [{number}{total}]"
         eta = timedelta(seconds=int(record.get("eta_seconds", 0)))
         parts = [
             f"lr: {row['lr']:.4e}",

@@ -120,10 +120,9 @@ def _train(
     logger = {
         "kind": "mmengine",
         "folder": str(folder),
-        "epoch_steps": files.epoch_steps,
+        "epoch_steps": files.epoch_steps if files.by_epoch else None,
         "total_steps": files.total_steps,
         "accumulate": files.accumulate,
-        "by_epoch": files.by_epoch,
         "text": files.text,
     }
     loggers = [kind.as_dict() for kind in training.resolved.config.log.loggers]
