@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -205,6 +206,13 @@ def assert_srun(shown: Shown, tasks: int, each: int, *more: str) -> None:
     assert command[-1] == "--launcher=slurm"
 
 
+def test_both_tutorials_print_these_commands() -> None:
+    for name in ("mmselfsup.md", "mmselfsup_zh.md"):
+        text = (SURFACE.parents[1] / "docs" / name).read_text(encoding="utf-8")
+        printed = {line.removesuffix(" [optional arguments]") for line in text.splitlines()}
+        assert {line for script, _ in TUTORIAL for line in script.splitlines()} <= printed
+
+
 def small(*words: str) -> list[str]:
     return [*words, "--cfg-options", *SMALL, "train_dataloader.batch_size=8"]
 
@@ -351,10 +359,12 @@ def test_other_loops_lists_and_averages(folder: Path, capsys: pytest.CaptureFixt
         "custom_hooks = [dict(type='EMAHook', momentum=0.5)]\n"
         "optim_wrapper = dict(clip_grad=dict(max_norm=0.01))\n"
         "auto_scale_lr = dict(base_batch_size=16)\n"
-        "train_dataloader = dict(dataset=dict(type='CustomDataset', ann_file=''))\n"
+        "train_dataloader = dict(dataset=dict(type='mmcls.CustomDataset'))\n"
     )
     words = [w for w in SMALL if not w.startswith("train_cfg")]
-    assert train(["own.py", "--cfg-options", *words, "train_dataloader.batch_size=8"], {}) == 0
+    words += ["train_dataloader.dataset.ann_file=", "train_dataloader.dataset.data_root=data"]
+    words += ["train_dataloader.dataset.data_prefix.img_path=", "train_dataloader.batch_size=8"]
+    assert train(["own.py", "--cfg-options", *words], {}) == 0
     assert_says(
         capsys.readouterr().out,
         f"{PICTURES} images without labels",
@@ -375,14 +385,63 @@ def test_other_loops_lists_and_averages(folder: Path, capsys: pytest.CaptureFixt
     )
 
 
+def test_weights_of_a_backbone_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An extracted backbone, or a whole model, of which the decoder is left to its own values."""
+    assert train([*small(MAE), "train_cfg.max_epochs=1", "--work-dir", "first"], {}) == 0
+    whole = torch.load(folder / "first" / "epoch_1.pth", weights_only=True)["state_dict"]
+    own = {n.removeprefix("backbone."): t for n, t in whole.items() if n.startswith("backbone.")}
+    torch.save({"state_dict": own}, folder / "backbone.pth")
+    (folder / "own.py").write_text(
+        f"_base_ = '{MAE}'\n"
+        "model = dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='backbone.pth')))\n"
+    )
+    words = [*small("own.py"), "train_cfg.max_epochs=1", "optim_wrapper.optimizer.lr=0"]
+    assert train([*words, "randomness.seed=3", "--work-dir", "second"], {}) == 0
+    assert_says(capsys.readouterr().out, "mmselfsup names")
+    second = torch.load(folder / "second" / "epoch_1.pth", weights_only=True)["state_dict"]
+    assert_bit_equal(own, {n: second[f"backbone.{n}"] for n in own})
+    assert not torch.equal(whole["neck.decoder_pred.weight"], second["neck.decoder_pred.weight"])
+
+
+@pytest.mark.long
+def test_a_job_of_slurm(folder: Path) -> None:
+    """Two tasks by a stand-in for srun, which meet at the config's port."""
+    (folder / "tiny.py").write_text(f"_base_ = '{MAE}'\n{ARCH}", encoding="utf-8")
+    stub = folder / "srun"
+    stub.write_text(
+        "#!/bin/sh\n"
+        'while [ "$1" != python ]; do shift; done\n'
+        "export SLURM_NTASKS=2 SLURM_NODELIST=127.0.0.1 SLURM_TASKS_PER_NODE=2\n"
+        'SLURM_PROCID=1 SLURM_LOCALID=1 "$@" & other=$!\n'
+        'SLURM_PROCID=0 SLURM_LOCALID=0 "$@" && wait $other\n'
+    )
+    stub.chmod(0o755)
+    (folder / "python").symlink_to(sys.executable)
+    words = [w for w in SMALL if "arch" not in w] + [f"env_cfg.dist_cfg.port={free_port()}"]
+    done = subprocess.run(
+        ["sh", "tools/slurm_train.sh", "Dummy", "Test_job", "tiny.py", "--cfg-options", *words],
+        env={
+            **os.environ,
+            **{"PATH": f"{folder}:{os.environ['PATH']}", "GPUS": "2", "OMP_NUM_THREADS": "1"},
+            **{"CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        },
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert (folder / "work_dirs" / "tiny" / "epoch_2.pth").is_file()
+
+
+ARCH = (
+    "model = dict(backbone=dict(arch=dict(_delete_=True, embed_dims=16, num_layers=1,\n"
+    "    num_heads=2, feedforward_channels=64)))\n"
+)
+
+
 @pytest.mark.long
 def test_two_processes_and_two_hosts_train_alike(folder: Path) -> None:
     """On one host, on two by PORT, and on two by the config's port, as one process does."""
-    text = f"_base_ = '{MAE}'\n" + (
-        "model = dict(backbone=dict(arch=dict(_delete_=True, embed_dims=16, num_layers=1,\n"
-        "    num_heads=2, feedforward_channels=64)))\n"
-    )
-    (folder / "tiny.py").write_text(text)
+    (folder / "tiny.py").write_text(f"_base_ = '{MAE}'\n{ARCH}", encoding="utf-8")
     words = [
         "--cfg-options",
         *(w for w in SMALL if "arch" not in w),

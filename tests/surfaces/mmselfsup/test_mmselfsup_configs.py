@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mmselfsup_keys
@@ -97,7 +97,13 @@ def test_the_tutorials_config_is_the_specification() -> None:
     assert factors == pytest.approx([1e-4, 1.0, 1.0, 0.5, 0.0], abs=1e-9)
 
 
-@pytest.mark.parametrize("name", NAMES)
+QUICK = ("mae_vit-large-p16_8xb512-amp-coslr-300e_in1k", NAMES[0])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.long) for name in NAMES],
+)
 def test_each_config_says_what_its_name_says(name: str) -> None:
     arch, epochs, amp = name.split("-")[1], int(name.split("-")[-1].split("e_")[0]), "amp" in name
     sizes = {"base": (768, 12, 16), "large": (1024, 24, 16), "huge": (1280, 32, 14)}[arch]
@@ -199,6 +205,7 @@ def change(one: dict[str, Any], rate: float, t: int, length: int, scale: int) ->
     return ratio * (rate - floor) + floor
 
 
+@settings(max_examples=60)
 @given(chain=chains())
 def test_a_list_of_schedulers_steps_as_their_recursive_forms(chain: Chain) -> None:
     values = schedule_of(chain, Units(EPOCH, 1, PEAK))
