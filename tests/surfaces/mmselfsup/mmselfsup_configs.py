@@ -301,7 +301,7 @@ BASES = (
     child(
         "templates of the base",
         """
-        wide = {{_base_.size}}
+        wide = {{_base_.size}}  # not {{_base_.none}}
         model = dict(head=dict(n={{ _base_.model.head.n }}, of=[{{_base_.size}}, 1]))
         loader = dict(steps={{_base_.steps}})
         """,
@@ -373,6 +373,39 @@ BASES = (
 )
 
 IMPORTS = (
+    Case(
+        "read_base through several files",
+        {
+            "run/config.py": """
+                from mmengine.config import read_base
+                with read_base():
+                    from ..parts.model import *
+                    from ..parts.model import model as other
+                    from .schedule import lr
+                from mmlib.heads import Deep
+                model.head.type = Deep
+                other["depth"] = 2
+                lr = lr / 2
+            """,
+            "parts/model.py": """
+                from mmengine.config import read_base
+                with read_base():
+                    from .head import head
+                width = 4
+                model = dict(width=width, head=head)
+                model.update(head=dict(n=3))
+            """,
+            "parts/head.py": "from mmlib.heads import Flat\nhead = dict(type=Flat, sizes=[Flat])",
+            "run/schedule.py": "lr = 0.5\nsteps = [1]",
+        },
+        {
+            "head": {"type": "Flat", "sizes": ["mmlib.heads.Flat"]},
+            "width": 4,
+            "model": {"width": 4, "head": {"n": 3, "type": "Deep"}, "depth": 2},
+            "other": {"width": 4, "head": {"n": 3, "type": "Deep"}, "depth": 2},
+            "lr": 0.25,
+        },
+    ),
     Case(
         "read_base and classes",
         {

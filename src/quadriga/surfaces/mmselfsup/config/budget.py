@@ -15,7 +15,7 @@ MOST_LEVELS = 50
 MOST_FILES = 200
 """Files that one config inherits from, repeats counted."""
 _MOST_UNITS = 250_000
-"""The largest config of the family takes 10,000."""
+"""The largest config of the reference takes 2,500."""
 
 
 class Budget:

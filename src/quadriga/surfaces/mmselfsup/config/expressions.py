@@ -85,6 +85,8 @@ class Expressions:
             self._blame(node, error)
 
     def _blame(self, node: ast.AST, error: Exception) -> NoReturn:
+        if isinstance(error, RecursionError):
+            self.refuse(node, "this is nested too deeply; write simpler values")
         self.refuse(node, str(error.args[-1] if error.args else type(error).__name__))
 
     def value(self, node: ast.expr) -> Any:

@@ -33,7 +33,8 @@ def key_of(value: Any, budget: Budget) -> Any:
         TypeError: It cannot.
     """
     budget.measure(value)
-    return value if hash(value) is not None else None
+    hash(value)
+    return value
 
 
 def make_dict(budget: Budget, *values: Any, **named: Any) -> dict[Any, Any]:
@@ -132,6 +133,7 @@ def _dict_merge(budget: Budget, group: dict[Any, Any], other: Any) -> None:
 
 
 def _dict_setdefault(budget: Budget, group: dict[Any, Any], key: Any, value: Any = None) -> Any:
+    budget.measure(value)
     if key_of(key, budget) not in group:
         group[key] = value
     return group[key]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +15,7 @@ from quadriga.files import parse_json
 from quadriga.surfaces.mmselfsup.config.budget import MOST_BYTES, MOST_FILES, Budget
 from quadriga.surfaces.mmselfsup.config.expressions import Expressions
 from quadriga.surfaces.mmselfsup.config.merge import merge
-from quadriga.surfaces.mmselfsup.config.statements import Statements
+from quadriga.surfaces.mmselfsup.config.statements import Statements, in_standard_library
 from quadriga.surfaces.mmselfsup.config.templates import BaseValue, fill_templates
 from quadriga.surfaces.mmselfsup.config.values import (
     Inherited,
@@ -117,9 +117,7 @@ class _Reader:
     ) -> dict[str, Any]:
         tree = _parse(text, shown, {swap.line for swap in swaps.values()})
         bases, others = _base_lines(tree.body, shown)
-        imports = is_import or any(
-            isinstance(node, (ast.With, ast.Import, ast.ImportFrom)) for node in tree.body
-        )
+        imports = is_import or any(map(_is_import, tree.body))
         if bases is not None and imports:
             raise UserError(
                 f"{shown}:{bases.lineno}: {BASE} and imports are two ways to inherit, and all "
@@ -155,7 +153,7 @@ class _Reader:
         shown: str,
         lines: Mapping[str, int],
     ) -> dict[str, Any]:
-        found = {mark: _base_value(base, swap, shown) for mark, swap in swaps.items()}
+        found = _BaseValues(base, swaps, shown)
         merged: dict[str, Any] = {}
         plain: dict[str, Any] = {}
         key = ""
@@ -258,6 +256,15 @@ def _parse(text: str, shown: str, filled: set[int]) -> ast.Module:
         raise UserError(f"{shown} is nested too deeply; write simpler values") from error
 
 
+def _is_import(node: ast.stmt) -> bool:
+    """Tell whether a statement shows that a config inherits by imports."""
+    if isinstance(node, ast.ImportFrom):
+        return node.level > 0 or not in_standard_library(node.module or "")
+    if isinstance(node, ast.Import):
+        return not all(in_standard_library(alias.name) for alias in node.names)
+    return isinstance(node, ast.With)
+
+
 def _base_lines(nodes: list[ast.stmt], shown: str) -> tuple[ast.Assign | None, list[ast.stmt]]:
     """Return the assignment of the base files, and all other statements."""
     found = [
@@ -272,16 +279,38 @@ def _base_lines(nodes: list[ast.stmt], shown: str) -> tuple[ast.Assign | None, l
     return (found[0] if found else None), [node for node in nodes if node not in found]
 
 
-def _base_value(base: Mapping[str, Any], wanted: BaseValue, shown: str) -> Any:
-    value: Any = base
-    for word in wanted.path.split("."):
-        if not isinstance(value, dict) or word not in value:
-            known = value if isinstance(value, dict) else {}
-            raise UserError(
-                f"{shown}:{wanted.line}: the base files have no {wanted.path}{suggest(word, known)}"
-            )
-        value = value[word]
-    return value
+class _BaseValues(Mapping[str, Any]):
+    """Mark of a template -> the base value that it stands for.
+
+    One that does not exist is an error where it is used: a template may stand in a comment.
+    """
+
+    def __init__(
+        self, base: Mapping[str, Any], wanted: Mapping[str, BaseValue], shown: str
+    ) -> None:
+        self._base, self._wanted, self._shown = base, wanted, shown
+
+    def __len__(self) -> int:
+        return len(self._wanted)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._wanted)
+
+    def __contains__(self, mark: object) -> bool:
+        return mark in self._wanted
+
+    def __getitem__(self, mark: str) -> Any:
+        wanted = self._wanted[mark]
+        value: Any = self._base
+        for word in wanted.path.split("."):
+            if not isinstance(value, dict) or word not in value:
+                known = value if isinstance(value, dict) else ()
+                raise UserError(
+                    f"{self._shown}:{wanted.line}: the base files have no {wanted.path}"
+                    f"{suggest(word, known)}"
+                )
+            value = value[word]
+        return value
 
 
 def _nearest_file(path: Path) -> str:

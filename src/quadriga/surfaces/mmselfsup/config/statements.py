@@ -24,6 +24,11 @@ _WHAT: Mapping[type[ast.AST], str] = {
 }
 
 
+def in_standard_library(module: str) -> bool:
+    """Tell whether a module comes with Python, by its name alone."""
+    return module.partition(".")[0] in sys.stdlib_module_names
+
+
 class Statements:
     """Statements of one file.
 
@@ -35,6 +40,7 @@ class Statements:
     def __init__(self, expressions: Expressions, load_module: LoadModule) -> None:
         self._values = expressions
         self._load_module = load_module
+        self._modules: dict[tuple[int, str], Mapping[str, Any]] = {}
         self.lines: dict[str, int] = {}
         """Name -> the last line that assigned it."""
         self.imported: set[str] = set()
@@ -133,7 +139,7 @@ class Statements:
             self._bind(alias.asname or alias.name, ImportedName(dotted))
 
     def _refuse_standard_library(self, node: ast.stmt, module: str) -> None:
-        if module.partition(".")[0] in sys.stdlib_module_names:
+        if in_standard_library(module):
             raise ValueError(
                 f"a config is read and not executed, so {module} cannot be imported; "
                 "write the value that it would compute"
@@ -153,7 +159,11 @@ class Statements:
                 self._values.refuse(
                     inner, "'with read_base():' holds lines 'from .file import *' alone"
                 )
-            self._take(inner, self._load_module(inner))
+            # As in Python, a second import gives the objects of the first one.
+            module = (inner.level, inner.module)
+            if module not in self._modules:
+                self._modules[module] = self._load_module(inner)
+            self._take(inner, self._modules[module])
 
     def _take(self, node: ast.ImportFrom, module: Mapping[str, Any]) -> None:
         for alias in node.names:
