@@ -26,7 +26,7 @@ class MMEngineConfig(LoggerConfig):
     """Folder of this log; none: one in the run directory, named after the time of its start."""
     epoch_steps: int | None = Field(None, ge=1, le=2**30)
     """Optimizer steps of an epoch; none for lines that count iterations alone."""
-    total_steps: int | None = Field(None, ge=1, le=2**40)
+    total_steps: int | None = Field(None, ge=1, le=2**30)
     """Optimizer steps of the run; none for lines without their number."""
     text: str = ""
     """The run's config as the text of a config file."""

@@ -12,7 +12,7 @@ from quadriga.config.base import Config
 from quadriga.contracts import Progress, ScheduleConfig
 from quadriga.schedules.curves import warmup_factor
 
-Steps = Annotated[int, Field(ge=0, le=2**40)]
+Steps = Annotated[int, Field(ge=0, le=2**30)]
 Factor = Annotated[float, Field(ge=0, le=1e6)]
 
 
@@ -29,7 +29,7 @@ class CurveConfig(Config):
     power; exponential: `gamma` in each unit; step: `gamma` at each of `milestones`."""
     begin: Steps = 0
     """First unit in which the curve acts."""
-    end: Steps = 2**40
+    end: Steps = 2**30
     """First unit in which it does not act any more."""
     every: int = Field(1, ge=1, le=2**30)
     """Optimizer steps of a unit: 1 for a change at each step, the steps of an epoch for one at
@@ -40,7 +40,7 @@ class CurveConfig(Config):
     """Factor in the last unit of a linear curve."""
     floor: Factor = 0.0
     """Where a cosine or polynomial curve ends, as a factor of the peak learning rate."""
-    period: int = Field(1, ge=1, le=2**40)
+    period: int = Field(1, ge=1, le=2**30)
     """Units in which a cosine falls; it rises again afterwards."""
     power: float = Field(1.0, gt=0, le=1e3)
     """Exponent of a polynomial curve."""

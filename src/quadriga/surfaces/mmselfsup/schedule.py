@@ -51,7 +51,7 @@ def _curve(given: Mapping[str, Any], units: Units) -> dict[str, Any]:
     curve = {
         "every": units.epoch_steps if by_epoch and not is_converted else 1,
         "begin": steps(begin),
-        "end": max(steps(begin) + 1, steps(end) if end < FOREVER else 2**40),
+        "end": max(steps(begin) + 1, steps(end) if end < FOREVER else 2**30),
     }
     return curve | FORMS[given["type"]](given, steps, units)
 
