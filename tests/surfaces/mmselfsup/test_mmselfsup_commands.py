@@ -385,6 +385,7 @@ def test_other_loops_lists_and_averages(folder: Path, capsys: pytest.CaptureFixt
     )
 
 
+@pytest.mark.long
 def test_weights_of_a_backbone_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An extracted backbone, or a whole model, of which the decoder is left to its own values."""
     assert train([*small(MAE), "train_cfg.max_epochs=1", "--work-dir", "first"], {}) == 0

@@ -115,6 +115,8 @@ def read_run(given: Given, ranks: int, on_cpu: bool) -> Training:
     tree = config_tree(config, given.name, lengths, record, on_cpu)
     tree["warm_start"] = warm_start(config, given.weights)
     notes += [*lengths.notes, record.why]
+    if (config.get("randomness") or {}).get("seed") is None:
+        notes.append("seed 0: randomness.seed is not set")
     wrapper = config["optim_wrapper"]
     if on_cpu and wrapper.get("type") == "AmpOptimWrapper" and wrapper.get("dtype") != "bfloat16":
         notes.append("float16 -> bfloat16, which needs no loss scale: the CPU has no float16")

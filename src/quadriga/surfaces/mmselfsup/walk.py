@@ -85,12 +85,6 @@ def check_options(config: Mapping[str, Any], paths: Sequence[str]) -> None:
 
 
 def _check_kind(config: Mapping[str, Any]) -> None:
-    old = [key for key in OLD if key in config]
-    if old:
-        raise UserError(
-            f"{old[0]} is a key of configs of mmselfsup 0.x, which are refused; name the file of "
-            "1.x below configs/selfsup"
-        )
     model = config.get("model")
     if not isinstance(model, Mapping) or "type" not in model:
         raise UserError("the config must have model=dict(type=...), but has none; set model.type")
@@ -101,6 +95,12 @@ def _check_kind(config: Mapping[str, Any]) -> None:
         raise UserError(f"model.type must be a method, but is {model['type']}{hint}")
     if row.status == "refused":
         raise UserError(f"model.type {model['type']} is refused: {row.why}")
+    old = [key for key in OLD if key in config]
+    if old and "train_dataloader" not in config:
+        raise UserError(
+            f"{old[0]} is a key of configs of mmselfsup 0.x, which are refused; name the file of "
+            "1.x below configs/selfsup"
+        )
 
 
 def _visit(row: Row, value: Any, path: str, where: str, idle: list[str]) -> None:

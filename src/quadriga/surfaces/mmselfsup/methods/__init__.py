@@ -11,7 +11,7 @@ METHODS: dict[str, ModuleType] = {"MAE": mae}
 
 NOT_BUILT = {
     "BarlowTwins": "Barlow Twins",
-    "BEiT": "BEiT",
+    "BEiT": "BEiT and BEiT v2",
     "BYOL": "BYOL",
     "CAE": "CAE",
     "DeepCluster": "DeepCluster",

@@ -7,7 +7,7 @@ optim_wrapper = dict(type="AmpOptimWrapper", loss_scale="dynamic")
 param_scheduler = [
     dict(
         type="LinearLR",
-        start_factor=1e-9,
+        start_factor=1e-4,
         begin=0,
         end=40,
         by_epoch=True,
