@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from quadriga.config.base import Choice
+from quadriga.config.base import Choice, Later
 from quadriga.contracts.data import Dataset, Split, TaskBlocks, Transform
 from quadriga.contracts.evaluation import Evaluator
 from quadriga.contracts.objective import Batch, Objective, Progress
@@ -249,6 +249,8 @@ class OptimizerConfig(Choice, ABC):
     )
     """Parameters whose name contains one of these have no weight decay, nor have scalars and
     vectors."""
+    decay_vectors: Later[bool] = False
+    """Whether scalars and vectors have weight decay like other parameters."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Factor of the learning rate per layer, from the head to the input."""
     lr_scales: dict[str, Annotated[float, Field(ge=0)]] = Field({})

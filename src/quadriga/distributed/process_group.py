@@ -25,6 +25,7 @@ def process_group(
     environ: Mapping[str, str] | None = None,
     timeout_minutes: float = 30.0,
     join_minutes: float = JOIN_MINUTES,
+    backend: str | None = None,
 ) -> Iterator[DistEnv]:
     """Join the launcher's process group, and destroy it at the end.
 
@@ -33,6 +34,7 @@ def process_group(
         environ: Environment variables; this process's by default.
         timeout_minutes: How long a collective may take before it fails.
         join_minutes: How long the ranks wait for each other at the start.
+        backend: "gloo" for gloo's collectives between GPUs, as between CPUs; None for NCCL's.
 
     Yields:
         This process among the run's. A single process has no group.
@@ -56,7 +58,7 @@ def process_group(
     if launch.world_size == 1:
         yield env
         return
-    _join(launch, place, timedelta(minutes=timeout_minutes), join_minutes)
+    _join(launch, place, timedelta(minutes=timeout_minutes), join_minutes, backend)
     destroys = True
     try:
         yield env
@@ -80,7 +82,13 @@ def process_group(
             dist.destroy_process_group()
 
 
-def _join(launch: Launch, place: torch.device, timeout: timedelta, join_minutes: float) -> None:
+def _join(
+    launch: Launch,
+    place: torch.device,
+    timeout: timedelta,
+    join_minutes: float,
+    backend: str | None,
+) -> None:
     """Initialise the default process group.
 
     Raises:
@@ -88,16 +96,17 @@ def _join(launch: Launch, place: torch.device, timeout: timedelta, join_minutes:
     """
     if launch.launcher == "slurm":
         os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.world_size))
+    is_nccl = place.type == "cuda" and backend != "gloo"
     store = meet(launch, os.environ, join_minutes, timeout)
     try:
         with without_errors():
             dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo",
+                "cpu:gloo,cuda:nccl" if is_nccl else "gloo",
                 store=store,
                 rank=launch.rank,
                 world_size=launch.world_size,
                 timeout=timedelta(minutes=join_minutes),
-                device_id=place if place.type == "cuda" else None,
+                device_id=place if is_nccl else None,
             )
     except RuntimeError as error:  # the base of torch's network errors
         reason = str(error).partition("\n")[0][:200]
