@@ -24,9 +24,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
 
 from quadriga import randomness
+from quadriga.contracts import Batch
 from quadriga.engine.build import build_objective
 from quadriga.engine.run_config import RunConfig
 from quadriga.models.parts import attention
@@ -99,8 +99,10 @@ def by(path: AttentionPath, work: Work) -> Work:
 def print_shape(length: int, heads: int, size: int, dtype: torch.dtype, repeats: int) -> None:
     """Print a row of the first table."""
     samples = max(1, round(VALUES / (length * heads * size) * min(1.0, 256 / length)))
-    fused = torch.randn(samples, length, 3, heads, size).to(dtype).requires_grad_()
-    gradient = torch.randn(samples, length, heads * size).to(dtype)
+    source = randomness.generator(0, "attention paths")
+    fused = torch.empty(samples, length, 3, heads, size).normal_(generator=source)
+    fused = fused.to(dtype).requires_grad_()
+    gradient = torch.empty(samples, length, heads * size).normal_(generator=source).to(dtype)
 
     def attend() -> None:
         query, key, value = fused.permute(2, 0, 3, 1, 4).unbind(0)
@@ -138,7 +140,7 @@ def build(config: RunConfig) -> torch.nn.Module:
     return build_objective(config, torch.device("cpu"), config.seed).train()
 
 
-def our_step(objective: torch.nn.Module, example: dict[str, Tensor]) -> None:
+def our_step(objective: torch.nn.Module, example: Batch) -> None:
     """Compute the gradients of a step."""
     objective.zero_grad()
     with randomness.micro_batch(0, 0, 0, 0):
@@ -174,7 +176,7 @@ def build_theirs(config: RunConfig, implementation: str) -> torch.nn.Module:
     return theirs.train()
 
 
-def their_step(model: torch.nn.Module, example: dict[str, Tensor]) -> None:
+def their_step(model: torch.nn.Module, example: Batch) -> None:
     """Compute the gradients of a step."""
     model.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):

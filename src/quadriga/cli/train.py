@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from quadriga.cli.resolve import resolve
 from quadriga.config.provenance import Resolved
 from quadriga.distributed.collectives import all_gather_values
@@ -20,6 +22,7 @@ from quadriga.engine.preflight import check_start
 from quadriga.engine.resume import Request
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.session import run
+from quadriga.engine.step.precision import AUTO, decided
 from quadriga.errors import UserError
 from quadriga.launch.attempts import RESTARTS, restarts
 
@@ -73,6 +76,8 @@ def train(request: TrainRequest) -> int:
     launch = read_launch(os.environ)
     if (request.print_config or request.dry_run) and launch.rank != 0:
         return 0
+    if request.print_config or request.dry_run:
+        resolved = _decided_here(resolved)
     if request.print_config:
         print("\n".join(config_lines(resolved)))
         return 0
@@ -104,6 +109,13 @@ def train(request: TrainRequest) -> int:
 
             console.say(f"report: {write_report(work_dir)}")
     return 0
+
+
+def _decided_here(resolved: Resolved[RunConfig]) -> Resolved[RunConfig]:
+    """Return the run with the precisions of a start on this machine."""
+    device = resolved.config.train.device  # a run for a GPU can be looked at without one
+    place = pick_device(device, 0) if device == "auto" else torch.device(device)
+    return resolved.override(decided(resolved.config, place.type), AUTO)
 
 
 def _start_ranks(request: TrainRequest, config: RunConfig, work_dir: Path) -> int:

@@ -22,6 +22,7 @@ from quadriga.engine.preflight import ASSUMED, check_start, check_tasks, leaves_
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan, describe_batch, make_plan
 from quadriga.engine.step.blocks import apply_recompute
+from quadriga.engine.step.precision import dtype_of
 from quadriga.engine.step.state import optimizer_state
 from quadriga.engine.tasks import examples, task_configs
 from quadriga.errors import MissingData
@@ -128,16 +129,17 @@ def _as_executed(config: RunConfig, plain: Cost, micro: int) -> Cost:
     """Return the cost with the activation memory under the run's recomputation and precision.
 
     Other dtypes than float32 need fake tensors, because the meta device has no autocast. They
-    follow the CPU's autocast, whose list of operations differs little from a GPU's.
+    follow the CPU's autocast, whose list of operations differs little from a GPU's; attention is
+    the fused one, which keeps no scores.
     """
     train = config.train
-    if train.recompute == "none" and train.precision == "float32":
-        return plain
     place = torch.device("cpu")
+    precision = dtype_of(train, place)
+    if train.recompute == "none" and precision == torch.float32:
+        return plain
     with FakeTensorMode():
         objective = build_on(config, place)
         apply_recompute(objective, train.recompute)
-        precision = getattr(torch, train.precision)
         kept = max(
             activation_bytes(objective, example, precision)
             for example, _ in examples(config, place, micro)
@@ -171,7 +173,7 @@ def _work(cost: Cost, plan: RunPlan) -> list[Row]:
 
 def _time(config: RunConfig, cost: Cost, plan: RunPlan, world_size: int) -> list[Row]:
     """Return the row of the estimated time, on this machine's device if known, else an A100."""
-    dtype, name, tf32 = getattr(torch, config.train.precision), YARDSTICK, False
+    dtype, name, tf32 = dtype_of(config.train, torch.device("cuda")), YARDSTICK, False
     if config.train.device != "cpu" and torch.cuda.is_available():
         own = torch.cuda.get_device_name()
         if peak_flops(own, dtype) is not None:
@@ -182,8 +184,9 @@ def _time(config: RunConfig, cost: Cost, plan: RunPlan, world_size: int) -> list
     if seconds < SHORT:
         return []
     devices = f"{world_size} x {name}" if world_size > 1 else f"one {name}"
-    text = f"{duration(seconds)} at {UTILISATION:.0%} of the {config.train.precision} peak of "
-    return [("time", f"about {text}{devices}")]
+    precision = str(dtype).removeprefix("torch.")
+    text = f"{duration(seconds)} at {UTILISATION:.0%} of the {precision} peak of {devices}"
+    return [("time", f"about {text}")]
 
 
 def _length(plan: RunPlan) -> str:
