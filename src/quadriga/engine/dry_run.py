@@ -125,6 +125,13 @@ def _largest(costs: Sequence[tuple[Cost, float]]) -> Cost:
     return max((cost for cost, _ in costs), key=lambda c: c.activation_bytes + c.batch_bytes)
 
 
+class _SharedFakeMode(FakeTensorMode):
+    """Is shared by the copies of its tensors, such as a teacher's: two do not mix."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> _SharedFakeMode:
+        return self
+
+
 def _as_executed(config: RunConfig, plain: Cost, micro: int) -> Cost:
     """Return the cost with the activation memory under the run's recomputation and precision.
 
@@ -137,7 +144,7 @@ def _as_executed(config: RunConfig, plain: Cost, micro: int) -> Cost:
     precision = dtype_of(train, place)
     if train.recompute == "none" and precision == torch.float32:
         return plain
-    with FakeTensorMode():
+    with _SharedFakeMode():
         objective = build_on(config, place)
         apply_recompute(objective, train.recompute)
         kept = max(

@@ -251,6 +251,7 @@ def evaluate(
             written.
     """
     objective, env = context.objective, context.env
+    config = config.override({"evaluation.precision": context.precision})  # as it is recorded
     was_training = objective.training
     opened: dict[Split, Dataset] = {}
     objective.eval()
