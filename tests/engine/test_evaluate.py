@@ -74,7 +74,13 @@ class RecordingConfig(EvaluatorConfig):
         return Failing() if self.fail else Recording()
 
 
-CONFIG = tiny_config(["evaluation.train_samples=40", "evaluation.test_samples=12"])
+CONFIG = tiny_config(
+    [
+        "evaluation.precision=float32",
+        "evaluation.train_samples=40",
+        "evaluation.test_samples=12",
+    ]
+)
 
 
 def run(folder: Path, step: int = 3, fail: bool = False, env: DistEnv = SINGLE) -> None:

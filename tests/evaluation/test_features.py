@@ -118,3 +118,20 @@ def test_empty_split_is_refused(tmp_path):
     context = fakes.context_of(tmp_path, test=empty)
     with refuses("knn", "test images", "empty"):
         feature_bank(context, "knn")
+
+
+def test_a_random_encoder_is_computed_once_a_run(tmp_path):
+    """Later evaluations of a run give the same features without making the encoder again."""
+    made, kept = [], {}
+
+    def fresh():
+        made.append(1)
+        return fakes.PixelEncoder(0.5)
+
+    banks = [
+        feature_bank(fakes.context_of(tmp_path, fresh=fresh, kept=kept), "knn") for _ in range(2)
+    ]
+    assert len(made) == 1
+    assert banks[1].random is banks[0].random
+    assert torch.equal(banks[1].random.test.values, banks[0].random.test.values)
+    assert banks[1].trained is not banks[0].trained

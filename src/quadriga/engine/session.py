@@ -67,7 +67,8 @@ def run(
         env: This process among the run's.
         console: Prints the run's messages.
         preemption: Installed here, when all ranks have met; None for the signals' default action.
-        on_saved, on_reported: Beside the checkpoints; see `CheckpointStore`.
+        on_saved: Writes the sidecar files of a checkpoint; see `CheckpointStore`.
+        on_reported: Stores the metrics of a saved state; see `CheckpointStore`.
 
     Raises:
         UserError: Anything the user can fix; raised before the first step where possible.
@@ -75,8 +76,7 @@ def run(
     """
     if preemption is not None:
         preemption.install()
-    resolved = _with_precisions(resolved, request, env)
-    config = resolved.config
+    config = (resolved := _with_precisions(resolved, request, env)).config
     directory = RunDirectory(request.work_dir)
     dataset, plan = on_all(lambda: _check(config, env, request.is_checked), env)
     with contextlib.ExitStack() as stack:
