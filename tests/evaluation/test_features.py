@@ -17,7 +17,7 @@ def expected_values(dataset, rows=slice(None)):
 
 
 def test_features_are_those_of_every_sample_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "BATCH", 8)
+    monkeypatch.setattr(features, "CPU_BATCH", 8)
     context = fakes.context_of(tmp_path)
     bank = feature_bank(context, "knn")
     for split, dataset in (("train", context.data("train")), ("test", context.data("test"))):

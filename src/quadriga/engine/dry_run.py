@@ -125,7 +125,7 @@ def _largest(costs: Sequence[tuple[Cost, float]]) -> Cost:
     return max((cost for cost, _ in costs), key=lambda c: c.activation_bytes + c.batch_bytes)
 
 
-class _SharedFakeMode(FakeTensorMode):
+class _SharedFakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
     """Is shared by the copies of its tensors, such as a teacher's: two do not mix."""
 
     def __deepcopy__(self, memo: dict[int, object]) -> _SharedFakeMode:
