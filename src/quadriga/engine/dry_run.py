@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from quadriga.contracts import Dataset, Objective
 from quadriga.distributed.environment import SINGLE
-from quadriga.engine.build import build_on, build_on_meta
+from quadriga.engine.build import build_on_meta
 from quadriga.engine.evaluate import evaluation_data, make_context
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.profile import check_profile
@@ -125,13 +125,6 @@ def _largest(costs: Sequence[tuple[Cost, float]]) -> Cost:
     return max((cost for cost, _ in costs), key=lambda c: c.activation_bytes + c.batch_bytes)
 
 
-class _SharedFakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
-    """Is shared by the copies of its tensors, such as a teacher's: two do not mix."""
-
-    def __deepcopy__(self, memo: dict[int, object]) -> _SharedFakeMode:
-        return self
-
-
 def _as_executed(config: RunConfig, plain: Cost, micro: int) -> Cost:
     """Return the cost with the activation memory under the run's recomputation and precision.
 
@@ -144,8 +137,10 @@ def _as_executed(config: RunConfig, plain: Cost, micro: int) -> Cost:
     precision = dtype_of(train, place)
     if train.recompute == "none" and precision == torch.float32:
         return plain
-    with _SharedFakeMode():
-        objective = build_on(config, place)
+    # Built on meta, since fake tensors cannot be copied, as a teacher is from its student.
+    objective = build_on_meta(config)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        objective.to_empty(device=place)
         apply_recompute(objective, train.recompute)
         kept = max(
             activation_bytes(objective, example, precision)
