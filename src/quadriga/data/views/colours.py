@@ -7,6 +7,7 @@ hue has 256 steps, here it has none. Images are changed in place where that is p
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -19,23 +20,24 @@ Factor = float | Float[Tensor, "batch 1 1 1"]
 _WHITE = 255.0
 _REACH = 3.0
 """Standard deviations at which a Gaussian is cut off."""
+WIDEST = 4.0
+"""Greatest standard deviation of a blur in pixels."""
 
 
 def grey_of(images: Images) -> Float[Tensor, "batch 1 height width"]:
     """Return the grey of each pixel: 0.299 red + 0.587 green + 0.114 blue (ITU-R BT.601)."""
-    red, green, blue = images.split(1, dim=1)
+    red, green, blue = images.chunk(3, dim=1)
     return (red * 0.299).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
 
 def mean_grey(images: Images) -> Float[Tensor, "batch 1 1 1"]:
     """Return the mean of each image's grey in whole levels, as Pillow does.
 
-    Of whole numbers, so that it does not depend on the order of the summation.
+    The sum is one of whole numbers in float64: it does not depend on its order.
     """
-    levels = grey_of(images).round_().to(torch.int32)
-    count = levels[0].numel()
-    total = levels.sum((1, 2, 3), keepdim=True)
-    return ((2 * total + count) // (2 * count)).to(torch.float32)
+    grey = grey_of(images).round_()
+    total = grey.sum((1, 2, 3), keepdim=True, dtype=torch.float64)
+    return total.div_(grey[0].numel()).add_(0.5).floor_().to(torch.float32)
 
 
 def blend_(images: Images, base: float | Tensor, factor: Factor) -> Images:
@@ -54,28 +56,67 @@ def blend_(images: Images, base: float | Tensor, factor: Factor) -> Images:
 
 def rotate_hue(images: Images, turns: Factor) -> Images:
     """Rotate the hue of the HSV colours by a number of turns; value and saturation stay."""
-    red, green, blue = images.split(1, dim=1)
+    red, green, blue = images.chunk(3, dim=1)
     high = torch.maximum(red, green).maximum(blue)
     low = torch.minimum(red, green).minimum(blue)
     spread = high - low
-    # Sixths of a turn from red, from green or from blue, whichever is the greatest.
-    scale = 1 / spread.clamp(min=1e-6)
-    of_blue = torch.sub(red, green).mul_(scale).add_(4)
-    of_green = torch.sub(blue, red).mul_(scale).add_(2)
+    scale = spread.clamp(min=1e-6).reciprocal_()
+    # Sixths of a turn, counted from red, from green or from blue, whichever is the greatest.
     hue = torch.sub(green, blue).mul_(scale)
+    of_green = torch.sub(blue, red).mul_(scale).add_(2)
+    of_blue = torch.sub(red, green).mul_(scale).add_(4)
     hue = torch.where(red == high, hue, torch.where(green == high, of_green, of_blue))
-    # Rising and falling edges of a channel lie one sixth to two sixths from its centre.
-    centres = hue.new_tensor([0.0, 2.0, 4.0]).reshape(3, 1, 1)
-    away = (hue + 6 * turns) - centres
-    away = away.sub_(6 * (away / 6).round_()).abs_()
-    return away.neg_().add_(2).clamp_(0, 1).mul_(spread).add_(low)
+    hue.mul_(1 / 6).add_(turns).frac_()
+    hue.add_(hue < 0).mul_(6)
+    centre, sign, offset = _edges(images.device)
+    # Green and blue rise to their sixth and fall after it; red falls to cyan and rises after it.
+    shares = torch.addcmul(offset, (hue - centre).abs_(), sign).clamp_(0, 1)
+    return shares.mul_(spread).add_(low)
 
 
-def blur(images: Float[Tensor, "1 channels height width"], sigma: float) -> Tensor:
-    """Convolve with a Gaussian, edge pixels repeated.
+@functools.lru_cache(maxsize=8)
+def _edges(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    values = torch.tensor([[3.0, 2.0, 4.0], [1.0, -1.0, -1.0], [-1.0, 2.0, 2.0]])
+    centre, sign, offset = values.reshape(3, 3, 1, 1).to(device)
+    return centre, sign, offset
+
+
+def blur(images: Float[Tensor, "batch channels side side"], sigma: Tensor) -> Tensor:
+    """Convolve square images with Gaussians, edge pixels repeated.
 
     Args:
-        images: One image.
+        images: The images.
+        sigma: Standard deviations in pixels, at most `WIDEST`, float32 (batch, 1, 1, 1); 0 changes
+            nothing.
+    """
+    squares, repeat = _line(images.shape[-1], images.device)
+    precision = sigma.clamp(min=1e-3).pow(-2).mul(-0.5)
+    matrix = torch.exp(squares * precision) @ repeat
+    matrix = matrix.div_(matrix.sum(-1, keepdim=True))
+    return matrix @ images @ matrix.mT
+
+
+@functools.lru_cache(maxsize=8)
+def _line(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return what the Gaussians along a line are made of.
+
+    Returns:
+        The squared distances (side, places) of the pixels from the places of the line and of a
+        border around it; and 1 where a place (places, side) shows a pixel.
+    """
+    border = math.ceil(_REACH * WIDEST)
+    places = torch.arange(-border, side + border)
+    pixels = torch.arange(side)
+    squares = (places - pixels[:, None]) ** 2
+    shown = places.clamp(0, side - 1)[:, None] == pixels
+    return squares.to(device, torch.float32), shown.to(device, torch.float32)
+
+
+def blur_by_shifts(images: Float[Tensor, "1 channels height width"], sigma: float) -> Tensor:
+    """Convolve one image with a Gaussian, edge pixels repeated: faster than `blur` if it is large.
+
+    Args:
+        images: The image.
         sigma: Standard deviation in pixels.
     """
     radius = max(1, math.ceil(_REACH * sigma))

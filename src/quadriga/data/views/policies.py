@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from quadriga.config.base import Config, Number
 from quadriga.data.images.decode import Box
+from quadriga.data.views.colours import WIDEST
 from quadriga.randomness import Stream
 
 Range = tuple[Number, Number]
@@ -66,9 +67,9 @@ class PolicyChanges(Config):
     def _check_sigma(self) -> PolicyChanges:
         if self.blur_sigma is not None:
             low, high = self.blur_sigma
-            if not 0 < low <= high <= _WIDEST:
+            if not 0 < low <= high <= WIDEST:
                 raise ValueError(
-                    f"blur_sigma must be two ascending numbers in (0, {_WIDEST:g}], but is "
+                    f"blur_sigma must be two ascending numbers in (0, {WIDEST:g}], but is "
                     f"[{low:g},{high:g}]"
                 )
         return self
@@ -77,8 +78,6 @@ class PolicyChanges(Config):
         """Return `policy` with these changes."""
         return replace(policy, **{k: v for k, v in self if v is not None})
 
-
-_WIDEST = 20.0
 
 _STRONG = Policy(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
 _BYOL = Policy(saturation=0.2)
