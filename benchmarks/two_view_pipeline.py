@@ -4,10 +4,10 @@
 
 One core. All sides make the same views with the same draws, from the encoded file to normalised
 float32: crop, mirror, jitter, grey, blur. The plain side does it as torchvision's transforms do on
-a Pillow image, written here with Pillow's own functions. ``workers`` is `MultiCropView` as it is;
-``device`` is its variant with ``on=device``: first what a worker does, then the part of the device,
-computed here on this core. The repeats are interleaved, so that whatever else the machine does
-meets all sides; the ratio is of the medians of the repeats. Without an archive of images
+a Pillow image, written here with Pillow's own functions. The others are ``views.kind=multi_crop``
+with ``on=workers`` and with ``on=device``: there the processor's part alone, where a GPU makes the
+views, and all of it on this core. The repeats are interleaved, so that whatever else the machine
+does meets all sides; the ratio is of the medians of the repeats. Without an archive of images
 (``--photos``, for views of ``--px``; ``--small``, for views of 32 px) noise is used.
 """
 
@@ -28,9 +28,9 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
 from image_decoding import noise_jpeg
-from quadriga.contracts import Batch, stack
+from quadriga.contracts import Batch, Transform, stack
 from quadriga.data.images.record import ImageRecord
-from quadriga.data.views.multi_crop import MultiCropConfig, MultiCropView
+from quadriga.data.views.multi_crop import MultiCropConfig
 from quadriga.data.views.policies import ViewDraws
 from quadriga.distributed.allocator import keep_freed_memory
 
@@ -66,13 +66,13 @@ def plain_view(image: Image.Image, drawn: ViewDraws, config: MultiCropConfig) ->
     return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
 
 
-def plain_sample(record: ImageRecord, view: MultiCropView, key: int) -> list[Tensor]:
+def plain_sample(record: ImageRecord, config: MultiCropConfig, key: int) -> list[Tensor]:
     """Decode one image and make its views."""
     data = record.data
     loaded = Image.open(io.BytesIO(data)) if isinstance(data, bytes) else Image.fromarray(data)
     image = loaded.convert("RGB")
-    large, _ = view.draws(image.height, image.width, key)
-    return [plain_view(image, drawn, view.config) for drawn in large]
+    draws = config.groups[0].draw(image.height, image.width, key, config)
+    return [plain_view(image, drawn, config) for drawn in draws]
 
 
 def images_of(archive: Path | None, count: int, px: int) -> list[ImageRecord]:
@@ -101,7 +101,7 @@ def measure(sides: Sequence[Work], repeats: int) -> list[list[float]]:
     return seconds
 
 
-def batch_of(view: MultiCropView, records: list[ImageRecord]) -> Batch:
+def batch_of(view: Transform, records: list[ImageRecord]) -> Batch:
     """Return the samples of a worker as a batch."""
     samples = [view.sample(record, key) for key, record in enumerate(records)]
     places = np.arange(len(records))
@@ -110,18 +110,21 @@ def batch_of(view: MultiCropView, records: list[ImageRecord]) -> Batch:
 
 def compare(title: str, records: list[ImageRecord], config: MultiCropConfig, repeats: int) -> None:
     """Measure all sides on the same images and print the table."""
-    view = config.build("train")
-    assert isinstance(view, MultiCropView)
+    workers = config.build("train")
+    device = config.override({"on": "device"}).build("train")
 
     def plain() -> None:
-        torch.stack([torch.stack(plain_sample(r, view, key)) for key, r in enumerate(records)])
+        torch.stack([torch.stack(plain_sample(r, config, key)) for key, r in enumerate(records)])
 
-    def workers() -> None:
-        view.batch(batch_of(view, records))
-
-    seconds = measure([plain, workers], repeats)
+    sides = {
+        "plain": plain,
+        "in workers": lambda: workers.batch(batch_of(workers, records)),
+        "on a device: a worker's part": lambda: batch_of(device, records),
+        "on this core as the device: all": lambda: device.batch(batch_of(device, records)),
+    }
+    seconds = measure(list(sides.values()), repeats)
     print(f"{title:<34}{'images/s/core':>14}{'ratio':>8}{'quartiles':>16}")
-    for name, times in zip(("plain", "workers"), seconds, strict=True):
+    for name, times in zip(sides, seconds, strict=True):
         ratios = [base / own for base, own in zip(seconds[0], times, strict=True)]
         low, ratio, high = statistics.quantiles(ratios, n=4)
         rate = len(records) / statistics.median(times)
@@ -141,7 +144,8 @@ def main() -> None:
     keep_freed_memory()
     for archive, px in ((options.photos, options.px), (options.small, 32)):
         records = images_of(archive, options.images, px)
-        config = MultiCropConfig(image_px=px, crop_scale=(0.08, 1.0))
+        scale = 1.0 if px == 32 else 1.5
+        config = MultiCropConfig(image_px=px, crop_scale=(0.08, 1.0), picture_scale=scale)
         compare(f"two views of {px} px", records, config, options.repeats)
 
 

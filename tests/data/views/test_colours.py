@@ -76,7 +76,7 @@ def test_grey_is_that_of_pillow_to_one_level():
     assert np.abs(levels(grey_of(planes()))[..., 0] - expected).max() <= 1
 
 
-@pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0])
 def test_the_blur_is_a_gaussian(sigma):
     square = PICTURE[:37, :37]
     exact = ndimage.gaussian_filter(

@@ -6,6 +6,7 @@ What differs are the probabilities and the strengths, in some papers from view t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -142,6 +143,23 @@ class ViewDraws(NamedTuple):
                 self.solarised,
             ],
             np.float32,
+        )
+
+    @classmethod
+    def of(cls, numbers: Sequence[float]) -> ViewDraws:
+        """Return the draws that `numbers` was made of."""
+        top, left, height, width = map(int, numbers[:4])
+        pairs = zip(numbers[5:8], numbers[8:11], strict=True)
+        hue, before_hue, grey, sigma, solarised = numbers[11:]
+        return cls(
+            Box(top, left, height, width),
+            bool(numbers[4]),
+            tuple((BLENDS[int(kind)], factor) for kind, factor in pairs if factor != 1),
+            hue,
+            int(before_hue),
+            bool(grey),
+            sigma,
+            bool(solarised),
         )
 
 
