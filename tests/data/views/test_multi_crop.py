@@ -13,11 +13,14 @@ from pictures import encoded, noise
 from quadriga.config.base import construct
 from quadriga.contracts import ViewsConfig, stack
 from quadriga.data.images.decode import Box
+from quadriga.data.images.digits import DigitsConfig
 from quadriga.data.images.record import ImageRecord
+from quadriga.data.reading.loader import sequential
 from quadriga.data.views.batched import cropped
 from quadriga.data.views.crops import normalise, random_box
 from quadriga.data.views.multi_crop import MultiCropConfig
 from quadriga.data.views.policies import PRESETS, Policy, ViewDraws, draw_view
+from quadriga.distributed.environment import SINGLE
 from quadriga.randomness import Stream, fold
 
 RECORD = ImageRecord(encoded(noise(70, 90), "PNG"), 3, "picture")
@@ -224,3 +227,17 @@ def test_what_cannot_be_is_refused(field, value, remedy):
 def test_the_config_survives_json():
     config = SMALL.override({"every.hue": 0.05, "local.blur_sigma": [0.2, 1.0]})
     assert construct(ViewsConfig, config.as_dict()) == config
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("on", ["workers", "device"])
+def test_views_do_not_depend_on_the_number_of_workers(on):
+    config = SMALL.override({"on": on, "augmentation": "byol"})
+    dataset, view = DigitsConfig(image_px=32).build("train"), config.build("train")
+    batches = [
+        list(sequential(dataset, view, range(12), batch_size=4, env=SINGLE, workers=workers))
+        for workers in (0, 1, 3)
+    ]
+    for other in batches[1:]:
+        for one, same in zip(batches[0], other, strict=True):
+            assert all(torch.equal(one[name], same[name]) for name in one)
