@@ -125,6 +125,17 @@ def test_views_of_the_device_are_those_of_the_workers(preset, px):
         assert levels.mean() < 1, name
 
 
+def test_views_of_the_device_are_the_same_under_autocast():
+    view = SMALL.override({"on": "device", "picture_scale": 2}).build("train")
+    batch = stack([view.sample(RECORD, key) for key in range(2)], np.arange(2), np.arange(2))
+    plain = view.batch(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = view.batch(batch)
+    for name in ("crops", "local_crops"):
+        assert again[name].dtype == torch.float32
+        assert torch.equal(again[name], plain[name])
+
+
 def test_a_larger_image_reaches_the_device_smaller():
     config = SMALL.override({"on": "device", "picture_scale": 2})
     sample = config.build("train").sample(RECORD, 3)

@@ -55,7 +55,9 @@ def make_views(
             pixels = image[top : top + height, left : left + width]
             views[place] = make_view(pixels, drawn, px, interpolation)
         return torch.from_numpy(views).to(torch.float32)
-    return _coloured(cropped(pictures, draws, px, interpolation), draws, policy)
+    # A second pass over a batch makes its views again under the autocast of the encoder.
+    with torch.autocast(pictures.device.type, enabled=False):
+        return _coloured(cropped(pictures, draws, px, interpolation), draws, policy)
 
 
 def cropped(
@@ -161,7 +163,7 @@ def mean_grey(images: Images) -> Float[Tensor, "batch 1 1 1"]:
     """
     grey = grey_of(images).round_()
     total = grey.sum((1, 2, 3), keepdim=True, dtype=torch.float64)
-    return total.div_(grey[0].numel()).add_(0.5).floor_().to(torch.float32)
+    return total.div_(grey.shape[-2] * grey.shape[-1]).add_(0.5).floor_().to(torch.float32)
 
 
 def blend_(images: Images, base: Tensor, factor: Factor) -> Images:
