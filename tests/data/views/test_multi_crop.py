@@ -125,6 +125,16 @@ def test_views_of_the_device_are_those_of_the_workers(preset, px):
         assert levels.mean() < 1, name
 
 
+def test_views_of_the_device_do_not_depend_on_the_batch():
+    view = SMALL.override({"on": "device", "picture_scale": 2}).build("train")
+    samples = [view.sample(RECORD, key) for key in range(5)]
+    whole = view.batch(stack(samples, np.arange(5), np.arange(5)))
+    for number, sample in enumerate(samples):
+        alone = view.batch(stack([sample], np.arange(1), np.arange(1)))
+        for name in ("crops", "local_crops"):
+            torch.testing.assert_close(alone[name][0], whole[name][number], rtol=0, atol=1e-4)
+
+
 def test_views_of_the_device_are_the_same_under_autocast():
     view = SMALL.override({"on": "device", "picture_scale": 2}).build("train")
     batch = stack([view.sample(RECORD, key) for key in range(2)], np.arange(2), np.arange(2))

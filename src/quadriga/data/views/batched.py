@@ -157,13 +157,12 @@ def grey_of(images: Images) -> Float[Tensor, "batch 1 height width"]:
 
 
 def mean_grey(images: Images) -> Float[Tensor, "batch 1 1 1"]:
-    """Return the mean of each image's grey in whole levels, as Pillow does.
+    """Return the mean of each image's grey.
 
-    The sum is one of whole numbers in float64: it does not depend on its order.
+    Pillow and `making.mean_grey` round it to a level. Here a product in another order, in a batch
+    of another size, would then be able to move it by one.
     """
-    grey = grey_of(images).round_()
-    total = grey.sum((1, 2, 3), keepdim=True, dtype=torch.float64)
-    return total.div_(grey.shape[-2] * grey.shape[-1]).add_(0.5).floor_().to(torch.float32)
+    return grey_of(images).mean((1, 2, 3), keepdim=True)
 
 
 def blend_(images: Images, base: Tensor, factor: Factor) -> Images:
