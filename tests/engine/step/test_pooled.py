@@ -23,6 +23,18 @@ VIT = ["model.width=32", "model.depth=3", "model.heads=2"]
 METHODS = {
     "moco_v3": ["recipe=moco_v3_digits", *VIT, "model.drop_path=0.2"],
     "dino": ["recipe=dino_digits", *VIT, "model.drop_path=0.2", "objective.frozen_epochs=0"],
+    "simclr": ["recipe=moco_v3_digits", *VIT, "objective.kind=simclr", "model.drop_path=0.2"],
+    "moco": [
+        "recipe=swav_digits",
+        "smooth",
+        "train.batch_size=64",
+        *(f"{part}.image_px=16" for part in ("data", "views", "model")),
+        "objective.kind=moco",
+        "objective.hidden_width=none",
+        "objective.queue=200",
+        "objective.statistics_group=2",
+        "objective.shuffled_groups=2",
+    ],
     "swav": [
         "recipe=swav_digits",
         "smooth",
@@ -95,6 +107,5 @@ def test_the_comparison_is_not_empty(folder: Path, method: str) -> None:
     assert (found["grad_norms"] > 1e-4).all()
     assert found["losses"].unique().numel() == 5
     names = " ".join(found)
-    assert {"moco_v3": "teacher", "dino": "center", "swav": "queue"}[method] in names.replace(
-        "centre", "center"
-    )
+    state = {"moco_v3": "teacher", "dino": "centre", "swav": "queue", "moco": "queue"}
+    assert state.get(method, "projector") in names
