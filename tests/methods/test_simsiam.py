@@ -33,8 +33,8 @@ def outputs(objective: SimSiam) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Te
     return (f[0], f[1]), tuple(as_layers(objective.predictor)(z) for z in f)
 
 
-def D(p: Tensor, z: Tensor) -> Tensor:  # noqa: N802
-    """Algorithm 1, line by line."""
+def distance(p: Tensor, z: Tensor) -> Tensor:
+    """``D`` of algorithm 1, line by line."""
     z = z.detach()
     p = functional.normalize(p, dim=1)
     z = functional.normalize(z, dim=1)
@@ -46,17 +46,17 @@ def test_loss_and_gradient_are_those_of_algorithm_1(model: ViTConfig | ResNetCon
     objective = made(model)
     loss = objective(two_views()).value
     (z1, z2), (p1, p2) = outputs(objective)
-    expected = D(p1, z2) / 2 + D(p2, z1) / 2
+    expected = distance(p1, z2) / 2 + distance(p2, z1) / 2
     torch.testing.assert_close(loss, expected)
     assert_same_gradients(gradients(loss, objective), gradients(expected, objective))
 
 
 def test_loss_and_gradient_are_lightlys() -> None:
-    distance = lightly_class("lightly.loss:NegativeCosineSimilarity")()
+    cosine = lightly_class("lightly.loss:NegativeCosineSimilarity")()
     objective = made(RESNET)
     loss = objective(two_views()).value
     (z1, z2), (p1, p2) = outputs(objective)
-    expected = 0.5 * (distance(p1, z2.detach()) + distance(p2, z1.detach()))
+    expected = 0.5 * (cosine(p1, z2.detach()) + cosine(p2, z1.detach()))
     torch.testing.assert_close(loss, expected)
     assert_same_gradients(gradients(loss, objective), gradients(expected, objective))
 

@@ -8,7 +8,6 @@ from torch.nn import functional
 from torch_heads import as_layers
 from two_views import RESNET, VIT, assert_same_gradients, gradients, shaken, two_views
 
-from quadriga.errors import UserError
 from quadriga.methods.vicreg import VICReg, VICRegConfig
 from quadriga.models.resnet import ResNetConfig
 from quadriga.models.vit import ViTConfig
@@ -78,8 +77,3 @@ def test_the_projector_is_the_papers() -> None:
         projector = VICRegConfig().build(RESNET).projector
     assert [tuple(m.weight.shape) for m in projector.maps] == [(8192, 16), *[(8192, 8192)] * 2]
     assert projector.last_norm is None
-
-
-def test_one_image_is_refused() -> None:
-    with pytest.raises(UserError, match=r"train\.batch_size"):
-        made(VIT)(two_views(1))

@@ -7,6 +7,7 @@ gradient flows. There is no teacher and there are no negatives.
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 from jaxtyping import Float
@@ -114,4 +115,4 @@ def _output_std(outputs: Float[Tensor, "rows width"], slots: Slots) -> Tensor:
     unit = functional.normalize(outputs, dim=1)
     mean = slots.sum(unit.sum(dim=0)) / slots.total
     variance = slots.sum((unit - mean).square().sum(dim=0)) / slots.total
-    return variance.sqrt().mean() * unit.shape[1] ** 0.5
+    return variance.sqrt().mean() * math.sqrt(unit.shape[1])

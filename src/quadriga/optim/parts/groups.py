@@ -135,8 +135,8 @@ def decay_groups(
 
     Returns:
         Non-empty groups, those with weight decay first, then in the order of their first
-        parameter, each with ``params``, ``weight_decay``, ``lr_scale``, ``constant_lr`` and those of
-        `settings`.
+        parameter, each with ``params``, ``weight_decay``, ``lr_scale``, ``constant_lr`` and those
+        of `settings`.
 
     Raises:
         UserError: A rule names a part or a layer that no parameter belongs to.
