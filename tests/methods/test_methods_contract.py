@@ -27,16 +27,19 @@ IMAGES = ViTConfig(image_px=16, patch_px=4, width=16, depth=2, heads=2)
 TEXT = BertConfig(vocabulary_size=60, width=16, depth=2, heads=2, mlp_width=32, max_positions=16)
 OWN = {
     "supervised": {"classes": 7},
+    "moco": {"hidden_width": 32, "output_width": 8, "queue": 6},
     "moco_v3": {"hidden_width": 32, "output_width": 8},
     "dino": {"prototypes": 20, "hidden_width": 32, "bottleneck_width": 8},
     "byol": {"hidden_width": 32, "output_width": 8},
     "simsiam": {"hidden_width": 8, "output_width": 32},
     "barlow_twins": {"hidden_width": 32, "output_width": 8},
     "vicreg": {"hidden_width": 32, "output_width": 8},
+    "simclr": {"hidden_width": 32, "output_width": 8},
     "swav": {"prototypes": 20, "hidden_width": 32, "output_width": 8, "queue": 6},
 }
 """What the methods need, and what makes them small."""
-OF_CROPS = ("moco_v3", "dino", "swav", "byol", "simsiam", "barlow_twins", "vicreg")
+OF_CROPS = ("moco_v3", "dino", "swav", "simclr", "moco")
+OF_CROPS += ("byol", "simsiam", "barlow_twins", "vicreg")
 """Methods that see two views of each image."""
 MORE_THAN_ONE = ("vicreg",)
 """Methods that have no loss of a single sample."""
