@@ -12,7 +12,8 @@ from quadriga.contracts import (
     ViewsConfig,
 )
 from quadriga.data.images.folder import ImageFolderConfig
-from quadriga.data.views.crops import ImageViewsConfig
+from quadriga.data.views.multi_crop import MultiCropConfig
+from quadriga.data.views.policies import PolicyChanges
 from quadriga.engine.run_config import (
     EvaluationConfig,
     LoaderConfig,
@@ -32,9 +33,18 @@ CIFAR10_RESNET = ResNetConfig(image_px=32, depth=18, stem_width=16, stem="small"
 _PROTOCOLS = EvaluationConfig(protocols=(KNNConfig(), LinearProbeConfig()))
 
 
-def cifar10_views() -> ImageViewsConfig:
-    """Return two views of 32 px."""
-    return ImageViewsConfig(image_px=32, crops=2, crop_scale=(0.2, 1.0), test_crop_fraction=1.0)
+def cifar10_views() -> MultiCropConfig:
+    """Return two views of 32 px in the colours of SimCLR's runs on CIFAR-10, without blur.
+
+    They have half the strength of its ImageNet runs (Chen et al., 2020, appendix B.9).
+    """
+    return MultiCropConfig(
+        image_px=32,
+        crop_scale=(0.2, 1.0),
+        augmentation="moco_v2",
+        every=PolicyChanges(blur_probability=0.0),
+        test_crop_fraction=1.0,
+    )
 
 
 def cifar10_run(
