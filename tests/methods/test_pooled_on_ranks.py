@@ -1,4 +1,4 @@
-"""Losses of the whole step on two ranks of two micro-batches are those of one process.
+"""Losses of the whole step, and queues, on two ranks of two micro-batches are those of one process.
 
 The gradient through the sums over the ranks is part of it: torch's in-place all-reduce would make
 it half as large on two ranks (lightly's issue 1980).
@@ -22,7 +22,11 @@ RESNET += ["objective.statistics_group=4"]
 SHARED = ["smooth", "recipe=moco_v3_digits", "train.epochs=none", "train.batch_size=16"]
 SHARED += ["train.steps=2", "optim.kind=sgd", "schedule.warmup_epochs=0", "optim.lr=0.001"]
 SHARED += ["optim.clip_norm=none", "model.image_px=16", "views.image_px=16", "data.image_px=16"]
-METHODS = ("byol", "simsiam", "barlow_twins", "vicreg")
+MOCO = ["objective.queue=40", "objective.hidden_width=none", "objective.shuffled_groups=1"]
+METHODS: dict[str, list[str]] = {
+    **{name: [] for name in ("byol", "simsiam", "barlow_twins", "vicreg", "simclr")},
+    "moco": MOCO,
+}
 LAYOUTS = [(1, 1, "ddp"), (2, 2, "ddp"), (2, 1, "ddp"), (1, 4, "ddp"), (4, 1, "ddp")]
 LAYOUTS += [(2, 2, "fsdp"), (2, 1, "fsdp"), (4, 2, "fsdp")]
 MODELS = {"vit": VIT, "resnet": RESNET}
@@ -38,7 +42,7 @@ def trained(folder: Path, layout: tuple[int, int, str], model: str) -> dict[str,
         words: list[str] = []
         for name, path in paths.items():
             own = [f"objective.kind={name}", f"train.accumulate={accumulate}"]
-            own += [f"train.parallel={how}", *MODELS[model]]
+            own += [f"train.parallel={how}", *MODELS[model], *METHODS[name]]
             words += [*(["--"] if words else []), str(path), *SHARED, *own]
         for rank in run_ranks([sys.executable, str(WORKER), *words], ranks, timeout=200):
             assert rank.returncode == 0, rank.stderr
