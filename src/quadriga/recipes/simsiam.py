@@ -31,7 +31,7 @@ def simsiam_resnet50(root: Path = Path("data/imagenet"), epochs: float = 100) ->
     """SimSiam of a ResNet-50 with the paper's ImageNet recipe: batch 512, SGD.
 
     Command: ``quadriga train simsiam_resnet50 data.root=IMAGENET --ranks 8``. The paper reports
-    68.1 % linear probing after 100 epochs (batch 256), and 71.3 % after 800.
+    68.1 % linear probing after 100 epochs, and 71.3 % after 800.
     """
     return imagenet_run(
         "simsiam_resnet50",
