@@ -94,8 +94,8 @@ def interpolate_table(
 def resampling(side: int, grid: tuple[int, int]) -> Float[Tensor, "new old"]:
     """Return the matrix that resamples the values of a square grid to another grid, bicubically.
 
-    Its product with a table of ``side * side`` rows is what `interpolate_table` computes. As a plain
-    product it is deterministic on a GPU in both directions, which bicubic interpolation is not.
+    Its product with a table of ``side * side`` rows is what `interpolate_table` computes. A plain
+    product is deterministic on a GPU in both directions, which bicubic interpolation is not.
 
     Args:
         side: Rows and columns of the old grid.
