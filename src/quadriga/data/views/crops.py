@@ -270,9 +270,14 @@ def crop_keys(key: Int64[Tensor, " batch"], crops: int) -> list[Int64[Tensor, " 
 
 
 def normalise(
-    images: UInt8[Tensor, "*batch 3 height width"], mean: Rgb, std: Rgb
+    images: UInt8[Tensor, "*batch 3 height width"] | Float[Tensor, "*batch 3 height width"],
+    mean: Rgb,
+    std: Rgb,
 ) -> Float[Tensor, "*batch 3 height width"]:
-    """Return ``(images / 255 - mean) / std`` in float32 as one multiplication and one addition."""
+    """Return ``(images / 255 - mean) / std`` in float32 as one multiplication and one addition.
+
+    Images that are float32 already are changed in place.
+    """
     factor, offset = _affine(mean, std, images.device)
     floats = images.to(torch.float32)
     return torch.addcmul(offset, floats, factor, out=floats)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import final
+import math
+from typing import Literal, NamedTuple, final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import Field, model_validator
 
 from quadriga.contracts import Batch, Dataset, Sample, Split, StepPlan, Transform, ViewsConfig
 from quadriga.data.images.decode import Interpolation, OpenedImage, resize
 from quadriga.data.images.record import ImageRecord
-from quadriga.data.views.colours import blend_, blur, grey_of, mean_grey, rotate_hue
+from quadriga.data.views.batched import make_views
 from quadriga.data.views.crops import (
     EvaluationView,
     Rgb,
@@ -24,6 +23,7 @@ from quadriga.data.views.crops import (
     random_box,
     sample_of,
 )
+from quadriga.data.views.making import make_view
 from quadriga.data.views.policies import (
     PRESETS,
     Policy,
@@ -34,6 +34,29 @@ from quadriga.data.views.policies import (
     draw_view,
 )
 from quadriga.randomness import Stream, fold
+
+
+class ViewGroup(NamedTuple):
+    """Views of one size, which are one tensor of a batch."""
+
+    name: str
+    """Name of the tensor."""
+    px: int
+    """Height and width of a view."""
+    scale: Range
+    """Smallest and largest fraction of the image's area."""
+    policies: tuple[Policy, ...]
+    """The augmentation of each view."""
+
+    def draw(self, height: int, width: int, key: int, config: MultiCropConfig) -> list[ViewDraws]:
+        """Draw the views of an image of this size."""
+        draws = []
+        for number, policy in enumerate(self.policies):
+            own = fold(key, self.name, number)
+            box = random_box(height, width, self.scale, config.crop_ratio, Stream(own))
+            stream = Stream(fold(own, "augment"))
+            draws.append(draw_view(policy, box, config.flip_probability, stream))
+        return draws
 
 
 @final
@@ -72,6 +95,12 @@ class MultiCropConfig(ViewsConfig):
     """What differs in the other large views."""
     local: PolicyChanges = PolicyChanges()
     """What differs in the small views."""
+    on: Literal["workers", "device"] = "workers"
+    """workers: crops and colours in the worker processes. device: a worker only decodes the image
+    and draws; the views are made on the device, for the whole batch at once."""
+    picture_scale: float = Field(default=1.5, ge=0.25, le=16)
+    """With on=device: side of the square of pixels in which an image goes to the device /
+    `image_px`. A larger image is made smaller; 1 is right for images of `image_px`."""
     mean: Rgb = (0.485, 0.456, 0.406)
     """Mean of each channel, for values from 0 to 1; subtracted."""
     std: Rgb = (0.229, 0.224, 0.225)
@@ -88,20 +117,26 @@ class MultiCropConfig(ViewsConfig):
             raise ValueError(f"std must be above 0 in every channel, but is {list(self.std)}")
         return self
 
-    def policies(self) -> tuple[list[Policy], list[Policy]]:
-        """Return the policies of the large and of the small views, one for each view."""
+    @property
+    def groups(self) -> tuple[ViewGroup, ...]:
+        """The large views, then the small ones if there are any."""
         first, second, local = (
             own.of(self.every.of(preset))
             for own, preset in zip(
                 (self.first, self.second, self.local), PRESETS[self.augmentation], strict=True
             )
         )
-        return [first] + (self.crops - 1) * [second], self.local_crops * [local]
+        large = (first, *(self.crops - 1) * (second,))
+        groups = (
+            ViewGroup("crops", self.image_px, self.crop_scale, large),
+            ViewGroup("local_crops", self.local_px, self.local_scale, self.local_crops * (local,)),
+        )
+        return groups if self.local_crops else groups[:1]
 
     def build(self, split: Split) -> Transform:
         """Return the random training views, or the deterministic evaluation view."""
         if split == "train":
-            return MultiCropView(self)
+            return MultiCropView(self) if self.on == "workers" else DeviceView(self)
         return EvaluationView(
             self.image_px, self.test_crop_fraction, self.interpolation, self.mean, self.std
         )
@@ -120,9 +155,8 @@ class MultiCropView(Transform):
     """Crops and colours in a worker; normalisation on the device."""
 
     def __init__(self, config: MultiCropConfig) -> None:
-        """Keep the config and its policies."""
-        self.config = config
-        self._large, self._small = config.policies()
+        """Keep the config and its groups of views."""
+        self.config, self._groups = config, config.groups
 
     def sample(self, record: ImageRecord, key: int) -> Sample:
         """Decode one image and make its views.
@@ -134,84 +168,86 @@ class MultiCropView(Transform):
         Raises:
             UnreadableSample: The image cannot be decoded.
         """
-        config, image = self.config, OpenedImage(record)
-        large, small = self._draws(image.height, image.width, key)
-        sample = sample_of(self._views(image, large, config.image_px), record.label, "crops")
-        if small:
-            sample["local_crops"] = self._views(image, small, config.local_px)
+        image = OpenedImage(record)
+        sample: Sample = {}
+        for group in self._groups:
+            px = group.px
+            views = np.empty((len(group.policies), 3, px, px), np.uint8)
+            draws = group.draw(image.height, image.width, key, self.config)
+            for place, drawn in enumerate(draws):
+                pixels = image.crop(drawn.box, px, px)
+                views[place] = make_view(pixels, drawn, px, self.config.interpolation)
+            sample |= sample_of(views, record.label, group.name)
         return sample
-
-    def _draws(self, height: int, width: int, key: int) -> tuple[list[ViewDraws], list[ViewDraws]]:
-        config = self.config
-        kinds = (
-            ("crop", self._large, config.crop_scale),
-            ("local", self._small, config.local_scale),
-        )
-        large, small = (
-            [
-                self._drawn(height, width, scale, policy, fold(key, name, number))
-                for number, policy in enumerate(policies)
-            ]
-            for name, policies, scale in kinds
-        )
-        return large, small
-
-    def _drawn(self, height: int, width: int, scale: Range, policy: Policy, key: int) -> ViewDraws:
-        config = self.config
-        box = random_box(height, width, scale, config.crop_ratio, Stream(key))
-        return draw_view(policy, box, config.flip_probability, Stream(fold(key, "augment")))
-
-    def _views(
-        self, image: OpenedImage, draws: Sequence[ViewDraws], px: int
-    ) -> npt.NDArray[np.uint8]:
-        views = np.empty((len(draws), 3, px, px), np.uint8)
-        for place, drawn in enumerate(draws):
-            cropped = resize(image.crop(drawn.box, px, px), px, px, self.config.interpolation)
-            views[place] = coloured(cropped[..., ::-1] if drawn.flipped else cropped, drawn)
-        return views
 
     def batch(self, batch: Batch) -> Batch:
         """Normalise all views to float32."""
         mean, std = self.config.mean, self.config.std
-        names = [name for name in ("crops", "local_crops") if name in batch]
-        return {**batch, **{name: normalise(batch[name], mean, std) for name in names}}
+        return {
+            name: normalise(values, mean, std) if "crops" in name else values
+            for name, values in batch.items()
+        }
 
     def example(self, size: int, device: torch.device) -> Batch:
         """Return a batch of `size` samples with arbitrary values."""
-        config = self.config
-        batch = example(size, config.image_px, device, config.crops)
-        if config.local_crops:
-            shape = (size, config.local_crops, 3, config.local_px, config.local_px)
-            batch["local_crops"] = torch.zeros(shape, device=device)
-        return batch
+        return _example(self.config, size, device)
 
 
-def coloured(view: npt.NDArray[np.uint8], drawn: ViewDraws) -> npt.NDArray[np.uint8]:
-    """Jitter, make grey, blur and solarise one view.
+@final
+class DeviceView(Transform):
+    """Decoding and draws in a worker; the views on the device.
 
-    Args:
-        view: uint8 (3, height, width).
-        drawn: What was drawn for it.
-
-    Returns:
-        uint8 (3, height, width), or (1, height, width) if all channels are the same.
+    The draws are those of `MultiCropView`, and so are the views of images that are not made
+    smaller, but for the roundings to whole levels that are not made.
     """
-    if drawn.blends or drawn.hue or drawn.grey or drawn.sigma:
-        images = torch.from_numpy(np.ascontiguousarray(view)).to(torch.float32)[None]
-        for number, (name, factor) in enumerate(drawn.blends):
-            if drawn.hue and number == drawn.before_hue:
-                images = rotate_hue(images, drawn.hue)
-            if name == "brightness":
-                blend_(images, 0.0, factor)
-            elif name == "contrast":
-                blend_(images, mean_grey(images), factor)
-            else:
-                blend_(images, grey_of(images), factor)
-        if drawn.hue and drawn.before_hue == len(drawn.blends):
-            images = rotate_hue(images, drawn.hue)
-        if drawn.grey:
-            images = grey_of(images)
-        if drawn.sigma:
-            images = blur(images, drawn.sigma)
-        view = images[0].add_(0.5).to(torch.uint8).numpy()
-    return np.minimum(view, ~view) if drawn.solarised else view
+
+    def __init__(self, config: MultiCropConfig) -> None:
+        """Keep the config and its groups of views."""
+        self.config, self._groups = config, config.groups
+        self._side = math.ceil(config.image_px * config.picture_scale)
+
+    def sample(self, record: ImageRecord, key: int) -> Sample:
+        """Decode one image, make it smaller if need be, and draw its views.
+
+        Returns:
+            ``picture`` uint8 (3, side, side), the image in the upper left corner; ``draws``
+            float32 (views, `NUMBERS`); ``label`` int64 () if there is one.
+
+        Raises:
+            UnreadableSample: The image cannot be decoded.
+        """
+        image, side = OpenedImage(record), self._side
+        factor = min(1.0, side / max(image.height, image.width))
+        height, width = (max(1, round(factor * v)) for v in (image.height, image.width))
+        picture = np.zeros((3, side, side), np.uint8)
+        pixels = image.crop(image.whole, height, width)
+        picture[:, :height, :width] = resize(pixels, height, width, self.config.interpolation)
+        draws = [
+            drawn.numbers()
+            for group in self._groups
+            for drawn in group.draw(height, width, key, self.config)
+        ]
+        return {**sample_of(picture, record.label, "picture"), "draws": np.stack(draws)}
+
+    def batch(self, batch: Batch) -> Batch:
+        """Make the views and normalise them to float32."""
+        config = self.config
+        made = {name: v for name, v in batch.items() if name not in ("picture", "draws")}
+        draws = iter(batch["draws"].unbind(1))
+        for group in self._groups:
+            views = [
+                make_views(batch["picture"], next(draws), policy, group.px, config.interpolation)
+                for policy in group.policies
+            ]
+            made[group.name] = normalise(torch.stack(views, 1), config.mean, config.std)
+        return made
+
+    def example(self, size: int, device: torch.device) -> Batch:
+        """Return a batch of `size` samples with arbitrary values."""
+        return _example(self.config, size, device)
+
+
+def _example(config: MultiCropConfig, size: int, device: torch.device) -> Batch:
+    shapes = {g.name: (size, len(g.policies), 3, g.px, g.px) for g in config.groups}
+    views = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
+    return {**example(size, 1, device, config.crops), **views}

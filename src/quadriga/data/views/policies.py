@@ -6,6 +6,7 @@ What differs are the probabilities and the strengths, in some papers from view t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -22,6 +23,8 @@ Preset = Literal[
     "none", "simclr", "moco_v2", "moco_v3", "byol", "barlow_twins", "vicreg", "swav", "dino"
 ]
 Blend = Literal["brightness", "contrast", "saturation"]
+WIDEST = 4.0
+"""Greatest standard deviation of a blur in pixels."""
 BLENDS: tuple[Blend, ...] = ("brightness", "contrast", "saturation")
 
 
@@ -66,9 +69,9 @@ class PolicyChanges(Config):
     def _check_sigma(self) -> PolicyChanges:
         if self.blur_sigma is not None:
             low, high = self.blur_sigma
-            if not 0 < low <= high <= _WIDEST:
+            if not 0 < low <= high <= WIDEST:
                 raise ValueError(
-                    f"blur_sigma must be two ascending numbers in (0, {_WIDEST:g}], but is "
+                    f"blur_sigma must be two ascending numbers in (0, {WIDEST:g}], but is "
                     f"[{low:g},{high:g}]"
                 )
         return self
@@ -77,8 +80,6 @@ class PolicyChanges(Config):
         """Return `policy` with these changes."""
         return replace(policy, **{k: v for k, v in self if v is not None})
 
-
-_WIDEST = 20.0
 
 _STRONG = Policy(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
 _BYOL = Policy(saturation=0.2)
@@ -143,6 +144,23 @@ class ViewDraws(NamedTuple):
                 self.solarised,
             ],
             np.float32,
+        )
+
+    @classmethod
+    def of(cls, numbers: Sequence[float]) -> ViewDraws:
+        """Return the draws that `numbers` was made of."""
+        top, left, height, width = map(int, numbers[:4])
+        pairs = zip(numbers[5:8], numbers[8:11], strict=True)
+        hue, before_hue, grey, sigma, solarised = numbers[11:]
+        return cls(
+            Box(top, left, height, width),
+            bool(numbers[4]),
+            tuple((BLENDS[int(kind)], factor) for kind, factor in pairs if factor != 1),
+            hue,
+            int(before_hue),
+            bool(grey),
+            sigma,
+            bool(solarised),
         )
 
 
