@@ -109,6 +109,7 @@ class Same(nn.Module):
 
 
 def test_equal_views_of_unlike_images_have_the_loss_that_the_cosines_give() -> None:
+    """DCL has one logarithm over the negatives of both views; lightly once added two (#1827)."""
     for decoupled in (False, True):
         objective = made(VIT, CONFIG.override({"temperature": 0.5, "decoupled": decoupled}))
         objective.projector = Same()  # type: ignore[assignment]
