@@ -357,8 +357,8 @@ def test_a_vision_transformer_of_moco_v3(
     patch_reports(monkeypatch)
     (tmp_path / "own.py").write_text(
         f"_base_ = '{SHIPPED / 'selfsup' / MOCO_V3_VIT}.py'\n"
-        "model = dict(backbone=dict(img_size=32, arch=dict(embed_dims=16, num_layers=1,\n"
-        "    num_heads=2, feedforward_channels=32)), neck=dict(in_channels=16))\n"
+        "model = dict(backbone=dict(img_size=32, arch=dict(_delete_=True, embed_dims=16,\n"
+        "    num_layers=1, num_heads=2, feedforward_channels=32)), neck=dict(in_channels=16))\n"
     )
     sizes = [view(f"{i}.0", "size=32") for i in range(2)]
     tiny = [word for word in TINY if "backbone" not in word and "in_channels" not in word]
