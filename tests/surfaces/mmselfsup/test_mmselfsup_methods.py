@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,9 +31,10 @@ from quadriga.surfaces.mmselfsup.read import read_given
 from quadriga.surfaces.mmselfsup.to_config import config_tree, lengths_of, with_rules
 from quadriga.weights.load import export_weights, load_weights
 from quadriga.weights.names.mmselfsup_methods import method_layout
-from tiny import assert_bit_equal, read_checkpoint
+from tiny import assert_bit_equal, read_checkpoint, read_metrics
 
 IMAGENET = 1_281_167
+SURFACE = Path(__file__).resolve().parents[3] / "surfaces" / "mmselfsup"
 SIMCLR = "simclr/simclr_resnet50_8xb32-coslr-200e_in1k"
 MOCO = "mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k"
 BYOL = "byol/byol_resnet50_8xb32-accum16-coslr-200e_in1k"
@@ -372,6 +376,37 @@ def test_a_vision_transformer_of_moco_v3(
         "head.predictor.bn1.running_var",
     } < names
     assert {f"momentum_encoder.module.0.{patches}", "momentum_encoder.module.1.fc2.weight"} < names
+
+
+@pytest.mark.long
+def test_two_processes_train_as_one(pictures: Path, tmp_path: Path) -> None:
+    """By the printed commands: a SyncBN spans the processes, and so do loss and gradient."""
+    for name in ("tools", "configs"):
+        (tmp_path / name).symlink_to(SURFACE / name)
+    (tmp_path / "data").symlink_to(pictures / "data")
+    (tmp_path / "python").symlink_to(sys.executable)
+    config, *options = words_of(SIMCLR)
+    starts = {
+        "one": ["python", "tools/train.py", config],
+        "two": ["sh", "tools/dist_train.sh", config, "2"],
+    }
+    for name, start in starts.items():
+        each = f"train_dataloader.batch_size={8 if name == 'one' else 4}"
+        words = [*start, "--work-dir", name, *options, each, "default_hooks.logger.interval=1"]
+        subprocess.run(
+            words,
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                **{"PATH": f"{tmp_path}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
+                **{"CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": os.pathsep.join(sys.path)},
+            },
+            timeout=120,
+            check=True,
+        )
+    one, two = ([row["loss"] for row in read_metrics(tmp_path / name / "run")] for name in starts)
+    assert len(one) == 2
+    assert two == pytest.approx(one, rel=1e-4)
 
 
 def patch_reports(monkeypatch: pytest.MonkeyPatch) -> None:
