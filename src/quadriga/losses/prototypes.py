@@ -125,6 +125,15 @@ def _mixed(probabilities: Tensor, weights: Sequence[float]) -> Tensor:
 
 
 @torch.no_grad()
+def summed_scores(
+    rows: Float[Tensor, "rows width"], prototypes: Float[Tensor, "prototypes width"]
+) -> Float[Tensor, " prototypes"]:
+    """Return the sum over the rows of their scores, computed as the scores of the rows' sum."""
+    with types_as_written(rows.device.type):
+        return prototypes @ rows.sum(dim=0)
+
+
+@torch.no_grad()
 def sinkhorn_offset(
     rows: Float[Tensor, "rows width"],
     prototypes: Float[Tensor, "prototypes width"],
