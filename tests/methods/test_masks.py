@@ -106,5 +106,7 @@ def test_blocks_are_distributed_as_in_beits_loop() -> None:
 
 def test_masked_first_has_the_masked_patches_in_order() -> None:
     masks = torch.tensor([[False, True, False, True], [False] * 4, [True] * 4])
-    assert masked_first(masks, 3).tolist() == [[1, 3, 0], [0, 1, 2], [0, 1, 2]]
-    assert masked_first(masks, 0).shape == (3, 0)
+    order, weights = masked_first(masks, 3)
+    assert order.tolist() == [[1, 3, 0], [0, 1, 2], [0, 1, 2]]
+    assert weights.tolist() == [[0.5, 0.5, 0.0], [0.0] * 3, [0.25] * 3]
+    assert masked_first(masks, 0)[0].shape == (3, 0)

@@ -161,7 +161,7 @@ def sinkhorn_offset(
         chunk_elements: Maximum number of scores in memory at once; at least one row.
 
     Returns:
-        float32; defined up to a constant, to which a softmax is invariant.
+        float32; defined up to a constant, to which a softmax is invariant. 0 if no row counts.
     """
     count = prototypes.shape[0]
     size = max(1, chunk_elements // count)
@@ -183,4 +183,4 @@ def sinkhorn_offset(
                     scores = scores - torch.logsumexp(scores + offset, dim=1, keepdim=True)
                 masses += torch.logsumexp(scores + log_weights[:, None], dim=0).double().exp()
             offset = -reduce(masses).log().float()
-    return offset
+    return offset.masked_fill(offset == torch.inf, 0.0)

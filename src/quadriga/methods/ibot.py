@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -29,7 +29,7 @@ from quadriga.contracts import (
 )
 from quadriga.losses.prototypes import crossed, prototype_cross_entropy, summed_scores
 from quadriga.methods.parts.encoders import encode_local_crops, patch_model, two_crops
-from quadriga.methods.parts.masks import block_masks, mask_counts, masked_first
+from quadriga.methods.parts.masks import check_mask_ratio, crop_masks, masked_first
 from quadriga.methods.parts.teacher import follow, rising, start, teacher_of, warmed_up
 from quadriga.models.parts.heads import DINOHead, Prototypes
 from quadriga.models.parts.initialise import Filler, initialise
@@ -74,11 +74,7 @@ class IBOTConfig(ObjectiveConfig):
 
     @model_validator(mode="after")
     def _check_ratio(self) -> IBOTConfig:
-        low, high = self.mask_ratio
-        if not 0 <= low <= high <= 1:
-            raise ValueError(
-                f"mask_ratio must be two ascending shares in [0, 1], but is [{low},{high}]"
-            )
+        check_mask_ratio(self.mask_ratio)
         return self
 
     def build(self, model: ModelConfig) -> IBOT:
@@ -172,15 +168,6 @@ class IBOT(Objective):
         key = batch["key"]
         return dict.fromkeys(self.term_names, torch.tensor(len(key), device=key.device))
 
-    def masks(
-        self, key: Int[Tensor, " batch"], crop: int, grid: tuple[int, int]
-    ) -> Bool[Tensor, "batch patches"]:
-        """Draw the mask of a global crop of each image, block-wise."""
-        keys = randomness.pass_keys(key, f"mask {crop}")
-        config = self.config
-        counts = mask_counts(keys, grid[0] * grid[1], config.mask_probability, config.mask_ratio)
-        return block_masks(keys, grid, counts)
-
     def forward(self, batch: Batch) -> LossOutput:
         """Sum both terms over the images: algorithm 1 of the paper, with multi-crop.
 
@@ -189,9 +176,11 @@ class IBOT(Objective):
         masked patches of ``H(teacher's patch, student's patch)``; 0 for a crop without a mask.
         """
         crops, key = two_crops(batch, "ibot"), batch["key"]
-        side = self.encoder.config.patch_px
-        grid = (crops[0].shape[2] // side, crops[0].shape[3] // side)
-        masks = [self.masks(key, number, grid) for number in range(len(crops))]
+        config, grid = self.config, self.encoder.grid_of(crops[0])
+        masks = [
+            crop_masks(key, number, grid, config.mask_probability, config.mask_ratio)
+            for number in range(len(crops))
+        ]
         tokens = [
             self.encoder(
                 crop, randomness.pass_keys(key, f"crop {number}"), masks[number], self.mask_token
@@ -207,7 +196,7 @@ class IBOT(Objective):
             metrics[name] = (getattr(self, name) * count, count)
         terms = {
             "class": Term(of_class, count),
-            "patches": Term(of_patches, count, self.config.patch_weight),
+            "patches": Term(of_patches, count, config.patch_weight),
         }
         return LossOutput(terms, metrics | patch_metrics, sums=sums | patch_sums)
 
@@ -252,9 +241,8 @@ class IBOT(Objective):
         """
         prefix = self.encoder.prefix
         masked = torch.cat(masks)
-        order = masked_first(masked, self.most)
-        share = masked / masked.sum(dim=1, keepdim=True).clamp(min=1)
-        weights = share.gather(1, order).flatten()
+        order, shares = masked_first(masked, self.most)
+        weights = shares.flatten()
         hidden = take_rows(torch.cat(tokens)[:, prefix:], order).flatten(0, 1)
         shared = self.config.shared_head
         head, prototypes = (

@@ -111,9 +111,49 @@ def block_masks(
     return masks.flatten(1)
 
 
-def masked_first(masks: Bool[Tensor, "batch patches"], most: int) -> Int[Tensor, "batch {most}"]:
-    """Return the numbers of `most` patches of each image, the masked ones first, in order."""
-    return masks.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+def crop_masks(
+    keys: Int[Tensor, " batch"],
+    crop: int,
+    grid: tuple[int, int],
+    probability: float,
+    ratio: tuple[float, float],
+) -> Bool[Tensor, "batch patches"]:
+    """Draw block-wise masks of one crop of each image; arguments as for `mask_counts`."""
+    own = randomness.pass_keys(keys, f"mask {crop}")
+    return block_masks(own, grid, mask_counts(own, grid[0] * grid[1], probability, ratio))
+
+
+def masked_first(
+    masks: Bool[Tensor, "batch patches"], most: int
+) -> tuple[Int[Tensor, "batch {most}"], Float[Tensor, "batch {most}"]]:
+    """Return the numbers of `most` patches of each image, the masked ones first, in order.
+
+    A fixed number, so that shapes are known without waiting for the device.
+
+    Args:
+        masks: True where a patch is masked, at most `most` times in an image.
+        most: Patches of each image to return.
+
+    Returns:
+        int64 numbers; and their float32 weights: of masked patches 1 / (masked patches of the
+        image), of the others 0.
+    """
+    order = masks.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+    share = masks / masks.sum(dim=1, keepdim=True).clamp(min=1)
+    return order, share.gather(1, order)
+
+
+def check_mask_ratio(ratio: tuple[float, float]) -> None:
+    """Check a config's range of masked shares.
+
+    Raises:
+        ValueError: It is not two ascending shares.
+    """
+    low, high = ratio
+    if not 0 <= low <= high <= 1:
+        raise ValueError(
+            f"mask_ratio must be two ascending shares in [0, 1], but is [{low},{high}]"
+        )
 
 
 def _interval(
