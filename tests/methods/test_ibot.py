@@ -3,9 +3,18 @@
 import pytest
 import torch
 from lightly_reference import lightly_class
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-from two_views import VIT, assert_same_gradients, at, gradients, multi_crop, shaken, two_views
+from two_views import (
+    VIT,
+    assert_same_gradients,
+    at,
+    gradients,
+    multi_crop,
+    scores,
+    shaken,
+    two_views,
+)
 
 from errors import refuses
 from quadriga import randomness
@@ -13,7 +22,6 @@ from quadriga.contracts import Batch
 from quadriga.errors import UserError
 from quadriga.methods.ibot import IBOT, IBOTConfig
 from quadriga.methods.parts.masks import crop_masks
-from quadriga.models.parts.heads import DINOHead, Prototypes
 
 CONFIG = IBOTConfig(prototypes=30, hidden_width=24, bottleneck_width=8)
 OWN_HEAD = CONFIG.override({"shared_head": False, "patch_temperature": 0.05})
@@ -30,14 +38,6 @@ def made(config: IBOTConfig = CONFIG) -> IBOT:
         for tensor in (objective.mask_token, objective.centre, objective.patch_centre):
             tensor.normal_(0, 0.1, generator=source)
     return objective
-
-
-def scores(head: DINOHead, prototypes: Prototypes, rows: Tensor) -> Tensor:
-    for number, linear in enumerate(head.maps):
-        rows = functional.linear(rows, linear.weight, linear.bias)
-        rows = nn.GELU()(rows) if number < 2 else rows
-    direction = prototypes.weight
-    return functional.normalize(rows, dim=-1) @ (direction / direction.norm(dim=1)[:, None]).T
 
 
 class Outputs:

@@ -32,9 +32,10 @@ OWN = {
     "dino": {"prototypes": 20, "hidden_width": 32, "bottleneck_width": 8},
     "swav": {"prototypes": 20, "hidden_width": 32, "output_width": 8, "queue": 6},
     "ibot": {"prototypes": 20, "hidden_width": 32, "bottleneck_width": 8, "shared_head": False},
+    "dinov2": {"prototypes": 20, "hidden_width": 32, "bottleneck_width": 8},
 }
 """What the methods need, and what makes them small."""
-OF_CROPS = ("moco_v3", "dino", "swav", "ibot")
+OF_CROPS = ("moco_v3", "dino", "swav", "ibot", "dinov2")
 """Methods that see two views of each image."""
 OF_TEXT = ("masked_lm", "sequence_classification")
 """Methods whose model is a BERT; all others see images."""
@@ -177,7 +178,7 @@ def test_what_is_drawn_for_an_image_is_the_same_in_any_micro_batch(kind: str) ->
     def seen(part: Batch) -> torch.Tensor:
         """What adds over micro-batches: the loss, or the rows that it is pooled from."""
         if isinstance(objective, PooledObjective):
-            return torch.cat(list(objective.embed(part).values()), dim=1)
+            return torch.cat([rows.flatten(1) for rows in objective.embed(part).values()], dim=1)
         return sum_of_terms(objective(part))[None]
 
     whole = batch(kind, 8)
