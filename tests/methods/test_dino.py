@@ -13,6 +13,7 @@ from two_views import (
     at,
     gradients,
     multi_crop,
+    scores,
     shaken,
     two_views,
 )
