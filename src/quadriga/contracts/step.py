@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from quadriga.config.base import Config
+from quadriga.config.base import Config, Later
 from quadriga.contracts.objective import Progress
 
 
@@ -32,6 +32,9 @@ class TrainConfig(Config):
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Dtype of the matrix products (`--amp` is bfloat16). Weights, gradients and optimizer state
     are always float32; float16 uses loss scaling."""
+    loss_scale: Later[float | None] = Field(None, gt=0, le=2.0**24)
+    """Factor of the loss under float16, so that small gradients do not vanish; none: as large as
+    no gradient overflows. A step whose gradient overflows makes no update."""
     compile: bool = False
     """Whether blocks are compiled (torch.compile)."""
     recompute: Literal["none", "selective", "full"] = "none"

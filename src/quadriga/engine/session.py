@@ -182,7 +182,7 @@ class _Session:
                 self._log_late(start)
             return
         # Of a step that is evaluated already, nothing is missing.
-        owed = start % plan.evaluate_every == 0 if start else config.evaluation.at_start
+        owed = plan.is_evaluated(start) if start else config.evaluation.at_start
         from_main(
             lambda: write_start(
                 self._resolved, self._directory, env, self._objective, self._dataset, start
@@ -226,9 +226,9 @@ class _Session:
 
     def _asked_to_save(self, step: int) -> bool:
         """Return whether this rank asks for a checkpoint after a step."""
-        best, every = self._config.checkpoint.keep_best, self._plan.evaluate_every
-        is_of_protocol = best is not None and "." in best and every < self._plan.total_steps
-        if is_of_protocol and (step + 1) % every:
+        protocol, dot, _ = (self._config.checkpoint.keep_best or "").rpartition(".")
+        is_during = dot and self._plan.steps_between(protocol) < self._plan.total_steps
+        if is_during and not self._plan.is_evaluated(step + 1, protocol):
             return False  # only a state that is evaluated can be the best
         return self._store.is_due()
 
@@ -317,7 +317,7 @@ class _Session:
         """Run the protocols that have no result at this step, and return their metrics."""
         config = self._config
         missing = from_main(
-            lambda: missing_protocols(config, self._directory.report, step), self._env
+            lambda: missing_protocols(config, self._directory.report, step, self._plan), self._env
         )
         if missing:
             with self._executor.frozen(config.evaluation.weights) as objective:
@@ -346,6 +346,7 @@ class _Session:
             work,
             loggers,
             config.health,
+            self._objective.healthy,
         )
 
     @contextlib.contextmanager

@@ -184,3 +184,11 @@ def test_texts_of_other_lengths_share_one_program() -> None:
     assert first > 0
     assert set(later) == {second}, "compiled once for each length"
     assert told["gap"] < 1e-6
+
+
+def test_a_fixed_loss_scale_stays() -> None:
+    scale = LossScale(enabled=True, fixed=512.0)
+    scale.update(overflowed=True)
+    assert scale.value == 512.0
+    assert scale.forgives(loss_is_finite=True)
+    assert LossScale(enabled=False, fixed=512.0).value == 1.0

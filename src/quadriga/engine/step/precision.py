@@ -53,15 +53,15 @@ class LossScale:
     gradient overflows, so all ranks have the same scale.
     """
 
-    def __init__(self, enabled: bool) -> None:
-        """Start at `INITIAL`; a scale that is not enabled is always 1."""
-        self.enabled = enabled
-        self.value = INITIAL if enabled else 1.0
+    def __init__(self, enabled: bool, fixed: float | None = None) -> None:
+        """Start at `INITIAL`, or stay at `fixed`; a scale that is not enabled is always 1."""
+        self.enabled, self._is_fixed = enabled, fixed is not None
+        self.value = (fixed or INITIAL) if enabled else 1.0
         self._good_steps = 0
 
     def update(self, overflowed: bool) -> None:
         """Update the scale after a step whose gradient overflowed or not."""
-        if not self.enabled:
+        if not self.enabled or self._is_fixed:
             return
         if overflowed:
             self.value, self._good_steps = self.value / 2, 0
