@@ -39,6 +39,7 @@ OWN = {
     "swav": {"prototypes": 20, "hidden_width": 32, "output_width": 8, "queue": 6},
     "ibot": {"prototypes": 20, "hidden_width": 32, "bottleneck_width": 8, "shared_head": False},
     "dinov2": {"prototypes": 20, "hidden_width": 32, "bottleneck_width": 8},
+    "simmim": {"mask_px": 8},
 }
 """What the methods need, and what makes them small."""
 OF_CROPS = ("moco_v3", "dino", "swav", "simclr", "moco", "ibot", "dinov2")
