@@ -170,8 +170,9 @@ class DINOv2(PooledObjective):
         tokens, hidden = [], []
         for number, crop in enumerate(crops):
             masks, order, _ = self._masks(batch, number)
+            embedded = self.encoder.embed(crop, masks, self.mask_token)
             keys = randomness.pass_keys(key, f"crop {number}")
-            encoded = self.encoder(crop, keys, masks, self.mask_token)
+            encoded = self.encoder.encode(embedded, keys)
             tokens.append(encoded[:, 0])
             hidden.append(take_rows(encoded[:, self.encoder.prefix :], order))
         views = tokens + encode_local_crops(self.encoder, batch)

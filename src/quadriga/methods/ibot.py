@@ -182,8 +182,9 @@ class IBOT(Objective):
             for number in range(len(crops))
         ]
         tokens = [
-            self.encoder(
-                crop, randomness.pass_keys(key, f"crop {number}"), masks[number], self.mask_token
+            self.encoder.encode(
+                self.encoder.embed(crop, masks[number], self.mask_token),
+                randomness.pass_keys(key, f"crop {number}"),
             )
             for number, crop in enumerate(crops)
         ]

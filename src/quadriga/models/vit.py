@@ -332,14 +332,9 @@ class ViT(EmbedsPatches):
         self,
         images: Float[Tensor, "batch channels rows columns"],
         keys: Int[Tensor, " batch"] | None = None,
-        masked: Bool[Tensor, "batch patches"] | None = None,
-        mask_token: Float[Tensor, " width"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
-        """Return the encoded tokens of images: the prefix, then all patches.
-
-        `masked` and `mask_token` as for `embed`, `keys` as for `encode`.
-        """
-        return self.encode(self.embed(images, masked, mask_token), keys)
+        """Return the encoded tokens of images: the prefix, then all patches."""
+        return self.encode(self.embed(images), keys)
 
     def features(
         self,
