@@ -33,6 +33,8 @@ PATCHES += ["views.local_px=8", "views.augmentation=none"]
 OF_PATCHES = {"ibot": PATCHES, "dinov2": [*PATCHES, "objective.koleo_group=4"]}
 ONE_VIEW = ["views.crops=1", "model.pool=mean"]
 OF_PATCHES["simmim"] = [*ONE_VIEW, "objective.mask_px=8"]
+OF_PATCHES["ijepa"] = [*ONE_VIEW, "objective.predictor_width=16", "objective.predictor_depth=1"]
+OF_PATCHES["ijepa"] += ["objective.predictor_heads=2"]
 """Methods that need a vision transformer."""
 LAYOUTS = [(1, 1, "ddp"), (2, 2, "ddp"), (2, 1, "ddp"), (1, 4, "ddp"), (4, 1, "ddp")]
 LAYOUTS += [(2, 2, "fsdp"), (2, 1, "fsdp"), (4, 2, "fsdp")]

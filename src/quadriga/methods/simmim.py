@@ -103,7 +103,8 @@ class SimMIM(Objective):
         images, key = one_view(batch, "simmim"), batch["key"]
         pixels = self.encoder.patches(images)
         masks = self.masks(key)
-        tokens = self.encoder(images, randomness.pass_keys(key, "encoder"), masks, self.mask_token)
+        embedded = self.encoder.embed(images, masks, self.mask_token)
+        tokens = self.encoder.encode(embedded, randomness.pass_keys(key, "encoder"))
         order, _ = masked_first(masks, self.masked_patches)
         predicted = self.decoder(take_rows(tokens[:, self.encoder.prefix :], order))
         target = take_rows(pixels, order)

@@ -10,6 +10,7 @@ from quadriga.methods.simmim import SimMIMConfig
 from quadriga.models.vit import ViTConfig
 from quadriga.optim.adam import AdamWConfig
 from quadriga.recipes._contrastive import cifar10_run, imagenet_run
+from quadriga.recipes.ibot import CIFAR10_VIT
 from quadriga.schedules.curves import StepDecayConfig
 
 
@@ -19,7 +20,7 @@ def simmim_cifar10(root: Path = Path("data/cifar10"), epochs: float = 6) -> RunC
     Command: ``quadriga train simmim_cifar10 data.root=CIFAR10_FOLDER``; the folder holds ``train``
     and ``test`` with one folder of images per class.
     """
-    model = ViTConfig(image_px=32, patch_px=4, width=96, depth=4, heads=3, pool="mean")
+    model = CIFAR10_VIT.override({"pool": "mean"})
     views = ImageViewsConfig(image_px=32, crop_scale=(0.4, 1.0), test_crop_fraction=1.0)
     objective = SimMIMConfig(mask_px=8)
     return cifar10_run("simmim_cifar10", objective, root, epochs, 1e-3, model, views)
