@@ -24,7 +24,7 @@ SHARED += ["train.steps=2", "optim.kind=sgd", "schedule.warmup_epochs=0", "optim
 SHARED += ["optim.clip_norm=none", "model.image_px=16", "views.image_px=16", "data.image_px=16"]
 MOCO = ["objective.queue=40", "objective.hidden_width=none", "objective.shuffled_groups=1"]
 METHODS: dict[str, list[str]] = {
-    **{name: [] for name in ("byol", "simsiam", "barlow_twins", "vicreg", "simclr")},
+    **{name: [] for name in ("byol", "simsiam", "barlow_twins", "vicreg", "simclr", "lejepa")},
     "moco": MOCO,
 }
 PATCHES = ["objective.prototypes=20", "objective.hidden_width=16", "objective.bottleneck_width=8"]

@@ -91,7 +91,8 @@ def draw_blocks(keys: Int[Tensor, " batch"], grid: tuple[int, int], sizes: Block
         grid: Rows and columns of patches.
         sizes: Those of the step.
     """
-    draws = randomness.uniform_rows(keys, _PLACES, 2 * TARGETS + 2).view(len(keys), -1, 2)
+    draws = randomness.uniform_rows(keys, _PLACES, 2 * (TARGETS + 1))
+    draws = draws.view(len(keys), TARGETS + 1, 2)
     targets = _patches(draws[:, :TARGETS], grid, sizes.target)
     context = _patches(draws[:, TARGETS:], grid, sizes.context)[:, 0]
     covered = torch.zeros(
