@@ -42,7 +42,7 @@ def lejepa_vit_large(root: Path = Path("data/imagenet"), epochs: float = 100) ->
             augmentation="vicreg",
             every=PolicyChanges(solarise_probability=0.2),
         ),
-        AdamWConfig(lr=5e-4, betas=(0.9, 0.999), weight_decay=0.05),
+        AdamWConfig(lr=5e-4, lr_batch=512, betas=(0.9, 0.999), weight_decay=0.05),
         WarmupCosineConfig(warmup_epochs=10, final_factor=1e-3),
         (root, epochs, 512),
     )
