@@ -51,7 +51,7 @@ class HealthConfig(Config):
     spike_factor: float | None = Field(8.0, gt=1, le=1e6)
     """A loss that exceeds the window's median by this many median absolute deviations is reported
     as a spike; none for no reports."""
-    collapse_steps: int | None = Field(200, ge=1, le=2**40)
+    collapse_steps: int | None = Field(200, ge=1, le=2**30)
     """A metric that says whether a method's outputs have collapsed is reported after this many
     steps outside its healthy range; none for no reports."""
     hang_factor: float | None = Field(20.0, gt=1, le=1e6)
