@@ -43,7 +43,14 @@ def plain(
 def ours(tensors: tuple[Tensor, ...], chunk_rows: int) -> tuple[Tensor, Tensor]:
     student, table, teacher, other, offset = tensors
     return prototype_cross_entropy(
-        student, table, 0.1, teacher, other, 0.05, offset, chunk_elements=chunk_rows * COUNT
+        student[:, None],
+        table,
+        0.1,
+        teacher[:, None],
+        other,
+        0.05,
+        offset,
+        chunk_elements=chunk_rows * COUNT,
     )
 
 
@@ -61,6 +68,44 @@ def test_it_is_the_plain_one(chunk_rows: int) -> None:
         strict=True,
     ):
         torch.testing.assert_close(own, wanted)
+
+
+@pytest.mark.parametrize("per_target", [False, True])
+@pytest.mark.parametrize("chunk_rows", [1, 12, 100])
+def test_pairs_are_the_sum_of_the_plain_ones(chunk_rows: int, per_target: bool) -> None:
+    views = [normal(f"view {n}", ROWS, WIDTH).requires_grad_() for n in range(3)]
+    targets = [normal(f"target {n}", ROWS, WIDTH) for n in range(2)]
+    _, table, _, other, _ = inputs()
+    offset = torch.stack([normal(f"offset {n * per_target}", COUNT) for n in range(2)])
+    weights = torch.arange(ROWS, dtype=torch.float32) / 3
+    pairs = [[0.0, 0.3], [0.7, 0.0], [1.5, 0.5]]
+    found, entropy = prototype_cross_entropy(
+        torch.stack(views, dim=1),
+        table,
+        0.1,
+        torch.stack(targets, dim=1),
+        other,
+        0.05,
+        offset if per_target else offset[0],
+        pairs,
+        weights,
+        chunk_elements=chunk_rows * COUNT,
+    )
+    expected, entropies = 0.0, 0.0
+    for n in range(ROWS):
+        for t, target in enumerate(targets):
+            for v, view in enumerate(views):
+                loss, own = plain(view[n : n + 1], table, target[n : n + 1], other, offset[t])
+                expected = expected + weights[n] * pairs[v][t] * loss
+            entropies = entropies + weights[n] * own
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(entropy, entropies)
+    for one, wanted in zip(
+        torch.autograd.grad(found, [*views, table]),
+        torch.autograd.grad(expected, [*views, table]),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, wanted, rtol=1e-5, atol=1e-4)
 
 
 def test_no_gradient_reaches_the_target() -> None:

@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from two_views import RESNET, VIT, assert_same_gradients, at, gradients, shaken, two_views
+from two_views import (
+    RESNET,
+    VIT,
+    assert_same_gradients,
+    at,
+    gradients,
+    multi_crop,
+    shaken,
+    two_views,
+)
 
 from quadriga import randomness
 from quadriga.errors import UserError
@@ -77,6 +86,44 @@ def test_loss_gradient_and_centre_are_those_of_algorithm_1(
     assert {n: tuple(t.shape) for n, t in output.sums.items()} == objective.sum_shapes()
     objective.after_step(at(150, total_steps=1000), output.sums, {})
     torch.testing.assert_close(objective.centre, centre)
+
+
+@MODELS
+def test_with_local_crops_the_loss_is_the_mean_over_the_pairs(
+    model: ViTConfig | ResNetConfig,
+) -> None:
+    """``DINOLoss.forward`` of the reference implementation."""
+    objective, batch = made(model), multi_crop()
+    crops = [*batch["crops"].unbind(1), *batch["local_crops"].unbind(1)]
+    student = [
+        scores(objective.head, objective.prototypes, objective.encoder.features(crop)) / 0.1
+        for crop in crops
+    ]
+    teacher = [
+        scores(
+            objective.teacher_head,
+            objective.teacher_prototypes,
+            objective.teacher_encoder.features(crop),
+        )
+        for crop in crops[:2]
+    ]
+    expected, terms = torch.zeros(()), 0
+    for iq, q in enumerate(teacher):
+        targets = torch.softmax((q - objective.centre) / 0.07, dim=-1).detach()
+        for v, own in enumerate(student):
+            if v != iq:
+                expected = (
+                    expected
+                    + torch.sum(-targets * functional.log_softmax(own, dim=-1), dim=-1).mean()
+                )
+                terms += 1
+    assert terms == 8
+    output = objective(batch)
+    torch.testing.assert_close(output.value, expected / terms)
+    found = gradients(output.value, objective)
+    assert_same_gradients(found, gradients(expected / terms, objective))
+    centre = (sum(t.sum(dim=0) for t in teacher) / 12).detach()
+    torch.testing.assert_close(output.sums["teacher_scores"] / 12, centre, rtol=1e-4, atol=1e-5)
 
 
 def test_micro_batches_add_up() -> None:

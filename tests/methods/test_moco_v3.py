@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch_heads import as_layers
 from two_views import RESNET, VIT, assert_same_gradients, at, gradients, shaken, trained, two_views
 
 from quadriga.distributed.slots import alone
 from quadriga.errors import UserError
 from quadriga.methods.moco_v3 import MoCoV3, MoCoV3Config
 from quadriga.models.bert import BertConfig
-from quadriga.models.parts.heads import ProjectionHead
 from quadriga.models.resnet import ResNetConfig
 from quadriga.models.vit import ViTConfig
 
@@ -28,30 +28,13 @@ def made(model: ViTConfig | ResNetConfig, config: MoCoV3Config = CONFIG) -> MoCo
     return objective
 
 
-def layers(head: ProjectionHead) -> nn.Sequential:
-    """``_build_mlp`` of the reference implementation, sharing the parameters of `head`."""
-    found: list[nn.Module] = []
-    for number, linear in enumerate(head.maps):
-        outputs, inputs = linear.weight.shape
-        own = nn.Linear(inputs, outputs, bias=False)
-        own.weight = linear.weight
-        found.append(own)
-        if number < len(head.norms):
-            norm = nn.BatchNorm1d(outputs)
-            norm.weight, norm.bias = head.norms[number].weight, head.norms[number].bias
-            found += [norm, nn.ReLU()]
-        elif head.last_norm is not None:
-            found.append(nn.BatchNorm1d(outputs, affine=False))
-    return nn.Sequential(*found)
-
-
 def algorithm_1(objective: MoCoV3, x1: Tensor, x2: Tensor, tau: float) -> Tensor:
     def f_q(x: Tensor) -> Tensor:
-        rows = layers(objective.projector)(objective.encoder.features(x))
-        return layers(objective.predictor)(rows)
+        rows = as_layers(objective.projector)(objective.encoder.features(x))
+        return as_layers(objective.predictor)(rows)
 
     def f_k(x: Tensor) -> Tensor:
-        return layers(objective.teacher_projector)(objective.teacher_encoder.features(x))
+        return as_layers(objective.teacher_projector)(objective.teacher_encoder.features(x))
 
     def ctr(q: Tensor, k: Tensor) -> Tensor:
         q, k = functional.normalize(q, dim=1), functional.normalize(k, dim=1)

@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from two_views import RESNET, VIT, assert_same_gradients, at, gradients, shaken, two_views
+from two_views import (
+    RESNET,
+    VIT,
+    assert_same_gradients,
+    at,
+    gradients,
+    multi_crop,
+    shaken,
+    two_views,
+)
 
 from quadriga import randomness
 from quadriga.distributed.slots import alone
@@ -68,6 +77,31 @@ def test_loss_and_gradient_are_those_of_the_pseudo_code(model: ViTConfig | ResNe
     objective, batch = made(model), two_views()
     loss = objective(batch).value
     expected = pseudo_code(objective, *batch["crops"].unbind(1))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    assert_same_gradients(gradients(loss, objective), gradients(expected, objective))
+
+
+@MODELS
+def test_local_crops_predict_the_assignments_of_the_global_ones(
+    model: ViTConfig | ResNetConfig,
+) -> None:
+    """The loop over crops of the reference implementation."""
+    objective, batch = made(model), multi_crop()
+    crops = [*batch["crops"].unbind(1), *batch["local_crops"].unbind(1)]
+    outputs = torch.cat([objective.encoder.features(crop) for crop in crops])
+    embeddings = functional.normalize(objective.projector(outputs, torch.clone), dim=1)
+    scores = torch.mm(embeddings, functional.normalize(objective.prototypes.weight, dim=1).T)
+    output = scores.chunk(len(crops))
+    expected = torch.zeros(())
+    for crop_id in (0, 1):
+        q = sinkhorn(output[crop_id].detach())
+        subloss = torch.zeros(())
+        for v in [n for n in range(len(crops)) if n != crop_id]:
+            x = output[v] / 0.1
+            subloss = subloss - torch.mean(torch.sum(q * functional.log_softmax(x, dim=1), dim=1))
+        expected = expected + subloss / (len(crops) - 1)
+    expected = expected / 2
+    loss = objective(batch).value
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     assert_same_gradients(gradients(loss, objective), gradients(expected, objective))
 

@@ -21,6 +21,13 @@ def two_views(size: int = 6) -> Batch:
     return {"crops": crops, "index": index, "key": index * 31 + 7}
 
 
+def multi_crop(size: int = 6, local: int = 3) -> Batch:
+    """Two global crops of the models' size, and smaller local ones."""
+    source = randomness.generator(0, "local crops")
+    local_crops = torch.empty(size, local, 3, 8, 8).normal_(generator=source)
+    return {**two_views(size), "local_crops": local_crops}
+
+
 def at(step: int, total_steps: int = 100, batch_size: int = 10) -> Progress:
     """Ten steps of an epoch by default."""
     return Progress(step, total_steps, batch_size, dataset_size=100)

@@ -15,6 +15,7 @@ from quadriga.models.parts.patches import (
     take_rows,
     unpatchify,
 )
+from quadriga.models.parts.positions import interpolate_table
 from quadriga.models.vit import ViT, ViTConfig
 
 TINY = ViTConfig(image_px=12, patch_px=4, width=16, depth=2, heads=2)
@@ -135,9 +136,51 @@ def test_rules(values: dict[str, object], fragments: tuple[object, ...]) -> None
         TINY.override(values)
 
 
-def test_images_of_another_size_are_refused() -> None:
+def test_images_of_another_size_are_refused_where_the_grid_is_fixed() -> None:
     with refuses("(3, 12, 12)", "(3, 16, 16)"):
-        made(TINY)(images(side=16))
+        made(TINY).patches(images(side=16))
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 14), (3, 10, 12), (1, 12, 12)])
+def test_images_that_the_patch_does_not_divide_are_refused(shape: tuple[int, ...]) -> None:
+    with refuses("model.patch_px", "3 channels", str(shape)):
+        made(TINY)(torch.zeros(2, *shape))
+
+
+@pytest.mark.parametrize("positions", ["sincos", "learned"])
+@pytest.mark.parametrize("grid", [(2, 2), (5, 4), (3, 3)])
+def test_any_size_has_the_interpolated_positions(positions: str, grid: tuple[int, int]) -> None:
+    model = made(TINY.override({"positions": positions}))
+    pictures = images(side=20)[:, :, : 4 * grid[0], : 4 * grid[1]]
+    table = interpolate_table(model.positions, grid, prefix=1)
+    expected = model.patch_projection(patchify(pictures, 4)) + table[1:]
+    with torch.autocast("cpu", torch.bfloat16):
+        places = model.places(grid)
+    assert places.dtype == torch.float32
+    torch.testing.assert_close(places, table[1:])
+    torch.testing.assert_close(model.embed(pictures), expected)
+    assert torch.equal(model.embed(pictures), model.embed(pictures))
+    if positions == "learned":
+        weights = torch.empty(expected.shape).normal_(generator=randomness.generator(0, "w"))
+        own, wanted = (
+            torch.autograd.grad((found * weights).sum(), model.positions)[0]
+            for found in (model.embed(pictures), expected)
+        )
+        torch.testing.assert_close(own, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_masked_patches_are_the_token_at_their_places() -> None:
+    model, token = made(TINY), torch.linspace(-1, 1, 16).requires_grad_()
+    masked = torch.zeros(2, 9, dtype=torch.bool)
+    masked[0, [0, 5]] = masked[1, 8] = True
+    found, plain = model.embed(images(), masked, token), model.embed(images())
+    assert torch.equal(found[~masked], plain[~masked])
+    places = model.positions[1:].expand(2, 9, 16)[masked]
+    assert torch.equal(found[masked], token + places)
+    assert torch.equal(torch.autograd.grad(found.sum(), token)[0], torch.full((16,), 3.0))
+    assert torch.equal(model(images(), masked=masked, mask_token=token), model.encode(found))
+    none = model.embed(images(), torch.zeros_like(masked), token)
+    assert torch.equal(none, plain)
 
 
 def test_two_views_of_a_sample_drop_other_branches() -> None:

@@ -195,5 +195,7 @@ def test_the_lr_scale_of_a_group_scales_its_step(kind: str) -> None:
 def test_unknown_parts_and_keys_are_refused(kind: str) -> None:
     with refuses("optim.lr_scales", "'haed'"):
         config_of(kind, lr_scales={"haed": 2.0}).build(named_parameters())
+    with refuses("optim.constant_lr", "'haed'"):
+        config_of(kind, constant_lr=("haed",)).build(named_parameters())
     with refuses("no_such_key", "unknown"):
         config_of(kind).override({"no_such_key": 1})

@@ -255,6 +255,8 @@ class OptimizerConfig(Choice, ABC):
     """Factor of the learning rate per layer, from the head to the input."""
     lr_scales: dict[str, Annotated[float, Field(ge=0)]] = Field({})
     """Part of a parameter's name -> factor of its learning rate; several matches multiply."""
+    constant_lr: tuple[str, ...] = ()
+    """Parameters whose name contains one of these keep the peak learning rate, without schedule."""
     clip_norm: float | None = Field(None, gt=0, le=1e6)
     """Global gradient norm to clip to; none for no clipping."""
 
@@ -262,8 +264,9 @@ class OptimizerConfig(Choice, ABC):
     def build(self, named_parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """Make the optimizer.
 
-        The executor multiplies the step's learning rate by ``group["lr_scale"]`` and writes the
-        result to ``group["lr"]``. A parameter's state holds tensors only and is created by its
+        The executor multiplies the step's learning rate, or the peak where
+        ``group["constant_lr"]``, by ``group["lr_scale"]`` and writes the result to
+        ``group["lr"]``. A parameter's state holds tensors only and is created by its
         first step, or by `Executor.match_state` before a checkpoint is read into it.
 
         Raises:

@@ -181,6 +181,9 @@ class Objective(nn.Module, ABC):
     statistics_group: int | None = None
     """How many consecutive samples of a step share statistics in the encoder's batch
     normalisation; None: no batch normalisation, or statistics of each micro-batch."""
+    exchange_group: int | None = None
+    """How many consecutive samples of a step must be in one micro-batch because they exchange their
+    places, a multiple of `statistics_group`; None: none do."""
     frozen_parts: tuple[str, ...] = ()
     """Name prefixes of parameters that this step does not update: no gradient, weight decay or
     moments. Set in `before_step`."""

@@ -11,7 +11,7 @@ from quadriga.engine.build import build_to_try, check_shapes, device_of
 from quadriga.engine.logs.profile import check_profile
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan, make_plan
-from quadriga.engine.step.statistics import ranks_of_group
+from quadriga.engine.step.statistics import check_exchange, ranks_of_group
 from quadriga.engine.tasks import errors_of, task_configs
 from quadriga.errors import UserError
 from quadriga.loggers import check_kinds, check_loggers
@@ -131,6 +131,8 @@ def check_start(
         check_shapes(config, objective)
     if (group := objective.statistics_group) is not None:
         ranks_of_group(group, deal(plan.batch_size, plan.world_size, plan.accumulate))
+    if (group := objective.exchange_group) is not None:
+        check_exchange(group, deal(plan.batch_size, plan.world_size, plan.accumulate))
     _check_independence(config, objective)
     check_weights(config)
     _check_keep_best(config)

@@ -7,7 +7,7 @@ recomputes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -19,41 +19,53 @@ from quadriga.losses.cross_entropy import CHUNK_ELEMENTS, types_as_written
 
 
 def prototype_cross_entropy(
-    rows: Float[Tensor, "rows width"],
+    rows: Float[Tensor, "images views width"],
     prototypes: Float[Tensor, "prototypes width"],
     temperature: float,
-    target_rows: Float[Tensor, "rows width"],
+    target_rows: Float[Tensor, "images targets width"],
     target_prototypes: Float[Tensor, "prototypes width"],
     target_temperature: float,
-    target_offset: Float[Tensor, " prototypes"],
+    target_offset: Float[Tensor, "*targets prototypes"],
+    pairs: Sequence[Sequence[float]] = ((1.0,),),
+    weights: Float[Tensor, " images"] | None = None,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Return the cross-entropy between two distributions over prototypes, summed over the rows.
+    """Return the cross-entropy between distributions over prototypes, summed over the images.
 
-    ``-sum_k q_k log p_k`` with ``p = softmax(rows @ prototypes.T / temperature)`` and
-    ``q = softmax(target_rows @ target_prototypes.T / target_temperature + target_offset)``. q gets
-    no gradient. Its products are computed in float32 even under autocast, because the low
-    temperature would amplify the rounding of a narrow dtype.
+    For each image the sum over its views v and targets t of ``-pairs[v][t] sum_k q_tk log p_vk``
+    with ``p_v = softmax(row_v @ prototypes.T / temperature)`` and ``q_t = softmax(target_row_t @
+    target_prototypes.T / target_temperature + target_offset_t)``. q gets no gradient. Its products
+    are computed in float32 even under autocast, because the low temperature would amplify the
+    rounding of a narrow dtype. V views and T targets cost V + T softmaxes, whatever the pairs.
 
     Args:
-        rows: One per target; may have no rows.
+        rows: The views of each image; there may be no images.
         prototypes: Prototypes of p.
         temperature: Temperature of p.
         target_rows: The rows of q.
         target_prototypes: Prototypes of q.
         target_temperature: Temperature of q.
-        target_offset: Added to the logits of q: ``-centre / target_temperature`` in DINO, the
-            result of `sinkhorn_offset` in SwAV.
-        chunk_elements: Maximum number of scores in memory at once; at least one row.
+        target_offset: Added to the logits of q, for all targets or for each: ``-centre /
+            target_temperature`` in DINO, the result of `sinkhorn_offset` in SwAV.
+        pairs: For each view the weight of each target.
+        weights: Weight of each image in the sum; None: 1.
+        chunk_elements: Maximum number of scores of views, and of targets, in memory at once; at
+            least those of one image.
 
     Returns:
-        float32 sums over the rows, in nats: of the loss, and of q's entropy, without a graph.
+        float32 sums, in nats: of the loss, and of the entropy of each image's q_t, without a graph.
     """
-    size = max(1, chunk_elements // prototypes.shape[0])
-    fixed = (target_prototypes.detach(), target_temperature, target_offset.detach())
+    views, targets = rows.shape[1], target_rows.shape[1]
+    size = max(1, chunk_elements // (prototypes.shape[0] * max(views, targets)))
+    if weights is None:
+        weights = rows.new_ones(rows.shape[0], dtype=torch.float32)
+    fixed = (target_prototypes.detach(), target_temperature, target_offset.detach(), pairs)
     loss, entropy = rows.new_zeros((), dtype=torch.float32), rows.new_zeros((), dtype=torch.float32)
-    for own, target in zip(
-        torch.split(rows, size), torch.split(target_rows.detach(), size), strict=True
+    for own, target, weight in zip(
+        torch.split(rows, size),
+        torch.split(target_rows.detach(), size),
+        torch.split(weights, size),
+        strict=True,
     ):
         chunk_loss, chunk_entropy = checkpoint(
             _chunk,
@@ -62,11 +74,24 @@ def prototype_cross_entropy(
             temperature,
             target,
             *fixed,
+            weight,
             use_reentrant=False,
             preserve_rng_state=False,
         )
         loss, entropy = loss + chunk_loss, entropy + chunk_entropy.detach()
     return loss, entropy
+
+
+def crossed(views: int, targets: int = 2) -> list[list[float]]:
+    """Return the pairs of each view with the targets that are not the view itself.
+
+    The targets are those of the first `targets` views. The weights sum to 1, so that the sum over
+    the pairs is their mean.
+    """
+    weight = 1.0 / (targets * (views - 1))
+    return [
+        [0.0 if view == target else weight for target in range(targets)] for view in range(views)
+    ]
 
 
 def _chunk(
@@ -77,14 +102,26 @@ def _chunk(
     target_prototypes: Tensor,
     target_temperature: float,
     target_offset: Tensor,
+    pairs: Sequence[Sequence[float]],
+    weights: Tensor,
 ) -> tuple[Tensor, Tensor]:
     with torch.no_grad(), types_as_written(rows.device.type):
         scores = target_rows.float() @ target_prototypes.float().t()
-        targets = functional.log_softmax(scores / target_temperature + target_offset, dim=1)
+        targets = functional.log_softmax(scores / target_temperature + target_offset, dim=-1)
         probabilities = targets.exp()
-        entropy = -(probabilities * targets).sum()
+        entropy = -((probabilities * targets).sum(dim=(1, 2)) * weights).sum()
+        mixed = [_mixed(probabilities, row) * weights[:, None] for row in pairs]
     logits = (rows @ prototypes.t()).float() / temperature
-    return -(probabilities * functional.log_softmax(logits, dim=1)).sum(), entropy
+    logs = functional.log_softmax(logits, dim=-1)
+    parts = [-(own * logs[:, view]).sum() for view, own in enumerate(mixed)]
+    return sum(parts[1:], parts[0]), entropy
+
+
+def _mixed(probabilities: Tensor, weights: Sequence[float]) -> Tensor:
+    """Return the weighted sum over the targets: (images, prototypes)."""
+    # Python numbers, because a matrix would be copied from host to device in each chunk.
+    parts = [probabilities[:, target] * w for target, w in enumerate(weights) if w]
+    return sum(parts[1:], parts[0])
 
 
 @torch.no_grad()

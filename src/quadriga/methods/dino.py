@@ -27,8 +27,8 @@ from quadriga.contracts import (
     with_initial_values,
 )
 from quadriga.losses.cross_entropy import types_as_written
-from quadriga.losses.prototypes import prototype_cross_entropy
-from quadriga.methods.parts.encoders import encode, image_model, two_crops
+from quadriga.losses.prototypes import crossed, prototype_cross_entropy
+from quadriga.methods.parts.encoders import encode, encode_local_crops, image_model, two_crops
 from quadriga.methods.parts.teacher import follow, rising, start, teacher_of
 from quadriga.models.parts.heads import DINOHead, Prototypes
 from quadriga.models.parts.initialise import Filler, initialise
@@ -38,7 +38,7 @@ from quadriga.models.vit import ViT, ViTConfig
 
 @final
 class DINOConfig(ObjectiveConfig):
-    """Self-distillation without labels, on two views."""
+    """Self-distillation without labels, on two global crops and any number of local ones."""
 
     prototypes: int = Field(65_536, ge=2, le=2**24)
     """Number of prototypes, the outputs that the softmax runs over."""
@@ -135,30 +135,33 @@ class DINO(Objective):
     def forward(self, batch: Batch) -> LossOutput:
         """Sum the loss over the images: algorithm 1 of the paper.
 
-        ``H(t1, s2) / 2 + H(t2, s1) / 2`` with ``H(t, s) = -softmax((t - centre) / teacher
-        temperature) log softmax(s / student temperature)`` and the scores s and t of the student
-        and the teacher.
+        The mean over the pairs of different views of ``H(t, s) = -softmax((t - centre) / teacher
+        temperature) log softmax(s / student temperature)``, with the scores t of the teacher for a
+        global crop and s of the student for any crop (eq. 3).
         """
         crops, key = two_crops(batch, "dino"), batch["key"]
-        students = [
-            self.head(encode(self.encoder, crop, randomness.pass_keys(key, f"crop {number}")))
+        encoded = [
+            encode(self.encoder, crop, randomness.pass_keys(key, f"crop {number}"))
             for number, crop in enumerate(crops)
         ]
+        encoded += encode_local_crops(self.encoder, batch)
+        students = self.head(torch.cat(encoded)).view(len(encoded), len(key), -1)
         with torch.no_grad():
             teachers = [self.teacher_head(encode(self.teacher_encoder, crop)) for crop in crops]
             directions = self.teacher_prototypes()
         loss, entropy = prototype_cross_entropy(
-            torch.cat([students[1], students[0]]),
+            students.transpose(0, 1),
             self.prototypes(),
             self.config.student_temperature,
-            torch.cat(teachers),
+            torch.stack(teachers, dim=1),
             directions,
             self.teacher_temperature,
             -self.centre / self.teacher_temperature,
+            crossed(len(encoded)),
         )
         count = loss.new_full((), len(key))
         return LossOutput(
-            {"loss": Term(loss / 2, count)},
+            {"loss": Term(loss, count)},
             {
                 "teacher_entropy": (entropy / 2, count),
                 "teacher_temperature": (self.teacher_temperature * count, count),

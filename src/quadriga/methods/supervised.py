@@ -94,9 +94,9 @@ class Supervised(Objective):
 
     def forward(self, batch: Batch) -> LossOutput:
         """Sum the loss over the samples; labels are smoothed only in training mode."""
-        scores = self.scores(
-            one_view(batch, "supervised"), randomness.pass_keys(batch["key"], _PASS)
-        )
+        images = one_view(batch, "supervised")
+        self.encoder.check_size(images)
+        scores = self.scores(images, randomness.pass_keys(batch["key"], _PASS))
         return _output(scores, batch, self.config, self.training)
 
     def scores(
@@ -153,7 +153,9 @@ class SupervisedStage(Stage):
     ) -> Tensor | LossOutput:
         """Map the previous stage's output to the next one's input, or to the loss."""
         keys = randomness.pass_keys(batch["key"], _PASS)
-        hidden = self.encoder(hidden, one_view(batch, "supervised"), keys)
+        images = one_view(batch, "supervised")
+        self.encoder.check_size(images)
+        hidden = self.encoder(hidden, images, keys)
         if not self.is_last:
             return hidden
         scores = self.head(self.encoder.pooled(hidden))

@@ -1,8 +1,8 @@
 """SwAV (Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster
 Assignments", NeurIPS 2020, arXiv:2006.09882).
 
-Two views of each image are compared with prototypes. The assignment of one view, balanced over the
-prototypes, is predicted from the other view.
+Views of each image are compared with prototypes. The assignment of a global crop, balanced over the
+prototypes, is predicted from each other view.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from quadriga.contracts import (
 )
 from quadriga.distributed.collectives import slice_of
 from quadriga.distributed.slots import Slots
-from quadriga.losses.prototypes import prototype_cross_entropy, sinkhorn_offset
-from quadriga.methods.parts.encoders import encode, image_model, two_crops
+from quadriga.losses.prototypes import crossed, prototype_cross_entropy, sinkhorn_offset
+from quadriga.methods.parts.encoders import encode, encode_local_crops, image_model, two_crops
 from quadriga.models.parts.heads import ProjectionHead, Prototypes
 from quadriga.models.parts.initialise import Filler, initialise
 from quadriga.models.resnet import ResNetConfig
@@ -119,39 +119,43 @@ class SwAV(PooledObjective):
         self.is_queueing = config.queue > 0 and progress.epoch >= config.queue_start_epoch
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
-        """Encode the two views separately."""
-        return {
+        """Encode each view separately, and the local crops."""
+        rows = {
             name: encode(self.encoder, view, randomness.pass_keys(batch["key"], name)).float()
             for name, view in zip(_VIEWS, two_crops(batch, "swav"), strict=True)
         }
+        local = encode_local_crops(self.encoder, batch)
+        return rows | {f"local {n}": view.float() for n, view in enumerate(local)}
 
     def combine(self, rows: Rows, targets: Rows, slots: Slots) -> LossOutput:
-        """Sum the loss over this rank's images: ``l(z1, q2) / 2 + l(z2, q1) / 2`` (eq. 1 and 2).
+        """Sum the loss over this rank's images: eq. 1, 2 and 6.
 
-        ``l(z, q) = -sum_k q_k log softmax(z C^T / temperature)_k`` with the embeddings z of unit
-        length, the prototypes C and the assignments q of the other view. The views are projected
-        together: they share the statistics of the projector's batch normalisation.
+        The mean over the pairs of an assigned view and another one of ``l(z, q) = -sum_k q_k log
+        softmax(z C^T / temperature)_k`` with the embeddings z of unit length, the prototypes C and
+        the assignments q, which only the two global crops get. The views are projected together:
+        they share the statistics of the projector's batch normalisation.
         """
-        both = self.projector(torch.cat([rows[name] for name in _VIEWS]), slots.sum)
-        embeddings = functional.normalize(both.float(), dim=1).chunk(2)
+        every = self.projector(torch.cat(list(rows.values())), slots.sum)
+        embeddings = functional.normalize(every.float(), dim=1).chunk(len(rows))
+        assigned = embeddings[: len(_VIEWS)]
         prototypes = self.prototypes()
-        losses, entropies = [], []
-        for view, (own, other) in enumerate(zip(embeddings, reversed(embeddings), strict=True)):
-            loss, entropy = prototype_cross_entropy(
-                other,
-                prototypes,
-                self.config.temperature,
-                own,
-                prototypes,
-                self.config.epsilon,
-                self._offset(own.detach(), prototypes.detach(), view, slots),
-            )
-            losses.append(loss / 2)
-            entropies.append(entropy / 2)
-        loss = losses[0] + losses[1]
-        count = loss.new_full((), len(embeddings[0]))
-        metrics = {"assignment_entropy": (entropies[0] + entropies[1], count)}
-        kept = {"embeddings": torch.stack(embeddings, dim=1).detach()} if self.is_queueing else {}
+        offsets = [
+            self._offset(own.detach(), prototypes.detach(), view, slots)
+            for view, own in enumerate(assigned)
+        ]
+        loss, entropy = prototype_cross_entropy(
+            torch.stack(embeddings, dim=1),
+            prototypes,
+            self.config.temperature,
+            torch.stack(assigned, dim=1),
+            prototypes,
+            self.config.epsilon,
+            torch.stack(offsets),
+            crossed(len(embeddings)),
+        )
+        count = loss.new_full((), len(assigned[0]))
+        metrics = {"assignment_entropy": (entropy / len(_VIEWS), count)}
+        kept = {"embeddings": torch.stack(assigned, dim=1).detach()} if self.is_queueing else {}
         return LossOutput({"loss": Term(loss, count)}, metrics, rows=kept)
 
     def _offset(

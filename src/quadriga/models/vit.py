@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
@@ -13,9 +14,10 @@ from torch.nn import functional
 from quadriga import randomness
 from quadriga.contracts import ModelConfig, with_initial_values
 from quadriga.errors import UserError, nearest_divisors, nearest_multiples
+from quadriga.losses.cross_entropy import types_as_written
 from quadriga.models.parts.initialise import Filler, initialise
 from quadriga.models.parts.patches import patchify
-from quadriga.models.parts.positions import sincos_table
+from quadriga.models.parts.positions import resampling, sincos_table
 from quadriga.models.parts.transformer import Block, BlockShape, Dropout, drop_path_rates
 
 
@@ -157,9 +159,18 @@ class EmbedsPatches(nn.Module):
                 filler.normal(name)
 
     def patches(
-        self, images: Float[Tensor, "batch channels side side"]
+        self, images: Float[Tensor, "batch channels rows columns"]
     ) -> Float[Tensor, "batch patches pixels"]:
-        """Cut images into patches (`patchify`).
+        """Cut images of the model's size into patches (`patchify`).
+
+        Raises:
+            UserError: See `check_size`.
+        """
+        self.check_size(images)
+        return patchify(images, self.config.patch_px)
+
+    def check_size(self, images: Float[Tensor, "batch channels rows columns"]) -> None:
+        """Check that images have the model's size, for those who train it at one size.
 
         Raises:
             UserError: The images have another size or number of channels than the model's.
@@ -170,7 +181,6 @@ class EmbedsPatches(nn.Module):
                 f"images must have the model's channels, height and width {expected}, but have "
                 f"{tuple(images.shape[1:])}; set model.image_px to the size of the views"
             )
-        return patchify(images, self.config.patch_px)
 
     def embed_patches(
         self,
@@ -189,10 +199,55 @@ class EmbedsPatches(nn.Module):
         return projected + place
 
     def embed(
-        self, images: Float[Tensor, "batch channels side side"]
+        self,
+        images: Float[Tensor, "batch channels rows columns"],
+        masked: Bool[Tensor, "batch patches"] | None = None,
+        mask_token: Float[Tensor, " width"] | None = None,
     ) -> Float[Tensor, "batch patches width"]:
-        """Return the tokens of all patches of the images, without class token and registers."""
-        return self.embed_patches(self.patches(images))
+        """Return the tokens of all patches of the images, without class token and registers.
+
+        The images may have any size, to whose grid the position embeddings are resampled. Masked
+        patches are replaced before their positions are added (Bao et al., "BEiT", 2022,
+        arXiv:2106.08254, section 2.3).
+
+        Args:
+            images: Height and width are multiples of the patch's side.
+            masked: True for patches that `mask_token` replaces; None: none.
+            mask_token: Takes the place of a projected patch; a parameter of the method.
+
+        Raises:
+            UserError: The patch does not divide the images' height and width, or they have another
+                number of channels.
+        """
+        config, side = self.config, self.config.patch_px
+        channels, height, width = images.shape[1:]
+        if channels != config.channels or height % side or width % side:
+            raise UserError(
+                f"images must have {config.channels} channels and a height and width that "
+                f"model.patch_px ({side}) divides, but have {(channels, height, width)}; set the "
+                "size of the views to a multiple, or model.channels"
+            )
+        projected: Tensor = self.patch_projection(patchify(images, side))
+        if masked is not None and mask_token is not None:
+            token = mask_token.to(projected.dtype)
+            projected = torch.where(masked[:, :, None], token, projected)
+        return projected + self.places((height // side, width // side))
+
+    def places(self, grid: tuple[int, int]) -> Float[Tensor, "patches width"]:
+        """Return the position embeddings of the patches of a grid of rows and columns."""
+        table = self.positions[int(self.config.class_token) :]
+        if grid == (self.config.grid, self.config.grid):
+            return table
+        key = (grid, table.device)
+        if key not in self._resamplings:
+            self._resamplings[key] = resampling(self.config.grid, grid).to(table.device)
+        with types_as_written(table.device.type):
+            return self._resamplings[key] @ table
+
+    @functools.cached_property
+    def _resamplings(self) -> dict[tuple[tuple[int, int], torch.device], Tensor]:
+        """Matrices by grid and device: making one again would copy from host to device."""
+        return {}
 
     def with_prefix(
         self, tokens: Float[Tensor, "batch taken width"]
@@ -266,15 +321,20 @@ class ViT(EmbedsPatches):
 
     def forward(
         self,
-        images: Float[Tensor, "batch channels side side"],
+        images: Float[Tensor, "batch channels rows columns"],
         keys: Int[Tensor, " batch"] | None = None,
+        masked: Bool[Tensor, "batch patches"] | None = None,
+        mask_token: Float[Tensor, " width"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
-        """Return the encoded tokens of images: the prefix, then all patches."""
-        return self.encode(self.embed(images), keys)
+        """Return the encoded tokens of images: the prefix, then all patches.
+
+        `masked` and `mask_token` as for `embed`, `keys` as for `encode`.
+        """
+        return self.encode(self.embed(images, masked, mask_token), keys)
 
     def features(
         self,
-        images: Float[Tensor, "batch channels side side"],
+        images: Float[Tensor, "batch channels rows columns"],
         keys: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch width"]:
         """Return one vector per image: the class token, or the mean of the patches (`pool`)."""
@@ -311,7 +371,7 @@ class ViTSlice(EmbedsPatches):
     def forward(
         self,
         tokens: Float[Tensor, "batch tokens width"] | None,
-        images: Float[Tensor, "batch channels side side"],
+        images: Float[Tensor, "batch channels rows columns"],
         keys: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
         """Apply the blocks; `tokens` is the output of the previous slice, None for the first.

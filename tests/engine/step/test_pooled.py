@@ -23,6 +23,17 @@ VIT = ["model.width=32", "model.depth=3", "model.heads=2"]
 METHODS = {
     "moco_v3": ["recipe=moco_v3_digits", *VIT, "model.drop_path=0.2"],
     "dino": ["recipe=dino_digits", *VIT, "model.drop_path=0.2", "objective.frozen_epochs=0"],
+    "moco": [
+        "recipe=swav_digits",
+        "smooth",
+        "train.batch_size=64",
+        *(f"{part}.image_px=16" for part in ("data", "views", "model")),
+        "objective.kind=moco",
+        "objective.hidden_width=none",
+        "objective.queue=200",
+        "objective.statistics_group=2",
+        "objective.shuffled_groups=2",
+    ],
     "swav": [
         "recipe=swav_digits",
         "smooth",
@@ -33,6 +44,10 @@ METHODS = {
         "objective.frozen_epochs=0",
     ],
 }
+QUICK_OR_LONG = [
+    pytest.param(name, marks=pytest.mark.long if name == "moco" else ()) for name in METHODS
+]
+"""MoCo without its shuffle has a shorter test beside those of the other methods."""
 LAYOUTS = [
     (ranks, accumulate, how)
     for ranks in (1, 2, 4)
@@ -66,7 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("pooled")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", QUICK_OR_LONG)
 @pytest.mark.parametrize(
     "layout",
     [
@@ -89,12 +104,11 @@ def test_the_step_is_that_of_one_rank_and_one_micro_batch(
         )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", QUICK_OR_LONG)
 def test_the_comparison_is_not_empty(folder: Path, method: str) -> None:
     found = trained(folder, method, *LAYOUTS[0])
     assert (found["grad_norms"] > 1e-4).all()
     assert found["losses"].unique().numel() == 5
     names = " ".join(found)
-    assert {"moco_v3": "teacher", "dino": "center", "swav": "queue"}[method] in names.replace(
-        "centre", "center"
-    )
+    state = {"moco_v3": "teacher", "dino": "centre", "swav": "queue", "moco": "queue"}
+    assert state[method] in names

@@ -61,3 +61,23 @@ def ranks_of_group(group: int, shares: Sequence[Sequence[range]]) -> int:
         f"{' and '.join(map(str, sorted(sizes)))} samples on {len(shares)} ranks; change it, "
         "train.batch_size or train.accumulate"
     )
+
+
+def check_exchange(group: int, shares: Sequence[Sequence[range]]) -> None:
+    """Check that samples which exchange their places are in one micro-batch.
+
+    Args:
+        group: `Objective.exchange_group`.
+        shares: For each rank the slots of each of its micro-batches.
+
+    Raises:
+        UserError: They are not.
+    """
+    sizes = {len(slots) for share in shares for slots in share}
+    if any(size % group for size in sizes):
+        raise UserError(
+            f"objective.statistics_group times objective.shuffled_groups must divide every "
+            f"micro-batch, but is {group} for micro-batches of "
+            f"{' and '.join(map(str, sorted(sizes)))} samples; change them, train.batch_size or "
+            "train.accumulate"
+        )

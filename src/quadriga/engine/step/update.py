@@ -130,7 +130,8 @@ class Update:
         """Step the optimizer on gradients that are multiplied by `Verdict.factors`."""
         lr = self.lr(progress)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
+            rate = self._plan.lr if group["constant_lr"] else lr
+            group["lr"] = rate * group["lr_scale"]
         self.optimizer.step()
 
     def update_ema(self, progress: Progress) -> None:

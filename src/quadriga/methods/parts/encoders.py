@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from quadriga import randomness
 from quadriga.contracts import Batch, ModelConfig
 from quadriga.errors import UserError
 from quadriga.models.resnet import ResNet, ResNetConfig
@@ -78,3 +80,22 @@ def two_crops(
         )
     first, second = batch["crops"].unbind(1)
     return first, second
+
+
+def encode_local_crops(
+    encoder: ViT | ResNet, batch: Batch
+) -> list[Float[Tensor, "batch features"]]:
+    """Return one vector per image of each of the batch's local crops; none where it has none.
+
+    Vision transformers encode all at once; a ResNet one after another, so that the samples that
+    share statistics of its batch normalisation are the same for each crop.
+    """
+    if "local_crops" not in batch:
+        return []
+    crops, key = batch["local_crops"], batch["key"]
+    if not isinstance(encoder, ViT):
+        return [encode(encoder, crop) for crop in crops.unbind(1)]
+    keys = [randomness.pass_keys(key, f"local crop {n}") for n in range(crops.shape[1])]
+    # Crop by crop, so that the result is cut into views without a copy.
+    images = crops.transpose(0, 1).flatten(0, 1)
+    return list(encoder.features(images, torch.cat(keys)).chunk(len(keys)))

@@ -89,3 +89,23 @@ def interpolate_table(
     )
     new = new.permute(0, 2, 3, 1).reshape(-1, width).to(table.dtype)
     return torch.cat([table[:prefix], new])
+
+
+def resampling(side: int, grid: tuple[int, int]) -> Float[Tensor, "new old"]:
+    """Return the matrix that resamples the values of a square grid to another grid, bicubically.
+
+    Its product with a table of ``side * side`` rows is what `interpolate_table` computes. A plain
+    product is deterministic on a GPU in both directions, which bicubic interpolation is not.
+
+    Args:
+        side: Rows and columns of the old grid.
+        grid: Rows and columns of the new grid.
+
+    Returns:
+        float32 on the CPU; both grids in row-major order.
+    """
+    cells = side * side
+    # One channel for each old cell, which is 1 there and 0 elsewhere.
+    identity = torch.eye(cells, dtype=torch.float32, device="cpu").view(1, cells, side, side)
+    new = functional.interpolate(identity, size=grid, mode="bicubic", align_corners=False)
+    return new.view(cells, -1).t().contiguous()

@@ -93,12 +93,7 @@ def lr_scales_of(
     Raises:
         UserError: A part is in no name, or there are no layers to decay over.
     """
-    for part in lr_scales:
-        if not any(part in name for name in names):
-            raise UserError(
-                f"optim.lr_scales must name parts of trainable parameters, but {part!r} is in "
-                f"none of them, such as {names[0] if names else '(none)'}; mend or remove it"
-            )
+    _require_parts("lr_scales", lr_scales, names)
     own = [
         math.prod((factor for part, factor in lr_scales.items() if part in name), start=1.0)
         for name in names
@@ -111,6 +106,15 @@ def lr_scales_of(
     ]
 
 
+def _require_parts(field: str, parts: Iterable[str], names: Sequence[str]) -> None:
+    for part in parts:
+        if not any(part in name for name in names):
+            raise UserError(
+                f"optim.{field} must name parts of trainable parameters, but {part!r} is in "
+                f"none of them, such as {names[0] if names else '(none)'}; mend or remove it"
+            )
+
+
 def decay_groups(
     named_parameters: Sequence[tuple[str, nn.Parameter]],
     weight_decay: float,
@@ -119,6 +123,7 @@ def decay_groups(
     lr_scales: Mapping[str, float] = MappingProxyType({}),
     settings: Settings | None = None,
     decay_vectors: bool = False,
+    constant_lr: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Split trainable parameters into the fewest groups that the rules allow.
 
@@ -131,16 +136,20 @@ def decay_groups(
         lr_scales: Part of a name -> factor of the learning rate.
         settings: Further settings of a parameter's group; a ``lr_scale`` among them multiplies.
         decay_vectors: Whether scalars and vectors have weight decay.
+        constant_lr: A parameter's learning rate is constant if its name contains one of these.
 
     Returns:
         Non-empty groups, those with weight decay first, then in the order of their first
-        parameter, each with ``params``, ``weight_decay``, ``lr_scale`` and those of `settings`.
+        parameter, each with ``params``, ``weight_decay``, ``lr_scale``, ``constant_lr`` and those
+        of `settings`.
 
     Raises:
         UserError: A rule names a part or a layer that no parameter belongs to.
     """
     trained = [(name, p) for name, p in named_parameters if p.requires_grad]
-    scales = lr_scales_of([name for name, _ in trained], layer_decay, lr_scales)
+    names = [name for name, _ in trained]
+    scales = lr_scales_of(names, layer_decay, lr_scales)
+    _require_parts("constant_lr", constant_lr, names)
     merged: dict[tuple[tuple[str, Any], ...], dict[str, Any]] = {}
     for (name, parameter), scale in zip(trained, scales, strict=True):
         added = dict(settings(name, parameter)) if settings is not None else {}
@@ -149,6 +158,7 @@ def decay_groups(
             **added,
             "weight_decay": 0.0 if exempt else weight_decay,
             "lr_scale": scale * added.get("lr_scale", 1.0),
+            "constant_lr": any(part in name for part in constant_lr),
         }
         group = merged.setdefault(tuple(sorted(rules.items())), {"params": [], **rules})
         group["params"].append(parameter)
@@ -169,6 +179,7 @@ def groups_of(
         config.lr_scales,
         settings,
         config.decay_vectors,
+        config.constant_lr,
     )
 
 

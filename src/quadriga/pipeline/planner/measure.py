@@ -273,7 +273,9 @@ def _update_seconds(config: RunConfig, unit: Stage, device: torch.device) -> flo
     named = [(n, p) for n, p in unit.named_parameters() if p.requires_grad]
     if not named:
         return 0.0
-    optimizer = config.optim.override({"layer_decay": 1.0, "lr_scales": "{}"}).build(named)
+    optimizer = config.optim.override(
+        {"layer_decay": 1.0, "lr_scales": "{}", "constant_lr": ()}
+    ).build(named)
     taken = []
     for _ in range(2 + REPEATS):
         for _, parameter in named:

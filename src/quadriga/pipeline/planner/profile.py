@@ -443,7 +443,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 def _state_rates(named: Mapping[str, nn.Parameter], optim: OptimizerConfig) -> dict[str, int]:
     """Return the bytes of optimizer state per element of each parameter."""
     # Without layer-wise decay: it needs the layers of the whole model, and adds no state.
-    rules = optim.override({"layer_decay": 1.0, "lr_scales": "{}"})
+    rules = optim.override({"layer_decay": 1.0, "lr_scales": "{}", "constant_lr": ()})
     small = {
         name: nn.Parameter(torch.zeros([min(size, 2) for size in p.shape]))
         for name, p in named.items()
