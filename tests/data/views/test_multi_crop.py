@@ -14,8 +14,8 @@ from quadriga.config.base import construct
 from quadriga.contracts import ViewsConfig, stack
 from quadriga.data.images.decode import Box
 from quadriga.data.images.record import ImageRecord
+from quadriga.data.views.batched import cropped
 from quadriga.data.views.crops import normalise, random_box
-from quadriga.data.views.making import cropped
 from quadriga.data.views.multi_crop import MultiCropConfig
 from quadriga.data.views.policies import PRESETS, Policy, ViewDraws, draw_view
 from quadriga.randomness import Stream, fold
