@@ -144,6 +144,39 @@ def test_a_run_goes_on_with_the_code_it_began_with(
     assert train(f"{kept}:own", tmp_path / "run", "--resume") == 0
 
 
+PROTOCOL = """
+from quadriga.contracts import EvaluationResult, Evaluator, EvaluatorConfig
+
+
+class Twice(EvaluatorConfig):
+    number: int = 1
+
+    def build(self):
+        return Doubling(self.number)
+
+
+class Doubling(Evaluator):
+    def __init__(self, number):
+        self.number = number
+
+    def run(self, context):
+        return EvaluationResult("twice", {"doubled": 2.0 * self.number})
+"""
+
+
+def test_a_protocol_of_ones_own_takes_overrides(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("mae_digits", tmp_path / "run") == 0
+    (tmp_path / "mine.py").write_text(PROTOCOL)
+    for word, doubled in (("Twice.number=4", "8"), ("./mine.py:Twice.number=5", "10")):
+        assert run(["eval", "run", "./mine.py:Twice", word]) == 0
+        assert f"doubled {doubled}" in capsys.readouterr().out
+    for word, near in (("number=6", "Twice.number"), ("Twice.numbre=6", "number")):
+        assert run(["eval", "run", "./mine.py:Twice", word]) == 2
+        assert near in error_of(capsys)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from PIL import Image
 from errors import assert_command_refused, assert_says
 from pictures import encoded, noise, write, write_classes, write_tar
 from quadriga.cli.entry import run
+from quadriga.data.images.decode import readable_formats, readable_suffixes
 from tiny import read_metrics
 
 TINY = [
@@ -90,6 +93,20 @@ def photos(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.fixture
+def without_heif(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Hide the extra's package, as well as what its plug-in left in Pillow."""
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    caches = readable_formats, readable_suffixes
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.mark.usefixtures("without_heif")
 @pytest.mark.parametrize("words", [["--dry-run"], []])
 def test_one_line_says_what_was_found_and_skipped(
     photos: Path, capsys: pytest.CaptureFixture[str], words: list[str]
@@ -100,6 +117,18 @@ def test_one_line_says_what_was_found_and_skipped(
     line = next(line for line in lines if "skipped" in line)
     assert_says(line, "51 images", "2 classes", "stray.jpg", "2 with suffix .heic", "cat/1.heic")
     assert_says(line, ".DS_Store", "__MACOSX/", "empty/")
+    assert_says(line, "2 with suffix .heic, which needs pip install 'quadriga[heic]', (cat/1.heic")
+
+
+def test_heic_is_read_with_its_extra(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    write_classes(tmp_path / "photos", ["cat", "dog"], 2)
+    heif.from_pillow(Image.fromarray(noise(16, 16))).save(tmp_path / "photos" / "cat" / "x.HEIC")
+    command = train(f"data.root={tmp_path / 'photos'}", RECONSTRUCTION, "--dry-run")
+    assert run(command) == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if "classes in" in x)
+    assert_says(line, "5 images")
+    assert "skipped" not in line
 
 
 def test_the_held_out_pictures_are_shared_out_by_class(

@@ -41,6 +41,7 @@ def test_who_leaves_alone_destroys_no_communicator(
 ) -> None:
     group, place = Group(), torch.device(device)
     monkeypatch.setattr(f"{MODULE}.dist", group)
+    monkeypatch.setattr(f"{MODULE}.distributed_c10d", Group())
     monkeypatch.setattr(f"{MODULE}.pick_device", lambda name, rank: place)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(f"{MODULE}.meet", lambda *arguments: None)

@@ -59,6 +59,32 @@ def test_waiting_ends_with_one_line(tmp_path: Path, rank: int) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+ONLY_MEETS = """
+import os, sys, time
+from datetime import timedelta
+import torch.distributed as dist
+store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), 2, False, timedelta(seconds=60))
+store = dist.PrefixStore("quadriga/attempt_0", store)
+store.set("joined/1", "")
+store.add("number", 1)
+store.set("complete", "")
+time.sleep(100)
+"""
+
+
+def test_ranks_that_met_but_cannot_connect_give_up(tmp_path: Path) -> None:
+    port = str(free_port())
+    first = start(tmp_path, 0, "health.join_minutes=0.05", MASTER_PORT=port)
+    other = subprocess.Popen([quadriga()[0], "-c", ONLY_MEETS, port])
+    try:
+        done = finished(first)
+    finally:
+        other.kill()
+        other.wait()
+    assert_refused(done, "rank 0 of 2", "connect", "GLOO_SOCKET_IFNAME", "health.join_minutes")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_ranks_that_come_late_are_waited_for(tmp_path: Path) -> None:
     port = str(free_port())
     first = start(tmp_path, 1, MASTER_PORT=port)

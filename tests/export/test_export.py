@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from errors import assert_command_refused, assert_says, refuses
@@ -27,7 +28,7 @@ from quadriga.export.arguments import hf_arguments, timm_arguments
 from quadriga.export.export import ExportRequest, export
 from quadriga.export.safetensors import rebuild
 from quadriga.export.subject import Check, Subject, greatest_difference, keyed_images, read_back
-from tiny import tiny_run
+from tiny import read_checkpoint, tiny_run
 from trained_executor import Trained
 
 Capture = pytest.CaptureFixture[str]
@@ -72,6 +73,41 @@ def test_own_names_rebuild_the_model(trained: Path, tmp_path: Path, capsys: Capt
         ):
             assert torch.equal(tensor, value), name
     assert sorted(os.listdir(tmp_path)) == ["all.safetensors", "encoder.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "evaluated"),
+    [("dino_digits", "teacher"), pytest.param("moco_v3_digits", "student", marks=pytest.mark.long)],
+)
+def test_of_student_and_teacher_the_evaluated_one_is_exported(
+    tmp_path: Path, capsys: Capture, recipe: str, evaluated: str
+) -> None:
+    small = ["model.width=16", "model.depth=1", "model.heads=2", "objective.hidden_width=16"]
+    small += ["objective.prototypes=8"] if recipe == "dino_digits" else ["objective.output_width=8"]
+    words = ["train.steps=1", "train.batch_size=4", "train.device=cpu", "train.ranks=1"]
+    words += ["evaluation.protocols=[]", "loader.workers=0", "schedule.warmup_epochs=0"]
+    assert run(["train", recipe, *small, *words, "--work-dir", str(tmp_path / "run")]) == 0
+    held = read_checkpoint(tmp_path / "run", 1)
+    names = {"student": "objective.encoder.", "teacher": "objective.teacher_encoder."}
+    for options, network in ([], evaluated), (["--part", "student"], "student"):
+        capsys.readouterr()
+        output = str(tmp_path / "out.safetensors")
+        command = ["checkpoint", "export", str(tmp_path / "run"), output, "--to", "safetensors"]
+        assert run([*command, "--force", *options]) == 0
+        for name, tensor in load_file(output).items():
+            assert torch.equal(tensor, held[names[network] + name]), name
+        assert f"{network}'s encoder" in capsys.readouterr().out
+        with safe_open(output, "pt") as opened:
+            assert json.loads(opened.metadata()["quadriga"])["network"] == network
+
+
+def test_a_teacher_is_refused_where_there_is_none(trained: Path, capsys: Capture) -> None:
+    refused(
+        [trained, trained / "x.safetensors", "--to", "safetensors", "--part", "teacher"],
+        capsys,
+        "--part",
+        "no teacher",
+    )
 
 
 def test_moving_averages_are_exported(trained: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -216,7 +252,7 @@ def test_nothing_is_replaced_unasked(trained: Path, tmp_path: Path, capsys: Capt
         (["a", "--to", "hf", "--weights", "emma"], ("--weights", "raw, ema", "'emma'", "ema")),
         (
             ["a", "--to", "hf", "--part", "head"],
-            ("--part", "encoder, all", "'head'"),
+            ("--part", "teacher, all", "'head'"),
         ),
         (["a.bin", "--to", "safetensors"], ("OUTPUT", ".safetensors", "a.bin")),
         (

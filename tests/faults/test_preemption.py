@@ -182,7 +182,7 @@ def test_an_interrupt_saves_the_step(tmp_path: Path, ranks: int) -> None:
     again, stopped = errors.splitlines()
     assert_says(again, "Ctrl-C again")
     (saved,) = list_checkpoints(work_dir / "checkpoints")
-    assert_says(stopped, f"step {int(saved.name.removeprefix('step_'))}", "--resume")
+    assert_says(stopped, "SIGINT", f"step {int(saved.name.removeprefix('step_'))}", "--resume")
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])

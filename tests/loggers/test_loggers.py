@@ -38,7 +38,7 @@ def table(folder: Path) -> list[dict[str, str]]:
 def test_every_kind_round_trips_and_the_list_takes_names() -> None:
     from quadriga.engine.run_config import LogConfig
 
-    assert kinds(LoggerConfig) == ["csv", "mlflow", "tensorboard", "wandb"]
+    assert kinds(LoggerConfig) == ["csv", "mlflow", "mmengine", "tensorboard", "wandb"]
     for kind in kinds(LoggerConfig):
         config = LoggerConfig.from_dict({"kind": kind})
         assert LoggerConfig.from_dict(config.as_dict()) == config

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from incubations import hybrid_run, meta_run, train, whole
 from PIL import Image
+from safetensors.torch import load_file
 
 from errors import assert_command_refused, assert_says
+from quadriga.cli.entry import run
 from quadriga.config.provenance import Resolved
 from quadriga.engine.dry_run import dry_run
+from quadriga.weights.layouts.model_stages import document
+from tiny import assert_bit_equal, read_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +31,28 @@ def test_a_hybrid_is_assembled_before_it_is_exported(hybrid, tmp_path, capsys, f
     output = tmp_path / ("o" if form == "hf" else "o.safetensors")
     words = ["checkpoint", "export", hybrid, output, "--to", form, "--part", part]
     assert_command_refused(words, capsys, "modular.kind=assembly")
+
+
+@pytest.mark.parametrize("form", ["whole", "stages"])
+def test_a_meta_model_under_the_names_of_a_wrapper(hybrid, tmp_path, form):
+    """As DistributedDataParallel, or a model around the encoder, saves it."""
+    timm = tmp_path / "meta.safetensors"
+    words = ["checkpoint", "export", str(hybrid.with_name("meta")), str(timm)]
+    assert run([*words, "--to", "timm", "--part", "all"]) == 0
+    tensors = load_file(timm)
+    held = document(tensors, (1, 1)) if form == "stages" else {"state_dict": tensors}
+    if form == "stages":
+        held["model_stages"] = [wrapped(stage) for stage in held["model_stages"]]
+    held = {
+        name: wrapped(group) if name != "model_stages" else group for name, group in held.items()
+    }
+    torch.save(held, tmp_path / "meta.pth")
+    assert train(hybrid_run(tmp_path / "meta.pth", 0, steps=1), tmp_path / "run") == 0
+    assert_bit_equal(read_checkpoint(tmp_path / "run", 1), read_checkpoint(hybrid, 1))
+
+
+def wrapped(tensors):
+    return {f"module.backbone.{name}": tensor for name, tensor in tensors.items()}
 
 
 def test_a_hybrid_is_neither_planned_nor_pipelined(hybrid, tmp_path, capsys):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from errors import refuses
+from errors import assert_says, refuses
 from quadriga.cli.entry import run
 from quadriga.config.base import kinds
 from quadriga.contracts import ExecutorConfig, Share
@@ -60,6 +60,20 @@ def test_a_wrong_key_is_told_in_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     for name in named:
         assert name in line
+
+
+def test_micro_batches_that_fill_no_rounds_name_the_nearest_numbers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """7 of them on 3 stages would be 2 rounds of three and a half."""
+    words = ["executor.schedule=zero_bubble", "executor.stages=3", "model.depth=3", "--ranks", "3"]
+    assert run(["train", "bert_tiny_pydoc", *words, "train.accumulate=7", "--dry-run"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert_says(line, "train.accumulate", "6 and 8")
+    config = bert_tiny_pydoc().override({"executor.schedule": "zero_bubble", "model.depth": 3})
+    for number in (6, 8):
+        config = config.override({"executor.stages": 3, "train.accumulate": number})
+        config.executor.check(config, build_on_meta(config), 3)
 
 
 def test_a_kind_keeps_no_field_of_another() -> None:

@@ -146,7 +146,7 @@ def test_a_killed_node_is_started_again_as_often_as_allowed(tmp_path):
     [
         (signal.SIGTERM, signal.SIGTERM, 75),
         (signal.SIGUSR1, signal.SIGUSR1, 75),
-        (signal.SIGINT, signal.SIGTERM, 75),
+        (signal.SIGINT, signal.SIGUSR2, 75),
     ],
 )
 def test_signals_are_handed_on_and_nothing_more_is_started(tmp_path, number, handed_on, code):

@@ -81,7 +81,11 @@ def export(
     to: Annotated[str, typer.Option(help="safetensors, hf, timm or onnx.")],
     weights: Annotated[str, typer.Option(help="raw, or ema for their moving average.")] = "raw",
     part: Annotated[
-        str, typer.Option(help="encoder, or all: with the decoder and what else was learned.")
+        str,
+        typer.Option(
+            help="encoder (of a student and its teacher the one that the method evaluates), "
+            "student, teacher, or all: with the decoder and what else was learned."
+        ),
     ] = "encoder",
     config: Annotated[
         Path | None, typer.Option(help="The run's config.json, for a checkpoint that was moved.")
@@ -308,7 +312,7 @@ def export_checkpoint(
         output: The file or folder to write.
         to: The format.
         weights: raw or ema.
-        part: encoder or all.
+        part: encoder, student, teacher or all.
         config: The run's config.json, if it is not in the run's folder.
         force: Whether to replace an existing export.
 
@@ -334,7 +338,8 @@ def export_checkpoint(
     )
     with Console() as console:
         done = exports.export(request)
-        console.say(f"{part} of {done.checkpoint} ({weights} weights of step {done.step})")
+        what = part if done.network is None else f"the {done.network}'s encoder"
+        console.say(f"{what} of {done.checkpoint} ({weights} weights of step {done.step})")
         console.say(str(done.check))
         for file in done.files:
             console.say(f"written: {file}")

@@ -9,6 +9,7 @@ from quadriga.formatting import bytes_
 from quadriga.recipes.find import list_recipes, list_workflows
 
 OPTIONAL = {
+    "pillow_heif": "HEIC images (pip install 'quadriga[heic]')",
     "transformers": "checking exports to Hugging Face (pip install 'quadriga[hf]')",
     "onnxruntime": "exports to ONNX (pip install 'quadriga[onnx]')",
     "pyarrow": "text in parquet files (pip install 'quadriga[parquet]')",

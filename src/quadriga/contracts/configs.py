@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from quadriga.config.base import Choice
+from quadriga.config.base import Choice, Later
 from quadriga.contracts.data import Dataset, Split, TaskBlocks, Transform
 from quadriga.contracts.evaluation import Evaluator
 from quadriga.contracts.objective import Batch, Objective, Progress
@@ -205,6 +205,14 @@ class EvaluatorConfig(Choice, ABC):
 
     room: ClassVar[str] = "quadriga.evaluation"
 
+    every_epochs: float | None = Field(None, gt=0, le=1e6)
+    """Epochs between two evaluations by this protocol; none for those of
+    ``evaluation.every_epochs``."""
+
+    def values(self) -> dict[str, Any]:
+        """Return its kind and all values that decide what it finds."""
+        return {name: value for name, value in self.as_dict().items() if name != "every_epochs"}
+
     @abstractmethod
     def build(self) -> Evaluator:
         """Make the evaluator."""
@@ -245,6 +253,8 @@ class OptimizerConfig(Choice, ABC):
     )
     """Parameters whose name contains one of these have no weight decay, nor have scalars and
     vectors."""
+    decay_vectors: Later[bool] = False
+    """Whether scalars and vectors have weight decay like other parameters."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Factor of the learning rate per layer, from the head to the input."""
     lr_scales: dict[str, Annotated[float, Field(ge=0)]] = Field({})

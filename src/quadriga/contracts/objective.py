@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeVar, final, runtime_checkable
 
 import torch
@@ -186,6 +187,9 @@ class Objective(nn.Module, ABC):
     frozen_parts: tuple[str, ...] = ()
     """Name prefixes of parameters that this step does not update: no gradient, weight decay or
     moments. Set in `before_step`."""
+    healthy: Mapping[str, tuple[float, float]] = MappingProxyType({})
+    """Metric -> its lowest and highest value where the outputs have not collapsed; a run that stays
+    outside for ``health.collapse_steps`` is warned of."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> LossOutput:
@@ -253,13 +257,17 @@ class Objective(nn.Module, ABC):
 
     def after_step(
         self, progress: Progress, sums: Mapping[str, Tensor], rows: Mapping[str, Tensor]
-    ) -> None:
+    ) -> Mapping[str, Tensor] | None:
         """Update the state that follows the weights or the step's samples; once per step.
 
         Args:
             progress: The progress that `before_step` got.
             sums: `LossOutput.sums` summed over the whole step, the same on every rank.
             rows: `LossOutput.rows` of the whole step, in slot order, the same on every rank.
+
+        Returns:
+            Scalar metrics of the whole step that are no mean over samples, if there are any; a
+            step that is left out has none.
         """
         return None
 

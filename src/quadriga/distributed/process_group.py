@@ -11,10 +11,11 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from quadriga.distributed.allocator import keep_freed_memory
 from quadriga.distributed.environment import DistEnv, Launch, pick_device, read_launch, set_threads
-from quadriga.distributed.rendezvous import JOIN_MINUTES, meet
+from quadriga.distributed.rendezvous import JOIN_MINUTES, meet, without_errors
 from quadriga.errors import UserError
 
 
@@ -24,6 +25,7 @@ def process_group(
     environ: Mapping[str, str] | None = None,
     timeout_minutes: float = 30.0,
     join_minutes: float = JOIN_MINUTES,
+    backend: str | None = None,
 ) -> Iterator[DistEnv]:
     """Join the launcher's process group, and destroy it at the end.
 
@@ -32,6 +34,7 @@ def process_group(
         environ: Environment variables; this process's by default.
         timeout_minutes: How long a collective may take before it fails.
         join_minutes: How long the ranks wait for each other at the start.
+        backend: "gloo" for gloo's collectives between GPUs, as between CPUs; None for NCCL's.
 
     Yields:
         This process among the run's. A single process has no group.
@@ -55,7 +58,7 @@ def process_group(
     if launch.world_size == 1:
         yield env
         return
-    _join(launch, place, timedelta(minutes=timeout_minutes), join_minutes)
+    _join(launch, place, timedelta(minutes=timeout_minutes), join_minutes, backend)
     destroys = True
     try:
         yield env
@@ -79,22 +82,44 @@ def process_group(
             dist.destroy_process_group()
 
 
-def _join(launch: Launch, place: torch.device, timeout: timedelta, join_minutes: float) -> None:
+def _join(
+    launch: Launch,
+    place: torch.device,
+    timeout: timedelta,
+    join_minutes: float,
+    backend: str | None,
+) -> None:
     """Initialise the default process group.
 
     Raises:
-        UserError: The ranks cannot meet.
+        UserError: The ranks cannot meet, or met but cannot connect to each other.
     """
     if launch.launcher == "slurm":
         os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.world_size))
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo",
-        store=meet(launch, os.environ, join_minutes, timeout),
-        rank=launch.rank,
-        world_size=launch.world_size,
-        timeout=timeout,
-        device_id=place if place.type == "cuda" else None,
-    )
+    is_nccl = place.type == "cuda" and backend != "gloo"
+    store = meet(launch, os.environ, join_minutes, timeout)
+    try:
+        with without_errors():
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if is_nccl else "gloo",
+                store=store,
+                rank=launch.rank,
+                world_size=launch.world_size,
+                timeout=timedelta(minutes=join_minutes),
+                device_id=place if is_nccl else None,
+            )
+    except RuntimeError as error:  # the base of torch's network errors
+        reason = str(error).partition("\n")[0][:200]
+        apart = UserError(
+            f"rank {launch.rank} of {launch.world_size} has met the others but cannot connect to "
+            f"them: {reason}; open the ports between the hosts, name their network in "
+            "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, or raise health.join_minutes "
+            f"({join_minutes:g})"
+        )
+        apart.on_every_rank = launch.local_rank != 0  # one line on each host
+        raise apart from error
+    # To connect is a matter of moments; a collective may wait for a rank that reads or evaluates.
+    distributed_c10d._set_pg_timeout(timeout)
 
 
 def _meet(world_size: int) -> None:

@@ -194,7 +194,7 @@ def _store(
 ) -> dist.Store | None:  # type: ignore[name-defined]
     """Return a client of the store, on rank 0 with its server; None if something else answers."""
     try:
-        with _without_errors():
+        with without_errors():
             return dist.TCPStore(  # type: ignore[attr-defined]
                 address,
                 port,
@@ -209,7 +209,7 @@ def _store(
 
 
 @contextlib.contextmanager
-def _without_errors() -> Iterator[None]:
+def without_errors() -> Iterator[None]:
     """Return a context without standard error, to which torch writes the frames of a failure."""
     kept = os.dup(2)
     with open(os.devnull, "wb") as nowhere:

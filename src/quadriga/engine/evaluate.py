@@ -11,7 +11,7 @@ from typing import Any
 
 from quadriga import randomness
 from quadriga.config.base import kinds
-from quadriga.config.own_code import is_own
+from quadriga.config.own_code import is_own, split
 from quadriga.config.provenance import COMMAND_LINE
 from quadriga.contracts import (
     Dataset,
@@ -32,6 +32,7 @@ from quadriga.engine.logs.results import RECORDS, append_record, differences, re
 from quadriga.engine.logs.times import evaluated
 from quadriga.engine.preflight import is_classifier
 from quadriga.engine.run_config import EvaluationConfig, RunConfig
+from quadriga.engine.step.precision import decided
 from quadriga.engine.step.sharding import build_to_evaluate
 from quadriga.errors import UserError, did_you_mean
 from quadriga.formatting import measured
@@ -72,7 +73,8 @@ def choose_protocols(config: RunConfig, names: Sequence[str], values: dict[str, 
     Args:
         config: The run.
         names: Kinds of protocols to run; together with those in `values` they replace the run's.
-        values: Overrides, such as ``knn.neighbours``, ``weights`` or a full config path.
+        values: Overrides, such as ``knn.neighbours``, ``weights`` or a full config path. A protocol
+            of the user's own goes by the name of its class: ``MyProtocol.field``.
 
     Raises:
         UserError: An unknown protocol or key.
@@ -81,21 +83,29 @@ def choose_protocols(config: RunConfig, names: Sequence[str], values: dict[str, 
     for name in names:
         if name not in valid and not is_own(name):
             raise UserError(f"unknown protocol {name}{did_you_mean(name, valid)}")
-    wanted = dict.fromkeys([*names, *(k.split(".")[0] for k in values if k.split(".")[0] in valid)])
     configured = {protocol.kind(): protocol.as_dict() for protocol in config.evaluation.protocols}
+    values = {key.rpartition(":")[2] if ".py:" in key else key: v for key, v in values.items()}
+    kind_of = {split(kind)[1]: kind for kind in (*valid, *configured, *names)}
+    first_words = [key.partition(".")[0] for key in values if "." in key]
+    wanted = dict.fromkeys([*names, *(kind_of[word] for word in first_words if word in kind_of)])
     chosen = [configured.get(name, {"kind": name}) for name in wanted]
     if chosen:
         evaluation = {**config.evaluation.as_dict(), "protocols": chosen}
         evaluation = EvaluationConfig.from_dict(evaluation).as_dict()
         config = config.override({"evaluation": evaluation})
-    order = [protocol.kind() for protocol in config.evaluation.protocols]
+    protocols = config.evaluation.protocols
+    order = [split(protocol.kind())[1] for protocol in protocols]
     paths = {}
     for key, value in values.items():
         first, _, rest = key.partition(".")
-        if first in order and rest:
+        if rest and order.count(first) == 1:
             key = f"evaluation.protocols.{order.index(first)}.{rest}"
         elif key == "weights":
             key = "evaluation.weights"
+        elif key not in RunConfig.model_fields:
+            of = [n for n, p in zip(order, protocols, strict=True) if key in type(p).model_fields]
+            if of:
+                raise UserError(f"unknown key {key}; did you mean {of[0]}.{key}?")
         paths[key] = value
     return config.override(paths, COMMAND_LINE) if paths else config
 
@@ -176,6 +186,7 @@ def make_context(
     console: Console,
     ranks: Ranks | None = None,
     classes: Sequence[str] = (),
+    kept: dict[str, Any] | None = None,
 ) -> EvaluationContext:
     """Return the input of the protocols.
 
@@ -189,6 +200,7 @@ def make_context(
         ranks: The ranks, over whose shard axis a random objective is sharded like this one;
             without them each rank holds all of it.
         classes: Names of the classes that a classifier was trained on.
+        kept: What earlier evaluations of the run have kept for later ones.
 
     Raises:
         UserError: The run is a mixture of tasks.
@@ -210,8 +222,12 @@ def make_context(
         output=folder,
         classes=tuple(classes) if is_classifier(config) else (),
         workers=config.evaluation.workers,
+        precision=decided(config, env.device.type).get(
+            "evaluation.precision", config.evaluation.precision
+        ),
         report_progress=console.advance,
         warn=console.warn,
+        kept={} if kept is None else kept,
     )
 
 
@@ -244,6 +260,7 @@ def evaluate(
             written.
     """
     objective, env = context.objective, context.env
+    config = config.override({"evaluation.precision": context.precision})  # as it is recorded
     was_training = objective.training
     opened: dict[Split, Dataset] = {}
     objective.eval()

@@ -22,6 +22,8 @@ class RunPlan(StepPlan):
     """Optimizer steps between planned checkpoints; `total_steps` for the end only."""
     evaluate_every: int
     """Optimizer steps between evaluations; `total_steps` for the end only."""
+    watch_every: Mapping[str, int] = field(default_factory=dict)
+    """Kind of a protocol with an interval of its own -> optimizer steps between its evaluations."""
     data_identity: str = ""
     """`Dataset.identity` of the training data."""
     task_sizes: Mapping[str, int] = field(default_factory=dict)
@@ -33,6 +35,16 @@ class RunPlan(StepPlan):
         """Return the plan with `data_identity` and `task_sizes` of the opened training data."""
         sizes = {task: len(dataset.of_task(task)) for task in dataset.tasks}
         return dataclasses.replace(self, data_identity=dataset.identity, task_sizes=sizes)
+
+    def steps_between(self, protocol: str) -> int:
+        """Return the steps between two evaluations by one of the run's protocols."""
+        return self.watch_every.get(protocol, self.evaluate_every)
+
+    def is_evaluated(self, step: int, protocol: str | None = None) -> bool:
+        """Return whether a protocol of the run evaluates the state after `step`, or any does."""
+        own = {self.evaluate_every, *self.watch_every.values()}
+        every = own if protocol is None else {self.steps_between(protocol)}
+        return step >= self.total_steps or any(step % steps == 0 for steps in every)
 
     def samples(self, step: int) -> int:
         """Return the number of samples of all steps before `step`."""
@@ -85,7 +97,8 @@ def make_plan(config: RunConfig, dataset_size: int, world_size: int) -> RunPlan:
     if train.batch_size < parts:
         raise UserError(
             f"train.batch_size must be at least ranks x train.accumulate "
-            f"({world_size} x {accumulate} = {parts}), but is {train.batch_size}"
+            f"({world_size} x {accumulate} = {parts}), but is {train.batch_size}; raise it, or "
+            "lower train.accumulate or the number of ranks"
         )
     per_epoch = dataset_size / train.batch_size
     total = train.steps if train.steps is not None else round((train.epochs or 0) * per_epoch)
@@ -108,6 +121,11 @@ def make_plan(config: RunConfig, dataset_size: int, world_size: int) -> RunPlan:
         lr=scaled_lr(config.optim, train.batch_size),
         checkpoint_every=min(every, total),
         evaluate_every=_steps(config.evaluation.every_epochs, per_epoch, total),
+        watch_every={
+            protocol.kind(): _steps(protocol.every_epochs, per_epoch, total)
+            for protocol in config.evaluation.protocols
+            if protocol.every_epochs is not None
+        },
         draws=None if blocks is None else BlockDraws(config.seed, blocks),
     )
 
@@ -147,15 +165,13 @@ def segments(plan: RunPlan, start: int) -> Iterator[Segment]:
     """
     step = start
     while step < plan.total_steps:
-        cuts = [
-            (step // every + 1) * every for every in (plan.checkpoint_every, plan.evaluate_every)
-        ]
-        end = min(*cuts, plan.total_steps)
+        every = (plan.checkpoint_every, plan.evaluate_every, *plan.watch_every.values())
+        end = min(*((step // steps + 1) * steps for steps in every), plan.total_steps)
         last = end == plan.total_steps
         yield Segment(
             steps=range(step, end),
             save=last or end % plan.checkpoint_every == 0,
-            evaluate=last or end % plan.evaluate_every == 0,
+            evaluate=plan.is_evaluated(end),
         )
         step = end
 

@@ -7,7 +7,7 @@ import functools
 import gc
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from quadriga.config.provenance import Resolved
 from quadriga.contracts import Dataset, EvaluationContext, LoggerContext, Objective
@@ -36,6 +36,7 @@ from quadriga.engine.preflight import check_start
 from quadriga.engine.resume import (
     Request,
     announce,
+    begun_with,
     check_same_classes,
     choose,
     write_start,
@@ -44,7 +45,7 @@ from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.engine.run_plan import RunPlan
 from quadriga.engine.step.bad_step import RollBack
 from quadriga.engine.step.blocks import check_compile
-from quadriga.engine.step.precision import check_precision
+from quadriga.engine.step.precision import AUTO, check_precision, decided
 from quadriga.errors import UserError
 from quadriga.formatting import bytes_
 from quadriga.loggers import LoggerSet
@@ -74,9 +75,9 @@ def run(
         UserError: Anything the user can fix; raised before the first step where possible.
         Preempted: A signal stopped the run; it has saved.
     """
-    config = resolved.config
     if preemption is not None:
         preemption.install()
+    config = (resolved := _with_precisions(resolved, request, env)).config
     directory = RunDirectory(request.work_dir)
     dataset, plan = on_all(lambda: _check(config, env, request.is_checked), env)
     with contextlib.ExitStack() as stack:
@@ -112,6 +113,15 @@ def run(
             raise session.out_of_memory() from error
 
 
+def _with_precisions(
+    resolved: Resolved[RunConfig], request: Request, env: DistEnv
+) -> Resolved[RunConfig]:
+    """Decide the precisions that are auto: the processor of rank 0 speaks for all."""
+    config = resolved.config
+    values = from_main(lambda: decided(config, env.device.type, begun_with(request)), env)
+    return resolved.override(values, AUTO)
+
+
 def _check(config: RunConfig, env: DistEnv, is_checked: bool) -> tuple[Dataset, RunPlan]:
     check_precision(config.train, env.device)
     if config.train.compile:
@@ -140,6 +150,7 @@ class _Session:
         self._env, self._console, self._preemption = env, console, preemption
         self._stack, self._phase_timer = stack, PhaseTimer()
         self._ranks: Ranks | None = None
+        self._kept: dict[str, Any] = {}
         self.on_saved: OnSaved | None = None
         self.on_reported: OnReported | None = None
 
@@ -183,7 +194,7 @@ class _Session:
                 self._log_late(start)
             return
         # Of a step that is evaluated already, nothing is missing.
-        owed = start % plan.evaluate_every == 0 if start else config.evaluation.at_start
+        owed = plan.is_evaluated(start) if start else config.evaluation.at_start
         from_main(
             lambda: write_start(
                 self._resolved, self._directory, env, self._objective, self._dataset, start
@@ -227,9 +238,9 @@ class _Session:
 
     def _asked_to_save(self, step: int) -> bool:
         """Return whether this rank asks for a checkpoint after a step."""
-        best, every = self._config.checkpoint.keep_best, self._plan.evaluate_every
-        is_of_protocol = best is not None and "." in best and every < self._plan.total_steps
-        if is_of_protocol and (step + 1) % every:
+        protocol, dot, _ = (self._config.checkpoint.keep_best or "").rpartition(".")
+        is_during = dot and self._plan.steps_between(protocol) < self._plan.total_steps
+        if is_during and not self._plan.is_evaluated(step + 1, protocol):
             return False  # only a state that is evaluated can be the best
         return self._store.is_due()
 
@@ -312,13 +323,14 @@ class _Session:
             self._console,
             self._ranks,
             self._dataset.classes,
+            self._kept,
         )
 
     def _evaluate(self, step: int) -> Mapping[str, float]:
         """Run the protocols that have no result at this step, and return their metrics."""
         config = self._config
         missing = from_main(
-            lambda: missing_protocols(config, self._directory.report, step), self._env
+            lambda: missing_protocols(config, self._directory.report, step, self._plan), self._env
         )
         if missing:
             with self._executor.frozen(config.evaluation.weights) as objective:
@@ -347,6 +359,7 @@ class _Session:
             work,
             loggers,
             config.health,
+            self._objective.healthy,
         )
 
     @contextlib.contextmanager

@@ -68,6 +68,8 @@ class Exported:
 
     checkpoint: Path
     step: int
+    network: str | None
+    """Of a method with two encoders, the one that was exported alone: student or teacher."""
     files: tuple[Path, ...]
     check: Check
     remark: str | None
@@ -112,6 +114,7 @@ def export(request: ExportRequest) -> Exported:
     return Exported(
         checkpoint=folder,
         step=subject.step,
+        network=subject.network,
         files=files,
         check=check,
         remark=form.remark(subject),

@@ -85,7 +85,7 @@ def bert_architecture(config: RunConfig, part: Part) -> str:
     Raises:
         UserError: No class has the objective's heads.
     """
-    if part == "encoder":
+    if part != "all":
         return "BertModel"
     if config.objective.kind() != "masked_lm":
         raise UserError(
@@ -119,7 +119,7 @@ def bert_pairs(subject: Subject, folder: Path) -> Pairs:
 def bert_read_back(subject: Subject, folder: Path) -> Pairs:
     """Return the outputs of this project's model, loaded from the export and original."""
     batch = keyed_text(subject.bert.config)
-    if subject.part == "encoder":
+    if subject.part != "all":
         encoder = subject.bert.config.build().eval()
         load_weights(encoder, folder / WEIGHTS, "hf")
         return [(encoder(batch), subject.bert(batch))]
@@ -202,7 +202,7 @@ class HuggingFaceFormat(Format):
 
 def _comparison(subject: Subject, installed: bool) -> Callable[[Subject, Path], Pairs]:
     """Return the function that runs model and export, with transformers or without it."""
-    encoder = subject.part == "encoder"
+    encoder = subject.part != "all"
     if isinstance(subject.config.model, BertConfig):
         return bert_pairs if installed else bert_read_back
     if classes_of(subject.config, subject.part):
@@ -221,7 +221,7 @@ def _arguments(config: RunConfig, part: Part, names: Sequence[str] = ()) -> dict
     if isinstance(config.model, BertConfig):
         return hf_bert_arguments(config.model, bert_architecture(config, part))
     model, method = require_vit(config, "hf"), config.objective
-    if part == "encoder":
+    if part != "all":
         return hf_arguments(model)
     if classes := classes_of(config, part):
         return hf_arguments(model, classes=classes, names=names)

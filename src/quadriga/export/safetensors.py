@@ -99,7 +99,7 @@ def _outputs(subject: Subject, module: nn.Module) -> list[Tensor]:
         images = keyed_images(module.config)
         return [module(images), module.features(images)]
     batch = keyed_batch(subject.config)
-    if subject.part == "encoder":
+    if subject.part != "all":
         tokens: Tensor = module(batch if isinstance(module, Bert) else batch["image"])
         return [tokens]
     with randomness.micro_batch(0, 0, 0, 0):

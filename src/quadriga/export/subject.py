@@ -20,8 +20,9 @@ from quadriga.models.bert import Bert, BertConfig
 from quadriga.models.vit import ViT, ViTConfig
 from quadriga.weights import load_weights
 
-Part = Literal["encoder", "all"]
-"""The encoder alone, or the whole objective with its heads and decoder."""
+Part = Literal["encoder", "student", "teacher", "all"]
+"""The encoder alone: the one that the method evaluates, or of a method with a teacher that of
+either; or the whole objective with its heads and decoder."""
 
 Pairs = list[tuple[Tensor, Tensor]]
 """(actual, expected)."""
@@ -53,7 +54,25 @@ class Subject:
     @property
     def module(self) -> nn.Module:
         """The part that is exported."""
-        return self.objective if self.part == "all" else encoder_of(self.objective)
+        return self.objective if self.part == "all" else self.encoder
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The encoder that is exported, alone or with the rest.
+
+        Raises:
+            UserError: The objective has none, or no teacher.
+        """
+        return encoder_of(self.objective, self.part)[0]
+
+    @property
+    def network(self) -> str | None:
+        """Which of two encoders is exported alone: student or teacher; None where it is no choice.
+
+        Raises:
+            UserError: The objective has no encoder, or no teacher.
+        """
+        return None if self.part == "all" else encoder_of(self.objective, self.part)[1]
 
     @property
     def vit(self) -> ViT:
@@ -62,7 +81,7 @@ class Subject:
         Raises:
             UserError: It is not a ViT.
         """
-        encoder = encoder_of(self.objective)
+        encoder = self.encoder
         if not isinstance(encoder, ViT):
             raise UserError(f"the encoder must be a vision transformer, but is {type(encoder)}")
         return encoder
@@ -74,7 +93,7 @@ class Subject:
         Raises:
             UserError: It is not a BERT.
         """
-        encoder = encoder_of(self.objective)
+        encoder = self.encoder
         if not isinstance(encoder, Bert):
             raise UserError(f"the encoder must be a BERT, but is {type(encoder)}")
         return encoder
@@ -91,6 +110,8 @@ class Subject:
             "model": self.config.model.as_dict(),
             "views": views,
         }
+        if self.network is not None:
+            origin["network"] = self.network
         if self.class_names and classes_of(self.config, self.part):
             origin["class_names"] = list(self.class_names)
         return {**origin, **{f"image_{k}": views[k] for k in ("mean", "std") if k in views}}
@@ -154,18 +175,31 @@ class Format(ABC):
         return []
 
 
-def encoder_of(objective: nn.Module) -> nn.Module:
-    """Return an objective's encoder.
+def encoder_of(objective: nn.Module, part: Part) -> tuple[nn.Module, str | None]:
+    """Return an objective's encoder, and where there are two which of them it is.
+
+    Args:
+        objective: A method; one with a teacher has a ``teacher_encoder``.
+        part: Chooses of student and teacher; any other takes the one whose features the method's
+            protocols evaluate.
 
     Raises:
-        UserError: The objective has no encoder.
+        UserError: The objective has no encoder, or no teacher.
     """
-    encoder = getattr(objective, "encoder", None)
-    if not isinstance(encoder, nn.Module):
-        raise UserError(
-            f"--part must be all for a {type(objective).__name__}, which has no encoder of its own"
-        )
-    return encoder
+    student: Any = getattr(objective, "encoder", None)
+    teacher: Any = getattr(objective, "teacher_encoder", None)
+    name = type(objective).__name__
+    if not isinstance(student, nn.Module):
+        raise UserError(f"--part must be all for a {name}, which has no encoder of its own")
+    if teacher is None:
+        if part in ("student", "teacher"):
+            raise UserError(
+                f"--part must be encoder or all for a {name}, which has no teacher, but is {part}"
+            )
+        return student, None
+    evaluated = "teacher" if getattr(objective, "features_of", student) is teacher else "student"
+    chosen = part if part in ("student", "teacher") else evaluated
+    return (teacher if chosen == "teacher" else student), chosen
 
 
 def require_vit(config: RunConfig, layout: str) -> ViTConfig:

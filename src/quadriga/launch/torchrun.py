@@ -35,7 +35,12 @@ from torch.distributed.elastic.rendezvous import (
 from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
 from quadriga.distributed.environment import LOOPBACK, RENDEZVOUS_FILE
-from quadriga.engine.faults.preemption import ONCE_MORE, SIGNALS, handling
+from quadriga.engine.faults.preemption import (
+    INTERRUPT_FROM_PARENT,
+    ONCE_MORE,
+    SIGNALS,
+    handling,
+)
 from quadriga.engine.logs.environment import cores
 from quadriga.errors import INTERRUPTED
 from quadriga.launch.attempts import FINAL, RESTARTS, WITH_PARENT
@@ -82,8 +87,7 @@ rendezvous_handler_registry.register("local", _OneAgent)
 class _HandOn:
     """Context in which the signals that stop a run are handed on to this process's ranks.
 
-    Ctrl-C reaches this process alone, since each rank has a session of its own. It is handed on as
-    SIGTERM, which a rank that has no handler yet does not answer with a traceback. A second Ctrl-C
+    Ctrl-C reaches this process alone, since each rank has a session of its own. A second Ctrl-C
     kills the ranks.
     """
 
@@ -97,7 +101,7 @@ class _HandOn:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         handed_on = number
         if number == signal.SIGINT:
-            handed_on = signal.SIGKILL if self.interrupted else signal.SIGTERM
+            handed_on = signal.SIGKILL if self.interrupted else INTERRUPT_FROM_PARENT
             if not self.interrupted:
                 os.write(2, ONCE_MORE)
             self.interrupted = True

@@ -29,6 +29,7 @@ from quadriga.contracts import (
     with_initial_values,
 )
 from quadriga.distributed.slots import Slots
+from quadriga.methods.parts.collapse import DEVIATION, embedding_deviation
 from quadriga.methods.parts.encoders import encode, image_model, two_crops
 from quadriga.methods.parts.teacher import follow, rising, start, teacher_of
 from quadriga.models.parts.heads import ProjectionHead
@@ -71,7 +72,8 @@ class MoCoV3Config(ObjectiveConfig):
 class MoCoV3(PooledObjective):
     """An encoder with projector and predictor, and their momentum encoder and projector."""
 
-    metric_names = ("accuracy", "teacher_momentum")
+    metric_names = ("accuracy", "embedding_deviation", "teacher_momentum")
+    healthy = DEVIATION
     entry_points = ("features",)
     combined_parts = ("projector.", "predictor.")
 
@@ -141,6 +143,7 @@ class MoCoV3(PooledObjective):
         count = first.new_full((), len(queries[0]))
         metrics = {
             "accuracy": ((first_hits + second_hits) / 2, count),
+            "embedding_deviation": (embedding_deviation(keys[0], slots) * count, count),
             "teacher_momentum": (self.teacher_momentum * count, count),
         }
         return LossOutput.of(first + second, count, metrics)

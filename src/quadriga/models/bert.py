@@ -189,6 +189,13 @@ def first_tokens(batch: Batch) -> Int[Tensor, " batch"]:
     return lengths.cumsum(0) - lengths
 
 
+def _table(rows: int, width: int) -> nn.Embedding:
+    """Return a table with undefined values; torch's own would be drawn here, which on the meta
+    device imports ``torch._dynamo``.
+    """
+    return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
+
+
 @final
 class BertEmbeddings(nn.Module):
     """The sum of word, position and segment embeddings, with layer normalisation and dropout."""
@@ -197,9 +204,9 @@ class BertEmbeddings(nn.Module):
         """Make the tables with undefined values."""
         super().__init__()
         self.max_positions = config.max_positions
-        self.word = nn.Embedding(config.vocabulary_size, config.width)
-        self.position = nn.Embedding(config.max_positions, config.width)
-        self.segment = nn.Embedding(config.segment_types, config.width)
+        self.word = _table(config.vocabulary_size, config.width)
+        self.position = _table(config.max_positions, config.width)
+        self.segment = _table(config.segment_types, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.drop = Dropout(config.dropout, randomness.fold("dropout", "embeddings"))
 

@@ -49,7 +49,8 @@ class LAMBConfig(OptimizerConfig):
         """Make the optimizer over groups by rule; see `groups_of`."""
 
         def adapts(name: str, parameter: nn.Parameter) -> dict[str, Any]:
-            return {"adapt": self.adapt_all or not is_exempt(name, parameter, self.no_decay)}
+            exempt = is_exempt(name, parameter, self.no_decay, self.decay_vectors)
+            return {"adapt": self.adapt_all or not exempt}
 
         groups = groups_of(self, named_parameters, adapts)
         return LAMB(groups, lr=self.lr, betas=self.betas, eps=self.eps)
@@ -121,7 +122,8 @@ class LARSConfig(OptimizerConfig):
         """Make the optimizer over groups by rule; see `groups_of`."""
 
         def adapts(name: str, parameter: nn.Parameter) -> dict[str, Any]:
-            return {"adapt": not is_exempt(name, parameter, self.no_decay)}
+            exempt = is_exempt(name, parameter, self.no_decay, self.decay_vectors)
+            return {"adapt": not exempt}
 
         return LARS(
             groups_of(self, named_parameters, adapts),

@@ -15,7 +15,7 @@ from quadriga.contracts import ModelConfig
 from quadriga.errors import UserError, reading
 from quadriga.files import parse_json
 from quadriga.weights.fit import ENCODER
-from quadriga.weights.names import huggingface, timm
+from quadriga.weights.names import huggingface, mmselfsup, timm
 from quadriga.weights.prefixes import prefixes_of, take
 
 _WIDE = {1280: 16, 1408: 16, 1664: 16}
@@ -122,7 +122,7 @@ def _views(known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_tensors(path: Path, raw: dict[str, Tensor], known: Mapping[str, Any]) -> Architecture:
-    for layout in (timm.RESNET_LAYOUT, timm.LAYOUT, huggingface.LAYOUT):
+    for layout in (timm.RESNET_LAYOUT, timm.LAYOUT, huggingface.LAYOUT, mmselfsup.LAYOUT):
         before = prefixes_of(raw, layout.marker)
         if not before:
             continue

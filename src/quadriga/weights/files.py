@@ -15,7 +15,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from quadriga.errors import UserError
-from quadriga.weights.layouts.model_stages import NOTES, STAGES, join_stages, without_aliases
+from quadriga.weights.layouts.model_stages import (
+    NOTES,
+    PATCHES,
+    STAGES,
+    join_stages,
+    without_aliases,
+)
+from quadriga.weights.prefixes import prefixes_of, take
 from quadriga.weights.report import listed
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
@@ -99,7 +106,12 @@ def _stages_in(content: Mapping[Any, Any], path: Path) -> tuple[dict[str, Tensor
     found = content.get(STAGES, ())
     if not isinstance(found, list | tuple) or not all(isinstance(s, Mapping) for s in found):
         raise UserError(f"{path}: {STAGES} must be a list with the named tensors of each stage")
-    return tuple(_named(stage) for stage in found)
+    stages = tuple(_named(stage) for stage in found)
+    prefixes = prefixes_of(stages[0], PATCHES) if stages else []
+    if not prefixes:
+        return stages
+    prefix = take(stages[0], prefixes, path).prefix
+    return tuple({name.removeprefix(prefix): t for name, t in stage.items()} for stage in stages)
 
 
 def _tensors_in(

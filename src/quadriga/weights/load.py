@@ -19,7 +19,7 @@ from quadriga.models.resnet import ResNet
 from quadriga.models.vit import ViT
 from quadriga.weights.files import read_weights, write_tensors
 from quadriga.weights.fit import ENCODER, Content, fit_all, foreign_shape, vit_in
-from quadriga.weights.names import huggingface, timm
+from quadriga.weights.names import huggingface, mmselfsup, timm
 from quadriga.weights.names.table import ForeignLayout, Tensors
 from quadriga.weights.prefixes import Taken, prefixes_before, prefixes_of, take
 from quadriga.weights.report import IN_PYTHON, Remedies, WeightReport, listed
@@ -66,10 +66,10 @@ def fresh_names(names: Iterable[str], content: Content, module: nn.Module) -> tu
     return tuple(name for name in names if name.startswith((*module.new_parts, *absent)))
 
 
-Layout = Literal["quadriga", "timm", "hf"]
+Layout = Literal["quadriga", "timm", "hf", "mmselfsup"]
 
 _LAYOUTS: Mapping[type[nn.Module], Mapping[str, ForeignLayout]] = {
-    ViT: {"timm": timm.LAYOUT, "hf": huggingface.LAYOUT},
+    ViT: {"timm": timm.LAYOUT, "hf": huggingface.LAYOUT, "mmselfsup": mmselfsup.LAYOUT},
     ResNet: {"timm": timm.RESNET_LAYOUT},
     Bert: {"hf": huggingface.BERT_LAYOUT},
 }
@@ -229,7 +229,8 @@ def _layout_of(
     if prefixes:
         return "quadriga", take(raw, prefixes, path)
     raise UserError(
-        f"{path} must use the names of quadriga, timm or hf, but starts with: {listed(list(raw))}"
+        f"{path} must use the names of quadriga, timm, hf or mmselfsup, but starts with: "
+        f"{listed(list(raw))}"
     )
 
 

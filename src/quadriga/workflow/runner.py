@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Literal, final
 
-from quadriga.engine.faults.preemption import SIGNALS, handling
+from quadriga.engine.faults.preemption import INTERRUPT_FROM_PARENT, SIGNALS, handling
 from quadriga.engine.logs.times import FAILED, STOPPED, note
 from quadriga.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, INTERRUPTED
 from quadriga.workflow.graph import Needs
@@ -83,9 +83,8 @@ class WorkflowRunner:
     def run(self, watch: Callable[[Outcome], None]) -> Outcome:
         """Run all nodes that can run, and return the outcome.
 
-        SIGTERM and SIGUSR1 are forwarded, on which the nodes save and end. Ctrl-C is forwarded as
-        SIGTERM; a second Ctrl-C kills the nodes, which loses the steps since their last
-        checkpoints.
+        SIGTERM, SIGUSR1 and Ctrl-C are forwarded, on which the nodes save and end. A second Ctrl-C
+        kills the nodes, which loses the steps since their last checkpoints.
 
         Args:
             watch: Called with the outcome at every poll, and at the end.
@@ -164,7 +163,7 @@ class WorkflowRunner:
             self._tell(name, number)
 
     def _tell(self, name: str, number: int) -> None:
-        self._running[name].tell(signal.SIGTERM if number == signal.SIGINT else number)
+        self._running[name].tell(INTERRUPT_FROM_PARENT if number == signal.SIGINT else number)
 
 
 def _sentence(task: Task, code: int) -> str:

@@ -119,3 +119,12 @@ def test_other_user_errors(root, tmp_path):
     write(root / "all.txt", b"b.jpg\nd.jpg\na cat.jpg\ndeep/c.png\n")
     with refuses("data.test_files"):
         ImageListConfig(root=root, test_files=root / "all.txt").build("train")
+
+
+def test_nothing_is_held_out_where_the_share_is_zero(root):
+    write(root / "all.txt", b"b.jpg 1\nd.jpg 0\n")
+    config = ImageListConfig(root=root, files=root / "all.txt", holdout=0)
+    assert entries(config.build("train"), root) == [("b.jpg", 1), ("d.jpg", 0)]
+    assert len(ImageListConfig(root=root, holdout=0).build("train")) == 4
+    with refuses("data.holdout", "test"):
+        config.build("test")

@@ -180,7 +180,17 @@ def test_a_bad_loss_says_nothing_of_the_scale(monkeypatch: pytest.MonkeyPatch) -
 
 def test_texts_of_other_lengths_share_one_program() -> None:
     told, _ = run_worker(HERE / "compile_shapes_worker.py")
-    first, second, *later = told["programs"]
-    assert first > 0
-    assert set(later) == {second}, "compiled once for each length"
+    for precision in ("float32", "bfloat16"):
+        first, second, *later = told["programs"][precision]
+        assert first > 0
+        assert set(later) == {second}, "compiled once for each length"
+    assert not told["breaks"]
     assert told["gap"] < 1e-6
+
+
+def test_a_fixed_loss_scale_stays() -> None:
+    scale = LossScale(enabled=True, fixed=512.0)
+    scale.update(overflowed=True)
+    assert scale.value == 512.0
+    assert scale.forgives(loss_is_finite=True)
+    assert LossScale(enabled=False, fixed=512.0).value == 1.0

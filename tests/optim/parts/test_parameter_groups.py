@@ -129,3 +129,14 @@ def test_groups_are_whole_right_and_as_few_as_can_be(
             assert group.get("marked") == (parameter.ndim == 2 if marked else None)
     assert len(set(keys)) == len(keys)
     assert all(group["params"] for group in groups)
+
+
+def test_vectors_decay_only_where_it_is_said() -> None:
+    named = [
+        (name, nn.Parameter(torch.zeros(shape)))
+        for name, shape in (("body.weight", (2, 3)), ("body.gain", (2,)), ("body.norm", (2,)))
+    ]
+    for decay_vectors, expected in ((False, [0.1, 0.0, 0.0]), (True, [0.1, 0.1, 0.0])):
+        groups = decay_groups(named, 0.1, ("norm",), decay_vectors=decay_vectors)
+        found = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+        assert [found[id(p)] for _, p in named] == expected

@@ -295,6 +295,19 @@ def test_modules_that_do_not_belong(there: Path, images: Path, tmp_path: Path) -
     assert not (tmp_path / "m" / "run" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("there_already", [False, True])
+def test_a_failed_start_leaves_no_folder(images: Path, tmp_path: Path, there_already: bool) -> None:
+    words = ["--phase", "E2E", "--model", "deit_tiny_patch16_224", "--divided_depths", "1"]
+    words += small(images, "--override", "warm_start.path=nowhere.pth", *ONE_EPOCH)
+    output = tmp_path / "outputs" / "run"
+    if there_already:
+        output.mkdir(parents=True)
+    assert "nowhere.pth" in refused(*words, "--output_dir", str(output))
+    assert list(tmp_path.rglob("*")) == ([output.parent, output] if there_already else [])
+    (tmp_path / "file").write_text("of others")
+    assert "--output_dir" in refused(*words, "--output_dir", str(tmp_path / "file"))
+
+
 def test_the_same_command_goes_on_bit_by_bit(images: Path, tmp_path: Path) -> None:
     """Stopped in the middle of an epoch, more epochs than nine, a file of an epoch lost."""
     words = ["--phase", "E2E", "--model", "deit_tiny_patch16_224", "--divided_depths", "1"]

@@ -216,6 +216,7 @@ def leave(number, frame):
 if "leaves" in sys.argv:
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGUSR1, leave)
+    signal.signal(signal.SIGUSR2, leave)
 places = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT".split()
 with open(os.environ["RANK"] + ".part", "w") as file:
     print(*sys.argv, *(os.environ[name] for name in places), sep="|", end="", file=file)
@@ -241,7 +242,7 @@ def test_processes_fall_together(here: Path) -> None:
 
 @pytest.mark.parametrize(
     ("number", "said"),
-    [(signal.SIGTERM, "15"), (signal.SIGUSR1, "10"), (signal.SIGINT, "15")],
+    [(signal.SIGTERM, "15"), (signal.SIGUSR1, "10"), (signal.SIGINT, "12")],
 )
 def test_signals_are_handed_on(here: Path, number: signal.Signals, said: str) -> None:
     (here / "script.py").write_text(SCRIPT)

@@ -16,8 +16,10 @@ published ImageNet recipes are trained and evaluated with.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
+import os
 import warnings
 from typing import Any, Literal, NamedTuple, final
 
@@ -32,9 +34,12 @@ from torch.nn import functional
 from quadriga.contracts import UnreadableSample
 from quadriga.data.images.record import ImageRecord
 
-FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "DIB", "GIF", "PPM", "AVIF", "JPEG2000")
-"""Formats that are decoded, as Pillow names them; AVIF from Pillow 11.3 on. What a file is called
-does not matter: Pillow's other readers, some of which start programs (EPS), are never asked."""
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "DIB", "GIF", "PPM", "AVIF", "JPEG2000", "HEIF")
+"""Formats that are decoded, as Pillow names them; AVIF from Pillow 11.3 on, HEIF with an extra.
+What a file is called does not matter: Pillow's other readers, some of which start programs (EPS),
+are never asked."""
+
+_HEIF_SUFFIXES = (".heic", ".heics", ".heif", ".heifs", ".hif")
 
 Interpolation = Literal["bicubic", "bilinear"]
 
@@ -226,6 +231,10 @@ def _decode_jpeg(
 def readable_formats() -> tuple[str, ...]:
     """Return those of `FORMATS` that Pillow at hand can open."""
     Image.init()
+    with contextlib.suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
@@ -234,6 +243,13 @@ def readable_suffixes() -> frozenset[str]:
     """Return the lower-case suffixes, with their dot, of the files that count as images."""
     formats = set(readable_formats())
     return frozenset(s for s, name in Image.registered_extensions().items() if name in formats)
+
+
+def remedy(name: str) -> str:
+    """Return what a file, to be read, is in need of by its suffix, as it follows "which"; or ""."""
+    is_heif = os.path.splitext(name)[1].lower() in _HEIF_SUFFIXES
+    missing = is_heif and "HEIF" not in readable_formats()
+    return "needs pip install 'quadriga[heic]'" if missing else ""
 
 
 def _open_with_pillow(data: bytes, name: str) -> Image.Image:
@@ -353,5 +369,5 @@ def _unreadable(name: str, error: Exception) -> UnreadableSample:
     # struct.error, DecompressionBombError and more.
     reason = str(error).replace("\n", " ") or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
-        reason = "not an image of a known format"
+        reason = remedy(name) or "not an image of a known format"
     return UnreadableSample(f"{name}: {reason}")

@@ -179,7 +179,7 @@ def in_split(
     Args:
         names: One name per sample, relative to the root of the data.
         split: Which part.
-        holdout: Share of the samples that are held out, between 0 and 1.
+        holdout: Share of the samples that are held out, between 0 and 1; 0 holds none out.
         labels: Class of each sample; None takes all as one class.
 
     Returns:
@@ -195,7 +195,7 @@ def in_split(
     quotas = np.minimum(np.maximum(np.floor(holdout * counts + 0.5), 1), counts - 1)
     held = np.zeros(len(names), bool)
     place = np.arange(len(names)) - np.repeat(starts, counts)
-    held[order] = place < np.repeat(quotas, counts)
+    held[order] = place < np.repeat(quotas * (holdout > 0), counts)
     chosen = np.flatnonzero(held if split == "test" else ~held)
     if not len(chosen):
         raise UserError(

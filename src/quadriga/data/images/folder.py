@@ -38,8 +38,8 @@ class ImageFolderConfig(EncodedImagesConfig):
     """Sub-folder of the training split."""
     test_split: tuple[str, ...] = ("val", "validation", "test")
     """Sub-folders of the test split; the first that exists is used."""
-    holdout: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the images held out for testing when there are no split folders."""
+    holdout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the images held out for testing when there are no split folders; 0: none are."""
     labelled: bool = True
     """False: the folders below a split mean nothing, images are found at any depth."""
 

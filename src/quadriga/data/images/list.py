@@ -38,8 +38,9 @@ class ImageListConfig(EncodedImagesConfig):
     """List of the images; none: all images below `root`, without labels."""
     test_files: Location[Path | None] = None
     """List of the test images; none: a fixed hold-out of the images."""
-    holdout: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the images held out for testing when `test_files` is not given."""
+    holdout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the images held out for testing when `test_files` is not given; 0: none are, and
+    there is no test split."""
 
     def anchor(self, name: str, text: str) -> str:
         """Leave lists that are not in this folder relative to `root`; else see `Config.anchor`."""
@@ -89,6 +90,8 @@ class ImageListConfig(EncodedImagesConfig):
 
     def _part(self, entries: _Entries, split: Split) -> _Entries:
         """Return the entries of `split`: without the listed test images, or by the hold-out."""
+        if self.test_files is None and self.holdout == 0 and split == "train":
+            return entries
         if self.test_files is None:
             labels = np.unique(entries.labels, return_inverse=True)[1] if entries.labels else None
             chosen = in_split(entries.names, split, self.holdout, labels)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import final
 
-from quadriga.data.images.decode import readable_suffixes
+from quadriga.data.images.decode import readable_suffixes, remedy
 from quadriga.errors import UserError
 
 _REASONS, _NAMES, _LENGTH = 6, 2, 40
@@ -42,7 +42,7 @@ class Skipped:
     def add_file(self, path: str) -> None:
         """Count a file that is no image by its suffix."""
         suffix = printable(os.path.splitext(path)[1].lower())
-        self.add(f"with suffix {suffix}" if suffix else "without suffix", path)
+        self.add(advised(f"with suffix {suffix}" if suffix else "without suffix", path), path)
 
     def __str__(self) -> str:
         """Return one line such as ``3 with suffix .heic (a.heic, ...)``; empty without any."""
@@ -55,6 +55,11 @@ class Skipped:
         if rest := sum(self._counts[reason] for reason in most[_REASONS:]):
             parts.append(f"{rest} for other reasons")
         return ", ".join(parts)
+
+
+def advised(reason: str, name: str) -> str:
+    """Return `reason` with what would make the file readable, if anything would."""
+    return f"{reason}, which {advice}," if (advice := remedy(name)) else reason
 
 
 def printable(name: str) -> str:

@@ -34,7 +34,7 @@ from quadriga.data.images.files import (
     number_classes,
 )
 from quadriga.data.images.record import PLAIN, Decoding, ImageRecord
-from quadriga.data.images.scan import Skipped, found_and_skipped, is_image
+from quadriga.data.images.scan import Skipped, advised, found_and_skipped, is_image
 from quadriga.data.images.shard_names import find_shards, shards_by_name
 from quadriga.errors import UserError
 from quadriga.files import parse_json
@@ -285,7 +285,8 @@ class TarShardsConfig(EncodedImagesConfig):
             raise UserError(f"{key} must hold images, but there are none in {paths[0]} and so on")
         for shard in shards:
             if len(shard.skipped):
-                skipped.add("samples without an image", shard.skipped[0], len(shard.skipped))
+                name = shard.skipped[0]
+                skipped.add(advised("samples without an image", name), name, len(shard.skipped))
         opened = TarShards(
             shards, _classes(shards) if classes is None else classes, None, self.decoding()
         )

@@ -40,7 +40,7 @@ def outlive_signals(worker: int) -> None:
     Args:
         worker: Number of the worker; not used.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
@@ -264,6 +264,7 @@ class ReaderPool:
             warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
             warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
             if self._loader is None:
+                _check_open_files(self._workers)
                 # torch's type of this function is that for lists of samples.
                 transfer: Any = _Transfer(self._workers, self._prefetch)
                 self._loader = torch_data.DataLoader(
@@ -339,6 +340,23 @@ def _signals_of_children_as_they_were() -> Iterator[None]:
     yield
     if is_main and signal.getsignal(signal.SIGCHLD) is not before:
         signal.signal(signal.SIGCHLD, before)
+
+
+def _check_open_files(workers: int) -> None:
+    """Check that the workers' pipes can be made: torch's loader cannot clean up a half of them.
+
+    Raises:
+        UserError: The process may not open as many files.
+    """
+    if sys.platform != "linux":
+        return
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    free, needed = most - len(os.listdir("/proc/self/fd")), 4 * workers + 8
+    if most != resource.RLIM_INFINITY and free < needed:
+        raise UserError(
+            f"loader.workers={workers} need {needed} open files, but {free} are left; raise the "
+            f"limit of open files (ulimit -n, now {most}), or lower loader.workers"
+        )
 
 
 def _pinned(batch: Batch) -> Batch:

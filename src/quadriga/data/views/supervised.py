@@ -185,7 +185,7 @@ class SupervisedViewsConfig(ViewsConfig):
             raise UserError(
                 f"train.batch_size must be at least 2 x ranks x train.accumulate (2 x {parts}) "
                 f"where views.mixup or views.cutmix mixes the images of a micro-batch, but is "
-                f"{plan.batch_size}; lower train.accumulate, or set both to 0"
+                f"{plan.batch_size}; raise it, lower train.accumulate, or set both to 0"
             )
 
 

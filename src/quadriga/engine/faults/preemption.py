@@ -24,7 +24,11 @@ from typing import Self, final
 
 from quadriga.errors import INTERRUPTED
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+INTERRUPT_FROM_PARENT = signal.SIGUSR2
+"""How a launcher hands on a Ctrl-C: it ends a process that has no handlers yet without a word,
+where Python answers SIGINT with a traceback, and a run tells it from a scheduler's SIGTERM."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, INTERRUPT_FROM_PARENT)
 """Signals that make a run save and stop."""
 
 ONCE_MORE = b"stopping after this step, which is saved; Ctrl-C again leaves at once\n"
@@ -147,7 +151,8 @@ class Preemption:
         if self._leaving or self.asked:
             return
         self.asked = True
-        self.signal_name = signal.Signals(number).name
+        sent = signal.SIGINT if number == INTERRUPT_FROM_PARENT else signal.Signals(number)
+        self.signal_name = sent.name
         if self._saved_step is not None:
             raise self.preempted(self._saved_step, on_every_rank=False)
         if number == signal.SIGINT:

@@ -10,11 +10,11 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import IO, Any, Self, final
 
 import psutil
@@ -138,6 +138,44 @@ class SpikeDetector:
         return None if found is None else str(found)
 
 
+@final
+class CollapseDetector:
+    """Watches the metrics of an objective that have a healthy range (`Objective.healthy`)."""
+
+    def __init__(self, healthy: Mapping[str, tuple[float, float]], steps: int | None) -> None:
+        """Watch from now on.
+
+        Args:
+            healthy: Metric -> its lowest and highest value.
+            steps: How long a metric is outside until it is reported; None: never.
+        """
+        self._healthy, self._steps = healthy, steps
+        self._since: dict[str, int] = {}
+
+    def see(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+        """Return a warning for each metric that is outside for long enough; once until it is back.
+
+        Args:
+            step: Finished optimizer steps.
+            metrics: Those of the step.
+        """
+        found = []
+        for name, (low, high) in self._healthy.items():
+            value = metrics.get(name)
+            if value is None or low <= value <= high:
+                self._since.pop(name, None)
+                continue
+            since = self._since.setdefault(name, step)
+            if self._steps is not None and 0 <= since <= step - self._steps:
+                self._since[name] = -1
+                found.append(
+                    f"{name} is {value:.3g} at step {step}, outside of {low:g} to {high:g} since "
+                    f"step {since}: the outputs have collapsed, and runs seldom recover from that; "
+                    "stop it and lower the learning rate, or see the method's page in docs/methods"
+                )
+        return found
+
+
 Record = dict[str, Any]
 
 
@@ -198,6 +236,7 @@ class Journal:
         work: Callable[[], Work] | None = None,
         loggers: LoggerSet | None = None,
         health: HealthConfig | None = None,
+        healthy: Mapping[str, tuple[float, float]] = MappingProxyType({}),
     ) -> None:
         """Continue the files after `start` finished steps.
 
@@ -212,6 +251,7 @@ class Journal:
                 take as long as the first step. Unknown by default.
             loggers: Opened loggers, closed with the journal; none by default.
             health: Limits of a loss spike; `HealthConfig` defaults if None.
+            healthy: `Objective.healthy`.
         """
         self._config, self._plan, self._env, self._console = config, plan, env, console
         self._start, self._folder, self._directory = start, directory.path, directory
@@ -223,7 +263,9 @@ class Journal:
         self._path = directory.metrics
         self._file = self._path.open("a", encoding="utf-8") if env.is_main else None
         self._events = Events(directory.events, env.is_main)
-        self._spikes = SpikeDetector(health or HealthConfig())
+        health = health or HealthConfig()
+        self._spikes = SpikeDetector(health)
+        self._collapses = CollapseDetector(healthy, health.collapse_steps)
         self._unseen: list[tuple[int, Tensor]] = []
         self._times = TimeLog(
             directory.path,
@@ -275,6 +317,10 @@ class Journal:
             return
         record = self._record(output, done)
         self._look_for_spikes()
+        if self._env.is_main:
+            for warning in self._collapses.see(done, record):
+                self._console.warn(warning)
+                self._event("collapse", done)
         try:
             self._write(record, done)
         except OSError as problem:

@@ -18,13 +18,14 @@ from typing import Any, final
 from quadriga.config.base import within
 from quadriga.contracts import Dataset, EvaluationResult, EvaluatorConfig, Split
 from quadriga.engine.run_config import NEUTRAL, RunConfig
+from quadriga.engine.run_plan import RunPlan
 from quadriga.files import fsync_folder, parse_json
 
 RECORDS = "evaluations.jsonl"
 SAVED_BEFORE = "evaluation.json"
 """The file of revision 7f9c01b: the results of the last step, and the metrics of all."""
 _BACK_TO = "back_to"
-_SETTINGS = ("weights", "train_samples", "test_samples")
+_SETTINGS = ("weights", "precision", "train_samples", "test_samples")
 """Values of ``evaluation`` that decide what a protocol finds."""
 
 
@@ -43,7 +44,7 @@ class EvaluationRecord:
     overrides: dict[str, Any] = field(default_factory=dict)
     """Path -> value of each value by which it differs from the run's own config."""
     settings: dict[str, Any] | None = None
-    """``weights``, ``train_samples`` and ``test_samples`` of ``evaluation``."""
+    """``weights``, ``precision``, ``train_samples`` and ``test_samples`` of ``evaluation``."""
     data: dict[str, Any] = field(default_factory=dict)
     """What it was evaluated on; see `data_facts`."""
     time: str | None = None
@@ -93,7 +94,7 @@ def record_of(
     """
     return EvaluationRecord(
         step=step,
-        protocol=protocol.as_dict(),
+        protocol=protocol.values(),
         metrics=dict(result.metrics),
         own=not overrides,
         overrides=dict(overrides),
@@ -142,7 +143,7 @@ def differences(config: RunConfig, run: RunConfig, protocol: EvaluatorConfig) ->
     mine, its = _settings(config), _settings(run)
     found |= {f"evaluation.{name}": mine[name] for name in mine if mine[name] != its[name]}
     kind = protocol.kind()
-    own = next((p.as_dict() for p in run.evaluation.protocols if p.kind() == kind), None)
+    own = next((p.values() for p in run.evaluation.protocols if p.kind() == kind), None)
     if own is None:
         return {**found, "evaluation.protocols": kind, **_changed(protocol, {})}
     return {**found, **_changed(protocol, own)}
@@ -150,9 +151,9 @@ def differences(config: RunConfig, run: RunConfig, protocol: EvaluatorConfig) ->
 
 def _changed(protocol: EvaluatorConfig, own: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a protocol that are not the run's; the defaults where it has none."""
-    before = own or type(protocol)().as_dict()
+    before = own or type(protocol)().values()
     kind = protocol.kind()
-    return {f"{kind}.{n}": v for n, v in protocol.as_dict().items() if before.get(n) != v}
+    return {f"{kind}.{n}": v for n, v in protocol.values().items() if before.get(n) != v}
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
@@ -287,7 +288,7 @@ def find_record(
 
     A value that is younger than the record counts as equal, as in a config that was saved before.
     """
-    protocols, settings = _plain(protocol.as_dict()), _plain(_settings(config))
+    protocols, settings = _plain(protocol.values()), _plain(_settings(config))
     found = None
     for record in records:
         if (
@@ -309,13 +310,19 @@ def _agree(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
     return all(there[name] == value for name, value in here.items() if name in there)
 
 
-def missing_protocols(config: RunConfig, folder: Path, step: int) -> Sequence[EvaluatorConfig]:
-    """Return the run's protocols that have no result of their own for `step` yet."""
+def missing_protocols(
+    config: RunConfig, folder: Path, step: int, plan: RunPlan | None = None
+) -> Sequence[EvaluatorConfig]:
+    """Return the run's protocols that have no result of their own for `step` yet.
+
+    With a `plan` only those that are due at the step; before the first one all are.
+    """
     records = read_records(folder)
     return [
         protocol
         for protocol in config.evaluation.protocols
-        if find_record(records, step, config, protocol, {}) is None
+        if (plan is None or step == 0 or plan.is_evaluated(step, protocol.kind()))
+        and find_record(records, step, config, protocol, {}) is None
     ]
 
 

@@ -89,7 +89,7 @@ class DataParallelExecutor(Executor):
         self._parts = _parts(named, objective.independent_parts)
         own = {objective.name_in_whole(name): p for name, p in named}
         optimizer = partial_optimizer(config.optim, objective.whole_parameters() or own, own)
-        scale = LossScale(train.precision == "float16")
+        scale = LossScale(train.precision == "float16", train.loss_scale)
         self._update = Update(named, optimizer, config, plan, skipped_steps, scale)
         shares = deal(plan.batch_size, env.world_size, plan.accumulate)
         share_statistics(objective, shares, self.ranks)
@@ -125,7 +125,7 @@ class DataParallelExecutor(Executor):
         if verdict.is_applied:
             update.step(progress)
             update.update_ema(progress)
-            self.objective.after_step(progress, *self._passes.collect())
+            metrics |= self.objective.after_step(progress, *self._passes.collect()) or {}
         else:
             self._passes.forget()
             update.skipped += 1

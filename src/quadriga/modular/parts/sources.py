@@ -12,13 +12,20 @@ from torch import Tensor
 from quadriga.contracts import ModelConfig, WeightSource
 from quadriga.errors import UserError
 from quadriga.modular.parts.cut import meta_depths_of, offset, renumbered
-from quadriga.weights.layouts.model_stages import depths_of, digest, join_stages, own_names
+from quadriga.weights.layouts.model_stages import (
+    PATCHES,
+    depths_of,
+    digest,
+    join_stages,
+    own_names,
+)
+from quadriga.weights.prefixes import prefixes_of, take
 
 LIVE, META = "live.", "meta."
 """Prefixes of a hybrid's tensor names: ``live.2.NAME`` is ``NAME`` of the target model, in its
 module 2; ``meta.0.NAME`` is ``NAME`` of the meta model, in its stage 0."""
 
-_TIMM = "patch_embed.proj.weight"
+_OWN_PATCHES = "encoder.patch_projection.weight"
 _FACTS = (
     "kind",
     "image_px",
@@ -60,8 +67,10 @@ def whole_model(source: WeightSource) -> dict[str, Tensor]:
     name = str(source.path)
     if source.stages:
         return own_names(join_stages(source.stages, name), name)
-    if _TIMM in source.tensors:
-        return own_names(source.tensors, name)
+    for marker in (PATCHES, _OWN_PATCHES):
+        if prefixes := prefixes_of(source.tensors, marker):
+            tensors = take(source.tensors, prefixes, Path(name)).tensors
+            return own_names(tensors, name) if marker == PATCHES else dict(tensors)
     return dict(source.tensors)
 
 

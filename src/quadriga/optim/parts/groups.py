@@ -66,9 +66,12 @@ Settings = Callable[[str, nn.Parameter], Mapping[str, Any]]
 """(global name, parameter) -> further settings of the parameter's group."""
 
 
-def is_exempt(name: str, parameter: nn.Parameter, no_decay: Sequence[str]) -> bool:
+def is_exempt(
+    name: str, parameter: nn.Parameter, no_decay: Sequence[str], decay_vectors: bool = False
+) -> bool:
     """Return whether a parameter has no weight decay: by its name, or as a scalar or vector."""
-    return parameter.ndim < 2 or any(part in name for part in no_decay)
+    is_vector = parameter.ndim < 2 and not decay_vectors
+    return is_vector or any(part in name for part in no_decay)
 
 
 def lr_scales_of(
@@ -120,6 +123,7 @@ def decay_groups(
     lr_scales: Mapping[str, float] = MappingProxyType({}),
     settings: Settings | None = None,
     constant_lr: Sequence[str] = (),
+    decay_vectors: bool = False,
 ) -> list[dict[str, Any]]:
     """Split trainable parameters into the fewest groups that the rules allow.
 
@@ -127,11 +131,12 @@ def decay_groups(
         named_parameters: Global names and parameters; those without gradient are ignored.
         weight_decay: Weight decay of the parameters that are not exempt.
         no_decay: A parameter is exempt from weight decay if its name contains one of these, or
-            if it has fewer than two dimensions.
+            if it has fewer than two dimensions and not `decay_vectors`.
         layer_decay: Factor of the learning rate from a layer to the one below it.
         lr_scales: Part of a name -> factor of the learning rate.
         settings: Further settings of a parameter's group; a ``lr_scale`` among them multiplies.
         constant_lr: A parameter's learning rate is constant if its name contains one of these.
+        decay_vectors: Whether scalars and vectors have weight decay.
 
     Returns:
         Non-empty groups, those with weight decay first, then in the order of their first
@@ -148,9 +153,10 @@ def decay_groups(
     merged: dict[tuple[tuple[str, Any], ...], dict[str, Any]] = {}
     for (name, parameter), scale in zip(trained, scales, strict=True):
         added = dict(settings(name, parameter)) if settings is not None else {}
+        exempt = is_exempt(name, parameter, no_decay, decay_vectors)
         rules = {
             **added,
-            "weight_decay": 0.0 if is_exempt(name, parameter, no_decay) else weight_decay,
+            "weight_decay": 0.0 if exempt else weight_decay,
             "lr_scale": scale * added.get("lr_scale", 1.0),
             "constant_lr": any(part in name for part in constant_lr),
         }
@@ -173,6 +179,7 @@ def groups_of(
         config.lr_scales,
         settings,
         config.constant_lr,
+        config.decay_vectors,
     )
 
 

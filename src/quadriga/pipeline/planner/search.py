@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
-from quadriga.errors import UserError
+from quadriga.errors import UserError, nearest_multiples
 from quadriga.formatting import bytes_
 from quadriga.pipeline.planner.cost import Candidate, Costs, Memory, Placement
 from quadriga.pipeline.planner.profile import Profile, Recompute
@@ -302,7 +302,8 @@ class Planner:
         if not needs:
             return UserError(
                 f"train.batch_size must be shared by {self._ranks} ranks in parts that were "
-                f"measured, but is {self._batch_size}; make it a multiple of the ranks"
+                f"measured, but is {self._batch_size}; as a multiple of the ranks "
+                f"{nearest_multiples(self._batch_size, self._ranks)}"
             )
         best = min(needs, key=lambda refusal: refusal.need or 0)
         return UserError(

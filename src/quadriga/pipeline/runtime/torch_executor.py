@@ -74,12 +74,19 @@ def check_torch_schedule(pipeline: PipelineConfig, train: TrainConfig, stages: i
             f"train.accumulate must be at least {least} for {name} with {stages} ranks in a "
             f"pipeline, but is {micro_batches}"
         )
-    rounds = max(1, micro_batches // stages)
-    if name in ("interleaved", "zero_bubble") and micro_batches % rounds:
+    if name in ("interleaved", "zero_bubble") and _left_over(micro_batches, stages):
+        # Every multiple of the stages suits.
+        around = range(micro_batches, micro_batches + stages)
+        above = next(number for number in around if not _left_over(number, stages))
+        below = next(n for n in range(micro_batches, 0, -1) if not _left_over(n, stages))
         raise UserError(
-            f"train.accumulate must be a multiple of {rounds} for {name} with {stages} ranks in a "
-            f"pipeline, but is {micro_batches}"
+            f"train.accumulate must give {name} rounds of equal length on {stages} ranks in a "
+            f"pipeline, but is {micro_batches}; the nearest are {below} and {above}"
         )
+
+
+def _left_over(micro_batches: int, stages: int) -> int:
+    return micro_batches % max(1, micro_batches // stages)
 
 
 @final

@@ -210,19 +210,13 @@ def train(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 def _prepare(command: Training, work_dir: Path) -> bool:
-    """Make the folder; return whether the run has a checkpoint to resume from.
+    """Return whether the run has a checkpoint to resume from, and write what it lacks beside them.
 
     Raises:
-        UserError: The folder cannot be written, or holds another run, or files of epochs without
+        UserError: The folder cannot be written to, or holds another run, or files of epochs without
             a run.
     """
     flags = command.flags
-    try:
-        flags.output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--output_dir {flags.output_dir} cannot be made: {error.strerror}"
-        ) from error
     if list_checkpoints(RunDirectory(work_dir).checkpoints):
         RunDirectory(work_dir).check_owner(command.resolved.config)
         _complete(command.files, work_dir)

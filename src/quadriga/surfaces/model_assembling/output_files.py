@@ -63,7 +63,7 @@ class OutputFiles:
     """Which files a run writes in addition to its checkpoints."""
 
     folder: Path
-    """The folder of the files; it exists."""
+    """The folder of the files; it exists once the run has begun."""
     phase: str
     """Phase of the run, for the record: PT, MT, FT or E2E."""
     depths: tuple[int, ...]
@@ -174,7 +174,8 @@ def _twin(path: Path, name: Path) -> None:
 
 
 def _epochs_in(folder: Path) -> list[int]:
-    return [int(found[1]) for path in folder.iterdir() if (found := _NAME.fullmatch(path.name))]
+    files = folder.glob("checkpoint-*.pth")  # none in a folder that is not there
+    return [int(found[1]) for path in files if (found := _NAME.fullmatch(path.name))]
 
 
 def _prune(files: OutputFiles, newest: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from quadriga.errors import UserError
+from quadriga.errors import UserError, nearest_divisors
 from quadriga.pipeline.topology import read_conf
 from quadriga.surfaces.pipedream_bert.launch import PORT
 
@@ -70,7 +70,7 @@ def read_cut(flags: argparse.Namespace, world_size: int | None) -> Cut:
     if world_size % modules:
         raise UserError(
             f"--num_stages must divide the number of processes ({world_size}) without a "
-            f"--config_path, but is {modules}"
+            f"--config_path, but is {modules}; {nearest_divisors(modules, world_size)}"
         )
     return Cut(layers, modules, (*range(modules), modules - 1), world_size // modules)
 

@@ -28,9 +28,11 @@ STAGES = "model_stages"
 NOTES = "quadriga"
 """The key of the plain values that this project adds to a file."""
 
-_ALIAS = re.compile(r"stages\.\d+\..*")
+_ALIAS = re.compile(r"(.*\.)?stages\.\d+\..*")
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _FIRST = ("patch_embed.", "cls_token", "pos_embed")
+PATCHES = LAYOUT.marker
+"""A tensor of the first stage under timm's name, and of every whole model."""
 
 
 def depths_of(stages: Sequence[Mapping[str, Tensor]], source: str) -> tuple[int, ...]:

@@ -38,7 +38,8 @@ _TABLE = NameTable(
 )
 
 
-def _as_it_is(tensors: Tensors) -> Tensors:
+def as_it_is(tensors: Tensors) -> Tensors:
+    """Return the tensors: nothing is fused or split."""
     return tensors
 
 
@@ -59,7 +60,7 @@ def _split(tensors: Tensors) -> Tensors:
 
 
 LAYOUT = ForeignLayout(
-    table=_TABLE, marker="patch_embed.proj.weight", prefix="", fuse=_as_it_is, split=_split
+    table=_TABLE, marker="patch_embed.proj.weight", prefix="", fuse=as_it_is, split=_split
 )
 """timm's models, and the reference implementation of MAE."""
 
@@ -95,6 +96,6 @@ RESNET_LAYOUT = ForeignLayout(
     marker="layer1.0.conv1.weight",
     prefix="",
     fuse=_add_counts,
-    split=_as_it_is,
+    split=as_it_is,
 )
 """ResNet-18, -34 and -50 of torchvision and timm, with any kernel size of the stem."""
