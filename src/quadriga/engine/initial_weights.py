@@ -6,6 +6,7 @@ step 0 and not on resumption, after random initialisation and before training.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -310,7 +311,7 @@ def fill_from_sources(config: RunConfig, objective: Objective, env: DistEnv) -> 
 
         told.append(on_all(fill, env))
     for frozen in config.objective.frozen_sources():
-        told.append(on_all(lambda frozen=frozen: _fill_frozen(frozen, objective), env))
+        told.append(on_all(functools.partial(_fill_frozen, frozen, objective), env))
     return told
 
 

@@ -124,7 +124,7 @@ class DINOv2Config(ObjectiveConfig):
 class DINOv2(PooledObjective):
     """A student and its teacher, each an encoder with two heads, and a mask token."""
 
-    term_names = ("class", "patches", "koleo")
+    term_names: tuple[str, ...] = ("class", "patches", "koleo")
     metric_names = (
         "teacher_entropy",
         "patch_entropy",
@@ -351,8 +351,9 @@ def _resampled(
     grid = encoder.grid_of(images)
     if scale > 1:
         images = functional.interpolate(images.float(), scale_factor=scale, mode="bicubic")
-    tokens = encoder(images)[:, encoder.prefix :].float()
+    tokens: Tensor = encoder(images)[:, encoder.prefix :].float()
     if scale == 1:
         return tokens
-    maps = tokens.unflatten(1, (grid[0] * scale, grid[1] * scale)).permute(0, 3, 1, 2)
+    shape = (len(tokens), grid[0] * scale, grid[1] * scale, tokens.shape[2])
+    maps = tokens.reshape(shape).permute(0, 3, 1, 2)
     return functional.interpolate(maps, size=grid, mode="bicubic").flatten(2).transpose(1, 2)
