@@ -219,19 +219,28 @@ class EmbedsPatches(nn.Module):
             UserError: The patch does not divide the images' height and width, or they have another
                 number of channels.
         """
-        config, side = self.config, self.config.patch_px
-        channels, height, width = images.shape[1:]
-        if channels != config.channels or height % side or width % side:
-            raise UserError(
-                f"images must have {config.channels} channels and a height and width that "
-                f"model.patch_px ({side}) divides, but have {(channels, height, width)}; set the "
-                "size of the views to a multiple, or model.channels"
-            )
-        projected: Tensor = self.patch_projection(patchify(images, side))
+        grid = self.grid_of(images)
+        projected: Tensor = self.patch_projection(patchify(images, self.config.patch_px))
         if masked is not None and mask_token is not None:
             token = mask_token.to(projected.dtype)
             projected = torch.where(masked[:, :, None], token, projected)
-        return projected + self.places((height // side, width // side))
+        return projected + self.places(grid)
+
+    def grid_of(self, images: Float[Tensor, "batch channels rows columns"]) -> tuple[int, int]:
+        """Return the rows and columns of patches of images.
+
+        Raises:
+            UserError: See `embed`.
+        """
+        side = self.config.patch_px
+        channels, height, width = images.shape[1:]
+        if channels != self.config.channels or height % side or width % side:
+            raise UserError(
+                f"images must have {self.config.channels} channels and a height and width that "
+                f"model.patch_px ({side}) divides, but have {(channels, height, width)}; set the "
+                "size of the views to a multiple, or model.channels"
+            )
+        return height // side, width // side
 
     def places(self, grid: tuple[int, int]) -> Float[Tensor, "patches width"]:
         """Return the position embeddings of the patches of a grid of rows and columns."""
@@ -323,14 +332,9 @@ class ViT(EmbedsPatches):
         self,
         images: Float[Tensor, "batch channels rows columns"],
         keys: Int[Tensor, " batch"] | None = None,
-        masked: Bool[Tensor, "batch patches"] | None = None,
-        mask_token: Float[Tensor, " width"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
-        """Return the encoded tokens of images: the prefix, then all patches.
-
-        `masked` and `mask_token` as for `embed`, `keys` as for `encode`.
-        """
-        return self.encode(self.embed(images, masked, mask_token), keys)
+        """Return the encoded tokens of images: the prefix, then all patches."""
+        return self.encode(self.embed(images), keys)
 
     def features(
         self,
