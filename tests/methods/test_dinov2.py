@@ -1,8 +1,11 @@
 """DINOv2 against the losses of its implementation, written out."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from lightly_reference import lightly_class
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 from two_views import (
@@ -16,11 +19,15 @@ from two_views import (
     two_views,
 )
 
+from errors import refuses
 from quadriga import randomness
 from quadriga.contracts import Batch
+from quadriga.distributed.environment import SINGLE
 from quadriga.distributed.slots import alone
+from quadriga.engine.initial_weights import check_initial_weights, fill_from_sources
 from quadriga.methods.dinov2 import DINOv2, DINOv2Config
 from quadriga.methods.parts.masks import crop_masks
+from quadriga.recipes.find import find_recipe
 
 CONFIG = DINOv2Config(prototypes=30, hidden_width=24, bottleneck_width=8, koleo_group=3)
 MODEL = VIT.override({"registers": 2})
@@ -179,3 +186,61 @@ def test_the_teacher_follows_all_parts() -> None:
             torch.testing.assert_close(kept, 0.992 * old + 0.008 * new, rtol=1e-5, atol=1e-7)
     images = two_views()["crops"][:, 0]
     assert torch.equal(objective.features(images), objective.teacher_encoder.features(images))
+
+
+GRAM = CONFIG.override({"gram.teacher": "earlier"})
+
+
+def gram(objective: DINOv2, batch: Batch, scale: int) -> Tensor:
+    """``GramLoss.forward`` at the level of images, with all tokens."""
+    losses = []
+    for number, crop in enumerate(batch["crops"].unbind(1)):
+        masks = crop_masks(batch["key"], number, (4, 4), 0.5, (0.1, 0.5))
+        embedded = objective.encoder.embed(crop, masks, objective.mask_token)
+        output_feats = objective.encoder.encode(embedded)[:, 3:]
+        with torch.no_grad():
+            large = functional.interpolate(crop, size=(16 * scale, 16 * scale), mode="bicubic")
+            maps = objective.gram_encoder(large)[:, 3:].transpose(1, 2)
+            maps = maps.reshape(len(crop), -1, 4 * scale, 4 * scale)
+            maps = functional.interpolate(maps, size=(4, 4), mode="bicubic", antialias=False)
+            target_feats = maps.flatten(2).transpose(1, 2)
+        target_feats = functional.normalize(target_feats, dim=-1)
+        output_feats = functional.normalize(output_feats, dim=-1)
+        target_sim = torch.matmul(target_feats, target_feats.transpose(-1, -2))
+        student_sim = torch.matmul(output_feats, output_feats.transpose(-1, -2))
+        losses.append(torch.nn.MSELoss()(student_sim, target_sim))
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_gram_anchoring_is_the_references(scale: int) -> None:
+    objective, batch = made(GRAM.override({"gram.scale": scale})), two_views()
+    output, expected = objective(batch), gram(objective, batch, scale)
+    term = output.terms["gram"]
+    assert (term.targets, term.weight) == (6, 2.0)
+    torch.testing.assert_close(term.total / 6, expected, rtol=1e-5, atol=1e-6)
+    assert_same_gradients(
+        reached(term.total / 6, objective.encoder), reached(expected, objective.encoder)
+    )
+    assert not any(p.requires_grad for p in objective.gram_encoder.parameters())
+
+
+def reached(loss: Tensor, encoder: torch.nn.Module) -> dict[str, Tensor]:
+    parameters = dict(encoder.named_parameters())
+    return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+
+
+def test_the_teacher_of_gram_anchoring_is_the_runs_teacher(tmp_path: Path) -> None:
+    earlier, path = made(), tmp_path / "earlier.safetensors"
+    save_file(earlier.state_dict(), path)
+    config = find_recipe("dinov2_cifar10")().override(
+        {"objective": CONFIG.override({"gram.teacher": str(path)}), "model": MODEL}
+    )
+    for start in (None, str(path)):
+        objective = made(config.objective)
+        lines = fill_from_sources(config.override({"warm_start.path": start}), objective, SINGLE)
+        assert "objective.gram.teacher" in lines[-1]
+        for name, tensor in earlier.teacher_encoder.state_dict().items():
+            assert torch.equal(objective.gram_encoder.state_dict()[name], tensor), name
+    with refuses("objective.gram.teacher", "nowhere"):
+        check_initial_weights(config.override({"objective.gram.teacher": "nowhere"}))

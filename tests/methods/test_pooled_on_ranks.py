@@ -43,16 +43,20 @@ CASES = [(layout, model) for layout in LAYOUTS[1:] for model in MODELS]
 QUICK = ((2, 2, "ddp"), "vit")
 
 
-def trained(folder: Path, layout: tuple[int, int, str], model: str) -> dict[str, dict[str, Tensor]]:
+def trained(
+    folder: Path, layout: tuple[int, int, str], model: str, precision: str = "float32"
+) -> dict[str, dict[str, Tensor]]:
     """Return each method's state, losses and gradient norms; all share one start of processes."""
     ranks, accumulate, how = layout
+    case = f"{model}-{ranks}-{accumulate}-{how}-{precision}"
     methods = {**METHODS, **(OF_PATCHES if model == "vit" else {})}
-    paths = {name: folder / f"{name}-{model}-{ranks}-{accumulate}-{how}.pt" for name in methods}
+    paths = {name: folder / f"{name}-{case}.pt" for name in methods}
     if not all(path.exists() for path in paths.values()):
         words: list[str] = []
         for name, path in paths.items():
             own = [f"objective.kind={name}", f"train.accumulate={accumulate}"]
-            own += [f"train.parallel={how}", *MODELS[model], *methods[name]]
+            own += [f"train.parallel={how}", f"train.precision={precision}"]
+            own += [*MODELS[model], *methods[name]]
             words += [*(["--"] if words else []), str(path), *SHARED, *own]
         for rank in run_ranks([sys.executable, str(WORKER), *words], ranks, timeout=200):
             assert rank.returncode == 0, rank.stderr
@@ -92,3 +96,14 @@ def test_the_step_is_that_of_one_process(
             torch.testing.assert_close(
                 other[name], tensor, rtol=2e-4, atol=2e-5 * scale, msg=lambda m, n=name: n + m
             )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("model", MODELS)
+def test_the_loss_in_bfloat16_is_near_that_in_float32(folder: Path, model: str) -> None:
+    plain = trained(folder, LAYOUTS[0], model)
+    reduced = trained(folder, LAYOUTS[0], model, "bfloat16")
+    for method in METHODS:
+        own, other = (found[method]["losses"][0] for found in (plain, reduced))
+        assert own != other
+        torch.testing.assert_close(other, own, rtol=0.05, atol=0.01, msg=method)

@@ -14,6 +14,7 @@ import typer
 from quadriga import __version__
 from quadriga.cli import options
 from quadriga.cli.checkpoint import checkpoint_app
+from quadriga.cli.data import data_app
 from quadriga.cli.glue import command as glue_command
 from quadriga.cli.tokenizer import tokenizer_app
 from quadriga.cli.workflow import command as workflow_command
@@ -32,6 +33,7 @@ app.command(epilog=glue_command.EPILOG)(glue_command.glue)
 app.command(epilog=workflow_command.RUN_EPILOG)(workflow_command.run)
 app.command(epilog=workflow_command.STATUS_EPILOG)(workflow_command.status)
 app.add_typer(tokenizer_app)
+app.add_typer(data_app)
 
 
 @contextlib.contextmanager

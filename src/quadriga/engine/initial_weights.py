@@ -6,6 +6,7 @@ step 0 and not on resumption, after random initialisation and before training.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from quadriga.contracts import Objective, WeightSource
+from quadriga.contracts import FrozenSource, Objective, WeightSource
 from quadriga.distributed.collectives import from_main, on_all
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.checkpoint.read import (
@@ -270,6 +271,9 @@ def check_initial_weights(config: RunConfig, later: str | None = None) -> None:
     """
     if later is None or not (config.warm_start.path or "").startswith(later):
         check_warm_start(config.warm_start)
+    for frozen in config.objective.frozen_sources():
+        if later is None or not frozen.path.startswith(later):
+            check_source(frozen.path, frozen.option)
     if config.modular is None:
         return
     if config.warm_start.path is not None:
@@ -306,4 +310,27 @@ def fill_from_sources(config: RunConfig, objective: Objective, env: DistEnv) -> 
             return modular.fill(objective, config.objective, config.model, found)
 
         told.append(on_all(fill, env))
+    for frozen in config.objective.frozen_sources():
+        told.append(on_all(functools.partial(_fill_frozen, frozen, objective), env))
     return told
+
+
+def _fill_frozen(frozen: FrozenSource, objective: Objective) -> str:
+    """Load an encoder: of a run the teacher's, if it has one."""
+    source = read_source(frozen.path, frozen.option)
+    prefixes = [f"{name}." for name in ("teacher_encoder", "encoder")]
+    names = [p for p in prefixes if any(name.startswith(p) for name in source.tensors)]
+    tensors = source.tensors
+    if names:
+        tensors = {
+            name.removeprefix(names[0]): tensor
+            for name, tensor in source.tensors.items()
+            if name.startswith(names[0])
+        }
+    try:
+        report = load_tensors(
+            objective.get_submodule(frozen.part), tensors, source.path, "auto", interpolate=True
+        )
+    except UserError as error:
+        raise UserError(f"{frozen.option}: {error}") from error
+    return f"{frozen.option}: {report}"

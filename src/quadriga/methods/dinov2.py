@@ -7,18 +7,20 @@ iBOT with a head of their own for patches, assignments that are balanced over th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import final
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional
 
 from quadriga import randomness
-from quadriga.config.base import Number
+from quadriga.config.base import Config, NamedFile, Number
 from quadriga.contracts import (
     Batch,
+    FrozenSource,
     LossOutput,
     ModelConfig,
     ObjectiveConfig,
@@ -29,6 +31,7 @@ from quadriga.contracts import (
     with_initial_values,
 )
 from quadriga.distributed.slots import Slots
+from quadriga.losses.gram import gram_distance
 from quadriga.losses.koleo import koleo
 from quadriga.losses.prototypes import crossed, prototype_cross_entropy, sinkhorn_offset
 from quadriga.methods.parts.encoders import encode_local_crops, patch_model, two_crops
@@ -39,7 +42,22 @@ from quadriga.models.parts.initialise import Filler, initialise
 from quadriga.models.parts.patches import take_rows
 from quadriga.models.vit import ViT, ViTConfig
 
+_GRAM = "gram_encoder"
 _FOLLOWED = ("encoder", "head", "prototypes", "patch_head", "patch_prototypes")
+
+
+@final
+class GramConfig(Config):
+    """Gram anchoring: patches keep the similarities that an earlier encoder gives them."""
+
+    teacher: NamedFile[str | None] = None
+    """The encoder: a run, such as the one that is continued, one of its checkpoints, or a file of
+    weights; none: no anchoring."""
+    weight: float = Field(2.0, ge=0, le=1e6)
+    """Factor of the term in the loss."""
+    scale: int = Field(2, ge=1, le=16)
+    """How many times larger the images are that the teacher sees; its features are resampled to the
+    student's patches."""
 
 
 @final
@@ -77,6 +95,9 @@ class DINOv2Config(ObjectiveConfig):
     koleo_group: int = Field(16, ge=2, le=2**30)
     """Consecutive samples of a step among which a class token's nearest neighbour is."""
 
+    gram: GramConfig = GramConfig()
+    """Gram anchoring of DINOv3, for late stages of long runs."""
+
     @model_validator(mode="after")
     def _check_ratio(self) -> DINOv2Config:
         check_mask_ratio(self.mask_ratio)
@@ -91,12 +112,19 @@ class DINOv2Config(ObjectiveConfig):
         checked = patch_model("dinov2", model)
         return with_initial_values(lambda: DINOv2(self, checked), DINOv2.initialise_all)
 
+    def frozen_sources(self) -> Sequence[FrozenSource]:
+        """Return the teacher of Gram anchoring, if there is one."""
+        path = self.gram.teacher
+        if path is None:
+            return ()
+        return (FrozenSource(part=_GRAM, option="objective.gram.teacher", path=path),)
+
 
 @final
 class DINOv2(PooledObjective):
     """A student and its teacher, each an encoder with two heads, and a mask token."""
 
-    term_names = ("class", "patches", "koleo")
+    term_names: tuple[str, ...] = ("class", "patches", "koleo")
     metric_names = (
         "teacher_entropy",
         "patch_entropy",
@@ -106,6 +134,8 @@ class DINOv2(PooledObjective):
     )
     entry_points = ("features",)
     combined_parts = ("prototypes.", "patch_prototypes.")
+    new_parts: ClassVar[tuple[str, ...]] = ()
+    optional_parts: ClassVar[tuple[str, ...]] = (f"{_GRAM}.",)
 
     def __init__(self, config: DINOv2Config, model: ViTConfig) -> None:
         """Make student and teacher with undefined values."""
@@ -123,6 +153,10 @@ class DINOv2(PooledObjective):
         self.teacher_prototypes = teacher_of(self.prototypes)
         self.teacher_patch_head = teacher_of(self.patch_head)
         self.teacher_patch_prototypes = teacher_of(self.patch_prototypes)
+        self.gram_encoder: ViT | None = None
+        if config.gram.teacher is not None:
+            self.gram_encoder = teacher_of(self.encoder)
+            self.term_names = (*self.term_names, "gram")
         self.teacher_temperature = config.teacher_temperature
         self.teacher_momentum = config.momentum
 
@@ -156,7 +190,7 @@ class DINOv2(PooledObjective):
         """Return the number of images; the regulariser is a mean over the step."""
         key = batch["key"]
         count = torch.tensor(len(key), device=key.device)
-        return {"class": count, "patches": count, "koleo": torch.ones_like(count)}
+        return {**dict.fromkeys(self.term_names, count), "koleo": torch.ones_like(count)}
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """Encode the crops, of which the global ones are masked.
@@ -164,20 +198,26 @@ class DINOv2(PooledObjective):
         Returns:
             ``tokens`` (batch, 2, width): class tokens of the global crops. ``views`` (batch, views,
             bottleneck): rows of all class tokens. ``patches`` (batch, 2 x most, bottleneck): rows
-            of the masked patches, see `masked_first`.
+            of the masked patches, see `masked_first`. ``gram`` (batch, 2): `gram_distance` of
+            each global crop, with Gram anchoring.
         """
         crops, key = two_crops(batch, "dinov2"), batch["key"]
-        tokens, hidden = [], []
+        tokens, hidden, distances = [], [], []
         for number, crop in enumerate(crops):
             masks, order, _ = self._masks(batch, number)
             embedded = self.encoder.embed(crop, masks, self.mask_token)
             keys = randomness.pass_keys(key, f"crop {number}")
             encoded = self.encoder.encode(embedded, keys)
             tokens.append(encoded[:, 0])
-            hidden.append(take_rows(encoded[:, self.encoder.prefix :], order))
+            patches = encoded[:, self.encoder.prefix :]
+            hidden.append(take_rows(patches, order))
+            if self.gram_encoder is not None:
+                anchors = _resampled(self.gram_encoder, crop, self.config.gram.scale)
+                distances.append(gram_distance(patches, anchors))
         views = tokens + encode_local_crops(self.encoder, batch)
         patches = torch.cat(hidden, dim=1)
-        return {
+        anchored = {"gram": torch.stack(distances, dim=1)} if distances else {}
+        return anchored | {
             "tokens": torch.stack(tokens, dim=1).float(),
             "views": torch.stack(self.head(torch.cat(views)).chunk(len(views)), dim=1),
             "patches": self.patch_head(patches.flatten(0, 1)).unflatten(0, patches.shape[:2]),
@@ -213,7 +253,8 @@ class DINOv2(PooledObjective):
         assignment of a global crop. ``patches``: the mean over the two global crops of the mean
         over the masked patches; 0 for a crop without a mask. Assignments are balanced over the
         step, those of patches over all masked patches. ``koleo``: the sum over the global crops of
-        `koleo` of their class tokens, the same on every rank.
+        `koleo` of their class tokens, the same on every rank. ``gram``: the mean over the global
+        crops of `gram_distance`.
         """
         config = self.config
         directions = self.teacher_prototypes()
@@ -245,12 +286,15 @@ class DINOv2(PooledObjective):
         )
         count, one = of_class.new_full((), len(rows["views"])), of_class.new_ones(())
         patches = 2 * count * self.encoder.config.patches
+        terms = {
+            "class": Term(of_class, count),
+            "patches": Term(of_patches / 2, count, config.patch_weight),
+            "koleo": Term(spread, one, config.koleo_weight),
+        }
+        if "gram" in rows:
+            terms["gram"] = Term(rows["gram"].mean(dim=1).sum(), count, config.gram.weight)
         return LossOutput(
-            {
-                "class": Term(of_class, count),
-                "patches": Term(of_patches / 2, count, config.patch_weight),
-                "koleo": Term(spread, one, config.koleo_weight),
-            },
+            terms,
             {
                 "teacher_entropy": (entropy / 2, count),
                 "patch_entropy": (patch_entropy, weights.sum()),
@@ -297,3 +341,19 @@ class DINOv2(PooledObjective):
 
     def _followed(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(getattr(self, f"teacher_{name}"), getattr(self, name)) for name in _FOLLOWED]
+
+
+@torch.no_grad()
+def _resampled(
+    encoder: ViT, images: Float[Tensor, "batch channels rows columns"], scale: int
+) -> Float[Tensor, "batch patches features"]:
+    """Return features of the images' patches that were computed at `scale` times their size."""
+    grid = encoder.grid_of(images)
+    if scale > 1:
+        images = functional.interpolate(images.float(), scale_factor=scale, mode="bicubic")
+    tokens: Tensor = encoder(images)[:, encoder.prefix :].float()
+    if scale == 1:
+        return tokens
+    shape = (len(tokens), grid[0] * scale, grid[1] * scale, tokens.shape[2])
+    maps = tokens.reshape(shape).permute(0, 3, 1, 2)
+    return functional.interpolate(maps, size=grid, mode="bicubic").flatten(2).transpose(1, 2)

@@ -13,11 +13,14 @@ from pictures import encoded, noise
 from quadriga.config.base import construct
 from quadriga.contracts import ViewsConfig, stack
 from quadriga.data.images.decode import Box
+from quadriga.data.images.digits import DigitsConfig
 from quadriga.data.images.record import ImageRecord
+from quadriga.data.reading.loader import sequential
+from quadriga.data.views.batched import cropped
 from quadriga.data.views.crops import normalise, random_box
-from quadriga.data.views.making import cropped
 from quadriga.data.views.multi_crop import MultiCropConfig
 from quadriga.data.views.policies import PRESETS, Policy, ViewDraws, draw_view
+from quadriga.distributed.environment import SINGLE
 from quadriga.randomness import Stream, fold
 
 RECORD = ImageRecord(encoded(noise(70, 90), "PNG"), 3, "picture")
@@ -122,6 +125,27 @@ def test_views_of_the_device_are_those_of_the_workers(preset, px):
         assert levels.mean() < 1, name
 
 
+def test_views_of_the_device_do_not_depend_on_the_batch():
+    view = SMALL.override({"on": "device", "picture_scale": 2}).build("train")
+    samples = [view.sample(RECORD, key) for key in range(5)]
+    whole = view.batch(stack(samples, np.arange(5), np.arange(5)))
+    for number, sample in enumerate(samples):
+        alone = view.batch(stack([sample], np.arange(1), np.arange(1)))
+        for name in ("crops", "local_crops"):
+            torch.testing.assert_close(alone[name][0], whole[name][number], rtol=0, atol=1e-4)
+
+
+def test_views_of_the_device_are_the_same_under_autocast():
+    view = SMALL.override({"on": "device", "picture_scale": 2}).build("train")
+    batch = stack([view.sample(RECORD, key) for key in range(2)], np.arange(2), np.arange(2))
+    plain = view.batch(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = view.batch(batch)
+    for name in ("crops", "local_crops"):
+        assert again[name].dtype == torch.float32
+        assert torch.equal(again[name], plain[name])
+
+
 def test_a_larger_image_reaches_the_device_smaller():
     config = SMALL.override({"on": "device", "picture_scale": 2})
     sample = config.build("train").sample(RECORD, 3)
@@ -224,3 +248,17 @@ def test_what_cannot_be_is_refused(field, value, remedy):
 def test_the_config_survives_json():
     config = SMALL.override({"every.hue": 0.05, "local.blur_sigma": [0.2, 1.0]})
     assert construct(ViewsConfig, config.as_dict()) == config
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("on", ["workers", "device"])
+def test_views_do_not_depend_on_the_number_of_workers(on):
+    config = SMALL.override({"on": on, "augmentation": "byol"})
+    dataset, view = DigitsConfig(image_px=32).build("train"), config.build("train")
+    batches = [
+        list(sequential(dataset, view, range(12), batch_size=4, env=SINGLE, workers=workers))
+        for workers in (0, 1, 3)
+    ]
+    for other in batches[1:]:
+        for one, same in zip(batches[0], other, strict=True):
+            assert all(torch.equal(one[name], same[name]) for name in one)

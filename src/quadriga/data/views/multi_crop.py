@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from quadriga.contracts import Batch, Dataset, Sample, Split, StepPlan, Transform, ViewsConfig
 from quadriga.data.images.decode import Interpolation, OpenedImage, resize
 from quadriga.data.images.record import ImageRecord
+from quadriga.data.views.batched import make_views
 from quadriga.data.views.crops import (
     EvaluationView,
     Rgb,
@@ -22,7 +23,7 @@ from quadriga.data.views.crops import (
     random_box,
     sample_of,
 )
-from quadriga.data.views.making import make_views, make_view
+from quadriga.data.views.making import make_view
 from quadriga.data.views.policies import (
     PRESETS,
     Policy,

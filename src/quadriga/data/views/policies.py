@@ -16,7 +16,6 @@ from pydantic import Field, model_validator
 
 from quadriga.config.base import Config, Number
 from quadriga.data.images.decode import Box
-from quadriga.data.views.colours import WIDEST
 from quadriga.randomness import Stream
 
 Range = tuple[Number, Number]
@@ -24,6 +23,8 @@ Preset = Literal[
     "none", "simclr", "moco_v2", "moco_v3", "byol", "barlow_twins", "vicreg", "swav", "dino"
 ]
 Blend = Literal["brightness", "contrast", "saturation"]
+WIDEST = 4.0
+"""Greatest standard deviation of a blur in pixels."""
 BLENDS: tuple[Blend, ...] = ("brightness", "contrast", "saturation")
 
 
