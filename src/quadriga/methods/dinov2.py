@@ -296,20 +296,17 @@ class DINOv2(PooledObjective):
         }
         if "gram" in rows:
             terms["gram"] = Term(rows["gram"].mean(dim=1).sum(), count, config.gram.weight)
-        return LossOutput(
-            terms,
-            {
-                "teacher_entropy": (entropy / 2, count),
-                "embedding_deviation": (
-                    embedding_deviation(targets["views"][:, 0], slots) * count,
-                    count,
-                ),
-                "patch_entropy": (patch_entropy, weights.sum()),
-                "masked": ((weights > 0).sum().to(weights.dtype), patches),
-                "teacher_temperature": (self.teacher_temperature * count, count),
-                "teacher_momentum": (self.teacher_momentum * count, count),
-            },
-        )
+        metrics = {
+            "teacher_entropy": (entropy / 2, count),
+            "patch_entropy": (patch_entropy, weights.sum()),
+            "masked": ((weights > 0).sum().to(weights.dtype), patches),
+        }
+        of_step = {
+            "embedding_deviation": embedding_deviation(targets["views"][:, 0], slots),
+            "teacher_temperature": self.teacher_temperature,
+            "teacher_momentum": self.teacher_momentum,
+        }
+        return LossOutput(terms, metrics | {n: (v * count, count) for n, v in of_step.items()})
 
     def _offset(
         self,
