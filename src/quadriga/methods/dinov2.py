@@ -301,7 +301,7 @@ class DINOv2(PooledObjective):
             "patch_entropy": (patch_entropy, weights.sum()),
             "masked": ((weights > 0).sum().to(weights.dtype), patches),
         }
-        of_step = {
+        of_step: dict[str, Tensor | float] = {
             "embedding_deviation": embedding_deviation(targets["views"][:, 0], slots),
             "teacher_temperature": self.teacher_temperature,
             "teacher_momentum": self.teacher_momentum,
