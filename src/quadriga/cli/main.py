@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from quadriga import __version__
+from quadriga.cli import embed as embed_command
 from quadriga.cli import options
 from quadriga.cli.checkpoint import checkpoint_app
 from quadriga.cli.glue import command as glue_command
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(checkpoint_app)
+app.command(epilog=embed_command.EPILOG)(embed_command.embed)
 app.command(epilog=glue_command.EPILOG)(glue_command.glue)
 app.command(epilog=workflow_command.RUN_EPILOG)(workflow_command.run)
 app.command(epilog=workflow_command.STATUS_EPILOG)(workflow_command.status)
