@@ -125,6 +125,7 @@ def train(
     epilog=options.examples(
         "quadriga eval runs/mae_digits",
         "quadriga eval runs/x knn,linear_probe knn.neighbours=5",
+        "quadriga eval runs/x low_shot,retrieval,clustering low_shot.shots=[1,10]",
         "quadriga eval runs/x/checkpoints/step_00001000 knn",
         "quadriga eval model.safetensors knn,linear_probe data.root=flowers --out runs/flowers",
     ),
