@@ -31,7 +31,9 @@ def tiny_config(words: list[str]) -> RunConfig:
     pairs = dict(word.split("=", 1) for word in words)
     name = pairs.pop("recipe", None)
     if name is not None:
-        return find_recipe(name)().override(pairs)  # type: ignore[return-value]
+        return find_recipe(name)().override(  # type: ignore[return-value]
+            {"train.precision": "float32", **pairs}
+        )
     return mae_digits().override(
         {**dict(word.split("=", 1) for word in (*TINY, "train.steps=5")), **pairs}
     )

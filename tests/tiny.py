@@ -34,6 +34,7 @@ TINY = (
     "log.loggers=[]",
     "train.device=cpu",
     "train.ranks=1",
+    "train.precision=float32",
     "evaluation.protocols=[]",
     "checkpoint.every_epochs=none",
 )

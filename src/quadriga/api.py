@@ -29,6 +29,7 @@ from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.results import EvaluationRecord, differences, find_record, read_records
 from quadriga.engine.resume import Request
 from quadriga.engine.run_config import RunConfig
+from quadriga.engine.step.precision import decided
 from quadriga.engine.subject import Subject, open_subject
 from quadriga.errors import UserError
 from quadriga.export.encoder import load_encoder
@@ -150,6 +151,7 @@ def evaluate(
     ):
         for file, copy in subject.directory.changed_code():
             console.warn(f"{file} differs from {copy}, with which the run was trained")
+        config = config.override(from_main(lambda: decided(config, env.device.type), env))
         found, step = subject.find(env, console)
         known = {} if again else from_main(lambda: _known(subject, step, config), env)
         for record in known.values():

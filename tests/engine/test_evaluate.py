@@ -74,7 +74,13 @@ class RecordingConfig(EvaluatorConfig):
         return Failing() if self.fail else Recording()
 
 
-CONFIG = tiny_config(["evaluation.train_samples=40", "evaluation.test_samples=12"])
+CONFIG = tiny_config(
+    [
+        "evaluation.precision=float32",
+        "evaluation.train_samples=40",
+        "evaluation.test_samples=12",
+    ]
+)
 
 
 def run(folder: Path, step: int = 3, fail: bool = False, env: DistEnv = SINGLE) -> None:
@@ -173,7 +179,12 @@ def test_a_record_has_all_that_a_result_depends_on(tmp_path: Path) -> None:
     (record,) = read_records(tmp_path)
     assert (record.step, record.kind, record.metrics) == (5, "knn", {"top1": 1.0})
     assert record.protocol == {"kind": "knn", "neighbours": 7, "temperature": 0.07}
-    assert record.settings == {"weights": "ema", "train_samples": 40, "test_samples": 12}
+    assert record.settings == {
+        "weights": "ema",
+        "precision": "float32",
+        "train_samples": 40,
+        "test_samples": 12,
+    }
     assert record.data["config"]["kind"] == "digits"
     assert record.data["samples"] == {"test": 12}
     assert record.data["classes"] == ["0", "1"]

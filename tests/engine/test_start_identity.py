@@ -17,7 +17,10 @@ LIST = {"kind": "image_list", "root": "here", "files": "a.txt", "test_files": "b
 TEXT = {"data.files": "a.txt", "data.test_files": "b.txt", "data.vocabulary": "v.txt"}
 
 
-MAE = mae_digits().override({"optim.no_decay": AdamWConfig.model_fields["no_decay"].default})
+THEN = {"train.precision": "float32"}
+MAE = mae_digits().override(
+    {"optim.no_decay": AdamWConfig.model_fields["no_decay"].default, **THEN}
+)
 """As the recipe was then: the tokens did not decay."""
 
 
@@ -37,7 +40,7 @@ def node(name: str) -> RunConfig:
         (bert_tiny_pydoc(), "6717f3ab57a71032"),
         (bert_mini().override(TEXT), "8857bd58a3727d49"),
         (glue_rte().override({"data.vocabulary": "v.txt"}), "e8073a752760470182"),
-        (deit_cifar10(), "08e6ca91b800fe4a"),
+        (deit_cifar10().override(THEN), "08e6ca91b800fe4a"),
         (node("module_0"), "46e2ccecf1522ad3"),
         (node("finetune"), "5572eb3b45bbdf6f"),
     ],

@@ -17,7 +17,7 @@ def expected_values(dataset, rows=slice(None)):
 
 
 def test_features_are_those_of_every_sample_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "BATCH", 8)
+    monkeypatch.setattr(features, "CPU_BATCH", 8)
     context = fakes.context_of(tmp_path)
     bank = feature_bank(context, "knn")
     for split, dataset in (("train", context.data("train")), ("test", context.data("test"))):
@@ -118,3 +118,20 @@ def test_empty_split_is_refused(tmp_path):
     context = fakes.context_of(tmp_path, test=empty)
     with refuses("knn", "test images", "empty"):
         feature_bank(context, "knn")
+
+
+def test_a_random_encoder_is_computed_once_a_run(tmp_path):
+    """Later evaluations of a run give the same features without making the encoder again."""
+    made, kept = [], {}
+
+    def fresh():
+        made.append(1)
+        return fakes.PixelEncoder(0.5)
+
+    banks = [
+        feature_bank(fakes.context_of(tmp_path, fresh=fresh, kept=kept), "knn") for _ in range(2)
+    ]
+    assert len(made) == 1
+    assert banks[1].random is banks[0].random
+    assert torch.equal(banks[1].random.test.values, banks[0].random.test.values)
+    assert banks[1].trained is not banks[0].trained

@@ -20,6 +20,7 @@ from quadriga.config.provenance import read_overrides
 from quadriga.distributed.environment import pick_device
 from quadriga.engine.build import build_on_meta
 from quadriga.engine.run_config import RunConfig
+from quadriga.engine.step.precision import decided
 from quadriga.errors import UserError
 from quadriga.formatting import bytes_, duration
 from quadriga.pipeline.config import PipelineConfig, pipeline_of
@@ -146,6 +147,7 @@ def plan(request: PlanRequest) -> None:
     config = resolve(
         request.recipe, None, request.overrides, {"train.device": request.device}
     ).config
+    config = config.override(decided(config, pick_device(config.train.device, 0).type))
     if request.ranks < 1:
         raise UserError(f"--ranks must be at least 1, but is {request.ranks}")
     if request.profile is not None and (request.device_spec or request.save_profile):

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from quadriga.cli.resolve import resolve
 from quadriga.config.provenance import Resolved
 from quadriga.distributed.collectives import all_gather_values
@@ -18,6 +20,7 @@ from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.preflight import check_start
 from quadriga.engine.resume import Request
 from quadriga.engine.run_config import RunConfig
+from quadriga.engine.step.precision import AUTO, decided
 from quadriga.errors import UserError
 from quadriga.launch.attempts import RESTARTS, restarts
 
@@ -69,17 +72,9 @@ def train(request: TrainRequest) -> int:
         error.on_every_rank = True
         raise
     launch = read_launch(os.environ)
-    if (request.print_config or request.dry_run) and launch.rank != 0:
-        return 0
-    if request.print_config:
-        print("\n".join(config_lines(resolved)))
-        return 0
-    if request.dry_run:
-        from quadriga.engine.dry_run import dry_run
-
-        rows = dry_run(resolved.config, max(launch.world_size, resolved.config.train.ranks))
-        width = max(len(name) for name, _ in rows)
-        print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+    if request.print_config or request.dry_run:
+        if launch.rank == 0:
+            _describe(_decided_here(resolved), request, launch.world_size)
         return 0
     work_dir = request.work_dir or Path("runs") / resolved.config.name
     if launch.launcher == "none" and resolved.config.train.ranks > 1:
@@ -104,6 +99,25 @@ def train(request: TrainRequest) -> int:
 
             console.say(f"report: {write_report(work_dir)}")
     return 0
+
+
+def _describe(resolved: Resolved[RunConfig], request: TrainRequest, world_size: int) -> None:
+    """Print a run's config, or the rows of its dry run."""
+    if request.print_config:
+        print("\n".join(config_lines(resolved)))
+        return
+    from quadriga.engine.dry_run import dry_run
+
+    rows = dry_run(resolved.config, max(world_size, resolved.config.train.ranks))
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+
+
+def _decided_here(resolved: Resolved[RunConfig]) -> Resolved[RunConfig]:
+    """Return the run with the precisions of a start on this machine."""
+    device = resolved.config.train.device  # a run for a GPU can be looked at without one
+    place = pick_device(device, 0) if device == "auto" else torch.device(device)
+    return resolved.override(decided(resolved.config, place.type), AUTO)
 
 
 def _start_ranks(request: TrainRequest, config: RunConfig, work_dir: Path) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from quadriga.contracts.data import Dataset, Split, Transform
 from quadriga.contracts.objective import Objective
@@ -34,12 +37,22 @@ class EvaluationContext:
     where they are not known."""
     workers: int = 0
     """Worker processes that read samples; 0 reads in the calling process."""
+    precision: str = "float32"
+    """Dtype of the objective's matrix products: float32 or bfloat16."""
     report_progress: Callable[[str, int, int], None] = field(default=lambda what, done, total: None)
     """Called with (what, done, total) from time to time, for a progress bar."""
     warn: Callable[[str], None] = field(default=lambda text: None)
     """Called with one line per sample that cannot be read."""
     cache: dict[str, Any] = field(default_factory=dict)
     """Shared by the protocols of one evaluation, so that features are extracted once."""
+    kept: dict[str, Any] = field(default_factory=dict)
+    """Shared by all evaluations of a run in one process: what does not depend on the weights."""
+
+    def reduced_precision(self) -> contextlib.AbstractContextManager[object]:
+        """Return a context in which the objective computes in `precision`."""
+        if self.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.env.device.type, getattr(torch, self.precision))
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,10 @@ class TrainConfig(Config):
     """auto, cpu, cuda or cuda:N."""
     ranks: int = Field(1, ge=1, le=2**20)
     """Processes to start on this machine, if no launcher has started them."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     """Dtype of the matrix products (`--amp` is bfloat16). Weights, gradients and optimizer state
-    are always float32; float16 uses loss scaling."""
+    are always float32; float16 uses loss scaling. auto: bfloat16 on a CPU that multiplies it
+    (AVX512-BF16 or AMX), else float32; decided when the run begins and kept."""
     loss_scale: Later[float | None] = Field(None, gt=0, le=2.0**24)
     """Factor of the loss under float16, so that small gradients do not vanish; none: as large as
     no gradient overflows. A step whose gradient overflows makes no update."""

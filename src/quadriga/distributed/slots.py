@@ -35,11 +35,12 @@ class Slots:
         """Rows of the step."""
         self.own = torch.tensor(list(shares[group.rank]), dtype=torch.int64)
         """int64 (rows,): the slots of this rank's rows, on the CPU."""
-        flat = torch.tensor([slot for share in shares for slot in share], dtype=torch.int64)
+        slots = [slot for share in shares for slot in share]
+        flat = torch.tensor(slots, dtype=torch.int64)
         # Row s of the step is row order[s] of the concatenation over the ranks.
         self._order = torch.empty_like(flat).scatter_(0, flat, torch.arange(self.total))
         self._inverse = flat
-        self._is_ordered = bool((self._inverse == torch.arange(self.total)).all())
+        self._is_ordered = slots == list(range(self.total))
 
     def gather(self, rows: Tensor) -> Tensor:
         """Return the rows of all ranks in slot order; each rank of the group calls it.

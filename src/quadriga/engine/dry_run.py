@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from quadriga.contracts import Dataset, Objective
 from quadriga.distributed.environment import SINGLE
-from quadriga.engine.build import build_on, build_on_meta
+from quadriga.engine.build import build_on_meta
 from quadriga.engine.evaluate import evaluation_data, make_context
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.profile import check_profile
@@ -22,6 +22,7 @@ from quadriga.engine.preflight import ASSUMED, check_start, check_tasks, leaves_
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan, describe_batch, make_plan
 from quadriga.engine.step.blocks import apply_recompute
+from quadriga.engine.step.precision import dtype_of
 from quadriga.engine.step.state import optimizer_state
 from quadriga.engine.tasks import examples, task_configs
 from quadriga.errors import MissingData
@@ -128,16 +129,19 @@ def _as_executed(config: RunConfig, plain: Cost, micro: int) -> Cost:
     """Return the cost with the activation memory under the run's recomputation and precision.
 
     Other dtypes than float32 need fake tensors, because the meta device has no autocast. They
-    follow the CPU's autocast, whose list of operations differs little from a GPU's.
+    follow the CPU's autocast, whose list of operations differs little from a GPU's; attention is
+    the fused one, which keeps no scores.
     """
     train = config.train
-    if train.recompute == "none" and train.precision == "float32":
-        return plain
     place = torch.device("cpu")
-    with FakeTensorMode():
-        objective = build_on(config, place)
+    precision = dtype_of(train, place)
+    if train.recompute == "none" and precision == torch.float32:
+        return plain
+    # Built on meta, since fake tensors cannot be copied, as a teacher is from its student.
+    objective = build_on_meta(config)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        objective.to_empty(device=place)
         apply_recompute(objective, train.recompute)
-        precision = getattr(torch, train.precision)
         kept = max(
             activation_bytes(objective, example, precision)
             for example, _ in examples(config, place, micro)
@@ -171,7 +175,7 @@ def _work(cost: Cost, plan: RunPlan) -> list[Row]:
 
 def _time(config: RunConfig, cost: Cost, plan: RunPlan, world_size: int) -> list[Row]:
     """Return the row of the estimated time, on this machine's device if known, else an A100."""
-    dtype, name, tf32 = getattr(torch, config.train.precision), YARDSTICK, False
+    dtype, name, tf32 = dtype_of(config.train, torch.device("cuda")), YARDSTICK, False
     if config.train.device != "cpu" and torch.cuda.is_available():
         own = torch.cuda.get_device_name()
         if peak_flops(own, dtype) is not None:
@@ -182,8 +186,9 @@ def _time(config: RunConfig, cost: Cost, plan: RunPlan, world_size: int) -> list
     if seconds < SHORT:
         return []
     devices = f"{world_size} x {name}" if world_size > 1 else f"one {name}"
-    text = f"{duration(seconds)} at {UTILISATION:.0%} of the {config.train.precision} peak of "
-    return [("time", f"about {text}{devices}")]
+    precision = str(dtype).removeprefix("torch.")
+    text = f"{duration(seconds)} at {UTILISATION:.0%} of the {precision} peak of {devices}"
+    return [("time", f"about {text}")]
 
 
 def _length(plan: RunPlan) -> str:

@@ -32,6 +32,7 @@ from quadriga.engine.logs.results import RECORDS, append_record, differences, re
 from quadriga.engine.logs.times import evaluated
 from quadriga.engine.preflight import is_classifier
 from quadriga.engine.run_config import EvaluationConfig, RunConfig
+from quadriga.engine.step.precision import decided
 from quadriga.engine.step.sharding import build_to_evaluate
 from quadriga.errors import UserError, did_you_mean
 from quadriga.formatting import measured
@@ -185,6 +186,7 @@ def make_context(
     console: Console,
     ranks: Ranks | None = None,
     classes: Sequence[str] = (),
+    kept: dict[str, Any] | None = None,
 ) -> EvaluationContext:
     """Return the input of the protocols.
 
@@ -198,6 +200,7 @@ def make_context(
         ranks: The ranks, over whose shard axis a random objective is sharded like this one;
             without them each rank holds all of it.
         classes: Names of the classes that a classifier was trained on.
+        kept: What earlier evaluations of the run have kept for later ones.
 
     Raises:
         UserError: The run is a mixture of tasks.
@@ -219,8 +222,12 @@ def make_context(
         output=folder,
         classes=tuple(classes) if is_classifier(config) else (),
         workers=config.evaluation.workers,
+        precision=decided(config, env.device.type).get(
+            "evaluation.precision", config.evaluation.precision
+        ),
         report_progress=console.advance,
         warn=console.warn,
+        kept={} if kept is None else kept,
     )
 
 
@@ -253,6 +260,7 @@ def evaluate(
             written.
     """
     objective, env = context.objective, context.env
+    config = config.override({"evaluation.precision": context.precision})  # as it is recorded
     was_training = objective.training
     opened: dict[Split, Dataset] = {}
     objective.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,21 @@ class Request:
     """A checkpoint to start from instead of the newest of the work directory."""
     is_checked: bool = False
     """Whether the launcher has tried the model on the views' shapes, which takes half a second."""
+
+
+def begun_with(request: Request) -> RunConfig | None:
+    """Return the config with which the run to be continued began; None if there is none to read.
+
+    What is wrong with it is said by the checks of the work directory and of the checkpoint.
+    """
+    folder = request.work_dir
+    if request.resume_from is not None:
+        is_run = (request.resume_from / "checkpoints").is_dir()
+        above = request.resume_from.absolute().parent.parent
+        folder = request.resume_from if is_run else above
+    with contextlib.suppress(UserError):
+        return RunDirectory(folder).read_config().config
+    return None
 
 
 def choose(

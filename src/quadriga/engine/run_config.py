@@ -176,6 +176,9 @@ class EvaluationConfig(Config):
     weights: Literal["raw", "ema"] = "raw"
     """Which weights are evaluated: those of the last step, or their moving average
     (`ema.decay`)."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Dtype of the encoder's matrix products. auto: that of the training if the run began on a CPU,
+    else float32."""
     train_samples: int | None = Field(None, ge=1, le=2**40)
     """Size of the fixed subset of the training data to evaluate with; none for all of it."""
     test_samples: int | None = Field(None, ge=1, le=2**40)
@@ -224,10 +227,13 @@ class RunConfig(StepConfig):
         """Translate a config saved by a revision up to 7f9c01b; see `Config.upgraded`.
 
         Such a config has a group ``pipeline`` instead of the kinds of ``executor``, and lists in
-        ``checkpoint`` the files of other layouts that are written beside checkpoints.
+        ``checkpoint`` the files of other layouts that are written beside checkpoints. Later ones
+        may still lack ``evaluation.precision``.
         """
         for name in ("stage_files", "modular_files"):
             values.get("checkpoint", {}).pop(name, None)
+        # Before the key, every evaluation was in float32.
+        values.get("evaluation", {}).setdefault("precision", "float32")
         pipeline = values.pop("pipeline", None)
         if pipeline is None:
             return

@@ -7,7 +7,7 @@ import functools
 import gc
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from quadriga.config.provenance import Resolved
 from quadriga.contracts import Dataset, EvaluationContext, LoggerContext, Objective
@@ -36,6 +36,7 @@ from quadriga.engine.preflight import check_start
 from quadriga.engine.resume import (
     Request,
     announce,
+    begun_with,
     check_same_classes,
     choose,
     write_start,
@@ -44,7 +45,7 @@ from quadriga.engine.run_config import RunConfig, config_hash
 from quadriga.engine.run_plan import RunPlan
 from quadriga.engine.step.bad_step import RollBack
 from quadriga.engine.step.blocks import check_compile
-from quadriga.engine.step.precision import check_precision
+from quadriga.engine.step.precision import AUTO, check_precision, decided
 from quadriga.errors import UserError
 from quadriga.formatting import bytes_
 from quadriga.loggers import LoggerSet
@@ -74,9 +75,9 @@ def run(
         UserError: Anything the user can fix; raised before the first step where possible.
         Preempted: A signal stopped the run; it has saved.
     """
-    config = resolved.config
     if preemption is not None:
         preemption.install()
+    config = (resolved := _with_precisions(resolved, request, env)).config
     directory = RunDirectory(request.work_dir)
     dataset, plan = on_all(lambda: _check(config, env, request.is_checked), env)
     with contextlib.ExitStack() as stack:
@@ -112,6 +113,15 @@ def run(
             raise session.out_of_memory() from error
 
 
+def _with_precisions(
+    resolved: Resolved[RunConfig], request: Request, env: DistEnv
+) -> Resolved[RunConfig]:
+    """Decide the precisions that are auto: the processor of rank 0 speaks for all."""
+    config = resolved.config
+    values = from_main(lambda: decided(config, env.device.type, begun_with(request)), env)
+    return resolved.override(values, AUTO)
+
+
 def _check(config: RunConfig, env: DistEnv, is_checked: bool) -> tuple[Dataset, RunPlan]:
     check_precision(config.train, env.device)
     if config.train.compile:
@@ -140,6 +150,7 @@ class _Session:
         self._env, self._console, self._preemption = env, console, preemption
         self._stack, self._phase_timer = stack, PhaseTimer()
         self._ranks: Ranks | None = None
+        self._kept: dict[str, Any] = {}
         self.on_saved: OnSaved | None = None
         self.on_reported: OnReported | None = None
 
@@ -311,6 +322,7 @@ class _Session:
             self._console,
             self._ranks,
             self._dataset.classes,
+            self._kept,
         )
 
     def _evaluate(self, step: int) -> Mapping[str, float]:

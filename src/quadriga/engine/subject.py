@@ -147,7 +147,7 @@ def _weights(file: Path, path: Path, out: Path | None) -> Subject:
             "optim": {"kind": "adamw", "lr": 0.0},
             "schedule": {"kind": "warmup_cosine"},
             "train": {"steps": 1, "batch_size": 1},
-            "evaluation": {"protocols": protocols},
+            "evaluation": {"protocols": protocols, "precision": "float32"},
         }
     )
     folder = out or Path("runs") / run.name

@@ -184,7 +184,7 @@ class Glue(Evaluator):
             warn=context.warn,
             batches=equal_calls(context, whole, 1),
         ):
-            with torch.no_grad():
+            with torch.no_grad(), context.reduced_precision():
                 scores = scorer.scores(batch).float()
             answers = scores[:, 0] if scorer.regression else scores.argmax(dim=1)
             values[batch["index"].cpu()] = answers.double().cpu()

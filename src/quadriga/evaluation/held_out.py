@@ -91,7 +91,10 @@ class HeldOut(Evaluator):
         )
         with evaluation_mode(objective), torch.no_grad():
             for number, batch in enumerate(read, start=own.start):
-                with randomness.micro_batch(context.seed, 0, number, 0):
+                with (
+                    randomness.micro_batch(context.seed, 0, number, 0),
+                    context.reduced_precision(),
+                ):
                     output = objective(batch)
                 if number < own.stop:
                     table[number] = _row(output, names)

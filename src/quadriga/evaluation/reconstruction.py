@@ -211,7 +211,8 @@ class Reconstruction(Evaluator):
             warn=context.warn,
         ):
             images = batch["image"]
-            masked, filled, combined = _reconstruct(objective, batch)
+            with context.reduced_precision():
+                masked, filled, combined = _reconstruct(objective, batch)
             errors += masked_error(images, masked, combined)
             parts.append([images, masked, filled, combined])
             context.report_progress(

@@ -72,7 +72,12 @@ def deit_cifar10(
         views=ShiftedViewsConfig(image_px=32, shift_px=4),
         optim=AdamWConfig(lr=1e-3, lr_batch=64, weight_decay=0.05, clip_norm=1.0),
         schedule=WarmupCosineConfig(warmup_epochs=1),
-        train=TrainConfig(epochs=epochs, batch_size=64, dataset_size=round(50_000 * fraction)),
+        train=TrainConfig(
+            epochs=epochs,
+            batch_size=64,
+            precision="auto",
+            dataset_size=round(50_000 * fraction),
+        ),
         loader=LoaderConfig(workers=0),
         log=LogConfig(every_steps=50),
         evaluation=EvaluationConfig(protocols=(HeldOutConfig(batch_size=100),), workers=0),

@@ -55,7 +55,7 @@ def mae_digits(epochs: float = 50) -> RunConfig:
         ),
         optim=AdamWConfig(lr=2e-3, lr_batch=64, weight_decay=0.05, no_decay=NO_DECAY),
         schedule=WarmupCosineConfig(warmup_epochs=3),
-        train=TrainConfig(epochs=epochs, batch_size=64, ranks=2),
+        train=TrainConfig(epochs=epochs, batch_size=64, ranks=2, precision="auto"),
         loader=LoaderConfig(workers=0),
         log=LogConfig(every_steps=20),
         evaluation=PROTOCOLS,
@@ -77,7 +77,9 @@ def mae_cifar10(root: Path = Path("data/cifar10"), epochs: float = 2.5) -> RunCo
         views=ImageViewsConfig(image_px=32, crop_scale=(0.4, 1.0), test_crop_fraction=1.0),
         optim=AdamWConfig(lr=1e-3, lr_batch=64, weight_decay=0.05, no_decay=NO_DECAY),
         schedule=WarmupCosineConfig(warmup_steps=100),
-        train=TrainConfig(epochs=epochs, batch_size=64, ranks=2, dataset_size=50_000),
+        train=TrainConfig(
+            epochs=epochs, batch_size=64, ranks=2, precision="auto", dataset_size=50_000
+        ),
         loader=LoaderConfig(workers=0),
         log=LogConfig(every_steps=20),
         evaluation=PROTOCOLS.override({"train_samples": 10_000, "test_samples": 5_000}),

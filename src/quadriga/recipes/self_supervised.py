@@ -78,7 +78,7 @@ def _digits(
         ),
         optim=AdamWConfig(lr=lr, lr_batch=64, weight_decay=0.05, clip_norm=3.0),
         schedule=WarmupCosineConfig(warmup_epochs=2),
-        train=TrainConfig(epochs=epochs, batch_size=64, ranks=2),
+        train=TrainConfig(epochs=epochs, batch_size=64, ranks=2, precision="auto"),
         loader=LoaderConfig(workers=0),
         log=LogConfig(every_steps=20),
         evaluation=EvaluationConfig(protocols=(KNNConfig(), LinearProbeConfig())),

@@ -213,9 +213,13 @@ class WorkflowDirectory:
             return None
         there, here = identity(before), identity(config)
         edges = references(config)
-        return first_difference(
-            there, here, lambda path: path in edges and _ends_in(there.get(path), edges[path])
-        )
+
+        def is_same(path: str) -> bool:
+            if path == "train.precision" and here[path] == "auto":
+                return True  # the run keeps that with which it began
+            return path in edges and _ends_in(there.get(path), edges[path])
+
+        return first_difference(there, here, is_same)
 
     def set_aside_if_void(self, node: str, config: RunConfig) -> None:
         """Move the directory of a node without checkpoints away if it has another config.

@@ -25,7 +25,7 @@ RECORDS = "evaluations.jsonl"
 SAVED_BEFORE = "evaluation.json"
 """The file of revision 7f9c01b: the results of the last step, and the metrics of all."""
 _BACK_TO = "back_to"
-_SETTINGS = ("weights", "train_samples", "test_samples")
+_SETTINGS = ("weights", "precision", "train_samples", "test_samples")
 """Values of ``evaluation`` that decide what a protocol finds."""
 
 
@@ -44,7 +44,7 @@ class EvaluationRecord:
     overrides: dict[str, Any] = field(default_factory=dict)
     """Path -> value of each value by which it differs from the run's own config."""
     settings: dict[str, Any] | None = None
-    """``weights``, ``train_samples`` and ``test_samples`` of ``evaluation``."""
+    """``weights``, ``precision``, ``train_samples`` and ``test_samples`` of ``evaluation``."""
     data: dict[str, Any] = field(default_factory=dict)
     """What it was evaluated on; see `data_facts`."""
     time: str | None = None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
 
-from quadriga.engine.run_config import TrainConfig
+from quadriga.engine.run_config import RunConfig, TrainConfig
 from quadriga.errors import UserError
 
 
@@ -27,6 +27,49 @@ def check_precision(train: TrainConfig, device: torch.device) -> None:
         )
 
 
+def automatic(device_type: str) -> Literal["float32", "bfloat16"]:
+    """Return what ``train.precision=auto`` means on this machine.
+
+    Emulated bfloat16 is slower than float32. On a GPU float32 stays what is not asked otherwise.
+
+    Args:
+        device_type: ``cpu`` or ``cuda``.
+    """
+    multiplies = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if device_type == "cpu" and multiplies else "float32"
+
+
+AUTO = "auto, by the processor"
+"""Where the values of `decided` come from."""
+
+
+def decided(config: RunConfig, device_type: str, before: RunConfig | None = None) -> dict[str, str]:
+    """Return dotted key -> dtype of the run's precisions that are auto.
+
+    Args:
+        config: The run.
+        device_type: ``cpu`` or ``cuda``.
+        before: The config with which the same run began, on whatever machine: it is kept.
+    """
+    found: dict[str, str] = {}
+    train: str = config.train.precision
+    if train == "auto":
+        train = automatic(device_type) if before is None else before.train.precision
+        found["train.precision"] = train
+    if config.evaluation.precision == "auto":
+        is_reduced = train == "bfloat16" and device_type == "cpu"
+        own = "bfloat16" if is_reduced else "float32"
+        found["evaluation.precision"] = own if before is None else before.evaluation.precision
+    return found
+
+
+def dtype_of(train: TrainConfig, device: torch.device) -> torch.dtype:
+    """Return the dtype of the matrix products of a run on a device."""
+    name = automatic(device.type) if train.precision == "auto" else train.precision
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
 def reduced_precision(
     device: torch.device, train: TrainConfig
 ) -> contextlib.AbstractContextManager[object]:
@@ -34,9 +77,10 @@ def reduced_precision(
 
     float32 changes nothing. The weights always stay float32.
     """
-    if train.precision == "float32":
+    dtype = dtype_of(train, device)
+    if dtype == torch.float32:
         return contextlib.nullcontext()
-    return torch.autocast(device.type, getattr(torch, train.precision))
+    return torch.autocast(device.type, dtype)
 
 
 INITIAL = 2.0**16

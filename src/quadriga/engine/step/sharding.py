@@ -20,6 +20,7 @@ from quadriga.engine.build import build_on_meta, give_memory
 from quadriga.engine.run_config import RunConfig, TrainConfig
 from quadriga.engine.step.blocks import blocks_of
 from quadriga.engine.step.gradients import GradientSum
+from quadriga.engine.step.precision import dtype_of
 from quadriga.errors import UserError, nearest_divisors
 
 if TYPE_CHECKING:
@@ -126,8 +127,8 @@ class Sharded(Layout):
         # A block is gathered in the dtype it computes in, half the bytes. Autocast converts its
         # inputs, as without shards; gradients are summed in float32. Not on the CPU, whose
         # autocast has no layer norm of float32 tokens with weights of another dtype.
-        is_reduced = train.precision != "float32" and ranks.env.device.type == "cuda"
-        dtype = getattr(torch, train.precision) if is_reduced else None
+        is_reduced = self.device.type == "cuda" and dtype_of(train, self.device) != torch.float32
+        dtype = dtype_of(train, self.device) if is_reduced else None
         policy = MixedPrecisionPolicy(
             param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )

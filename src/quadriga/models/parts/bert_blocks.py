@@ -7,7 +7,6 @@ attention scatters the tokens into padded sequences and gathers its outputs agai
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quadriga import randomness
+from quadriga.models.parts.attention import attention, formula
 from quadriga.models.parts.transformer import MLP, Dropout
 
 
@@ -153,16 +153,13 @@ class BertAttention(nn.Module):
         dropout, so the formula is computed explicitly.
         """
         if self.rate == 0.0 or not self.training:
-            return functional.scaled_dot_product_attention(query, key, value, attn_mask=keys)
+            return attention(query, key, value, keys)
         if query.device.type == "cuda":
             with _keyed_default_generator(self.salt, query.device):
                 return functional.scaled_dot_product_attention(
                     query, key, value, attn_mask=keys, dropout_p=self.rate
                 )
-        scores = (query * (1.0 / math.sqrt(query.shape[-1]))) @ key.transpose(-1, -2)
-        weights = scores.masked_fill_(~keys, -math.inf).softmax(dim=-1)
-        mixed: Tensor = self.drop(weights).to(value.dtype) @ value
-        return mixed
+        return formula(query, key, value, keys, self.drop)
 
 
 @final

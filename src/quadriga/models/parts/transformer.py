@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quadriga import randomness
+from quadriga.models.parts.attention import attention
 from quadriga.models.parts.initialise import Filler
 
 
@@ -62,7 +63,7 @@ class Attention(nn.Module):
         batch, length, width = tokens.shape
         fused = self.qkv(tokens).view(batch, length, 3, self.heads, width // self.heads)
         query, key, value = fused.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        mixed = attention(query, key, value, mask)
         output: Tensor = self.output(mixed.transpose(1, 2).reshape(batch, length, width))
         return output
 

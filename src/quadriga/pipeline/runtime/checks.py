@@ -41,7 +41,7 @@ def _check_method(config: StepConfig, objective: Objective) -> None:
         )
     for path, value, allowed in (
         ("train.parallel", train.parallel, ("ddp",)),
-        ("train.precision", train.precision, ("float32", "bfloat16")),
+        ("train.precision", train.precision, ("float32", "bfloat16", "auto")),
     ):
         if value not in allowed:
             raise UserError(
