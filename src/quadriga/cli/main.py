@@ -15,6 +15,7 @@ from quadriga import __version__
 from quadriga.cli import embed as embed_command
 from quadriga.cli import options
 from quadriga.cli.checkpoint import checkpoint_app
+from quadriga.cli.finetune import command as finetune_command
 from quadriga.cli.glue import command as glue_command
 from quadriga.cli.tokenizer import tokenizer_app
 from quadriga.cli.workflow import command as workflow_command
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(checkpoint_app)
 app.command(epilog=embed_command.EPILOG)(embed_command.embed)
+app.command(epilog=finetune_command.EPILOG)(finetune_command.finetune)
 app.command(epilog=glue_command.EPILOG)(glue_command.glue)
 app.command(epilog=workflow_command.RUN_EPILOG)(workflow_command.run)
 app.command(epilog=workflow_command.STATUS_EPILOG)(workflow_command.status)
