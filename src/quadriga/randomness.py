@@ -11,6 +11,7 @@ The same numbers come out in plain Python, in numpy and in torch, on any device.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
@@ -50,12 +51,16 @@ def fold(*parts: int | str) -> int:
     key = 0
     for part in parts:
         if isinstance(part, str):
-            part = int.from_bytes(
-                hashlib.blake2b(part.encode(errors="surrogateescape"), digest_size=8).digest(),
-                "little",
-            )
+            part = _number_of(part)
         key = mix((key + _GAMMA) & _MASK ^ mix(part + _GAMMA))
     return key
+
+
+@functools.lru_cache(maxsize=1024)
+def _number_of(name: str) -> int:
+    # Cached, since the same few names are folded several times for every sample.
+    digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 class Stream:

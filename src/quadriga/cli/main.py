@@ -15,6 +15,7 @@ from quadriga import __version__
 from quadriga.cli import embed as embed_command
 from quadriga.cli import options
 from quadriga.cli.checkpoint import checkpoint_app
+from quadriga.cli.data import data_app
 from quadriga.cli.finetune import command as finetune_command
 from quadriga.cli.glue import command as glue_command
 from quadriga.cli.tokenizer import tokenizer_app
@@ -36,6 +37,7 @@ app.command(epilog=glue_command.EPILOG)(glue_command.glue)
 app.command(epilog=workflow_command.RUN_EPILOG)(workflow_command.run)
 app.command(epilog=workflow_command.STATUS_EPILOG)(workflow_command.status)
 app.add_typer(tokenizer_app)
+app.add_typer(data_app)
 
 
 @contextlib.contextmanager

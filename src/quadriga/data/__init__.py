@@ -20,6 +20,7 @@ DATASETS = {
 VIEWS = {
     "image_views": "quadriga.data.views.crops:ImageViewsConfig",
     "mixture": "quadriga.data.parts.mixture:MixtureViewsConfig",
+    "multi_crop": "quadriga.data.views.multi_crop:MultiCropConfig",
     "sentence_pairs": "quadriga.data.text.sentence_pairs:SentencePairsConfig",
     "shifted_views": "quadriga.data.views.shifts:ShiftedViewsConfig",
     "supervised_views": "quadriga.data.views.supervised:SupervisedViewsConfig",

@@ -73,6 +73,7 @@ class OpenedImage:
         self._record = record
         self._pillow: Image.Image | None = None
         self._pixels: npt.NDArray[np.uint8] | None = None
+        self._eighths = 0
         data = record.data
         size: tuple[int, int] | None
         if isinstance(data, np.ndarray):
@@ -127,9 +128,12 @@ class OpenedImage:
             return _cut(data, box)
         if self._pillow is None:
             eighths = reduction(box, height, width) if self._record.decoding.reduced else 8
-            pixels = _decode_jpeg(data, self.height, self.width, eighths)
-            if pixels is not None:
-                return _cut(pixels, reduced_box(box, eighths))
+            if self._eighths < eighths:
+                # Kept, since several crops of an image share its decoding.
+                self._pixels = _decode_jpeg(data, self.height, self.width, eighths)
+                self._eighths = eighths
+            if self._pixels is not None:
+                return _cut(self._pixels, reduced_box(box, self._eighths))
             # What TurboJPEG finds fault with is for Pillow to decide, so that one library decides
             # what is readable.
             self._pillow = _open_with_pillow(data, self._record.name)

@@ -57,14 +57,8 @@ class ImageViewsConfig(ViewsConfig):
 
     @model_validator(mode="after")
     def _check_ranges(self) -> ImageViewsConfig:
-        low, high = self.crop_scale
-        if not 0 < low <= high <= 1:
-            raise ValueError(
-                f"crop_scale must be two ascending shares in (0, 1], but is [{low},{high}]"
-            )
-        low, high = self.crop_ratio
-        if not 0 < low <= high:
-            raise ValueError(f"crop_ratio must be two ascending ratios, but is [{low},{high}]")
+        check_range("crop_scale", self.crop_scale, 1.0)
+        check_range("crop_ratio", self.crop_ratio, None)
         if min(self.std) <= 0:
             raise ValueError(f"std must be above 0 in every channel, but is {list(self.std)}")
         return self
@@ -84,6 +78,18 @@ class ImageViewsConfig(ViewsConfig):
             UserError: The records are text.
         """
         check_images(self, dataset)
+
+
+def check_range(name: str, bounds: tuple[float, float], most: float | None) -> None:
+    """Check that a field holds two ascending shares, or ratios where `most` is None.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if 0 < bounds[0] <= bounds[1] <= (most or bounds[1]):
+        return
+    what = "ratios above 0" if most is None else f"shares in (0, {most:g}]"
+    raise ValueError(f"{name} must be two ascending {what}, but is [{bounds[0]},{bounds[1]}]")
 
 
 def check_images(views: ViewsConfig, dataset: Dataset) -> None:
@@ -264,9 +270,14 @@ def crop_keys(key: Int64[Tensor, " batch"], crops: int) -> list[Int64[Tensor, " 
 
 
 def normalise(
-    images: UInt8[Tensor, "*batch 3 height width"], mean: Rgb, std: Rgb
+    images: UInt8[Tensor, "*batch 3 height width"] | Float[Tensor, "*batch 3 height width"],
+    mean: Rgb,
+    std: Rgb,
 ) -> Float[Tensor, "*batch 3 height width"]:
-    """Return ``(images / 255 - mean) / std`` in float32 as one multiplication and one addition."""
+    """Return ``(images / 255 - mean) / std`` in float32 as one multiplication and one addition.
+
+    Images that are float32 already are changed in place.
+    """
     factor, offset = _affine(mean, std, images.device)
     floats = images.to(torch.float32)
     return torch.addcmul(offset, floats, factor, out=floats)

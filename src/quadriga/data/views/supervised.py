@@ -26,6 +26,7 @@ from quadriga.data.views.crops import (
     EvaluationView,
     Rgb,
     check_images,
+    check_range,
     example,
     flip,
     normalise,
@@ -113,10 +114,12 @@ class SupervisedViewsConfig(ViewsConfig):
     def _check_fields(self) -> SupervisedViewsConfig:
         if self.augment not in ("none", "three_augment"):
             parse_rand_augment(self.augment)
-        for name, high in (("crop_scale", 1.0), ("erase_area", 1.0), ("cutmix_minmax", 1.0)):
-            _check_range(name, getattr(self, name), high)
-        for name in ("crop_ratio", "erase_aspect"):
-            _check_range(name, getattr(self, name), None)
+        check_range("crop_scale", self.crop_scale, 1.0)
+        check_range("erase_area", self.erase_area, 1.0)
+        if self.cutmix_minmax is not None:
+            check_range("cutmix_minmax", self.cutmix_minmax, 1.0)
+        check_range("crop_ratio", self.crop_ratio, None)
+        check_range("erase_aspect", self.erase_aspect, None)
         if min(self.std) <= 0:
             raise ValueError(f"std must be above 0 in every channel, but is {list(self.std)}")
         if self.crop_border == "reflect" and self.crop_padding >= self.image_px:
@@ -268,10 +271,3 @@ class SupervisedView(Transform):
             return batch
         share = torch.ones(size, dtype=torch.float32, device=device)
         return {**batch, "mixed_label": batch["label"].clone(), "share": share}
-
-
-def _check_range(name: str, bounds: Range | None, most: float | None) -> None:
-    if bounds is None or 0 < bounds[0] <= bounds[1] <= (most or bounds[1]):
-        return
-    what = "ratios above 0" if most is None else f"shares in (0, {most:g}]"
-    raise ValueError(f"{name} must be two ascending {what}, but is [{bounds[0]},{bounds[1]}]")
