@@ -17,14 +17,7 @@ EPILOG = options.examples(
 
 
 def embed(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RUN_OR_WEIGHTS",
-            help="A run, a checkpoint of one, a file of weights (of this project, timm or Hugging "
-            "Face), or the folder of a published model.",
-        ),
-    ],
+    source: options.Source,
     images: Annotated[
         Path,
         typer.Argument(

@@ -42,7 +42,7 @@ def finetune_small(root: Path = Path("data/images"), epochs: float = 20) -> RunC
         ),
         optim=AdamWConfig(lr=5e-4, lr_batch=256, weight_decay=0.05, layer_decay=0.75),
         schedule=WarmupCosineConfig(warmup_epochs=1, final_factor=0.01),
-        train=TrainConfig(epochs=epochs, batch_size=64),
+        train=TrainConfig(epochs=epochs, batch_size=64, dataset_size=50_000),
         loader=LoaderConfig(workers=2),
         log=LogConfig(every_steps=20),
         checkpoint=BEST,

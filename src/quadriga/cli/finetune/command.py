@@ -18,28 +18,24 @@ EPILOG = options.examples(
     "--dry-run",
 )
 
+Recipe = Annotated[
+    str,
+    typer.Option(
+        help="finetune_small for up to some 100,000 images; finetune_vit_base, MAE's on ImageNet; "
+        "or any other with objective.kind=supervised."
+    ),
+]
+WorkDir = Annotated[
+    Path | None, typer.Option(help="Where the run lives; runs/finetune_NAME by default.")
+]
+
 
 def finetune(
     context: typer.Context,
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RUN_OR_WEIGHTS",
-            help="A run, a checkpoint of one, a file of weights (of this project, timm or Hugging "
-            "Face), or the folder of a published model.",
-        ),
-    ],
+    source: options.Source,
     overrides: options.Overrides = None,
-    recipe: Annotated[
-        str,
-        typer.Option(
-            help="finetune_small for up to some 100,000 images; finetune_vit_base, MAE's on "
-            "ImageNet; or any other with objective.kind=supervised."
-        ),
-    ] = "finetune_small",
-    work_dir: Annotated[
-        Path | None, typer.Option(help="Where the run lives; runs/finetune_NAME by default.")
-    ] = None,
+    recipe: Recipe = "finetune_small",
+    work_dir: WorkDir = None,
     config: options.File = None,
     resume: options.Resume = False,
     resume_from: options.ResumeFrom = None,
