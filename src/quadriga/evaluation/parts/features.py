@@ -41,6 +41,8 @@ class Features:
     """float32 (samples, width), in host memory."""
     labels: Tensor
     """int64 (samples,), in host memory."""
+    rows: Tensor
+    """int64 (samples,), the number of each sample in the data set."""
 
 
 @dataclass(frozen=True)
@@ -159,10 +161,10 @@ def extract(
     # Every row is zero on all ranks but one, so that the sum gathers exactly and in order.
     for tensor in (labels, seen, *values):
         all_reduce_sum(tensor, env)
-    if not bool(seen.all()):
-        rows = seen.nonzero()[:, 0]
+    rows = seen.nonzero()[:, 0]
+    if len(rows) < total:
         labels, values = labels[rows], [whole[rows] for whole in values]
-    return [Features(whole, labels) for whole in values]
+    return [Features(whole, labels, rows) for whole in values]
 
 
 def equal_calls(context: EvaluationContext, items: int, size: int) -> int:
