@@ -32,6 +32,8 @@ _NAMES = {
     "top1": "top-1",
     "top5": "top-5",
     "knn": "k-NN",
+    "nmi": "normalised mutual information",
+    "adjusted rand": "adjusted Rand index",
     "glue": "GLUE",
     "mcc": "Matthews x 100",
     "f1": "F1",
