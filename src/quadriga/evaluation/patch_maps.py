@@ -85,7 +85,7 @@ class PatchMaps(Evaluator):
         random = context.fresh().to(context.env.device)
         for title, objective in (("patches", context.objective), ("random", random)):
             network = _network(objective)
-            with torch.no_grad(), evaluation_mode(objective):
+            with torch.no_grad(), evaluation_mode(objective), context.reduced_precision():
                 tokens, attention = last_block(network, images)
             colours = _colours(tokens[:, network.prefix :])
             columns.append((title, _enlarged(colours, images)))
