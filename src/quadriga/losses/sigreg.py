@@ -22,7 +22,8 @@ def slices(step: int, width: int, count: int, device: torch.device) -> Float[Ten
     key = randomness.fold("sigreg slices", step)
     uniform = randomness.element_uniform(key, 0, width * count, device)
     normal = (2.0 * uniform - 1.0).erfinv().view(width, count)
-    return (normal / normal.norm(dim=0)).float()
+    unit: Tensor = normal / normal.norm(dim=0)
+    return unit.float()
 
 
 def epps_pulley(

@@ -132,7 +132,7 @@ class Predictor(nn.Module):
         for block in self.blocks:
             tokens = block(tokens, is_seen)
         features: Tensor = self.output(self.norm(tokens[:, most:]))
-        return features.unflatten(0, blocks.targets.shape[:2])
+        return features.reshape(*blocks.targets.shape[:2], *features.shape[1:])
 
 
 @final
