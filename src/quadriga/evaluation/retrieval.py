@@ -35,7 +35,7 @@ SIMILARITIES = 2**24
 class RetrievalConfig(EvaluatorConfig):
     """Retrieval of the images of the same class."""
 
-    ranks: tuple[Annotated[int, Field(ge=1, le=2**30)], ...] = Field((1, 5, 10), min_length=1)
+    ranks: tuple[Annotated[int, Field(ge=1, le=2**20)], ...] = Field((1, 5, 10), min_length=1)
     """The k of each recall at k."""
 
     def build(self) -> Retrieval:
