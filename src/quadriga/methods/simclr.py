@@ -49,6 +49,9 @@ class SimCLRConfig(ObjectiveConfig):
     """Features of the projector's hidden layer."""
     output_width: int = Field(128, ge=1, le=2**20)
     """Features of the vectors that are compared."""
+    last_affine: bool = False
+    """Whether the projector's last normalisation has learned factors and offsets, as in
+    mmselfsup."""
     statistics_group: int | None = Field(None, ge=1, le=2**30)
     """Consecutive samples of a step that share statistics in a ResNet's batch normalisation; none:
     each micro-batch. The paper uses statistics of the whole step."""
@@ -80,7 +83,7 @@ class SimCLR(PooledObjective):
             self.tokens_per_sample = len(VIEWS) * model.patches
         self.encoder = model.build()
         widths = (model.width, config.hidden_width, config.output_width)
-        self.projector = ProjectionHead(widths, last_norm=True)
+        self.projector = ProjectionHead(widths, last_norm=True, last_affine=config.last_affine)
 
     def initialise(self, seed: int) -> None:
         """Fill every tensor: Xavier-uniform linear maps, He-normal convolutions, norms 1 and 0."""

@@ -5,7 +5,7 @@ A module may start from the weights of another objective: see `StartsFromOther`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Literal, Protocol, cast, runtime_checkable
 
@@ -19,7 +19,7 @@ from quadriga.models.resnet import ResNet
 from quadriga.models.vit import ViT
 from quadriga.weights.files import read_weights, write_tensors
 from quadriga.weights.fit import ENCODER, Content, fit_all, foreign_shape, vit_in
-from quadriga.weights.names import huggingface, mmselfsup, timm
+from quadriga.weights.names import huggingface, mmselfsup, mmselfsup_methods, timm
 from quadriga.weights.names.table import ForeignLayout, Tensors
 from quadriga.weights.prefixes import Taken, prefixes_before, prefixes_of, take
 from quadriga.weights.report import IN_PYTHON, Remedies, WeightReport, listed
@@ -197,13 +197,12 @@ def export_weights(module: nn.Module, path: Path | str, layout: Layout = "quadri
         }
     named = {}
     for name, tensor in foreign.split(shaped).items():
-        target = foreign.table.foreign(name)
+        target = foreign.written(name) if whole else foreign.table.foreign(name)
         if target is None:
             raise UserError(
                 f"the layout {layout} has no name for {name}; export with the layout quadriga"
             )
-        before = foreign.prefix if whole and name.startswith(foreign.prefixed) else ""
-        named[before + target] = tensor
+        named[target] = tensor
     write_tensors(named, Path(path))
 
 
@@ -214,6 +213,9 @@ def _layout_of(
     own = set(module.state_dict())
     own |= {name.removeprefix(ENCODER) for name in own}
     is_own = any(name in own or name.removeprefix(ENCODER) in own for name in raw)
+    whole = mmselfsup_methods.layout_of(module)
+    if whole is not None and whole.marker in raw and asked in ("mmselfsup", "auto"):
+        return "mmselfsup", Taken(raw, "", ())
     for of_kind in _LAYOUTS.values():
         for layout, foreign in of_kind.items():
             prefixes = [
@@ -248,7 +250,7 @@ def _name_in_full(content: Content, taken: Taken) -> None:
 def _under_module_names(raw: Mapping[str, Tensor], layout: Layout, module: nn.Module) -> Content:
     """Translate a file's names to the module's; fuse query, key and value if the module does."""
     content = Content()
-    foreign = None if layout == "quadriga" else _foreign_layout(module, layout)
+    foreign = None if layout == "quadriga" else _foreign_layout(module, layout, raw)
     if foreign is None and _kind_of(module) is None:
         return Content(dict(raw), {name: name for name in raw})
     absent = _absent_parts(module)
@@ -293,12 +295,22 @@ def _kind_of(module: nn.Module) -> type[nn.Module] | None:
     return None
 
 
-def _foreign_layout(module: nn.Module, layout: str) -> ForeignLayout:
-    """Return a layout for the module's kind of encoder.
+def _foreign_layout(
+    module: nn.Module, layout: str, names: Container[str] | None = None
+) -> ForeignLayout:
+    """Return a layout for the module's kind of encoder, or for its whole model.
+
+    Args:
+        module: The module.
+        layout: Name of the layout.
+        names: Names of a file that is read; None where one is written.
 
     Raises:
         UserError: The layout has no names for that kind.
     """
+    whole = mmselfsup_methods.layout_of(module)
+    if layout == "mmselfsup" and whole is not None and (names is None or whole.marker in names):
+        return whole
     kind = _kind_of(module)
     of_kind = _LAYOUTS[kind] if kind else {}
     if layout not in of_kind:

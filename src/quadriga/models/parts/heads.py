@@ -23,14 +23,19 @@ class ProjectionHead(nn.Module):
     """
 
     def __init__(
-        self, widths: Sequence[int], last_norm: bool = False, last_bias: bool = False
+        self,
+        widths: Sequence[int],
+        last_norm: bool = False,
+        last_bias: bool = False,
+        last_affine: bool = False,
     ) -> None:
         """Make the maps from each width to the next.
 
         Args:
             widths: Features of the input, of the hidden layers, and of the output.
-            last_norm: Whether the output is normalised as well, without learned factors.
+            last_norm: Whether the output is normalised as well.
             last_bias: Whether the last map has a bias.
+            last_affine: Whether the normalised output has learned factors and offsets.
         """
         super().__init__()
         pairs = list(pairwise(widths))
@@ -40,7 +45,7 @@ class ProjectionHead(nn.Module):
             for number, (inputs, outputs) in enumerate(pairs)
         )
         self.norms = nn.ModuleList(BatchNorm(outputs) for _, outputs in pairs[:-1])
-        self.last_norm = BatchNorm(widths[-1], affine=False) if last_norm else None
+        self.last_norm = BatchNorm(widths[-1], affine=last_affine) if last_norm else None
 
     def forward(
         self, rows: Float[Tensor, "rows features"], reduce: Reduce

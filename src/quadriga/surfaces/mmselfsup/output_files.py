@@ -14,6 +14,7 @@ the step, by which ``--resume`` finds the checkpoint in ``run/``.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quadriga.contracts import Progress
 from quadriga.engine.checkpoint.folder import list_checkpoints, step_of, verify
@@ -34,9 +35,11 @@ from quadriga.engine.run_plan import scaled_lr
 from quadriga.engine.step.state import OPTIMIZER
 from quadriga.files import fsync_file, fsync_folder, write_text
 from quadriga.models.vit import ViTConfig
+from quadriga.optim.parts.groups import is_exempt
+from quadriga.surfaces.mmselfsup.weights import layout_of
 from quadriga.weights.fit import foreign_shape
 from quadriga.weights.layouts.model_stages import NOTES
-from quadriga.weights.names.mmselfsup import foreign_name
+from quadriga.weights.names.mmselfsup_methods import STEPS, TEACHERS
 
 LAST = "last_checkpoint"
 RUN = "run"
@@ -44,11 +47,20 @@ _FILE = re.compile(r"(epoch|iter)_(\d+)\.pth")
 _SHAPED = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 """Optimizer states with the shape of their parameter."""
 _ORDER = (
+    *("queue", "backbone.conv1", "backbone.bn1", "backbone.layer1", "backbone.layer2"),
+    *("backbone.layer3", "backbone.layer4"),
     *("backbone.cls_token", "backbone.pos_embed", "backbone.patch_embed", "backbone.layers"),
     *("backbone.ln1", "neck.mask_token", "neck.decoder_pos_embed", "neck.decoder_embed"),
-    *("neck.decoder_blocks", "neck.ln1", "neck.decoder_pred"),
+    *("neck.decoder_blocks", "neck.ln1", "neck.decoder_pred", "neck.", "head."),
 )
-_IN_BLOCK = (".ln1.", ".attn.qkv.", ".attn.proj.", ".ffn.layers.0.", ".ffn.layers.1.", ".ln2.")
+_IN_BLOCK = (
+    *(".ln1.", ".attn.qkv.", ".attn.proj.", ".ffn.layers.0.", ".ffn.layers.1.", ".ln2."),
+    *(".conv1.", ".bn1.", ".conv2.", ".bn2.", ".conv3.", ".bn3.", ".downsample.0."),
+    *(".downsample.1.", ".fc0.", ".bn0.", ".fc1.", ".fc2."),
+)
+_LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+_BUFFERS = (*_LEAVES[2:], "queue", "queue_ptr", "queued", STEPS)
+"""Last words of the names of tensors that are no parameters."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +159,9 @@ def contents(files: OutputFiles, checkpoint: Path, step: int) -> dict[str, Any]:
     weights = _named(tensors, OBJECTIVE, run)
     average = weights | _named(tensors, EMA, run) if run.ema.decay is not None else None
     epoch, iteration = step // files.epoch_steps, step * files.accumulate
+    teacher = TEACHERS.get(run.objective.kind())
+    if teacher is not None:
+        weights[teacher + STEPS] = torch.tensor(iteration)
     content: dict[str, Any] = {
         "meta": {
             "cfg": files.text,
@@ -182,15 +197,15 @@ def contents(files: OutputFiles, checkpoint: Path, step: int) -> dict[str, Any]:
 
 def _named(tensors: Mapping[str, Tensor], part: str, run: RunConfig) -> dict[str, Tensor]:
     """Return the tensors of a part of a checkpoint under the reference's names, in its order."""
-    model = run.model
-    assert isinstance(model, ViTConfig)
-    named = {}
-    for name, tensor in tensors.items():
-        own = name.removeprefix(part)
-        target = foreign_name(own) if name.startswith(part) else None
-        if target is not None:
-            named[target] = foreign_shape(own, tensor, model)
+    own = {n.removeprefix(part): t for n, t in tensors.items() if n.startswith(part)}
+    layout = layout_of(run)
+    split = layout.split({name: _shaped(name, tensor, run) for name, tensor in own.items()})
+    named = {target: tensor for name, tensor in split.items() if (target := layout.written(name))}
     return {name: named[name] for name in sorted(named, key=_order)}
+
+
+def _shaped(name: str, tensor: Tensor, run: RunConfig) -> Tensor:
+    return foreign_shape(name, tensor, run.model) if isinstance(run.model, ViTConfig) else tensor
 
 
 def optimizer_state(
@@ -204,34 +219,45 @@ def optimizer_state(
         run: The run's config.
         rate: The learning rate of the last step.
     """
-    decays = {}
-    for name, tensor in tensors.items():
-        own = name.removeprefix(OBJECTIVE)
-        exempt = any(part in own for part in run.optim.no_decay) or (
-            tensor.ndim < 2 and not run.optim.decay_vectors
-        )
-        decays[foreign_name(own)] = 0.0 if exempt else run.optim.weight_decay
-    number = {name: place for place, name in enumerate(weights)}
+    layout, optim = layout_of(run), run.optim
+    rules = {}
+    for name, tensor in weights.items():
+        own = layout.table.ours(layout.plain(name)) or name
+        exempt = is_exempt(own, nn.Parameter(tensor, False), optim.no_decay, optim.decay_vectors)
+        is_constant = any(part in own for part in optim.constant_lr)
+        lr = scaled_lr(optim, run.train.batch_size) if is_constant else rate
+        lr *= math.prod(factor for part, factor in optim.lr_scales.items() if part in own)
+        rules[name] = {"lr": lr, "weight_decay": 0.0 if exempt else optim.weight_decay}
+    parameters = [name for name in weights if name.rpartition(".")[2] not in _BUFFERS]
+    number = {name: place for place, name in enumerate(parameters)}
     state: dict[int, dict[str, Tensor]] = {}
-    model = run.model
-    assert isinstance(model, ViTConfig)
     for name, tensor in tensors.items():
         if not name.startswith(OPTIMIZER):
             continue
         own, _, key = name.removeprefix(OPTIMIZER).rpartition(".")
-        target = foreign_name(own)
+        target = layout.written(own)
         if target is not None:
-            shaped = foreign_shape(own, tensor, model) if key in _SHAPED else tensor
+            shaped = _shaped(own, tensor, run) if key in _SHAPED else tensor
             state.setdefault(number[target], {})[key] = shaped
-    groups = [
-        {"lr": rate, "weight_decay": decays[name], "name": name, "params": [i]}
-        for name, i in number.items()
-    ]
+    groups = [{**rules[name], "name": name, "params": [i]} for name, i in number.items()]
     return {"state": state, "param_groups": groups}
 
 
 def _order(name: str) -> tuple[int, ...]:
+    """Return where a tensor stands among those of a model; a teacher's stand behind all others."""
+    rest = name.partition("module.")[2]
+    is_teacher = bool(rest)
+    if is_teacher:
+        name = ("backbone." if rest.startswith("0.") else "neck.") + rest[2:]
     first = next((i for i, start in enumerate(_ORDER) if name.startswith(start)), len(_ORDER))
-    block = re.search(r"\.(?:layers|decoder_blocks)\.(\d+)\.", name)
-    part = next((i for i, piece in enumerate(_IN_BLOCK) if block and piece in name), 0)
-    return first, int(block[1]) if block else 0, part, int(name.endswith(".bias"))
+    block = re.search(r"\.(?:layers|decoder_blocks|layer\d)\.(\d+)\.", name)
+    inner = block is not None or name.startswith(("neck.", "head."))
+    part = next((i for i, piece in enumerate(_IN_BLOCK) if inner and piece in name), 0)
+    leaf = name.rpartition(".")[2]
+    return (
+        int(is_teacher),
+        first,
+        int(block[1]) if block else 0,
+        part,
+        _LEAVES.index(leaf) if leaf in _LEAVES else 0,
+    )

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from quadriga.surfaces.mmselfsup.methods import METHODS, NOT_BUILT
+from quadriga.surfaces.mmselfsup.methods import METHODS, NOT_BUILT, parts
 from quadriga.surfaces.mmselfsup.rows import Row, honoured, no_effect, refused
 
 _EVALUATED = "nothing is evaluated while it pre-trains; quadriga eval does it afterwards"
@@ -19,7 +19,7 @@ TOP = (
     honoured("optim_wrapper", "optimizer, precision, clipping, accumulation"),
     honoured("param_scheduler", "the learning rate over time; a list is chained"),
     honoured("default_hooks", "logging and checkpoints"),
-    honoured("custom_hooks", "EMAHook"),
+    honoured("custom_hooks", "EMAHook, SimSiamHook, SwAVHook"),
     honoured("env_cfg", "port and back end of the processes"),
     honoured("randomness", "the seed"),
     honoured(
@@ -124,7 +124,44 @@ DATA = (
     no_effect("PackSelfSupInputs.*", "samples are packed by the method"),
     no_effect("PackInputs", "samples are packed by the method"),
     no_effect("PackInputs.*", "samples are packed by the method"),
-    refused("MultiView", "the views of MAE are one; methods of several views follow"),
+    honoured("MultiView", "several views of an image, each by its own transforms"),
+    honoured("MultiView.num_views", "their number, or numbers"),
+    honoured("MultiView.transforms", "a pipeline for each number"),
+    honoured("RandomApply", "transforms with a probability; only ColorJitter is built in it"),
+    honoured("RandomApply.transforms", "these"),
+    honoured("RandomApply.prob", "that probability"),
+    honoured("ColorJitter", "brightness, contrast, saturation and hue in a random order"),
+    *(
+        honoured(f"ColorJitter.{name}", "strength, a number")
+        for name in ("brightness", "contrast", "saturation", "hue")
+    ),
+    no_effect("ColorJitter.backend", "there is one, as Pillow's"),
+    honoured("RandomGrayscale", "the grey of a pixel in all channels"),
+    honoured("RandomGrayscale.prob", "its probability"),
+    honoured("RandomGrayscale.channel_weights", "only those of the usual grey"),
+    no_effect("RandomGrayscale.keep_channels", "there are three", (True,)),
+    no_effect("RandomGrayscale.color_format", "the grey is that of an RGB image", ("bgr",)),
+    honoured("RandomGaussianBlur", "a Gaussian of a random width"),
+    honoured("RandomGaussianBlur.sigma_min", "least width in pixels"),
+    honoured("RandomGaussianBlur.sigma_max", "greatest width"),
+    honoured("RandomGaussianBlur.prob", "its probability"),
+    honoured("GaussianBlur", "as RandomGaussianBlur"),
+    honoured("GaussianBlur.magnitude_range", "least and greatest width in pixels"),
+    honoured("GaussianBlur.magnitude_std", "a uniform draw from the range", ("inf",)),
+    honoured("GaussianBlur.prob", "its probability"),
+    refused("GaussianBlur.radius", "set magnitude_range and magnitude_std='inf'"),
+    refused("GaussianBlur.magnitude_level", "set magnitude_std='inf'"),
+    no_effect("GaussianBlur.total_level", "the range is in pixels"),
+    honoured("RandomSolarize", "levels from 128 on are inverted"),
+    honoured("RandomSolarize.threshold", "only the middle", (128, 128.0)),
+    honoured("RandomSolarize.prob", "its probability"),
+    honoured("Solarize", "as RandomSolarize"),
+    honoured("Solarize.thr", "only the middle", (128, 128.0)),
+    honoured("Solarize.prob", "its probability"),
+    *(
+        refused(name, "not built for views of pre-training")
+        for name in ("RandomRotation", "RandomCrop", "Resize", "RandomErasing", "Normalize")
+    ),
 )
 
 OPTIMIZER = (
@@ -146,6 +183,11 @@ OPTIMIZER = (
         "factor of the decay; only 0 and 1 are built",
         (0, 0.0, 1, 1.0),
     ),
+    honoured(
+        "OptimWrapper.paramwise_cfg.custom_keys.*.lars_exclude",
+        "neither adapted by LARS nor decayed; only together with decay_mult=0",
+    ),
+    honoured("OptimWrapper.paramwise_cfg.custom_keys.*.fix_lr", "a constant rate with SimSiamHook"),
     honoured("OptimWrapper.paramwise_cfg.bias_lr_mult", "factor of the rate of biases"),
     *(
         honoured(
@@ -174,7 +216,14 @@ OPTIMIZER = (
     honoured("SGD.nesterov", "its kind"),
     honoured("SGD.weight_decay", "added to the gradient"),
     refused("SGD.dampening", "not built", (0, 0.0)),
-    refused("LARS", "comes with the methods that use it"),
+    honoured("LARS", "You et al., 2017, with the rate inside the momentum"),
+    honoured("LARS.lr", "the rate at the batch of record"),
+    honoured("LARS.momentum", "its momentum"),
+    honoured("LARS.weight_decay", "added to the gradient"),
+    honoured("LARS.eta", "length of a step as part of the tensor's"),
+    honoured("LARS.eps", "added to the denominator of that"),
+    refused("LARS.nesterov", "not built", (False,)),
+    refused("LARS.dampening", "not built", (0, 0.0)),
 )
 
 SCHEDULE = (
@@ -334,6 +383,7 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
     "Schedule": SCHEDULE,
     "Run": RUN,
     "Model, all methods": MODEL,
+    "Parts of several methods": parts.ROWS,
     **{name: method.ROWS for name, method in METHODS.items()},
 }
 """The rows, by the heading under which the page shows them."""

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from quadriga.engine.build import build_on_meta
 from quadriga.engine.run_config import RunConfig
 from quadriga.errors import UserError
-from quadriga.surfaces.mmselfsup.data import data_of, views_of
+from quadriga.surfaces.mmselfsup.data import data_of
 from quadriga.surfaces.mmselfsup.learning_rate import Record
-from quadriga.surfaces.mmselfsup.methods import METHODS
+from quadriga.surfaces.mmselfsup.lengths import Lengths
+from quadriga.surfaces.mmselfsup.methods import HOOKS, METHODS
 from quadriga.surfaces.mmselfsup.paramwise import optimizer_rules
 from quadriga.surfaces.mmselfsup.schedule import Units, schedule_of
 from quadriga.surfaces.mmselfsup.walk import type_of
-from quadriga.weights.names.mmselfsup import foreign_name
+from quadriga.surfaces.mmselfsup.weights import layout_of
 
 KEEP_ALL = 2**30
 _LOGGERS = {
@@ -24,22 +24,6 @@ _LOGGERS = {
     "WandbVisBackend": "wandb",
     "MLflowVisBackend": "mlflow",
 }
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Batch and steps of a run."""
-
-    batch: int
-    """Samples of an optimizer step, over all processes."""
-    accumulate: int
-    """Iterations of an optimizer step."""
-    epoch_steps: int
-    """Optimizer steps of an epoch."""
-    total_steps: int
-    """Optimizer steps of the run."""
-    notes: tuple[str, ...] = ()
-    """What is to be said about them."""
 
 
 def lengths_of(config: Mapping[str, Any], samples: int, ranks: int) -> Lengths:
@@ -73,9 +57,8 @@ def lengths_of(config: Mapping[str, Any], samples: int, ranks: int) -> Lengths:
         notes.append(f"batch {batch} -> {smaller}: there are only {samples} images")
         batch = smaller
     epoch_steps = samples // batch if whole_only else math.ceil(samples / batch)
-    return Lengths(
-        batch, accumulate, epoch_steps, _total(config, epoch_steps, accumulate), tuple(notes)
-    )
+    total = _total(config, epoch_steps, accumulate)
+    return Lengths(batch, ranks, accumulate, epoch_steps, total, tuple(notes))
 
 
 def _total(config: Mapping[str, Any], epoch_steps: int, accumulate: int) -> int:
@@ -105,8 +88,10 @@ def config_tree(
     """
     loader, wrapper = config["train_dataloader"], config["optim_wrapper"]
     model, dataset = config["model"], loader["dataset"]
-    views = views_of(dataset.get("pipeline") or [], model.get("data_preprocessor") or {})
-    parts = METHODS[model["type"]].values_of(model, views["image_px"])
+    method = METHODS[model["type"]]
+    views = method.views_of(dataset.get("pipeline") or [], model.get("data_preprocessor") or {})
+    _check_hooks(config)
+    parts = method.values_of(config, views["image_px"], lengths)
     units = Units(lengths.epoch_steps, lengths.accumulate, wrapper["optimizer"]["lr"])
     schedulers = config.get("param_scheduler") or []
     schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
@@ -136,6 +121,16 @@ def config_tree(
         },
         "checkpoint": saving_of(config, lengths),
     }
+
+
+def _check_hooks(config: Mapping[str, Any]) -> None:
+    for place, hook in enumerate(config.get("custom_hooks") or []):
+        method = HOOKS.get(hook["type"])
+        if method not in (None, config["model"]["type"]):
+            raise UserError(
+                f"custom_hooks.{place}.type {hook['type']} is for model.type={method}, but that is "
+                f"{config['model']['type']}; remove it"
+            )
 
 
 def precision_of(wrapper: Mapping[str, Any], on_cpu: bool) -> str:
@@ -168,6 +163,10 @@ def _optimizer(config: Mapping[str, Any], lengths: Lengths, record: Record) -> d
     kind = str(given.pop("type"))
     given.pop("amsgrad", None)
     given.pop("dampening", None)
+    if "eta" in given:
+        given["trust_coefficient"] = given.pop("eta")
+    if kind == "LARS":
+        given.pop("nesterov", None)
     defaults: dict[str, Any] = {"AdamW": {"betas": (0.9, 0.999), "weight_decay": 0.01}}.get(
         kind, {"momentum": 0.0, "weight_decay": 0.0}
     )
@@ -196,7 +195,14 @@ def with_rules(tree: Mapping[str, Any], config: Mapping[str, Any]) -> RunConfig:
     objective = build_on_meta(run)
     named = [(name, p) for name, p in objective.named_parameters() if p.requires_grad]
     given = config["optim_wrapper"].get("paramwise_cfg") or {}
-    rules = optimizer_rules(named, foreign_name, given)
+    optimizer = config["optim_wrapper"]["optimizer"]
+    fixed = None
+    for hook in config.get("custom_hooks") or []:
+        if hook["type"] == "SimSiamHook" and hook.get("fix_pred_lr"):
+            fixed = hook.get("lr", optimizer["lr"]) / optimizer["lr"] if optimizer["lr"] else 1.0
+    rules = optimizer_rules(
+        named, layout_of(run).written, given, optimizer["type"] == "LARS", fixed
+    )
     return RunConfig.from_dict({**tree, "optim": {**tree["optim"], **rules}})
 
 

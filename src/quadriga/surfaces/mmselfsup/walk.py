@@ -125,10 +125,16 @@ def _visit(row: Row, value: Any, path: str, where: str, idle: list[str]) -> None
         idle.append(path)
     if row.status != "honoured":
         return
-    for place, item in enumerate(value if isinstance(value, list) else [value]):
-        if isinstance(item, Mapping):
-            own = f"{path}.{place}" if isinstance(value, list) else path
-            _visit_dict(item, own, where, idle)
+    for own, item in _dicts(value, path):
+        _visit_dict(item, own, where, idle)
+
+
+def _dicts(value: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the path of each dict in a value, which may be in lists of lists, and the dict."""
+    if isinstance(value, Mapping):
+        yield path, value
+    for place, item in enumerate(value if isinstance(value, list) else ()):
+        yield from _dicts(item, f"{path}.{place}")
 
 
 def _visit_dict(node: Mapping[str, Any], path: str, where: str, idle: list[str]) -> None:

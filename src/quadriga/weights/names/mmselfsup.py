@@ -5,7 +5,7 @@ from __future__ import annotations
 from quadriga.weights.names.table import ForeignLayout, NameTable
 from quadriga.weights.names.timm import as_it_is
 
-_TABLE = NameTable(
+TABLE = NameTable(
     stems=(
         ("patch_embed.projection", "encoder.patch_projection"),
         ("cls_token", "encoder.class_token"),
@@ -30,21 +30,10 @@ _TABLE = NameTable(
 )
 
 LAYOUT = ForeignLayout(
-    table=_TABLE,
+    table=TABLE,
     marker="patch_embed.projection.weight",
     prefix="backbone.",
     fuse=as_it_is,
     split=as_it_is,
 )
 """A pre-trained model (``backbone.*``, ``neck.*``), a classifier, or an extracted backbone."""
-
-
-def foreign_name(name: str) -> str | None:
-    """Return the name of a whole model's tensor, or None where that system has none.
-
-    Args:
-        name: This project's name, such as ``encoder.norm.weight``.
-    """
-    target = _TABLE.foreign(name)
-    before = LAYOUT.prefix if name.startswith(LAYOUT.prefixed) else ""
-    return None if target is None else before + target

@@ -58,6 +58,12 @@ class ForeignLayout:
     spelling: Callable[[str], str] = str
     """Converts a name in a file to its spelling in `table`."""
 
+    def written(self, name: str) -> str | None:
+        """Return the name in a file of a whole model for one of this project's; None without."""
+        target = self.table.foreign(name)
+        before = self.prefix if name.startswith(self.prefixed) else ""
+        return None if target is None else before + target
+
     def plain(self, name: str) -> str:
         """Return the name in `table` for a name in a file."""
         return self.spelling(name).removeprefix(self.prefix)

@@ -64,7 +64,7 @@ LAYOUT = ForeignLayout(
 )
 """timm's models, and the reference implementation of MAE."""
 
-_RESNET_TABLE = NameTable(
+RESNET_TABLE = NameTable(
     stems=(("conv1", "encoder.stem.conv"), ("bn1", "encoder.stem.norm"), ("fc", "head")),
     blocks=tuple((f"layer{i + 1}.", f"encoder.stages.{i}.blocks.") for i in range(4)),
     parts=(
@@ -92,7 +92,7 @@ def _add_counts(tensors: Tensors) -> Tensors:
 
 
 RESNET_LAYOUT = ForeignLayout(
-    table=_RESNET_TABLE,
+    table=RESNET_TABLE,
     marker="layer1.0.conv1.weight",
     prefix="",
     fuse=_add_counts,

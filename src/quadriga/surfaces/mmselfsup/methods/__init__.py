@@ -4,15 +4,34 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from quadriga.surfaces.mmselfsup.methods import mae
+from quadriga.surfaces.mmselfsup.methods import (
+    barlow_twins,
+    byol,
+    mae,
+    moco,
+    moco_v3,
+    simclr,
+    simsiam,
+    swav,
+)
 
-METHODS: dict[str, ModuleType] = {"MAE": mae}
-"""Type of the model -> module with ``ROWS`` and ``values_of``."""
+METHODS: dict[str, ModuleType] = {
+    "BarlowTwins": barlow_twins,
+    "BYOL": byol,
+    "MAE": mae,
+    "MoCo": moco,
+    "MoCoV3": moco_v3,
+    "SimCLR": simclr,
+    "SimSiam": simsiam,
+    "SwAV": swav,
+}
+"""Type of the model -> module with ``ROWS``, ``views_of`` and ``values_of``."""
+
+HOOKS = {"SimSiamHook": "SimSiam", "SwAVHook": "SwAV"}
+"""Type of a hook -> the only type of a model that has it."""
 
 NOT_BUILT = {
-    "BarlowTwins": "Barlow Twins",
     "BEiT": "BEiT and BEiT v2",
-    "BYOL": "BYOL",
     "CAE": "CAE",
     "DeepCluster": "DeepCluster",
     "DenseCL": "DenseCL",
@@ -21,30 +40,18 @@ NOT_BUILT = {
     "MaskFeat": "MaskFeat",
     "MILAN": "MILAN",
     "MixMIM": "MixMIM",
-    "MoCo": "MoCo v1 and v2",
-    "MoCoV3": "MoCo v3",
     "NPID": "NPID",
     "ODC": "ODC",
     "PixMIM": "PixMIM",
     "RelativeLoc": "Relative Location",
     "RotationPred": "Rotation Prediction",
-    "SimCLR": "SimCLR",
     "SimMIM": "SimMIM",
-    "SimSiam": "SimSiam",
-    "SwAV": "SwAV",
 }
 """Type of the model -> name of a method that is refused by it."""
 
 FOLDERS = {
-    "barlowtwins": "Barlow Twins",
     "mocov1": "MoCo v1",
-    "mocov2": "MoCo v2",
-    "mocov3": "MoCo v3",
     "relative_loc": "Relative Location",
     "rotation_pred": "Rotation Prediction",
-} | {
-    name.lower(): name
-    for name in NOT_BUILT
-    if name not in ("BarlowTwins", "MoCo", "MoCoV3", "RelativeLoc", "RotationPred")
-}
+} | {name.lower(): name for name in NOT_BUILT if name not in ("RelativeLoc", "RotationPred")}
 """Folder below ``configs/selfsup`` -> name of its method."""

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from quadriga.errors import UserError, did_you_mean
+from quadriga.surfaces.mmselfsup.lengths import Lengths
+from quadriga.surfaces.mmselfsup.methods.parts import unequal
 from quadriga.surfaces.mmselfsup.rows import Row, honoured, no_effect, refused
+from quadriga.surfaces.mmselfsup.views import single_view
 
 _NOT_BUILT = "not built for MAE"
 _WHOLE = "the last layer's tokens, normalised, are what the decoder gets"
@@ -88,48 +91,41 @@ _SHORT |= {"deit-s": "deit-small", "deit-b": "deit-base"}
 _SIZES = ("embed_dims", "num_layers", "num_heads", "feedforward_channels")
 
 
-def values_of(model: Mapping[str, Any], view_px: int) -> dict[str, Any]:
+views_of = single_view
+
+
+def values_of(config: Mapping[str, Any], view_px: int, lengths: Lengths) -> dict[str, Any]:
     """Return the engine's ``model`` and ``objective``.
 
     Args:
-        model: The config's model, each key of which the table knows.
+        config: The config, each key of which the table knows.
         view_px: Side of the views.
+        lengths: Batch and steps.
 
     Raises:
         UserError: The parts contradict each other.
     """
+    model = config["model"]
     backbone, neck, head = model["backbone"], model.get("neck") or {}, model.get("head") or {}
-    width, depth, heads, hidden = _sizes(backbone.get("arch", "base"))
-    image_px, patch_px = backbone.get("img_size", view_px), backbone.get("patch_size", 16)
-    if image_px != view_px:
-        raise _unequal("model.backbone.img_size", image_px, "the view of train_dataloader", view_px)
-    eps = _eps(backbone)
+    known = {**ARCHITECTURES, **{short: ARCHITECTURES[name] for short, name in _SHORT.items()}}
+    encoder = vit(backbone, view_px, known)
+    patch_px, ratio = encoder["patch_px"], encoder["mlp_ratio"]
     agree = {
         "neck.patch_size": (neck, patch_px),
-        "neck.embed_dim": (neck, width),
-        "neck.num_patches": (neck, (image_px // patch_px) ** 2),
-        "neck.mlp_ratio": (neck, hidden / width),
+        "neck.embed_dim": (neck, encoder["width"]),
+        "neck.num_patches": (neck, (view_px // patch_px) ** 2),
+        "neck.mlp_ratio": (neck, ratio),
         "head.patch_size": (head, patch_px),
     }
     for name, (part, wanted) in agree.items():
         given = part.get(name.partition(".")[2], wanted)
         if given != wanted:
-            raise _unequal(f"model.{name}", given, "model.backbone", wanted)
-    if _eps(neck) != eps:
-        raise _unequal("model.neck.norm_cfg.eps", _eps(neck), "model.backbone", eps)
+            raise unequal(f"model.{name}", given, "model.backbone", wanted)
+    if _eps(neck) != encoder["norm_eps"]:
+        wanted = encoder["norm_eps"]
+        raise unequal("model.neck.norm_cfg.eps", _eps(neck), "model.backbone", wanted)
     return {
-        "model": {
-            "kind": "vit",
-            "image_px": image_px,
-            "patch_px": patch_px,
-            "width": width,
-            "depth": depth,
-            "heads": heads,
-            "mlp_ratio": hidden / width,
-            "drop_path": backbone.get("drop_path_rate", 0.0),
-            "qkv_bias": backbone.get("qkv_bias", True),
-            "norm_eps": eps,
-        },
+        "model": encoder,
         "objective": {
             "kind": "mae",
             "mask_ratio": backbone.get("mask_ratio", 0.75),
@@ -141,25 +137,50 @@ def values_of(model: Mapping[str, Any], view_px: int) -> dict[str, Any]:
     }
 
 
-def _sizes(arch: Any) -> tuple[int, int, int, int]:
+def vit(
+    backbone: Mapping[str, Any], view_px: int, known: Mapping[str, tuple[int, int, int, int]]
+) -> dict[str, Any]:
+    """Return the engine's ``model`` of a vision transformer.
+
+    Args:
+        backbone: Its dict.
+        view_px: Side of the views.
+        known: Name of an architecture -> width, blocks, heads, hidden features of the MLP.
+
+    Raises:
+        UserError: The architecture is unknown, or the side is not that of the views.
+    """
+    width, depth, heads, hidden = _sizes(backbone.get("arch", "base"), known)
+    image_px, patch_px = backbone.get("img_size", view_px), backbone.get("patch_size", 16)
+    if image_px != view_px:
+        raise unequal("model.backbone.img_size", image_px, "the view of train_dataloader", view_px)
+    return {
+        "kind": "vit",
+        "image_px": image_px,
+        "patch_px": patch_px,
+        "width": width,
+        "depth": depth,
+        "heads": heads,
+        "mlp_ratio": hidden / width,
+        "drop_path": backbone.get("drop_path_rate", 0.0),
+        "qkv_bias": backbone.get("qkv_bias", True),
+        "norm_eps": _eps(backbone),
+    }
+
+
+def _sizes(arch: Any, known: Mapping[str, tuple[int, int, int, int]]) -> tuple[int, int, int, int]:
     if isinstance(arch, Mapping):
         absent = [name for name in _SIZES if name not in arch]
         if absent:
             raise UserError(f"model.backbone.arch must have {absent[0]}, but has none; add it")
         return tuple(arch[name] for name in _SIZES)
-    name = _SHORT.get(str(arch), str(arch))
-    if name not in ARCHITECTURES:
-        known = (*_SHORT, *ARCHITECTURES)
+    if str(arch) not in known:
         raise UserError(
             f"model.backbone.arch must be one of {', '.join(known)}, or a dict of sizes, but is "
             f"{arch}{did_you_mean(str(arch), known)}"
         )
-    return ARCHITECTURES[name]
+    return known[str(arch)]
 
 
 def _eps(part: Mapping[str, Any]) -> float:
     return float((part.get("norm_cfg") or {}).get("eps", 1e-6))
-
-
-def _unequal(key: str, given: Any, other: str, wanted: Any) -> UserError:
-    return UserError(f"{key} must be {wanted} as {other} says, but is {given}; set {key}={wanted}")
