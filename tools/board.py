@@ -170,7 +170,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--only", action="append", metavar="NODE")
     parser.add_argument("--slots", type=int, default=1)
-    given = parser.parse_args(words)
+    given = parser.parse_intermixed_args(words)
     if given.command == "run":
         return run(given)
     rows = keep(given.work_dir, given.rows) if given.command == "keep" else read_rows(given.rows)

@@ -108,8 +108,10 @@ ROWS = (
 
 @functools.cache
 def operations_per_sample(row: Row) -> float:
-    """Return the operations of a sample's forward and backward passes, as the engine counts them:
-    teachers, all crops, and the projections' comparisons within a step of 256."""
+    """Return the operations of a sample's forward and backward passes, as the engine counts them.
+
+    They include teachers, all crops and the comparisons within a step of 256.
+    """
     config = row.config(Path("data/cifar10"))
     batch = config.views.build("train").example(config.train.batch_size, torch.device("meta"))
     cost = measure(build_on_meta(config), batch)
