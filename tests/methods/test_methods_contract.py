@@ -39,10 +39,13 @@ OWN = {
     "swav": {"prototypes": 20, "hidden_width": 32, "output_width": 8, "queue": 6},
     "ibot": {"prototypes": 20, "hidden_width": 32, "bottleneck_width": 8, "shared_head": False},
     "dinov2": {"prototypes": 20, "hidden_width": 32, "bottleneck_width": 8},
+    "simmim": {"mask_px": 8},
+    "lejepa": {"hidden_width": 32, "output_width": 8, "slices": 16},
+    "ijepa": {"predictor_width": 16, "predictor_depth": 2, "predictor_heads": 2},
 }
 """What the methods need, and what makes them small."""
 OF_CROPS = ("moco_v3", "dino", "swav", "simclr", "moco", "ibot", "dinov2")
-OF_CROPS += ("byol", "simsiam", "barlow_twins", "vicreg")
+OF_CROPS += ("byol", "simsiam", "barlow_twins", "vicreg", "lejepa")
 """Methods that see two views of each image."""
 OF_TEXT = ("masked_lm", "sequence_classification")
 """Methods whose model is a BERT; all others see images."""

@@ -24,13 +24,17 @@ SHARED += ["train.steps=2", "optim.kind=sgd", "schedule.warmup_epochs=0", "optim
 SHARED += ["optim.clip_norm=none", "model.image_px=16", "views.image_px=16", "data.image_px=16"]
 MOCO = ["objective.queue=40", "objective.hidden_width=none", "objective.shuffled_groups=1"]
 METHODS: dict[str, list[str]] = {
-    **{name: [] for name in ("byol", "simsiam", "barlow_twins", "vicreg", "simclr")},
+    **{name: [] for name in ("byol", "simsiam", "barlow_twins", "vicreg", "simclr", "lejepa")},
     "moco": MOCO,
 }
 PATCHES = ["objective.prototypes=20", "objective.hidden_width=16", "objective.bottleneck_width=8"]
 PATCHES += ["objective.frozen_epochs=0", "views.kind=multi_crop", "views.local_crops=2"]
 PATCHES += ["views.local_px=8", "views.augmentation=none"]
 OF_PATCHES = {"ibot": PATCHES, "dinov2": [*PATCHES, "objective.koleo_group=4"]}
+ONE_VIEW = ["views.crops=1", "model.pool=mean"]
+OF_PATCHES["simmim"] = [*ONE_VIEW, "objective.mask_px=8"]
+OF_PATCHES["ijepa"] = [*ONE_VIEW, "objective.predictor_width=16", "objective.predictor_depth=1"]
+OF_PATCHES["ijepa"] += ["objective.predictor_heads=2"]
 """Methods that need a vision transformer."""
 LAYOUTS = [(1, 1, "ddp"), (2, 2, "ddp"), (2, 1, "ddp"), (1, 4, "ddp"), (4, 1, "ddp")]
 LAYOUTS += [(2, 2, "fsdp"), (2, 1, "fsdp"), (4, 2, "fsdp")]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from quadriga.contracts import FrozenSource, Objective, WeightSource
 from quadriga.distributed.collectives import from_main, on_all
@@ -217,17 +217,22 @@ def warm_start(
     source = from_main(lambda: _resolve(path, config), env)
 
     def fill() -> WeightReport:
+        tensors: Mapping[str, Tensor]
         group = ""
         if source.is_file:
             content = read_weights(source.path)
             tensors, group = content.tensors, content.group
         else:
             tensors = read_model(source.path, config.weights, "warm_start.weights")
+        target, is_own = objective, not source.is_file
+        if config.part != "all":
+            target, tensors, found = _encoder_alone(config.part, objective, tensors, path)
+            is_own = is_own or found
         return load_tensors(
-            objective,
+            target,
             tensors,
             source.path,
-            "auto" if source.is_file else "quadriga",
+            "quadriga" if is_own else "auto",
             strict=config.strict,
             interpolate=config.interpolate,
             remedies=_SWITCHES,
@@ -236,6 +241,36 @@ def warm_start(
         )
 
     return on_all(fill, env)
+
+
+_PREFIXES = {"encoder": "encoder.", "teacher": "teacher_encoder."}
+"""Before the names of the tensors of a part, in this project's names."""
+
+
+def _encoder_alone(
+    part: str, objective: nn.Module, tensors: Mapping[str, Tensor], path: Path
+) -> tuple[nn.Module, Mapping[str, Tensor], bool]:
+    """Return an objective's encoder, the tensors for it, and whether this project has named them.
+
+    Raises:
+        UserError: The objective has no encoder, or the weights have no teacher.
+    """
+    encoder = getattr(objective, "encoder", None)
+    if not isinstance(encoder, nn.Module):
+        raise UserError(
+            f"warm_start.part must be all for {type(objective).__name__}, which has no encoder of "
+            f"its own, but is {part}"
+        )
+    prefix = _PREFIXES[part]
+    own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    if own.keys() & encoder.state_dict().keys():
+        return encoder, own, True
+    if part == "teacher":
+        raise UserError(
+            f"warm_start.part must be encoder or all for {path}, which has no teacher under this "
+            "project's names, but is teacher"
+        )
+    return encoder, tensors, False
 
 
 def _resolve(path: Path, config: WarmStartConfig) -> _Source:

@@ -27,6 +27,7 @@ from quadriga.contracts import (
     with_initial_values,
 )
 from quadriga.losses.prototypes import crossed, prototype_cross_entropy, summed_scores
+from quadriga.methods.parts.collapse import deviation, entropy_range
 from quadriga.methods.parts.encoders import encode, encode_local_crops, image_model, two_crops
 from quadriga.methods.parts.teacher import follow, rising, start, teacher_of, warmed_up
 from quadriga.models.parts.heads import DINOHead, Prototypes
@@ -96,6 +97,7 @@ class DINO(Objective):
         self.config, self.statistics_group = config, config.statistics_group
         if isinstance(model, ViTConfig):
             self.tokens_per_sample = 2 * model.patches
+        self.healthy = entropy_range(config.prototypes)
         self.encoder = model.build()
         self.head = DINOHead(model.width, config.hidden_width, config.bottleneck_width)
         self.prototypes = Prototypes(config.bottleneck_width, config.prototypes)
@@ -130,7 +132,11 @@ class DINO(Objective):
 
     def sum_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return the shapes of the sums from which the centre is updated."""
-        return {"teacher_scores": (self.config.prototypes,), "teacher_rows": (1,)}
+        return {
+            "teacher_scores": (self.config.prototypes,),
+            "teacher_rows": (1,),
+            "teacher_sum": (self.config.bottleneck_width,),
+        }
 
     def forward(self, batch: Batch) -> LossOutput:
         """Sum the loss over the images: algorithm 1 of the paper.
@@ -170,12 +176,13 @@ class DINO(Objective):
             sums={
                 "teacher_scores": summed_scores(torch.cat(teachers), directions),
                 "teacher_rows": loss.new_full((1,), len(crops) * len(key)),
+                "teacher_sum": torch.cat(teachers).sum(dim=0),
             },
         )
 
     def after_step(
         self, progress: Progress, sums: Mapping[str, Tensor], rows: Mapping[str, Tensor]
-    ) -> None:
+    ) -> Mapping[str, Tensor]:
         """Update the centre with the mean of the teacher's scores (eq. 4), and the teacher.
 
         The teacher follows the student with the momentum of this step, after the update.
@@ -184,6 +191,7 @@ class DINO(Objective):
         self.centre.lerp_(mean, 1.0 - self.config.centre_momentum)
         for teacher, student in self._followed():
             follow(teacher, student, self.teacher_momentum)
+        return {"embedding_deviation": deviation(sums["teacher_sum"], sums["teacher_rows"])}
 
     @property
     def features_of(self) -> ViT | ResNet:

@@ -34,6 +34,7 @@ from quadriga.distributed.slots import Slots
 from quadriga.losses.gram import gram_distance
 from quadriga.losses.koleo import koleo
 from quadriga.losses.prototypes import crossed, prototype_cross_entropy, sinkhorn_offset
+from quadriga.methods.parts.collapse import embedding_deviation, entropy_range
 from quadriga.methods.parts.encoders import encode_local_crops, patch_model, two_crops
 from quadriga.methods.parts.masks import check_mask_ratio, crop_masks, masked_first
 from quadriga.methods.parts.teacher import follow, rising, start, teacher_of, warmed_up
@@ -127,6 +128,7 @@ class DINOv2(PooledObjective):
     term_names: tuple[str, ...] = ("class", "patches", "koleo")
     metric_names = (
         "teacher_entropy",
+        "embedding_deviation",
         "patch_entropy",
         "masked",
         "teacher_temperature",
@@ -142,6 +144,7 @@ class DINOv2(PooledObjective):
         super().__init__()
         self.config = config
         self.tokens_per_sample = 2 * model.patches
+        self.healthy = entropy_range(config.prototypes)
         self.encoder = model.build()
         self.mask_token = nn.Parameter(torch.empty(model.width))
         widths = (model.width, config.hidden_width, config.bottleneck_width)
@@ -293,16 +296,17 @@ class DINOv2(PooledObjective):
         }
         if "gram" in rows:
             terms["gram"] = Term(rows["gram"].mean(dim=1).sum(), count, config.gram.weight)
-        return LossOutput(
-            terms,
-            {
-                "teacher_entropy": (entropy / 2, count),
-                "patch_entropy": (patch_entropy, weights.sum()),
-                "masked": ((weights > 0).sum().to(weights.dtype), patches),
-                "teacher_temperature": (self.teacher_temperature * count, count),
-                "teacher_momentum": (self.teacher_momentum * count, count),
-            },
-        )
+        metrics = {
+            "teacher_entropy": (entropy / 2, count),
+            "patch_entropy": (patch_entropy, weights.sum()),
+            "masked": ((weights > 0).sum().to(weights.dtype), patches),
+        }
+        of_step: dict[str, Tensor | float] = {
+            "embedding_deviation": embedding_deviation(targets["views"][:, 0], slots),
+            "teacher_temperature": self.teacher_temperature,
+            "teacher_momentum": self.teacher_momentum,
+        }
+        return LossOutput(terms, metrics | {n: (v * count, count) for n, v in of_step.items()})
 
     def _offset(
         self,

@@ -28,6 +28,7 @@ from quadriga.contracts import (
     with_initial_values,
 )
 from quadriga.losses.prototypes import crossed, prototype_cross_entropy, summed_scores
+from quadriga.methods.parts.collapse import deviation, entropy_range
 from quadriga.methods.parts.encoders import encode_local_crops, patch_model, two_crops
 from quadriga.methods.parts.masks import check_mask_ratio, crop_masks, masked_first
 from quadriga.methods.parts.teacher import follow, rising, start, teacher_of, warmed_up
@@ -110,6 +111,7 @@ class IBOT(Objective):
         self.config = config
         self.tokens_per_sample = 2 * model.patches
         self.most = int(config.mask_ratio[1] * model.patches) if config.mask_probability else 0
+        self.healthy = entropy_range(config.prototypes)
         self.encoder = model.build()
         self.mask_token = nn.Parameter(torch.empty(model.width))
         widths = (model.width, config.hidden_width, config.bottleneck_width)
@@ -159,6 +161,7 @@ class IBOT(Objective):
         return {
             "teacher_scores": (count,),
             "teacher_rows": (1,),
+            "teacher_sum": (self.config.bottleneck_width,),
             "patch_scores": (count,),
             "patch_rows": (1,),
         }
@@ -226,7 +229,11 @@ class IBOT(Objective):
         return (
             loss,
             {"teacher_entropy": (entropy, rows[0])},
-            {"teacher_scores": summed_scores(teachers, directions), "teacher_rows": rows},
+            {
+                "teacher_scores": summed_scores(teachers, directions),
+                "teacher_rows": rows,
+                "teacher_sum": teachers.sum(dim=0),
+            },
         )
 
     def _patch_term(
@@ -281,7 +288,7 @@ class IBOT(Objective):
 
     def after_step(
         self, progress: Progress, sums: Mapping[str, Tensor], rows: Mapping[str, Tensor]
-    ) -> None:
+    ) -> Mapping[str, Tensor]:
         """Update both centres with the mean of the teacher's scores, and the teacher.
 
         The teacher follows the student with the momentum of this step, after the update.
@@ -291,6 +298,7 @@ class IBOT(Objective):
             centre.lerp_(mean, 1.0 - self.config.centre_momentum)
         for teacher, student in self._followed():
             follow(teacher, student, self.teacher_momentum)
+        return {"embedding_deviation": deviation(sums["teacher_sum"], sums["teacher_rows"])}
 
     @property
     def features_of(self) -> ViT:

@@ -310,7 +310,10 @@ class ViT(EmbedsPatches):
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
 
     def encode(
-        self, tokens: Float[Tensor, "batch taken width"], keys: Int[Tensor, " batch"] | None = None
+        self,
+        tokens: Float[Tensor, "batch taken width"],
+        keys: Int[Tensor, " batch"] | None = None,
+        present: Bool[Tensor, "batch taken"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
         """Prepend the prefix to embedded patches and apply all blocks and the final norm.
 
@@ -318,13 +321,18 @@ class ViT(EmbedsPatches):
             tokens: Embedded patches, all of an image or some.
             keys: int64 key of each sample in this pass (`randomness.pass_keys`), for drop path;
                 not needed in evaluation.
+            present: False for tokens that no other attends to, where images have fewer than
+                others; None: all are seen.
 
         Returns:
             The class token, the registers, then the patches in the order of `tokens`.
         """
+        mask = None
+        if present is not None:
+            mask = functional.pad(present, (self.prefix, 0), value=True)[:, None, None]
         tokens = self.with_prefix(tokens)
         for block in self.blocks:
-            tokens = block(tokens, keys=keys)
+            tokens = block(tokens, mask, keys=keys)
         output: Tensor = self.norm(tokens)
         return output
 
