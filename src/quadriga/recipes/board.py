@@ -23,10 +23,13 @@ from quadriga.recipes.byol import byol_cifar10
 from quadriga.recipes.dino import dino_cifar10
 from quadriga.recipes.dinov2 import dinov2_cifar10
 from quadriga.recipes.ibot import CIFAR10_VIT, ibot_cifar10
+from quadriga.recipes.ijepa import ijepa_cifar10
+from quadriga.recipes.lejepa import lejepa_cifar10
 from quadriga.recipes.mae import mae_cifar10
 from quadriga.recipes.moco import moco_v2_cifar10
 from quadriga.recipes.moco_v3 import moco_v3_cifar10
 from quadriga.recipes.simclr import simclr_cifar10
+from quadriga.recipes.simmim import simmim_cifar10
 from quadriga.recipes.simsiam import simsiam_cifar10
 from quadriga.recipes.swav import swav_cifar10
 from quadriga.recipes.vicreg import vicreg_cifar10
@@ -65,6 +68,7 @@ class Row:
                 "train.precision": "float32",
                 "log.loggers": [],
                 "evaluation.protocols": ["knn", "linear_probe"],
+                "evaluation.precision": "float32",
                 "evaluation.workers": 0,
                 "checkpoint.keep": 1,
                 **self.changes,
@@ -78,6 +82,10 @@ def _supervised(root: Path) -> RunConfig:
     return config.model_copy(update={"views": views})
 
 
+_VIT = CIFAR10_VIT.override({"pool": "mean"})
+"""One encoder for all: the class token of so small a model stays the same for all images for long,
+and some methods do not train it."""
+
 _SLOWER = {"optim.lr": 1e-3}
 """The vision transformer's learning rate in batches of 256."""
 
@@ -90,19 +98,22 @@ ROWS = (
     Row("simsiam", simsiam_cifar10),
     Row("swav", swav_cifar10),
     Row("dino", dino_cifar10, repeated=True),
+    Row("lejepa", lejepa_cifar10),
     Row("moco_v2", moco_v2_cifar10, share=HALF),
-    Row("ibot", ibot_cifar10, CIFAR10_VIT),
-    Row("dinov2", dinov2_cifar10, CIFAR10_VIT),
-    Row("dino_vit", dino_cifar10, CIFAR10_VIT, changes=_SLOWER),
+    Row("supervised_resnet", _supervised),
+    Row("ibot", ibot_cifar10, _VIT),
+    Row("dinov2", dinov2_cifar10, _VIT),
+    Row("dino_vit", dino_cifar10, _VIT, changes=_SLOWER),
     Row(
         "mae",
         mae_cifar10,
-        CIFAR10_VIT.override({"pool": "mean"}),
+        _VIT,
         repeated=True,
         changes={"optim.lr": 2e-3, "optim.lr_batch": 256},
     ),
-    Row("supervised_resnet", _supervised),
-    Row("supervised_vit", _supervised, CIFAR10_VIT, changes=_SLOWER),
+    Row("ijepa", ijepa_cifar10, _VIT.override({"class_token": False}), share=HALF),
+    Row("simmim", simmim_cifar10, _VIT, share=HALF),
+    Row("supervised_vit", _supervised, _VIT, changes=_SLOWER),
 )
 
 
