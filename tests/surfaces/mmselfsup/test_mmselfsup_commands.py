@@ -317,7 +317,7 @@ def test_what_is_refused(folder: Path) -> None:
         ("default_hooks.checkpoint.save_best=auto", "default_hooks.checkpoint.save_best"),
         ("model.backbone.drop_rate=0.1", "model.backbone.drop_rate"),
         ("model.head.loss.type=PixelReconstructionLoss", "MAEReconstructionLoss"),
-        ("model.type=SimCLR", "SimCLR"),
+        ("model.type=DenseCL", "DenseCL"),
         ("model.type=MEA", "MAE"),
         ("model.neck.embed_dim=32", "model.neck.embed_dim=16"),
         ("model.backbone.init_cfg.typ=Pretrained", "model.backbone.init_cfg.typ"),
@@ -330,8 +330,8 @@ def test_what_is_refused(folder: Path) -> None:
         refused(MAE, option, *fragments)
     (folder / "old.py").write_text("model = dict(type='MAE')\nrunner = dict(max_epochs=1)\n")
     refused("old.py", "work_dir=a", "0.x", "1.x")
-    with refuses("SimCLR"):
-        train(["configs/selfsup/simclr/simclr_resnet50_8xb32-coslr-200e_in1k.py"], {})
+    with refuses("DenseCL"):
+        train(["configs/selfsup/densecl/densecl_resnet50_8xb32-coslr-200e_in1k.py"], {})
     with refuses("mae_vit-base-p16_8xb512-coslr-400e_in1k.py"):
         train(["configs/selfsup/mae/mae_vit-base-p16_8xb512-coslr-40e_in1k.py"], {})
     with refuses("before the flags"):

@@ -14,6 +14,7 @@ from quadriga.engine.meters.cost import measure
 from quadriga.engine.meters.devices import device_name, peak_flops, uses_tf32
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.tasks import examples
+from quadriga.errors import UserError
 
 
 @final
@@ -42,7 +43,7 @@ def measure_work(config: RunConfig, env: DistEnv, say: Callable[[str], None]) ->
         costs = [(measure(objective, e), n) for e, n in examples(config, torch.device("meta"))]
         flops = sum(cost.model_flops * often for cost, often in costs)
         flops /= sum(cost.samples * often for cost, often in costs)
-    except (NotImplementedError, RuntimeError) as error:
+    except (NotImplementedError, RuntimeError, UserError) as error:
         reason = str(error).partition("\n")[0]
         say(f"operations per sample: unknown, the meta device cannot run the model: {reason}")
     name = device_name(env.device)

@@ -223,7 +223,8 @@ _COLOURS = {
 
 
 def _kinds(steps: Sequence[Step]) -> list[str]:
-    return [_SAME.get(step["type"], step["type"]) for step in steps]
+    names = [str(step["type"]) for step in steps]
+    return [_SAME.get(name, name) for name in names]
 
 
 def _require(kinds: Sequence[str], wanted: Sequence[str], path: str) -> None:

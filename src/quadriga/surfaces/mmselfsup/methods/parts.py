@@ -78,7 +78,7 @@ ROWS: tuple[Row, ...] = (
     honoured("CosineSimilarityLoss", "the cosine"),
     no_effect("CosineSimilarityLoss.shift_factor", "a constant of the loss", (0, 0.0)),
     no_effect("CosineSimilarityLoss.scale_factor", "a factor of the loss", (1, 1.0)),
-    refused("LinearNeck", "only heads with a hidden layer are built here"),
+    refused("LinearNeck", "it is the head of MoCo v1 or NPID, which are not built here yet"),
     *(
         refused(name, "a momentum encoder follows by itself; set the model's momentum")
         for name in ("MomentumUpdateHook", "MoCoHook", "BYOLHook")

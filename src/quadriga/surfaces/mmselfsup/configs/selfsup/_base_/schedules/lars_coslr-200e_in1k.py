@@ -1,5 +1,4 @@
-"""LARS for 200 epochs: 10 of warm-up in every iteration, then a cosine that falls once an
-epoch."""
+"""LARS for 200 epochs: 10 of warm-up, then a cosine that falls once an epoch."""
 
 optim_wrapper = dict(
     type="OptimWrapper",
