@@ -65,6 +65,7 @@ def test_nothing_to_run_is_refused(argument):
         board.board_cifar10(**{argument: 0})
 
 
+@pytest.mark.long
 def test_a_row_that_is_kept_is_not_made_again_while_its_config_stands(
     few, tmp_path, monkeypatch, capsys
 ):
