@@ -98,6 +98,8 @@ def test_count_and_bytes_are_within_half_a_digit(value):
         ("glue.accuracy", 80.5, "80.50 %"),
         ("glue.score", 80.5, "80.5"),
         ("knn.k", 20, "20"),
+        ("retrieval.recall_5", 80.5, "80.50 %"),
+        ("clustering.nmi", 0.5, "0.5"),
     ],
 )
 def test_accuracies_are_read_in_percent_however_they_are_written(metric, value, text):

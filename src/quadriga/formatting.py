@@ -63,7 +63,8 @@ def reading(metric: str) -> tuple[float, str]:
     protocol, _, name = metric.rpartition(".")
     if protocol == "" or protocol.startswith(("held_out", "module_")):
         return (100.0, "%") if "accuracy" in name else (1.0, "")
-    return 1.0, "%" if name.startswith(("top", "accuracy", "f1")) else ""
+    percent = name.startswith(("top", "accuracy", "f1", "recall", "mean_average_precision"))
+    return 1.0, "%" if percent else ""
 
 
 def measured(metric: str, value: float) -> str:

@@ -238,6 +238,7 @@ def test_nodes_get_the_code_on_their_command_line(tmp_path: Path) -> None:
     assert words[-2:] == ["--code", str(tmp_path / "mine.py")]
 
 
+@pytest.mark.long
 def test_a_workflow_of_ones_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     more = f"""
 from quadriga.workflow.graph import Node, Workflow

@@ -227,6 +227,17 @@ def test_what_was_evaluated_with_these_values_is_found(tmp_path: Path) -> None:
         assert (found is not None) == is_found
 
 
+def test_a_precision_that_is_auto_is_what_the_run_decided(tmp_path: Path) -> None:
+    knn, probe = PROTOCOLS.evaluation.protocols
+    of = {p: PROTOCOLS.override({"evaluation.precision": p}) for p in ("auto", "float32")}
+    reduced = PROTOCOLS.override({"evaluation.precision": "bfloat16"})
+    result = EvaluationResult("knn", {"top1": 1.0}, {}, {})
+    given = {"overrides": {}, "opened": {"test": Twelve()}, "folder": None}
+    append_record(tmp_path, record_of(result, 5, reduced, knn, **given))
+    assert missing_protocols(of["auto"], tmp_path, 5) == [probe]
+    assert missing_protocols(of["float32"], tmp_path, 5) == [knn, probe]
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"step": 1}', "{", '"text"', "3", "null"])
 def test_damaged_results_are_none(tmp_path: Path, text: str) -> None:
     (tmp_path / SAVED_BEFORE).write_text(text)

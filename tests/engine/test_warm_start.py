@@ -12,12 +12,14 @@ from torch import nn
 
 from errors import refuses
 from quadriga import randomness
-from quadriga.contracts import Executor
+from quadriga.config.base import construct
+from quadriga.contracts import Executor, ObjectiveConfig
 from quadriga.distributed.environment import SINGLE
 from quadriga.engine.checkpoint.store import CheckpointStore
 from quadriga.engine.initial_weights import check_warm_start, warm_start
 from quadriga.engine.run_config import CheckpointConfig, WarmStartConfig
 from quadriga.methods.mae import MAE, MAEConfig
+from quadriga.methods.supervised import Supervised, SupervisedConfig
 from quadriga.models.parts.positions import interpolate_table
 from quadriga.models.vit import ViT, ViTConfig
 from quadriga.weights import WeightReport, export_weights
@@ -201,3 +203,41 @@ def test_float16_files_are_converted(tmp_path: Path) -> None:
     for name, tensor in objective.encoder.state_dict().items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, encoder.state_dict()[name].float()), name
+
+
+def classifier(seed: int) -> Supervised:
+    objective = SupervisedConfig(classes=3).build(MODEL)
+    objective.initialise(seed)
+    return objective
+
+
+def test_the_encoder_alone_fills_another_methods_encoder(tmp_path: Path) -> None:
+    source, objective, before = mae(1), classifier(2), classifier(2)
+    save(tmp_path, Trained(source), 10)
+    assert start(objective, tmp_path, part="encoder").complete
+    assert_same(objective.encoder, source.encoder)
+    assert_same(objective.head, before.head)
+    for layout in ("quadriga", "timm", "hf"):
+        file, objective = tmp_path / f"{layout}.safetensors", classifier(2)
+        export_weights(source, file, layout)  # type: ignore[arg-type]
+        assert start(objective, file, part="encoder").complete
+        assert_same(objective.encoder, source.encoder)
+    other = MAEConfig(decoder_width=8, decoder_depth=1, decoder_heads=2)
+    save(tmp_path / "deep", Trained(other.build(MODEL.override({"depth": 2}))), 10)
+    with refuses("unexpected", "warm_start.strict"):
+        start(classifier(2), tmp_path / "deep", part="encoder")
+    with refuses("warm_start.part", "teacher"):
+        start(classifier(2), tmp_path, part="teacher")
+
+
+def test_the_teachers_encoder_or_the_students(tmp_path: Path) -> None:
+    small = {"kind": "dino", "prototypes": 8, "hidden_width": 8, "bottleneck_width": 4}
+    source: Any = construct(ObjectiveConfig, small).build(MODEL)  # type: ignore[type-abstract]
+    with torch.no_grad():
+        for parameter in source.teacher_encoder.parameters():
+            parameter += 1
+    export_weights(source, tmp_path / "dino.safetensors")
+    for part, expected in (("teacher", source.teacher_encoder), ("encoder", source.encoder)):
+        objective = classifier(2)
+        start(objective, tmp_path / "dino.safetensors", part=part)
+        assert_same(objective.encoder, expected)

@@ -189,6 +189,8 @@ def test_rows_of_weight_nothing_are_left_out() -> None:
     expected = sinkhorn_offset(rows, table, 0.05, 3, torch.clone)
     found = sinkhorn_offset(padded, table, 0.05, 3, torch.clone, weights)
     torch.testing.assert_close(found, expected)
+    none = sinkhorn_offset(padded, table, 0.05, 3, torch.clone, 0 * weights)
+    assert not none.any()
 
 
 def test_assignments_are_balanced_where_scores_are_not() -> None:

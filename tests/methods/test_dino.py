@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from two_views import (
     RESNET,
@@ -13,6 +13,7 @@ from two_views import (
     at,
     gradients,
     multi_crop,
+    scores,
     shaken,
     two_views,
 )
@@ -20,7 +21,6 @@ from two_views import (
 from quadriga import randomness
 from quadriga.errors import UserError
 from quadriga.methods.dino import DINO, DINOConfig
-from quadriga.models.parts.heads import DINOHead, Prototypes
 from quadriga.models.resnet import ResNetConfig
 from quadriga.models.vit import ViTConfig
 
@@ -35,16 +35,6 @@ def made(model: ViTConfig | ResNetConfig, config: DINOConfig = CONFIG) -> DINO:
         shaken(module, name)
     objective.centre.normal_(0, 0.1, generator=randomness.generator(0, "centre"))
     return objective
-
-
-def scores(head: DINOHead, prototypes: Prototypes, rows: Tensor) -> Tensor:
-    """``DINOHead.forward`` of the reference implementation, with ``norm_last_layer``."""
-    for number, linear in enumerate(head.maps):
-        rows = functional.linear(rows, linear.weight, linear.bias)
-        rows = nn.GELU()(rows) if number < 2 else rows
-    rows = functional.normalize(rows, dim=-1, p=2)
-    direction = prototypes.weight
-    return rows @ (direction / direction.norm(dim=1, keepdim=True)).T
 
 
 def algorithm_1(

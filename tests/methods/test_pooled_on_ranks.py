@@ -24,9 +24,18 @@ SHARED += ["train.steps=2", "optim.kind=sgd", "schedule.warmup_epochs=0", "optim
 SHARED += ["optim.clip_norm=none", "model.image_px=16", "views.image_px=16", "data.image_px=16"]
 MOCO = ["objective.queue=40", "objective.hidden_width=none", "objective.shuffled_groups=1"]
 METHODS: dict[str, list[str]] = {
-    **{name: [] for name in ("byol", "simsiam", "barlow_twins", "vicreg", "simclr")},
+    **{name: [] for name in ("byol", "simsiam", "barlow_twins", "vicreg", "simclr", "lejepa")},
     "moco": MOCO,
 }
+PATCHES = ["objective.prototypes=20", "objective.hidden_width=16", "objective.bottleneck_width=8"]
+PATCHES += ["objective.frozen_epochs=0", "views.kind=multi_crop", "views.local_crops=2"]
+PATCHES += ["views.local_px=8", "views.augmentation=none"]
+OF_PATCHES = {"ibot": PATCHES, "dinov2": [*PATCHES, "objective.koleo_group=4"]}
+ONE_VIEW = ["views.crops=1", "model.pool=mean"]
+OF_PATCHES["simmim"] = [*ONE_VIEW, "objective.mask_px=8"]
+OF_PATCHES["ijepa"] = [*ONE_VIEW, "objective.predictor_width=16", "objective.predictor_depth=1"]
+OF_PATCHES["ijepa"] += ["objective.predictor_heads=2"]
+"""Methods that need a vision transformer."""
 LAYOUTS = [(1, 1, "ddp"), (2, 2, "ddp"), (2, 1, "ddp"), (1, 4, "ddp"), (4, 1, "ddp")]
 LAYOUTS += [(2, 2, "fsdp"), (2, 1, "fsdp"), (4, 2, "fsdp")]
 MODELS = {"vit": VIT, "resnet": RESNET}
@@ -40,13 +49,14 @@ def trained(
     """Return each method's state, losses and gradient norms; all share one start of processes."""
     ranks, accumulate, how = layout
     case = f"{model}-{ranks}-{accumulate}-{how}-{precision}"
-    paths = {name: folder / f"{name}-{case}.pt" for name in METHODS}
+    methods = {**METHODS, **(OF_PATCHES if model == "vit" else {})}
+    paths = {name: folder / f"{name}-{case}.pt" for name in methods}
     if not all(path.exists() for path in paths.values()):
         words: list[str] = []
         for name, path in paths.items():
             own = [f"objective.kind={name}", f"train.accumulate={accumulate}"]
             own += [f"train.parallel={how}", f"train.precision={precision}"]
-            own += [*MODELS[model], *METHODS[name]]
+            own += [*MODELS[model], *methods[name]]
             words += [*(["--"] if words else []), str(path), *SHARED, *own]
         for rank in run_ranks([sys.executable, str(WORKER), *words], ranks, timeout=200):
             assert rank.returncode == 0, rank.stderr
@@ -73,8 +83,8 @@ def test_the_step_is_that_of_one_process(
     folder: Path, layout: tuple[int, int, str], model: str
 ) -> None:
     expected, found = trained(folder, LAYOUTS[0], model), trained(folder, layout, model)
-    for method in METHODS:
-        own, other = expected[method], found[method]
+    for method, own in expected.items():
+        other = found[method]
         assert own.keys() == other.keys()
         assert own["losses"].unique().numel() == 2
         assert (own["grad_norms"] > 1e-3).all()

@@ -80,8 +80,10 @@ def test_the_deviation_tells_a_collapse(collapsed: bool) -> None:
     objective = made(RESNET).eval()
     rows = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
     rows = rows[:1].expand(64, -1) if collapsed else rows
-    sums = objective.combine({"first": rows, "second": rows}, {}, alone(64)).metrics["output_std"]
+    sums = objective.combine({"first": rows, "second": rows}, {}, alone(64)).metrics[
+        "embedding_deviation"
+    ]
     unit = functional.normalize(as_layers(objective.projector).eval()(rows), dim=1)
-    expected = unit.std(dim=0, correction=0).mean() * 24**0.5
+    expected = unit.var(dim=0, correction=0).sum().sqrt()
     torch.testing.assert_close(sums[0] / sums[1], expected)
     assert bool(expected < 1e-3) == collapsed

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from quadriga import randomness
 from quadriga.contracts import Batch, Objective, Progress
+from quadriga.models.parts.heads import DINOHead, Prototypes
 from quadriga.models.resnet import ResNetConfig
 from quadriga.models.vit import ViTConfig
 
@@ -39,6 +41,15 @@ def shaken(module: nn.Module, name: str) -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(torch.empty_like(parameter).normal_(0, 0.05, generator=source))
+
+
+def scores(head: DINOHead, prototypes: Prototypes, rows: Tensor) -> Tensor:
+    """``DINOHead.forward`` of the reference implementation, with ``norm_last_layer``."""
+    for number, linear in enumerate(head.maps):
+        rows = functional.linear(rows, linear.weight, linear.bias)
+        rows = nn.GELU()(rows) if number < 2 else rows
+    direction = prototypes.weight
+    return functional.normalize(rows, dim=-1) @ (direction / direction.norm(dim=1)[:, None]).T
 
 
 def trained(objective: Objective) -> dict[str, nn.Parameter]:

@@ -182,6 +182,20 @@ def test_missing_picture_is_told(tmp_path):
     assert_says(page.words, "reconstruction.png", "read")
 
 
+def test_pictures_that_were_asked_for_later_are_shown(tmp_path):
+    folder = fakes.write_run(tmp_path / "run", steps=3, results=None)
+    drawn = folder / "report" / "evaluations" / "step_00000003"
+    drawn.mkdir(parents=True)
+    (drawn / "map.png").write_bytes(fakes.PIXEL)
+    record = {"step": 3, "protocol": {"kind": "feature_map"}, "metrics": {}, "own": False}
+    record |= {"folder": "evaluations/step_00000003", "pictures": {"map.png": "A map"}}
+    record |= {"overrides": {"protocol": "feature_map"}, "details": {"images": 12}}
+    (folder / "report" / "evaluations.jsonl").write_text(json.dumps(record) + "\n")
+    _, page = report_of(folder)
+    assert_says(page.words, "A map", "images 12")
+    assert ("alt", "A map") in page.attributes
+
+
 def test_steps_that_were_logged_twice_count_once(tmp_path):
     folder = fakes.write_run(tmp_path / "run", steps=5)
     with (folder / "metrics.jsonl").open("a") as stream:

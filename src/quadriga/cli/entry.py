@@ -18,6 +18,7 @@ from quadriga.launch.exit import GRACE_SECONDS, leave
 VALUE_OPTIONS = (
     "--work-dir",
     "--config",
+    "--recipe",
     "--code",
     "--device",
     "--ranks",
@@ -28,7 +29,7 @@ VALUE_OPTIONS = (
     "--ranks-per-run",
     "--only",
 )
-"""Options of ``train`` and ``run`` that take the next word as their value."""
+"""Options of ``train``, ``finetune`` and ``run`` that take the next word as their value."""
 
 
 def split_resume(arguments: Sequence[str]) -> list[str]:

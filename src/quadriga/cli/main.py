@@ -12,9 +12,11 @@ from typing import Annotated
 import typer
 
 from quadriga import __version__
+from quadriga.cli import embed as embed_command
 from quadriga.cli import options
 from quadriga.cli.checkpoint import checkpoint_app
 from quadriga.cli.data import data_app
+from quadriga.cli.finetune import command as finetune_command
 from quadriga.cli.glue import command as glue_command
 from quadriga.cli.tokenizer import tokenizer_app
 from quadriga.cli.workflow import command as workflow_command
@@ -29,6 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(checkpoint_app)
+app.command(epilog=embed_command.EPILOG)(embed_command.embed)
+app.command(epilog=finetune_command.EPILOG)(finetune_command.finetune)
 app.command(epilog=glue_command.EPILOG)(glue_command.glue)
 app.command(epilog=workflow_command.RUN_EPILOG)(workflow_command.run)
 app.command(epilog=workflow_command.STATUS_EPILOG)(workflow_command.status)
@@ -125,6 +129,7 @@ def train(
     epilog=options.examples(
         "quadriga eval runs/mae_digits",
         "quadriga eval runs/x knn,linear_probe knn.neighbours=5",
+        "quadriga eval runs/x low_shot,retrieval,clustering low_shot.shots=[1,10]",
         "quadriga eval runs/x/checkpoints/step_00001000 knn",
         "quadriga eval model.safetensors knn,linear_probe data.root=flowers --out runs/flowers",
     ),

@@ -1,4 +1,4 @@
-"""The options of ``quadriga train``, each with its help."""
+"""The arguments and options that commands share, each with its help."""
 
 from __future__ import annotations
 
@@ -21,6 +21,15 @@ Recipe = Annotated[
     typer.Argument(
         help="A recipe (see `quadriga recipes`), one of your own (`mine.py:my_recipe`), or a run's "
         "config.json."
+    ),
+]
+
+Source = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN_OR_WEIGHTS",
+        help="A run, a checkpoint of one, a file of weights (of this project, timm or Hugging "
+        "Face), or the folder of a published model.",
     ),
 ]
 

@@ -30,9 +30,13 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def resolve(
-    recipe: str, file: Path | None, words: Sequence[str], options: Mapping[str, Any] | None = None
+    recipe: str,
+    file: Path | None,
+    words: Sequence[str],
+    options: Mapping[str, Any] | None = None,
+    start: tuple[Mapping[str, Any], str] | None = None,
 ) -> Resolved[RunConfig]:
-    """Resolve a run: the recipe, then the file, then the command line.
+    """Resolve a run: the recipe, then `start`, then the file, then the command line.
 
     Args:
         recipe: A recipe's name, ``FILE.py:FUNCTION``, or the path of a run's config.json.
@@ -41,6 +45,7 @@ def resolve(
             of the recipe go to it; the key that such an argument is the value of counts as set
             where the argument was.
         options: Key -> value of an option that is short for the key; None if it is not given.
+        start: Values, and where they come from.
 
     Raises:
         UserError: An unknown recipe, key or value, an unreadable file, or an option and an
@@ -53,7 +58,7 @@ def resolve(
                 f"{key} is set twice: {values[key]} and {value} on the {COMMAND_LINE}, of which "
                 "one is by the option that is short for it; keep one of the two"
             )
-    layers: Layers = []
+    layers: Layers = [] if start is None else [(dict(start[0]), start[1])]
     if file is not None:
         with reading(file, "values of a run"):
             layers.append((read_values(file), str(file)))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,6 +47,8 @@ class TrainRequest:
     """Maximum number of restarts of the ranks that this command starts."""
     profile: str | None = None
     amp: bool = False
+    start: tuple[Mapping[str, Any], str] | None = None
+    """Values above the recipe's and below the user's, and where they come from."""
 
 
 def train(request: TrainRequest) -> int:
@@ -67,6 +71,7 @@ def train(request: TrainRequest) -> int:
                 "log.profile": request.profile,
                 "train.precision": "bfloat16" if request.amp else None,
             },
+            request.start,
         )
     except UserError as error:
         error.on_every_rank = True

@@ -46,7 +46,7 @@ from quadriga.contracts.objective import (
 )
 from quadriga.contracts.stage import Splittable, Stage
 from quadriga.contracts.step import EmaConfig, StepPlan, TrainConfig
-from quadriga.contracts.weights import WeightSource
+from quadriga.contracts.weights import FrozenSource, WeightSource
 
 __all__ = [
     "PREDICTED",
@@ -64,6 +64,7 @@ __all__ = [
     "Logger",
     "LoggerConfig",
     "LoggerContext",
+    "FrozenSource",
     "LossOutput",
     "MicroBatch",
     "ModelConfig",

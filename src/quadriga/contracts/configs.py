@@ -16,7 +16,7 @@ from quadriga.contracts.data import Dataset, Split, TaskBlocks, Transform
 from quadriga.contracts.evaluation import Evaluator
 from quadriga.contracts.objective import Batch, Objective, Progress
 from quadriga.contracts.step import StepPlan
-from quadriga.contracts.weights import WeightSource
+from quadriga.contracts.weights import FrozenSource, WeightSource
 
 
 class ModelConfig(Choice, ABC):
@@ -59,6 +59,10 @@ class ObjectiveConfig(Choice, ABC):
             UserError: The method cannot train this model on these samples.
         """
         return None
+
+    def frozen_sources(self) -> Sequence[FrozenSource]:
+        """Return the encoders that are filled from elsewhere at step 0 and never trained."""
+        return ()
 
     def by_task(self, model: ModelConfig) -> Mapping[str, tuple[ObjectiveConfig, ModelConfig]]:
         """Return task -> (method, model) of a mixture; empty for any other method.

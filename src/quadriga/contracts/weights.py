@@ -26,3 +26,15 @@ class WeightSource:
     file's other tensors, if any."""
     notes: Mapping[str, Any] | None = None
     """Plain values that a file holds in addition to its tensors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenSource:
+    """Where an encoder of an objective comes from that is never trained."""
+
+    part: str
+    """Name of the module in the objective: an encoder."""
+    option: str
+    """The option that names the path, for messages."""
+    path: str
+    """A run, a checkpoint or a file of weights."""

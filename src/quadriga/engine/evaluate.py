@@ -340,7 +340,10 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def describe(result: EvaluationResult) -> str:
-    """Return one line with the protocol's metrics, each with the random encoder's value."""
+    """Return one line with the protocol's metrics, each with the random encoder's value.
+
+    Of a protocol that only draws, it names the pictures.
+    """
     metrics = dict(result.metrics)
     parts = []
     for name, value in metrics.items():
@@ -349,4 +352,4 @@ def describe(result: EvaluationResult) -> str:
         metric, baseline = f"{result.protocol}.{name}", metrics.get(f"{name}_random")
         beside = "" if baseline is None else f" (random encoder {measured(metric, baseline)})"
         parts.append(f"{name} {measured(metric, value)}{beside}")
-    return f"evaluation  {result.protocol}  {'  '.join(parts)}"
+    return f"evaluation  {result.protocol}  {'  '.join(parts or result.pictures)}"

@@ -6,15 +6,16 @@ step 0 and not on resumption, after random initialisation and before training.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from quadriga.contracts import Objective, WeightSource
+from quadriga.contracts import FrozenSource, Objective, WeightSource
 from quadriga.distributed.collectives import from_main, on_all
 from quadriga.distributed.environment import DistEnv
 from quadriga.engine.checkpoint.read import (
@@ -216,17 +217,22 @@ def warm_start(
     source = from_main(lambda: _resolve(path, config), env)
 
     def fill() -> WeightReport:
+        tensors: Mapping[str, Tensor]
         group = ""
         if source.is_file:
             content = read_weights(source.path)
             tensors, group = content.tensors, content.group
         else:
             tensors = read_model(source.path, config.weights, "warm_start.weights")
+        target, is_own = objective, not source.is_file
+        if config.part != "all":
+            target, tensors, found = _encoder_alone(config.part, objective, tensors, path)
+            is_own = is_own or found
         return load_tensors(
-            objective,
+            target,
             tensors,
             source.path,
-            "auto" if source.is_file else "quadriga",
+            "quadriga" if is_own else "auto",
             strict=config.strict,
             interpolate=config.interpolate,
             remedies=_SWITCHES,
@@ -235,6 +241,36 @@ def warm_start(
         )
 
     return on_all(fill, env)
+
+
+_PREFIXES = {"encoder": "encoder.", "teacher": "teacher_encoder."}
+"""Before the names of the tensors of a part, in this project's names."""
+
+
+def _encoder_alone(
+    part: str, objective: nn.Module, tensors: Mapping[str, Tensor], path: Path
+) -> tuple[nn.Module, Mapping[str, Tensor], bool]:
+    """Return an objective's encoder, the tensors for it, and whether this project has named them.
+
+    Raises:
+        UserError: The objective has no encoder, or the weights have no teacher.
+    """
+    encoder = getattr(objective, "encoder", None)
+    if not isinstance(encoder, nn.Module):
+        raise UserError(
+            f"warm_start.part must be all for {type(objective).__name__}, which has no encoder of "
+            f"its own, but is {part}"
+        )
+    prefix = _PREFIXES[part]
+    own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    if own.keys() & encoder.state_dict().keys():
+        return encoder, own, True
+    if part == "teacher":
+        raise UserError(
+            f"warm_start.part must be encoder or all for {path}, which has no teacher under this "
+            "project's names, but is teacher"
+        )
+    return encoder, tensors, False
 
 
 def _resolve(path: Path, config: WarmStartConfig) -> _Source:
@@ -270,6 +306,9 @@ def check_initial_weights(config: RunConfig, later: str | None = None) -> None:
     """
     if later is None or not (config.warm_start.path or "").startswith(later):
         check_warm_start(config.warm_start)
+    for frozen in config.objective.frozen_sources():
+        if later is None or not frozen.path.startswith(later):
+            check_source(frozen.path, frozen.option)
     if config.modular is None:
         return
     if config.warm_start.path is not None:
@@ -306,4 +345,27 @@ def fill_from_sources(config: RunConfig, objective: Objective, env: DistEnv) -> 
             return modular.fill(objective, config.objective, config.model, found)
 
         told.append(on_all(fill, env))
+    for frozen in config.objective.frozen_sources():
+        told.append(on_all(functools.partial(_fill_frozen, frozen, objective), env))
     return told
+
+
+def _fill_frozen(frozen: FrozenSource, objective: Objective) -> str:
+    """Load an encoder: of a run the teacher's, if it has one."""
+    source = read_source(frozen.path, frozen.option)
+    prefixes = [f"{name}." for name in ("teacher_encoder", "encoder")]
+    names = [p for p in prefixes if any(name.startswith(p) for name in source.tensors)]
+    tensors = source.tensors
+    if names:
+        tensors = {
+            name.removeprefix(names[0]): tensor
+            for name, tensor in source.tensors.items()
+            if name.startswith(names[0])
+        }
+    try:
+        report = load_tensors(
+            objective.get_submodule(frozen.part), tensors, source.path, "auto", interpolate=True
+        )
+    except UserError as error:
+        raise UserError(f"{frozen.option}: {error}") from error
+    return f"{frozen.option}: {report}"

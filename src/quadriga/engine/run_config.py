@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from quadriga.config.base import Config, NamedFile, within
+from quadriga.config.base import Config, Later, NamedFile, within
 from quadriga.contracts import DatasetConfig, EvaluatorConfig, ViewsConfig
 from quadriga.contracts.executor import StepConfig
 from quadriga.contracts.logging import LoggerConfig
@@ -51,7 +51,7 @@ class HealthConfig(Config):
     spike_factor: float | None = Field(8.0, gt=1, le=1e6)
     """A loss that exceeds the window's median by this many median absolute deviations is reported
     as a spike; none for no reports."""
-    collapse_steps: int | None = Field(200, ge=1, le=2**40)
+    collapse_steps: int | None = Field(200, ge=1, le=2**30)
     """A metric that says whether a method's outputs have collapsed is reported after this many
     steps outside its healthy range; none for no reports."""
     hang_factor: float | None = Field(20.0, gt=1, le=1e6)
@@ -195,6 +195,9 @@ class WarmStartConfig(Config):
     model, a checkpoint or a run."""
     weights: Literal["raw", "ema"] = "raw"
     """Which weights of a checkpoint are loaded: those of its step, or their moving average."""
+    part: Later[Literal["all", "encoder", "teacher"]] = "all"
+    """Which of them: all; or for this run's encoder the encoder alone, or the teacher's. All other
+    parts of this run then keep their random values."""
     strict: bool = True
     """Whether missing tensors, unexpected tensors and other shapes are an error. Otherwise they
     are listed, and tensors without a match keep their random values."""

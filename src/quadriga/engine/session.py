@@ -160,6 +160,7 @@ class _Session:
         self._objective = build_on_meta(config)  # the executor allocates each rank's part
         on_all(self._check_protocols, env)
         is_filled = config.warm_start.path is not None or config.modular is not None
+        is_filled = is_filled or bool(config.objective.frozen_sources())
         self._recovery = Recovery(
             self._resolved,
             self._directory,

@@ -40,6 +40,7 @@ from quadriga.evaluation.parts.features import (
     warn_of_few_images,
 )
 from quadriga.evaluation.parts.per_class import per_class, predictions_of
+from quadriga.evaluation.parts.tokens import Selection, Tokens
 from quadriga.randomness import fold, shuffled
 
 MOMENTUM = 0.9
@@ -142,6 +143,12 @@ EPSILON = 1e-6
 class LinearProbeConfig(EvaluatorConfig):
     """A linear classifier trained on frozen features."""
 
+    tokens: Tokens = "pooled"
+    """Which features: the method's own, or of a vision transformer the class token or the mean of
+    the patches."""
+    layers: int = Field(1, ge=1, le=10_000)
+    """Last blocks of a vision transformer whose features, each after the final norm, are
+    concatenated; 4 is usual for small ones (Caron et al., 2021, DINO, appendix F)."""
     learning_rates: tuple[Annotated[float, Field(gt=0, le=1e6)], ...] = Field(
         (0.01, 0.03, 0.1, 0.3, 1.0), min_length=1
     )
@@ -165,14 +172,16 @@ class LinearProbe(Evaluator):
     def __init__(self, config: LinearProbeConfig) -> None:
         """Keep the config."""
         self.config = config
+        self.selection = Selection(config.tokens, config.layers)
 
     def check(self, context: EvaluationContext) -> None:
-        """Check that there are an encoder, and labels of two classes.
+        """Check that there are an encoder with such features, and labels of two classes.
 
         Raises:
-            UserError: The encoder or the labels are missing.
+            UserError: The encoder, its features or the labels are missing.
         """
         check_features(context, "linear_probe")
+        self.selection.of(context.objective, "linear_probe")
         warn_of_few_images(context, "linear_probe", needed=2)
 
     def run(self, context: EvaluationContext) -> EvaluationResult:
@@ -181,7 +190,7 @@ class LinearProbe(Evaluator):
         Raises:
             UserError: No encoder, no labels, or fewer than two training samples.
         """
-        bank = feature_bank(context, "linear_probe")
+        bank = feature_bank(context, "linear_probe", self.selection)
         if len(bank.trained.train.labels) < 2:
             raise UserError(
                 "linear_probe needs at least 2 training images, to hold some out, but there is"
@@ -205,6 +214,8 @@ class LinearProbe(Evaluator):
             protocol="linear_probe",
             metrics=beside_random(trained, random),
             details={
+                "tokens": self.config.tokens,
+                "layers": self.config.layers,
                 "learning_rate": chosen,
                 "learning_rate_random": chosen_random,
                 "learning_rates": list(self.config.learning_rates),

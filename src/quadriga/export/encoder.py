@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from quadriga.engine.build import build_objective
 from quadriga.engine.checkpoint.read import Weights, read_model, whole_checkpoint
 from quadriga.engine.initial_weights import weights_of
 from quadriga.errors import UserError
+from quadriga.evaluation.parts.tokens import evaluated_network
 from quadriga.export.export import read_run_config
 from quadriga.export.safetensors import rebuild
 from quadriga.models.resnet import ResNet
@@ -139,9 +140,7 @@ class ImageEncoder(nn.Module):
         Raises:
             UserError: The network has no ViT or ResNet as its ``encoder``.
         """
-        network: Any = self.network
-        # A method with a teacher names the network that its features are of.
-        network = getattr(network, "features_of", getattr(network, "encoder", network))
+        network = evaluated_network(self.network)
         if isinstance(network, ViT):
             return network(images)[:, network.prefix :]  # type: ignore[no-any-return]
         if isinstance(network, ResNet):

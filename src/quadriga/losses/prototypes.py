@@ -35,8 +35,8 @@ def prototype_cross_entropy(
     For each image the sum over its views v and targets t of ``-pairs[v][t] sum_k q_tk log p_vk``
     with ``p_v = softmax(row_v @ prototypes.T / temperature)`` and ``q_t = softmax(target_row_t @
     target_prototypes.T / target_temperature + target_offset_t)``. q gets no gradient. Its products
-    are computed in float32 even under autocast, because the low temperature would amplify the
-    rounding of a narrow dtype. V views and T targets cost V + T softmaxes, whatever the pairs.
+    are in float32 even under autocast: the low temperature would amplify the rounding of a narrow
+    dtype. V views and T targets cost V + T softmaxes, whatever the pairs.
 
     Args:
         rows: The views of each image; there may be no images.
@@ -45,28 +45,23 @@ def prototype_cross_entropy(
         target_rows: The rows of q.
         target_prototypes: Prototypes of q.
         target_temperature: Temperature of q.
-        target_offset: Added to the logits of q, for all targets or for each: ``-centre /
-            target_temperature`` in DINO, the result of `sinkhorn_offset` in SwAV.
+        target_offset: Added to the logits of all q, or of each: ``-centre / target_temperature``
+            in DINO, the result of `sinkhorn_offset` in SwAV.
         pairs: For each view the weight of each target.
         weights: Weight of each image in the sum; None: 1.
-        chunk_elements: Maximum number of scores of views, and of targets, in memory at once; at
-            least those of one image.
+        chunk_elements: Maximum number of scores of p, and of q, in memory; at least one image's.
 
     Returns:
         float32 sums, in nats: of the loss, and of the entropy of each image's q_t, without a graph.
     """
-    views, targets = rows.shape[1], target_rows.shape[1]
-    size = max(1, chunk_elements // (prototypes.shape[0] * max(views, targets)))
+    most = max(rows.shape[1], target_rows.shape[1])
+    size = max(1, chunk_elements // (prototypes.shape[0] * most))
     if weights is None:
         weights = rows.new_ones(rows.shape[0], dtype=torch.float32)
     fixed = (target_prototypes.detach(), target_temperature, target_offset.detach(), pairs)
     loss, entropy = rows.new_zeros((), dtype=torch.float32), rows.new_zeros((), dtype=torch.float32)
-    for own, target, weight in zip(
-        torch.split(rows, size),
-        torch.split(target_rows.detach(), size),
-        torch.split(weights, size),
-        strict=True,
-    ):
+    split = (torch.split(part, size) for part in (rows, target_rows.detach(), weights))
+    for own, target, weight in zip(*split, strict=True):
         chunk_loss, chunk_entropy = checkpoint(
             _chunk,
             own,
@@ -125,6 +120,15 @@ def _mixed(probabilities: Tensor, weights: Sequence[float]) -> Tensor:
 
 
 @torch.no_grad()
+def summed_scores(
+    rows: Float[Tensor, "rows width"], prototypes: Float[Tensor, "prototypes width"]
+) -> Float[Tensor, " prototypes"]:
+    """Return the sum over the rows of their scores, computed as the scores of the rows' sum."""
+    with types_as_written(rows.device.type):
+        return prototypes @ rows.sum(dim=0)
+
+
+@torch.no_grad()
 def sinkhorn_offset(
     rows: Float[Tensor, "rows width"],
     prototypes: Float[Tensor, "prototypes width"],
@@ -152,7 +156,7 @@ def sinkhorn_offset(
         chunk_elements: Maximum number of scores in memory at once; at least one row.
 
     Returns:
-        float32; defined up to a constant, to which a softmax is invariant.
+        float32; defined up to a constant, to which a softmax is invariant. 0 if no row counts.
     """
     count = prototypes.shape[0]
     size = max(1, chunk_elements // count)
@@ -174,4 +178,4 @@ def sinkhorn_offset(
                     scores = scores - torch.logsumexp(scores + offset, dim=1, keepdim=True)
                 masses += torch.logsumexp(scores + log_weights[:, None], dim=0).double().exp()
             offset = -reduce(masses).log().float()
-    return offset
+    return offset.masked_fill(offset == torch.inf, 0.0)

@@ -26,6 +26,7 @@ from quadriga.contracts import (
     with_initial_values,
 )
 from quadriga.distributed.slots import Slots
+from quadriga.methods.parts.collapse import DEVIATION, embedding_deviation
 from quadriga.methods.parts.encoders import encode, image_model
 from quadriga.methods.parts.teacher import follow, rising, start, teacher_of
 from quadriga.methods.parts.two_views import VIEWS, embed_views, teach_views
@@ -63,7 +64,8 @@ class BYOLConfig(ObjectiveConfig):
 class BYOL(PooledObjective):
     """An encoder with projector and predictor, and a moving average of encoder and projector."""
 
-    metric_names = ("teacher_momentum",)
+    metric_names = ("embedding_deviation", "teacher_momentum")
+    healthy = DEVIATION
     entry_points = ("features",)
     combined_parts = ("projector.", "predictor.")
 
@@ -119,7 +121,10 @@ class BYOL(PooledObjective):
         ]
         loss = (4 - 2 * cosines[0] - 2 * cosines[1]).sum()
         count = loss.new_full((), len(cosines[0]))
-        metrics = {"teacher_momentum": (self.teacher_momentum * count, count)}
+        metrics = {
+            "embedding_deviation": (embedding_deviation(projections[0], slots) * count, count),
+            "teacher_momentum": (self.teacher_momentum * count, count),
+        }
         return LossOutput.of(loss, count, metrics)
 
     def after_step(

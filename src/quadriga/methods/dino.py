@@ -26,10 +26,10 @@ from quadriga.contracts import (
     Term,
     with_initial_values,
 )
-from quadriga.losses.cross_entropy import types_as_written
-from quadriga.losses.prototypes import crossed, prototype_cross_entropy
+from quadriga.losses.prototypes import crossed, prototype_cross_entropy, summed_scores
+from quadriga.methods.parts.collapse import deviation, entropy_range
 from quadriga.methods.parts.encoders import encode, encode_local_crops, image_model, two_crops
-from quadriga.methods.parts.teacher import follow, rising, start, teacher_of
+from quadriga.methods.parts.teacher import follow, rising, start, teacher_of, warmed_up
 from quadriga.models.parts.heads import DINOHead, Prototypes
 from quadriga.models.parts.initialise import Filler, initialise
 from quadriga.models.resnet import ResNet, ResNetConfig
@@ -75,11 +75,12 @@ class DINOConfig(ObjectiveConfig):
 
     def teacher_temperature_at(self, progress: Progress) -> float:
         """Return the temperature of the teacher's softmax at a step."""
-        if progress.epoch >= self.temperature_warmup_epochs:
-            return self.teacher_temperature
-        share = progress.epoch / self.temperature_warmup_epochs
-        first = self.first_teacher_temperature
-        return first + (self.teacher_temperature - first) * share
+        return warmed_up(
+            self.first_teacher_temperature,
+            self.teacher_temperature,
+            self.temperature_warmup_epochs,
+            progress,
+        )
 
 
 @final
@@ -96,6 +97,7 @@ class DINO(Objective):
         self.config, self.statistics_group = config, config.statistics_group
         if isinstance(model, ViTConfig):
             self.tokens_per_sample = 2 * model.patches
+        self.healthy = entropy_range(config.prototypes)
         self.encoder = model.build()
         self.head = DINOHead(model.width, config.hidden_width, config.bottleneck_width)
         self.prototypes = Prototypes(config.bottleneck_width, config.prototypes)
@@ -130,7 +132,11 @@ class DINO(Objective):
 
     def sum_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return the shapes of the sums from which the centre is updated."""
-        return {"teacher_scores": (self.config.prototypes,), "teacher_rows": (1,)}
+        return {
+            "teacher_scores": (self.config.prototypes,),
+            "teacher_rows": (1,),
+            "teacher_sum": (self.config.bottleneck_width,),
+        }
 
     def forward(self, batch: Batch) -> LossOutput:
         """Sum the loss over the images: algorithm 1 of the paper.
@@ -145,12 +151,12 @@ class DINO(Objective):
             for number, crop in enumerate(crops)
         ]
         encoded += encode_local_crops(self.encoder, batch)
-        students = self.head(torch.cat(encoded)).view(len(encoded), len(key), -1)
+        students = torch.stack(self.head(torch.cat(encoded)).chunk(len(encoded)), dim=1)
         with torch.no_grad():
             teachers = [self.teacher_head(encode(self.teacher_encoder, crop)) for crop in crops]
             directions = self.teacher_prototypes()
         loss, entropy = prototype_cross_entropy(
-            students.transpose(0, 1),
+            students,
             self.prototypes(),
             self.config.student_temperature,
             torch.stack(teachers, dim=1),
@@ -167,12 +173,16 @@ class DINO(Objective):
                 "teacher_temperature": (self.teacher_temperature * count, count),
                 "teacher_momentum": (self.teacher_momentum * count, count),
             },
-            sums=_scores(torch.cat(teachers), directions),
+            sums={
+                "teacher_scores": summed_scores(torch.cat(teachers), directions),
+                "teacher_rows": loss.new_full((1,), len(crops) * len(key)),
+                "teacher_sum": torch.cat(teachers).sum(dim=0),
+            },
         )
 
     def after_step(
         self, progress: Progress, sums: Mapping[str, Tensor], rows: Mapping[str, Tensor]
-    ) -> None:
+    ) -> Mapping[str, Tensor]:
         """Update the centre with the mean of the teacher's scores (eq. 4), and the teacher.
 
         The teacher follows the student with the momentum of this step, after the update.
@@ -181,6 +191,7 @@ class DINO(Objective):
         self.centre.lerp_(mean, 1.0 - self.config.centre_momentum)
         for teacher, student in self._followed():
             follow(teacher, student, self.teacher_momentum)
+        return {"embedding_deviation": deviation(sums["teacher_sum"], sums["teacher_rows"])}
 
     @property
     def features_of(self) -> ViT | ResNet:
@@ -199,16 +210,3 @@ class DINO(Objective):
             (self.teacher_head, self.head),
             (self.teacher_prototypes, self.prototypes),
         )
-
-
-@torch.no_grad()
-def _scores(
-    rows: Float[Tensor, "rows width"], prototypes: Float[Tensor, "prototypes width"]
-) -> dict[str, Tensor]:
-    """Return the sum of the rows' scores, computed as the scores of their sum, and their number."""
-    with types_as_written(rows.device.type):
-        scores = prototypes @ rows.sum(dim=0)
-    return {
-        "teacher_scores": scores,
-        "teacher_rows": rows.new_full((1,), len(rows), dtype=torch.float32),
-    }

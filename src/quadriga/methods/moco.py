@@ -28,6 +28,7 @@ from quadriga.contracts import (
     with_initial_values,
 )
 from quadriga.losses.cross_entropy import types_as_written
+from quadriga.methods.parts.collapse import DEVIATION, deviation
 from quadriga.methods.parts.encoders import encode, image_model, two_crops
 from quadriga.methods.parts.teacher import follow, start, teacher_of
 from quadriga.models.parts.initialise import Filler, initialise
@@ -73,6 +74,7 @@ class MoCoConfig(ObjectiveConfig):
 class MoCo(Objective):
     """An encoder with a head, their momentum encoder and head, and the queue."""
 
+    healthy = DEVIATION
     metric_names = ("accuracy",)
     entry_points = ("features",)
     queue: Tensor
@@ -148,7 +150,7 @@ class MoCo(Objective):
 
     def after_step(
         self, progress: Progress, sums: Mapping[str, Tensor], rows: Mapping[str, Tensor]
-    ) -> None:
+    ) -> Mapping[str, Tensor]:
         """Put the step's keys at the front of the queue, and drop the oldest; update the teacher.
 
         The momentum encoder follows after the update of the encoder.
@@ -156,6 +158,8 @@ class MoCo(Objective):
         self.queue.copy_(torch.cat([rows["keys"], self.queue])[: self.config.queue])
         for teacher, student in self._followed():
             follow(teacher, student, self.config.momentum)
+        keys = rows["keys"]
+        return {"embedding_deviation": deviation(keys.sum(dim=0), len(keys))}
 
     def features(
         self, images: Float[Tensor, "batch channels height width"]

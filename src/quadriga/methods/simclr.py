@@ -28,6 +28,7 @@ from quadriga.contracts import (
 )
 from quadriga.distributed.slots import Slots
 from quadriga.losses.cross_entropy import types_as_written
+from quadriga.methods.parts.collapse import DEVIATION, embedding_deviation
 from quadriga.methods.parts.encoders import encode, image_model
 from quadriga.methods.parts.two_views import VIEWS, embed_views
 from quadriga.models.parts.heads import ProjectionHead
@@ -69,7 +70,8 @@ class SimCLRConfig(ObjectiveConfig):
 class SimCLR(PooledObjective):
     """An encoder and a projector."""
 
-    metric_names = ("accuracy",)
+    healthy = DEVIATION
+    metric_names = ("accuracy", "embedding_deviation")
     entry_points = ("features",)
     combined_parts = ("projector.",)
 
@@ -103,7 +105,11 @@ class SimCLR(PooledObjective):
             *(self._contrast(z, gathered, view, slots) for view, z in enumerate(own)), strict=True
         )
         count = both.new_full((), len(own[0]), dtype=torch.float32)
-        return LossOutput.of(sum(losses) / 2, count, {"accuracy": (sum(hits) / 2, count)})
+        metrics = {
+            "accuracy": (sum(hits) / 2, count),
+            "embedding_deviation": (embedding_deviation(own[0], slots) * count, count),
+        }
+        return LossOutput.of(sum(losses) / 2, count, metrics)
 
     def _contrast(
         self,

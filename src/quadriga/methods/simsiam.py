@@ -8,6 +8,7 @@ gradient flows. There is no teacher and there are no negatives.
 from __future__ import annotations
 
 import math
+from types import MappingProxyType
 from typing import final
 
 from jaxtyping import Float
@@ -25,6 +26,7 @@ from quadriga.contracts import (
     with_initial_values,
 )
 from quadriga.distributed.slots import Slots
+from quadriga.methods.parts.collapse import DEVIATION, embedding_deviation
 from quadriga.methods.parts.encoders import encode, image_model
 from quadriga.methods.parts.two_views import VIEWS, embed_views
 from quadriga.models.parts.heads import ProjectionHead
@@ -59,7 +61,10 @@ class SimSiamConfig(ObjectiveConfig):
 class SimSiam(PooledObjective):
     """An encoder with projector and predictor."""
 
-    metric_names = ("output_std",)
+    metric_names = ("embedding_deviation",)
+    healthy = MappingProxyType({**DEVIATION, "loss": (-0.98, math.inf)})
+    # Normalisation over the step keeps projections apart where the encoder's output is a point; the
+    # loss then goes to -1, which that of a healthy run does not reach.
     entry_points = ("features",)
     combined_parts = ("projector.", "predictor.")
 
@@ -96,23 +101,11 @@ class SimSiam(PooledObjective):
         ]
         loss = -(cosines[0] + cosines[1]).sum() / 2
         count = loss.new_full((), len(cosines[0]))
-        spread = _output_std(projections[0].detach().float(), slots)
-        return LossOutput.of(loss, count, {"output_std": (spread * count, count)})
+        spread = embedding_deviation(projections[0], slots)
+        return LossOutput.of(loss, count, {"embedding_deviation": (spread * count, count)})
 
     def features(
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch features"]:
         """Return one vector per image from the encoder."""
         return encode(self.encoder, images)
-
-
-def _output_std(outputs: Float[Tensor, "rows width"], slots: Slots) -> Tensor:
-    """Return the mean deviation over the step of the features of outputs of unit length.
-
-    Scaled by sqrt(width): 1 for outputs in all directions, 0 where all are equal, which is a
-    collapse (section 4.1 of the paper).
-    """
-    unit = functional.normalize(outputs, dim=1)
-    mean = slots.sum(unit.sum(dim=0)) / slots.total
-    variance = slots.sum((unit - mean).square().sum(dim=0)) / slots.total
-    return variance.sqrt().mean() * math.sqrt(unit.shape[1])

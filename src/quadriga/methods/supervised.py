@@ -26,9 +26,10 @@ from quadriga.contracts import (
 from quadriga.contracts.stage import check_depths
 from quadriga.errors import UserError
 from quadriga.losses.soft_targets import Criterion, soft_target_loss
-from quadriga.methods.parts.encoders import one_view
+from quadriga.methods.parts.encoders import image_model, one_view
 from quadriga.models.parts.initialise import initialise
 from quadriga.models.parts.transformer import zero_branches
+from quadriga.models.resnet import ResNetConfig
 from quadriga.models.vit import ViTConfig, ViTSlice
 
 _TOP = 5
@@ -51,25 +52,31 @@ class SupervisedConfig(ObjectiveConfig):
     zero_residual: bool = False
     """Whether every residual branch starts at zero, which helps to train deep models."""
 
-    def build(self, model: ModelConfig) -> Supervised:
+    def build(self, model: ModelConfig) -> Supervised | SupervisedResNet:
         """Make the objective.
 
         Raises:
-            UserError: `model` is not a vision transformer, or the number of classes is unknown.
+            UserError: `model` does not encode images, the number of classes is unknown, or
+                `zero_residual` is set for a ResNet.
         """
-        if not isinstance(model, ViTConfig):
-            raise UserError(
-                f"supervised needs model.kind=vit, but model.kind is {model.kind()}; set it, or "
-                "use another objective.kind"
-            )
+        checked = image_model("supervised", model, None)
         if self.classes is None:
             raise UserError(
                 "objective.classes must be the number of classes, but is none and the training "
                 "data is not at hand to count them; set it"
             )
         classes = self.classes
+        if isinstance(checked, ViTConfig):
+            return with_initial_values(
+                lambda: Supervised(self, checked, classes), Supervised.initialise_all
+            )
+        if self.zero_residual:
+            raise UserError(
+                "objective.zero_residual must be false for model.kind=resnet, but is true; set "
+                "model.zero_init_residual=true instead"
+            )
         return with_initial_values(
-            lambda: Supervised(self, model, classes), Supervised.initialise_all
+            lambda: SupervisedResNet(self, checked, classes), SupervisedResNet.initialise_all
         )
 
 
@@ -84,7 +91,7 @@ class Supervised(Objective):
         super().__init__()
         self.config, self.depth = config, model.depth
         self.tokens_per_sample = model.patches
-        self.metric_names = ("accuracy", f"accuracy_{_TOP}")[: 2 if classes > _TOP else 1]
+        self.metric_names = _metric_names(classes)
         self.encoder = model.build()
         self.head = nn.Linear(model.width, classes)
 
@@ -125,6 +132,42 @@ class Supervised(Objective):
 
 
 @final
+class SupervisedResNet(Objective):
+    """A ResNet and a linear classifier on the mean of its last maps; it is not cut into stages."""
+
+    entry_points = ("features", "scores")
+
+    def __init__(self, config: SupervisedConfig, model: ResNetConfig, classes: int) -> None:
+        """Make encoder and classifier with undefined values."""
+        super().__init__()
+        self.config, self.metric_names = config, _metric_names(classes)
+        self.encoder = model.build()
+        self.head = nn.Linear(model.width, classes)
+
+    def initialise(self, seed: int) -> None:
+        """Fill every tensor, keyed by (seed, its name)."""
+        initialise(self, seed, self.config.initialise)
+
+    def forward(self, batch: Batch) -> LossOutput:
+        """Sum the loss over the samples; labels are smoothed only in training mode."""
+        scores = self.scores(one_view(batch, "supervised"))
+        return _output(scores, batch, self.config, self.training)
+
+    def scores(
+        self, images: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Return the logits of normalised images."""
+        scores: Tensor = self.head(self.features(images))
+        return scores
+
+    def features(
+        self, images: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch features"]:
+        """Return one vector per image; see `quadriga.contracts.Encoder`."""
+        return self.encoder.features(images)
+
+
+@final
 class SupervisedStage(Stage):
     """Consecutive blocks; the first stage has the embedding, the last the norm and classifier."""
 
@@ -160,6 +203,10 @@ class SupervisedStage(Stage):
             return hidden
         scores = self.head(self.encoder.pooled(hidden))
         return _output(scores, batch, self.config, self.training)
+
+
+def _metric_names(classes: int) -> tuple[str, ...]:
+    return ("accuracy", f"accuracy_{_TOP}")[: 2 if classes > _TOP else 1]
 
 
 def _initialise(

@@ -31,6 +31,7 @@ from quadriga.contracts import (
 from quadriga.distributed.collectives import slice_of
 from quadriga.distributed.slots import Slots
 from quadriga.losses.prototypes import crossed, prototype_cross_entropy, sinkhorn_offset
+from quadriga.methods.parts.collapse import DEVIATION, embedding_deviation
 from quadriga.methods.parts.encoders import encode, encode_local_crops, image_model, two_crops
 from quadriga.models.parts.heads import ProjectionHead, Prototypes
 from quadriga.models.parts.initialise import Filler, initialise
@@ -81,7 +82,8 @@ class SwAVConfig(ObjectiveConfig):
 class SwAV(PooledObjective):
     """An encoder, a projector and prototypes."""
 
-    metric_names = ("assignment_entropy",)
+    healthy = DEVIATION
+    metric_names = ("assignment_entropy", "embedding_deviation")
     entry_points = ("features",)
     combined_parts = ("projector.", "prototypes.")
     queue: Tensor
@@ -154,7 +156,10 @@ class SwAV(PooledObjective):
             crossed(len(embeddings)),
         )
         count = loss.new_full((), len(assigned[0]))
-        metrics = {"assignment_entropy": (entropy / len(_VIEWS), count)}
+        metrics = {
+            "assignment_entropy": (entropy / len(_VIEWS), count),
+            "embedding_deviation": (embedding_deviation(assigned[0], slots) * count, count),
+        }
         kept = {"embeddings": torch.stack(assigned, dim=1).detach()} if self.is_queueing else {}
         return LossOutput({"loss": Term(loss, count)}, metrics, rows=kept)
 

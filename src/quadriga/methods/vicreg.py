@@ -24,7 +24,6 @@ from quadriga.contracts import (
     with_initial_values,
 )
 from quadriga.distributed.slots import Slots
-from quadriga.errors import UserError
 from quadriga.losses.cross_entropy import types_as_written
 from quadriga.methods.parts.encoders import encode, image_model
 from quadriga.methods.parts.two_views import VIEWS, embed_views
@@ -101,16 +100,8 @@ class VICReg(PooledObjective):
             v(Z) = sum_j max(0, 1 - sqrt(Var(Z)_jj + 1e-4)) / D
             c(Z) = sum_i sum_{j != i} Var(Z)_ij^2 / D        Var(Z) = Zc^T Zc / (N - 1)
 
-        and Zc = Z minus its mean over the step.
-
-        Raises:
-            UserError: The step has a single image.
+        and Zc = Z minus its mean over the step. A single image has variances and covariances of 0.
         """
-        if slots.total < 2:
-            raise UserError(
-                f"vicreg needs at least 2 images in a step, but has {slots.total}; raise "
-                "train.batch_size"
-            )
         first, second = (self.projector(rows[name], slots.sum).float() for name in VIEWS)
         width = first.shape[1]
         distance = slots.sum((first - second).square().sum()) / (slots.total * width)
@@ -140,7 +131,7 @@ def _spread(rows: Float[Tensor, "rows width"], slots: Slots) -> tuple[Tensor, Te
     """Return v and c of the embeddings of one view; see `VICReg.combine`."""
     centred = rows - slots.sum(rows.sum(dim=0)) / slots.total
     with types_as_written(rows.device.type):
-        covariances = slots.sum(centred.t() @ centred) / (slots.total - 1)
+        covariances = slots.sum(centred.t() @ centred) / max(1, slots.total - 1)
     variances = covariances.diagonal()
     hinge = functional.relu(1 - (variances + _EPS).sqrt()).mean()
     others = covariances.square().sum() - variances.square().sum()

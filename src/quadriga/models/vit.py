@@ -219,19 +219,28 @@ class EmbedsPatches(nn.Module):
             UserError: The patch does not divide the images' height and width, or they have another
                 number of channels.
         """
-        config, side = self.config, self.config.patch_px
-        channels, height, width = images.shape[1:]
-        if channels != config.channels or height % side or width % side:
-            raise UserError(
-                f"images must have {config.channels} channels and a height and width that "
-                f"model.patch_px ({side}) divides, but have {(channels, height, width)}; set the "
-                "size of the views to a multiple, or model.channels"
-            )
-        projected: Tensor = self.patch_projection(patchify(images, side))
+        grid = self.grid_of(images)
+        projected: Tensor = self.patch_projection(patchify(images, self.config.patch_px))
         if masked is not None and mask_token is not None:
             token = mask_token.to(projected.dtype)
             projected = torch.where(masked[:, :, None], token, projected)
-        return projected + self.places((height // side, width // side))
+        return projected + self.places(grid)
+
+    def grid_of(self, images: Float[Tensor, "batch channels rows columns"]) -> tuple[int, int]:
+        """Return the rows and columns of patches of images.
+
+        Raises:
+            UserError: See `embed`.
+        """
+        side = self.config.patch_px
+        channels, height, width = images.shape[1:]
+        if channels != self.config.channels or height % side or width % side:
+            raise UserError(
+                f"images must have {self.config.channels} channels and a height and width that "
+                f"model.patch_px ({side}) divides, but have {(channels, height, width)}; set the "
+                "size of the views to a multiple, or model.channels"
+            )
+        return height // side, width // side
 
     def places(self, grid: tuple[int, int]) -> Float[Tensor, "patches width"]:
         """Return the position embeddings of the patches of a grid of rows and columns."""
@@ -301,7 +310,10 @@ class ViT(EmbedsPatches):
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
 
     def encode(
-        self, tokens: Float[Tensor, "batch taken width"], keys: Int[Tensor, " batch"] | None = None
+        self,
+        tokens: Float[Tensor, "batch taken width"],
+        keys: Int[Tensor, " batch"] | None = None,
+        present: Bool[Tensor, "batch taken"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
         """Prepend the prefix to embedded patches and apply all blocks and the final norm.
 
@@ -309,13 +321,18 @@ class ViT(EmbedsPatches):
             tokens: Embedded patches, all of an image or some.
             keys: int64 key of each sample in this pass (`randomness.pass_keys`), for drop path;
                 not needed in evaluation.
+            present: False for tokens that no other attends to, where images have fewer than
+                others; None: all are seen.
 
         Returns:
             The class token, the registers, then the patches in the order of `tokens`.
         """
+        mask = None
+        if present is not None:
+            mask = functional.pad(present, (self.prefix, 0), value=True)[:, None, None]
         tokens = self.with_prefix(tokens)
         for block in self.blocks:
-            tokens = block(tokens, keys=keys)
+            tokens = block(tokens, mask, keys=keys)
         output: Tensor = self.norm(tokens)
         return output
 
@@ -323,14 +340,9 @@ class ViT(EmbedsPatches):
         self,
         images: Float[Tensor, "batch channels rows columns"],
         keys: Int[Tensor, " batch"] | None = None,
-        masked: Bool[Tensor, "batch patches"] | None = None,
-        mask_token: Float[Tensor, " width"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
-        """Return the encoded tokens of images: the prefix, then all patches.
-
-        `masked` and `mask_token` as for `embed`, `keys` as for `encode`.
-        """
-        return self.encode(self.embed(images, masked, mask_token), keys)
+        """Return the encoded tokens of images: the prefix, then all patches."""
+        return self.encode(self.embed(images), keys)
 
     def features(
         self,

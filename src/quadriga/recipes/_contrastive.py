@@ -54,14 +54,15 @@ def cifar10_run(
     epochs: float,
     lr: float = 2e-3,
     model: ModelConfig = CIFAR10_RESNET,
+    views: ViewsConfig | None = None,
 ) -> RunConfig:
-    """Return a run on CIFAR-10 at 32 px in batches of 256, with AdamW."""
+    """Return a run on CIFAR-10 at 32 px in batches of 256, with AdamW; `views`: two by default."""
     return RunConfig(
         name=name,
         model=model,
         objective=objective,
         data=ImageFolderConfig(root=root),
-        views=cifar10_views(),
+        views=views or cifar10_views(),
         optim=AdamWConfig(lr=lr, lr_batch=256, weight_decay=0.05),
         schedule=WarmupCosineConfig(warmup_steps=100),
         train=TrainConfig(epochs=epochs, batch_size=256, dataset_size=50_000),

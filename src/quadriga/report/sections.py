@@ -32,6 +32,8 @@ _NAMES = {
     "top1": "top-1",
     "top5": "top-5",
     "knn": "k-NN",
+    "nmi": "normalised mutual information",
+    "adjusted rand": "adjusted Rand index",
     "glue": "GLUE",
     "mcc": "Matthews x 100",
     "f1": "F1",
@@ -120,6 +122,7 @@ def other_evaluations_section(run: RunFiles) -> str:
     return "".join(
         f'<p class="subtitle lead-in">step {record.step:,}, <code>'
         f"{escape(_other_values(record))}</code></p>{_records([record], _when(record))}"
+        f"{_figures(run, [record])}"
         for record in other_records(run)
     )
 
@@ -134,6 +137,8 @@ def _records(records: Sequence[EvaluationRecord], caption: str) -> str:
     compared = any(row.random is not None for row in rows)
     body = "".join(_table_row(row, compared) for row in rows)
     details = "".join(_details(record) for record in records)
+    if not rows:
+        return details
     columns = ("this encoder", "random encoder", "difference") if compared else ("value",)
     values = "".join(f'<th class="n">{column}</th>' for column in columns)
     return f"""<div class="card scroll"><table class="numbers">
@@ -217,13 +222,16 @@ def plain(value: Any) -> str:
 
 def pictures_section(run: RunFiles) -> str:
     """Return the pictures of the run's own protocols, embedded; empty when there is none."""
+    return _figures(run, own_records(run))
+
+
+def _figures(run: RunFiles, records: Sequence[EvaluationRecord]) -> str:
     report = run.folder / "report"
-    figures = [
+    return "".join(
         _figure(report, report / (record.folder or ""), str(name), str(caption))
-        for record in own_records(run)
+        for record in records
         for name, caption in record.pictures.items()
-    ]
-    return "".join(figures)
+    )
 
 
 def _figure(report: Path, folder: Path, name: str, caption: str) -> str:

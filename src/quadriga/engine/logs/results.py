@@ -286,9 +286,12 @@ def find_record(
 ) -> EvaluationRecord | None:
     """Return the last record of a protocol with these very values, if there is one.
 
-    A value that is younger than the record counts as equal, as in a config that was saved before.
+    A value that is younger than the record counts as equal, as in a config that was saved before;
+    so does a precision that is auto, since the record has what it was decided to be.
     """
     protocols, settings = _plain(protocol.values()), _plain(_settings(config))
+    if settings["precision"] == "auto":
+        del settings["precision"]
     found = None
     for record in records:
         if (

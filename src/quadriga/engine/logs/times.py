@@ -9,6 +9,9 @@ stays, so that lost time can be separated from the time of the steps that count
 ``steps``      ``step`` steps are finished, ``seconds`` after the attempt began
 ``evaluated``  the state after ``step`` was evaluated in ``seconds``
 ``end``        the attempt is over; the process that started it also writes one, with ``code``
+
+``cpu_seconds`` is the CPU time of rank 0's process so far, all its threads together and without
+those of worker processes; of an evaluation its own part.
 """
 
 from __future__ import annotations
@@ -75,10 +78,17 @@ def process_name() -> str:
 @contextlib.contextmanager
 def evaluated(folder: Path, step: int, ranks: int) -> Iterator[None]:
     """Return a context that records its duration as an evaluation, unless it is interrupted."""
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     yield
-    seconds = round(time.perf_counter() - began, 3)
-    note(folder, "evaluated", step=step, seconds=seconds, ranks=ranks, process=process_name())
+    note(
+        folder,
+        "evaluated",
+        step=step,
+        seconds=round(time.perf_counter() - began, 3),
+        cpu_seconds=round(time.process_time() - worked, 3),
+        ranks=ranks,
+        process=process_name(),
+    )
 
 
 def how_it_ended(kind: type[BaseException] | None) -> str:
@@ -122,6 +132,7 @@ class TimeLog:
                 process=process_name(),
                 # Time before the first step: imports, the model, the checkpoint.
                 start_up_seconds=round(time.time() - psutil.Process().create_time(), 3),
+                cpu_seconds=round(time.process_time(), 3),
                 step=start,
                 total_steps=total_steps,
                 batch_size=batch_size,
@@ -160,5 +171,6 @@ class TimeLog:
                 event,
                 step=self._done,
                 seconds=round(time.perf_counter() - self._began, 3),
+                cpu_seconds=round(time.process_time(), 3),
                 memory_peak_gib=round(self._peak, 4),
             )

@@ -99,3 +99,16 @@ def encode_local_crops(
     # Crop by crop, so that the result is cut into views without a copy.
     images = crops.transpose(0, 1).flatten(0, 1)
     return list(encoder.features(images, torch.cat(keys)).chunk(len(keys)))
+
+
+def patch_model(method: str, model: ModelConfig) -> ViTConfig:
+    """Return `model` after checking that it has patches and a class token.
+
+    Raises:
+        UserError: The model is no vision transformer, or has no class token.
+    """
+    if not isinstance(model, ViTConfig):
+        raise UserError(f"{method} needs model.kind=vit, but model.kind is {model.kind()}; set it")
+    if not model.class_token:
+        raise UserError(f"{method} needs model.class_token=true, but it is false; set it")
+    return model

@@ -74,6 +74,13 @@ def rising(start: float, progress: Progress) -> float:
     return 1.0 - (1.0 - start) * (1.0 + math.cos(math.pi * over)) / 2.0
 
 
+def warmed_up(first: float, last: float, epochs: float, progress: Progress) -> float:
+    """Return a temperature that rises linearly from `first` to `last` over `epochs`."""
+    if progress.epoch >= epochs:
+        return last
+    return first + (last - first) * progress.epoch / epochs
+
+
 def _pairs(teacher: nn.Module, student: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
     for tensors in (nn.Module.parameters, nn.Module.buffers):
         for kept, given in zip(tensors(teacher), tensors(student), strict=True):

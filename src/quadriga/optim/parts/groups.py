@@ -122,8 +122,8 @@ def decay_groups(
     layer_decay: float = 1.0,
     lr_scales: Mapping[str, float] = MappingProxyType({}),
     settings: Settings | None = None,
-    decay_vectors: bool = False,
     constant_lr: Sequence[str] = (),
+    decay_vectors: bool = False,
 ) -> list[dict[str, Any]]:
     """Split trainable parameters into the fewest groups that the rules allow.
 
@@ -135,8 +135,8 @@ def decay_groups(
         layer_decay: Factor of the learning rate from a layer to the one below it.
         lr_scales: Part of a name -> factor of the learning rate.
         settings: Further settings of a parameter's group; a ``lr_scale`` among them multiplies.
-        decay_vectors: Whether scalars and vectors have weight decay.
         constant_lr: A parameter's learning rate is constant if its name contains one of these.
+        decay_vectors: Whether scalars and vectors have weight decay.
 
     Returns:
         Non-empty groups, those with weight decay first, then in the order of their first
@@ -178,8 +178,8 @@ def groups_of(
         config.layer_decay,
         config.lr_scales,
         settings,
-        config.decay_vectors,
         config.constant_lr,
+        config.decay_vectors,
     )
 
 

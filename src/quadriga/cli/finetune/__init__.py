@@ -1,0 +1,1 @@
+"""``quadriga finetune``: end-to-end fine-tuning of an encoder on labelled images."""
