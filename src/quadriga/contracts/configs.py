@@ -259,7 +259,7 @@ class OptimizerConfig(Choice, ABC):
     """Factor of the learning rate per layer, from the head to the input."""
     lr_scales: dict[str, Annotated[float, Field(ge=0)]] = Field({})
     """Part of a parameter's name -> factor of its learning rate; several matches multiply."""
-    constant_lr: tuple[str, ...] = ()
+    constant_lr: Later[tuple[str, ...]] = ()
     """Parameters whose name contains one of these keep the peak learning rate, without schedule."""
     clip_norm: float | None = Field(None, gt=0, le=1e6)
     """Global gradient norm to clip to; none for no clipping."""
