@@ -176,14 +176,14 @@ def test_test_shards_are_not_trained_on(tmp_path: Path, capsys: pytest.CaptureFi
 
     root = tmp_path / "shards"
     write_tar(root / "train-000.tar", members(20, 0))
-    write_tar(root / "train-001.tar", [*members(10, 20), ("x.heic", b"no image")])
+    write_tar(root / "train-001.tar", [*members(10, 20), ("x.psd", b"no image")])
     write_tar(root / "val-000.tar", members(7, 30))
     write_tar(root / "test-000.tar", members(5, 40))
     command = train(f"data.root={root}", KNN, "--dry-run", kind="tar_shards")
     assert run(command) == 0
     out = capsys.readouterr().out
     assert_says(out, "30 samples per epoch", "30 images in 2 shards", "7 images in 1 shards")
-    assert_says(out, "test-000.tar", "1 samples without an image", "x.heic")
+    assert_says(out, "test-000.tar", "1 samples without an image", "x.psd")
     assert run([*command, "data.shards=*.tar", "data.test_shards=val-*.tar"]) == 0
     assert_says(capsys.readouterr().out, "42 samples per epoch")
     for name in ("train-000.tar", "train-001.tar"):

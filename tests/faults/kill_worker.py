@@ -231,7 +231,7 @@ def on_two_ranks(function: Callable[[DistEnv], None]) -> list[int]:
                     function(env)
                 code = 0
             except UserError as error:
-                print(f"rank {rank}: {error}", file=sys.stderr)
+                os.write(2, f"rank {rank}: {error}\n".encode())  # whole beside the other's
                 code = 2
             except BaseException:
                 traceback.print_exc()
