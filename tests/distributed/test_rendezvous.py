@@ -30,7 +30,7 @@ def finished(rank: Rank) -> subprocess.CompletedProcess[str]:
     ("rank", "address", "whom"),
     [
         (0, "127.0.0.1", "rank 1"),
-        (1, "127.0.0.1", "rank 0 (Connection refused)"),
+        pytest.param(1, "127.0.0.1", "rank 0 (Connection refused)", marks=pytest.mark.long),
         pytest.param(1, "nowhere.invalid", "rank 0", marks=pytest.mark.long),
         pytest.param(0, "nowhere.invalid", "the host of rank 0", marks=pytest.mark.long),
     ],

@@ -291,7 +291,7 @@ def test_a_number_is_told_beside_the_random_encoders() -> None:
 SMALL = ("model.width=16", "model.depth=2", "model.heads=2", "train.device=cpu")
 
 
-@pytest.mark.parametrize("is_cut", [False, True])
+@pytest.mark.parametrize("is_cut", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_eval_reads_a_parted_run_in_shards_on_any_number_of_ranks(
     tmp_path: Path, is_cut: bool
 ) -> None:

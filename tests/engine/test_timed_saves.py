@@ -52,7 +52,7 @@ def test_the_dry_run_tells_the_size(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert_says(row, f"{counted / 1024:.1f} KiB", "10 min", "3", f"{3 * counted / 1024:.1f} KiB")
 
 
-@pytest.mark.parametrize("layout", ["ddp", "fsdp"])
+@pytest.mark.parametrize("layout", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
 def test_a_save_changes_no_result_and_all_ranks_make_it(tmp_path: Path, layout: str) -> None:
     words = ("loader.workers=0", f"train.parallel={layout}", "model.drop_path=0.3")
     for name, own in (("timed", ALWAYS), ("plain", ("checkpoint.every_minutes=none",))):

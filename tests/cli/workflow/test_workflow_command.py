@@ -91,6 +91,7 @@ def test_a_failed_node_is_told_and_made_up_for(tmp_path, capsys):
     assert "finished" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_only_some_nodes_and_a_process_of_its_own_for_each(tmp_path):
     """A node that is a process computes what it computes in this one."""
     with refuses("left", "first", "finished"):

@@ -344,6 +344,7 @@ def test_the_same_command_goes_on_bit_by_bit(images: Path, tmp_path: Path) -> No
     assert (cut / "finished_checkpoint.pth").is_file()
 
 
+@pytest.mark.long
 def test_two_processes_make_the_run_of_one(there: Path, images: Path, tmp_path: Path) -> None:
     """As the launcher starts them; one module is trained, from a meta model's run."""
     shutil.copy(SURFACE / "main.py", tmp_path)
