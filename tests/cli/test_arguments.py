@@ -45,7 +45,24 @@ def test_flatten_keeps_lists_whole() -> None:
     }
 
 
-@pytest.mark.parametrize("name", sorted(list_recipes()))
+COSTLY = (
+    "dino_vit_small",
+    "dinov2_vit_large",
+    "dinov2_vit_small",
+    "ibot_vit_small",
+    "lejepa_vit_large",
+    "swav_resnet50",
+)
+"""Recipes whose small siblings are rehearsed as well: many views of many images take seconds."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long if name in COSTLY else ())
+        for name in sorted(list_recipes())
+    ],
+)
 def test_every_recipe_round_trips_and_can_be_rehearsed(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
