@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,11 +20,13 @@ from quadriga.engine.faults.preemption import Preemption
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.preflight import check_start
-from quadriga.engine.resume import Request
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.step.precision import AUTO, decided
 from quadriga.errors import UserError
 from quadriga.launch.attempts import RESTARTS, restarts
+
+if TYPE_CHECKING:
+    from quadriga.engine.resume import Request
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,8 @@ def start_of(request: TrainRequest, work_dir: Path, again: bool) -> Request:
         work_dir: The run's directory.
         again: Whether a launcher has restarted the ranks.
     """
+    from quadriga.engine.resume import Request
+
     named = request.resume_from
     if again and list_checkpoints(RunDirectory(work_dir).checkpoints):
         named = None

@@ -7,6 +7,8 @@ user's own. This package is listed from its source, so that torch is not importe
 from __future__ import annotations
 
 import ast
+import functools
+import gc
 import importlib
 import inspect
 from collections.abc import Callable
@@ -31,6 +33,7 @@ def list_workflows() -> dict[str, str]:
     return {name: summary for name, (_, summary) in _returning("Workflow").items()}
 
 
+@functools.cache
 def _returning(kind: str) -> dict[str, tuple[str, str]]:
     """Return module and summary of the public functions that are annotated to return `kind`."""
     found = {}
@@ -99,7 +102,11 @@ def find_workflow(name: str) -> Recipe:
 
 def _imported(name: str, kind: str) -> Recipe:
     module, _ = _returning(kind)[name]
-    recipe: Recipe = getattr(importlib.import_module(f"quadriga.recipes.{module}"), name)
+    gc.disable()  # what an import makes lives as long as the process
+    try:
+        recipe: Recipe = getattr(importlib.import_module(f"quadriga.recipes.{module}"), name)
+    finally:
+        gc.enable()
     return recipe
 
 

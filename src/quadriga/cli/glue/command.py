@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, final
 
 import typer
-from rich.console import Console as RichConsole
-from rich.table import Table
 
 from quadriga.cli.options import Code, examples
 from quadriga.config.own_code import code_options
@@ -249,6 +247,9 @@ def _check(runs: Sequence[_Run], seeds: int) -> None:
 
 
 def _print(summed: Mapping[str, Any]) -> None:
+    from rich.console import Console as RichConsole  # every command imports this module
+    from rich.table import Table
+
     from quadriga.cli.glue.results import average_line, rows_of
 
     table = Table(box=None, pad_edge=False)
