@@ -24,6 +24,7 @@ from quadriga.distributed.process_group import process_group
 from quadriga.engine import evaluate as evaluate_module
 from quadriga.engine import preflight, session
 from quadriga.engine.build import build_on_meta
+from quadriga.engine.classes import infer_num_classes, is_classifier
 from quadriga.engine.faults.preemption import Preemption
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.results import EvaluationRecord, differences, find_record, read_records
@@ -71,7 +72,7 @@ def train(config: RunConfig, work_dir: Path | str | None = None, resume: bool = 
     Raises:
         UserError: The run cannot start or continue, or a rank in another process failed.
     """
-    resolved = preflight.infer_num_classes(Resolved.of(config, PYTHON))
+    resolved = infer_num_classes(Resolved.of(config, PYTHON))
     folder = Path(work_dir) if work_dir is not None else Path("runs") / config.name
     device, ranks = config.train.device, config.train.ranks
     if ranks > 1 and read_launch(os.environ).launcher == "none":
@@ -201,7 +202,7 @@ def _check_by_number(config: RunConfig, dataset: Dataset, console: Console) -> N
     Raises:
         UserError: There are more or fewer classes than outputs.
     """
-    if not preflight.is_classifier(config):
+    if not is_classifier(config):
         return
     outputs, found = getattr(config.objective, "classes", None), len(dataset.classes)
     if outputs != found:

@@ -12,7 +12,8 @@ import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from errors import assert_says
-from quadriga.cli.train import TrainRequest, start_of
+from quadriga.cli.start import start_of
+from quadriga.cli.train import TrainRequest
 from quadriga.launch import torchrun as launch
 from quadriga.launch.attempts import remember, remembered, restarts
 from quadriga.verify_resume.children import Progress

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quadriga.config.provenance import COMMAND_LINE, Resolved, read_overrides
-from quadriga.engine.preflight import infer_num_classes
+from quadriga.engine.classes import infer_num_classes
 from quadriga.engine.run_config import RunConfig
 from quadriga.errors import UserError, reading
 from quadriga.files import parse_json

@@ -13,12 +13,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from quadriga.contracts import Dataset, Objective
 from quadriga.distributed.environment import SINGLE
 from quadriga.engine.build import build_on_meta
+from quadriga.engine.classes import leaves_it_to_data
 from quadriga.engine.evaluate import evaluation_data, make_context
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.profile import check_profile
 from quadriga.engine.meters.cost import Cost, activation_bytes, measure
 from quadriga.engine.meters.devices import peak_flops, uses_tf32
-from quadriga.engine.preflight import ASSUMED, check_start, check_tasks, leaves_it_to_data
+from quadriga.engine.preflight import ASSUMED, check_start, check_tasks
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan, describe_batch, make_plan
 from quadriga.engine.step.blocks import apply_recompute

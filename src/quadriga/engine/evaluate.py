@@ -26,11 +26,11 @@ from quadriga.distributed.collectives import from_main
 from quadriga.distributed.environment import DistEnv
 from quadriga.distributed.mesh import Ranks, make_ranks
 from quadriga.engine.checkpoint.store import newest_valid, read_manifest, read_objective
+from quadriga.engine.classes import is_classifier
 from quadriga.engine.logs.console import Console
 from quadriga.engine.logs.directory import RunDirectory
 from quadriga.engine.logs.results import RECORDS, append_record, differences, record_of
 from quadriga.engine.logs.times import evaluated
-from quadriga.engine.preflight import is_classifier
 from quadriga.engine.run_config import EvaluationConfig, RunConfig
 from quadriga.engine.step.precision import decided
 from quadriga.engine.step.sharding import build_to_evaluate

@@ -11,9 +11,10 @@ import torch
 
 from quadriga.contracts import Dataset
 from quadriga.engine.build import build_on_meta
+from quadriga.engine.classes import leaves_it_to_data
 from quadriga.engine.initial_weights import check_initial_weights
 from quadriga.engine.meters.cost import Cost, measure, memory_estimate
-from quadriga.engine.preflight import ASSUMED, check_start, leaves_it_to_data
+from quadriga.engine.preflight import ASSUMED, check_start
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.run_plan import RunPlan, make_plan
 from quadriga.engine.step.sharding import shard_ranks

@@ -14,8 +14,9 @@ from quadriga.config.provenance import Resolved
 from quadriga.contracts import ModelConfig, Objective, ObjectiveConfig, PooledObjective
 from quadriga.data.images.clutter import ClutterConfig
 from quadriga.data.parts.mixture import MixtureConfig, TaskData
+from quadriga.engine.classes import infer_num_classes
 from quadriga.engine.dry_run import dry_run
-from quadriga.engine.preflight import check_start, infer_num_classes
+from quadriga.engine.preflight import check_start
 from quadriga.engine.run_config import RunConfig, config_hash, identity
 from quadriga.errors import UserError
 from quadriga.recipes.mixture import mixture_digits

@@ -19,7 +19,8 @@ from quadriga.distributed.collectives import all_gather_values, copy_whole, whol
 from quadriga.distributed.environment import DistEnv
 from quadriga.distributed.process_group import process_group
 from quadriga.engine.build import EXACT, build_loader, build_on_meta
-from quadriga.engine.preflight import check_start, infer_num_classes
+from quadriga.engine.classes import infer_num_classes
+from quadriga.engine.preflight import check_start
 from quadriga.engine.run_config import RunConfig
 from quadriga.engine.step.data_parallel import DataParallelExecutor
 from quadriga.recipes.mixture import mixture_digits

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from quadriga.config.provenance import COMMAND_LINE, Resolved, read_overrides
-from quadriga.engine.preflight import infer_num_classes
+from quadriga.engine.classes import infer_num_classes
 from quadriga.engine.run_config import RunConfig, complete
 from quadriga.errors import UserError
 from quadriga.recipes.arguments import call, recipe_arguments
