@@ -9,12 +9,12 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.methods.barlow_twins import BarlowTwinsConfig
 from quadriga.models.resnet import ResNetConfig
 from quadriga.optim.lamb import LARSConfig
-from quadriga.recipes._contrastive import cifar10_run, imagenet_run
+from quadriga.recipes._self_supervised import cifar10_run, imagenet_run
 from quadriga.schedules.curves import WarmupCosineConfig
 
 
 def barlow_twins_cifar10(root: Path = Path("data/cifar10"), epochs: float = 7) -> RunConfig:
-    """Barlow Twins of a narrow ResNet-18 on CIFAR-10 at 32 px: about half an hour of one core.
+    """Barlow Twins of a narrow ResNet-18 on CIFAR-10 at 32 px.
 
     Command: ``quadriga train barlow_twins_cifar10 data.root=CIFAR10_FOLDER``; the folder holds
     ``train`` and ``test`` with one folder of images per class.

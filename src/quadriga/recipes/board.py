@@ -17,7 +17,7 @@ from quadriga.engine.meters.cost import measure
 from quadriga.engine.run_config import RunConfig
 from quadriga.errors import UserError
 from quadriga.methods.supervised import SupervisedConfig
-from quadriga.recipes._contrastive import CIFAR10_RESNET, cifar10_run
+from quadriga.recipes._self_supervised import CIFAR10_RESNET, cifar10_run
 from quadriga.recipes.barlow_twins import barlow_twins_cifar10
 from quadriga.recipes.byol import byol_cifar10
 from quadriga.recipes.dino import dino_cifar10
@@ -36,8 +36,8 @@ from quadriga.recipes.vicreg import vicreg_cifar10
 from quadriga.workflow.graph import Node, Workflow
 
 OPERATIONS = 190e12
-"""Operations of the forward and backward passes of a flagship's run: about half an hour of a core,
-nine epochs of SimCLR on the ResNet or six of iBOT on the vision transformer."""
+"""Operations of the forward and backward passes of a flagship's run, meant for half an hour of a
+core: nine epochs of SimCLR on the ResNet or six of iBOT on the vision transformer."""
 
 HALF = 0.5
 """Share of a method that is no flagship."""
@@ -132,7 +132,7 @@ def operations_per_sample(row: Row) -> float:
 def board_cifar10(
     root: Path = Path("data/cifar10"), seeds: int = 2, share: float = 1.0
 ) -> Workflow:
-    """Methods of self-supervision on CIFAR-10 with equal operations: half an hour of a core each.
+    """Methods of self-supervision on CIFAR-10 with equal operations.
 
     Command: ``quadriga run board_cifar10 root=CIFAR10_FOLDER --slots 2``; the folder holds
     ``train`` and ``test`` with one folder of images per class. ``share=0.1`` makes all runs

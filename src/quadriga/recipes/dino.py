@@ -9,12 +9,12 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.methods.dino import DINOConfig
 from quadriga.models.vit import ViTConfig
 from quadriga.optim.adam import AdamWConfig
-from quadriga.recipes._contrastive import cifar10_run, imagenet_run
+from quadriga.recipes._self_supervised import cifar10_run, imagenet_run
 from quadriga.schedules.curves import WarmupCosineConfig
 
 
 def dino_cifar10(root: Path = Path("data/cifar10"), epochs: float = 6) -> RunConfig:
-    """DINO of a narrow ResNet-18 on CIFAR-10 at 32 px: about half an hour of one core.
+    """DINO of a narrow ResNet-18 on CIFAR-10 at 32 px.
 
     Command: ``quadriga train dino_cifar10 data.root=CIFAR10_FOLDER``; the folder holds ``train``
     and ``test`` with one folder of images per class.

@@ -9,16 +9,16 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.methods.ibot import IBOTConfig
 from quadriga.models.vit import ViTConfig
 from quadriga.optim.adam import AdamWConfig
-from quadriga.recipes._contrastive import cifar10_run, imagenet_run
+from quadriga.recipes._self_supervised import cifar10_run, imagenet_run
 from quadriga.schedules.curves import WarmupCosineConfig
 
 CIFAR10_VIT = ViTConfig(image_px=32, patch_px=4, width=96, depth=4, heads=3)
 """The encoder of the CIFAR-10 recipes of masked patches, 0.45 M parameters: one core shows it the
-data six times in about half an hour."""
+data six times in the operations of a row of the board."""
 
 
 def ibot_cifar10(root: Path = Path("data/cifar10"), epochs: float = 6) -> RunConfig:
-    """Train iBOT of a small ViT on CIFAR-10 at 32 px: about half an hour of one core.
+    """Train iBOT of a small ViT on CIFAR-10 at 32 px.
 
     Command: ``quadriga train ibot_cifar10 data.root=CIFAR10_FOLDER``; the folder holds ``train``
     and ``test`` with one folder of images per class.

@@ -9,7 +9,7 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.methods.ijepa import IJEPAConfig
 from quadriga.models.vit import ViTConfig
 from quadriga.optim.adam import AdamWConfig
-from quadriga.recipes._contrastive import cifar10_run, imagenet_run
+from quadriga.recipes._self_supervised import cifar10_run, imagenet_run
 from quadriga.recipes.ibot import CIFAR10_VIT
 from quadriga.schedules.curves import WarmupCosineConfig
 
@@ -17,7 +17,7 @@ _OWN = {"pool": "mean", "class_token": False}
 
 
 def ijepa_cifar10(root: Path = Path("data/cifar10"), epochs: float = 6) -> RunConfig:
-    """Train I-JEPA of a small ViT on CIFAR-10 at 32 px, half an hour of one core.
+    """Train I-JEPA of a small ViT on CIFAR-10 at 32 px.
 
     Command: ``quadriga train ijepa_cifar10 data.root=CIFAR10_FOLDER``; the folder holds ``train``
     and ``test`` with one folder of images per class.

@@ -10,12 +10,12 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.methods.lejepa import LeJEPAConfig
 from quadriga.models.vit import ViTConfig
 from quadriga.optim.adam import AdamWConfig
-from quadriga.recipes._contrastive import cifar10_run, imagenet_run
+from quadriga.recipes._self_supervised import cifar10_run, imagenet_run
 from quadriga.schedules.curves import WarmupCosineConfig
 
 
 def lejepa_cifar10(root: Path = Path("data/cifar10"), epochs: float = 7) -> RunConfig:
-    """Train LeJEPA of a narrow ResNet-18 on CIFAR-10 at 32 px, half an hour of one core.
+    """Train LeJEPA of a narrow ResNet-18 on CIFAR-10 at 32 px.
 
     Command: ``quadriga train lejepa_cifar10 data.root=CIFAR10_FOLDER``; the folder holds ``train``
     and ``test`` with one folder of images per class.

@@ -10,12 +10,12 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.methods.moco import MoCoConfig
 from quadriga.models.resnet import ResNetConfig
 from quadriga.optim.sgd import SGDConfig
-from quadriga.recipes._contrastive import cifar10_run, imagenet_run
+from quadriga.recipes._self_supervised import cifar10_run, imagenet_run
 from quadriga.schedules.curves import StepDecayConfig, WarmupCosineConfig
 
 
 def moco_v2_cifar10(root: Path = Path("data/cifar10"), epochs: float = 7) -> RunConfig:
-    """MoCo v2 of a narrow ResNet-18 on CIFAR-10 at 32 px: about 25 minutes of one core.
+    """MoCo v2 of a narrow ResNet-18 on CIFAR-10 at 32 px.
 
     Command: ``quadriga train moco_v2_cifar10 data.root=CIFAR10_FOLDER``; the folder holds
     ``train`` and ``test`` with one folder of images per class.

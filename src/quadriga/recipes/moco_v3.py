@@ -11,12 +11,12 @@ from quadriga.models.resnet import ResNetConfig
 from quadriga.models.vit import ViTConfig
 from quadriga.optim.adam import AdamWConfig
 from quadriga.optim.lamb import LARSConfig
-from quadriga.recipes._contrastive import cifar10_run, imagenet_run
+from quadriga.recipes._self_supervised import cifar10_run, imagenet_run
 from quadriga.schedules.curves import WarmupCosineConfig
 
 
 def moco_v3_cifar10(root: Path = Path("data/cifar10"), epochs: float = 6) -> RunConfig:
-    """MoCo v3 of a narrow ResNet-18 on CIFAR-10 at 32 px: about half an hour of one core.
+    """MoCo v3 of a narrow ResNet-18 on CIFAR-10 at 32 px.
 
     Command: ``quadriga train moco_v3_cifar10 data.root=CIFAR10_FOLDER``; the folder holds
     ``train`` and ``test`` with one folder of images per class.

@@ -9,12 +9,12 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.methods.simclr import SimCLRConfig
 from quadriga.models.resnet import ResNetConfig
 from quadriga.optim.lamb import LARSConfig
-from quadriga.recipes._contrastive import cifar10_run, imagenet_run
+from quadriga.recipes._self_supervised import cifar10_run, imagenet_run
 from quadriga.schedules.curves import WarmupCosineConfig
 
 
 def simclr_cifar10(root: Path = Path("data/cifar10"), epochs: float = 7) -> RunConfig:
-    """SimCLR of a narrow ResNet-18 on CIFAR-10 at 32 px: about 25 minutes of one core.
+    """SimCLR of a narrow ResNet-18 on CIFAR-10 at 32 px.
 
     Command: ``quadriga train simclr_cifar10 data.root=CIFAR10_FOLDER``; the folder holds ``train``
     and ``test`` with one folder of images per class.

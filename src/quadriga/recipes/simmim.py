@@ -9,7 +9,7 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.methods.simmim import SimMIMConfig
 from quadriga.models.vit import ViTConfig
 from quadriga.optim.adam import AdamWConfig
-from quadriga.recipes._contrastive import cifar10_run, imagenet_run
+from quadriga.recipes._self_supervised import cifar10_run, imagenet_run
 from quadriga.recipes.ibot import CIFAR10_VIT
 from quadriga.schedules.curves import StepDecayConfig
 

@@ -9,7 +9,7 @@ from quadriga.engine.run_config import RunConfig
 from quadriga.methods.simsiam import SimSiamConfig
 from quadriga.models.resnet import ResNetConfig
 from quadriga.optim.sgd import SGDConfig
-from quadriga.recipes._contrastive import cifar10_run, imagenet_run
+from quadriga.recipes._self_supervised import cifar10_run, imagenet_run
 from quadriga.schedules.curves import WarmupCosineConfig
 
 _CONSTANT = ("predictor.",)
@@ -17,7 +17,7 @@ _CONSTANT = ("predictor.",)
 
 
 def simsiam_cifar10(root: Path = Path("data/cifar10"), epochs: float = 7) -> RunConfig:
-    """SimSiam of a narrow ResNet-18 on CIFAR-10 at 32 px: about half an hour of one core.
+    """SimSiam of a narrow ResNet-18 on CIFAR-10 at 32 px.
 
     Command: ``quadriga train simsiam_cifar10 data.root=CIFAR10_FOLDER``; the folder holds
     ``train`` and ``test`` with one folder of images per class.
